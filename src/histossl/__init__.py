@@ -1,0 +1,3 @@
+"""Learning from histopathology slides without labels."""
+
+__version__ = "0.1.0"
