@@ -1,0 +1,303 @@
+"""A slide in, two products on disk: the features of all its tiles, and K views of n tiles under shared augmentations."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histossl import store
+from histossl.augment import Augmentation, AugmentSettings, augment, draw_augmentation, to_float
+from histossl.config import fingerprint
+from histossl.encoders.zoo import TileEncoder
+from histossl.errors import HistosslError, SettingsError, SlideError
+from histossl.geometry import Region
+from histossl.scale import Workers
+from histossl.slide import Slide, open_slide
+from histossl.tiles import TileSpec
+
+# A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
+CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How slides become features and views.
+
+    Args:
+        views: K, augmentations drawn a slide; 0 stores no views and training uses the plain features.
+        tiles: n, tiles a view (all of them where a slide has fewer).
+        window: tiles of a view lie in compact groups of this many, so that neighbours meet; 1 draws single tiles.
+        batch: tiles a forward pass.
+        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        seed: of the augmentations and of the tiles drawn.
+        augment: the domain of augmentations.
+    """
+
+    views: int = 50
+    tiles: int = 256
+    window: int = 16
+    batch: int = 64
+    precision: str = "auto"
+    seed: int = 0
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    def __post_init__(self) -> None:
+        for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One slide to encode: where it lies, where its tiles lie, where its products go."""
+
+    slide_id: str
+    path: Path
+    mpp: float
+    tile: TileSpec
+    tiles_path: Path
+    features_path: Path
+    views_path: Path
+
+
+@dataclass(frozen=True)
+class ReadJob:
+    """A batch of tiles to read in a worker.
+
+    Attributes:
+        slide: position of the slide in the caller's list.
+        step: position of this batch among the slide's.
+        path, mpp: of the slide.
+        xy: (n, 2) level-0 top-left corners.
+        extent: level-0 pixels of a tile's side.
+        tile_mpp: of the tiles.
+        px: pixels of a tile's side.
+    """
+
+    slide: int
+    step: int
+    path: Path
+    mpp: float
+    xy: NDArray[np.int64]
+    extent: float
+    tile_mpp: float
+    px: int
+
+
+@functools.lru_cache(maxsize=1)
+def _slide(path: Path, mpp: float) -> Slide:
+    return open_slide(path, mpp)
+
+
+def read_tiles(job: ReadJob) -> NDArray[np.uint8]:
+    """Read a batch of tiles, (n, px, px, 3) uint8; a worker keeps its last slide open.
+
+    Raises:
+        SlideError: the slide cannot be opened or a tile cannot be decoded.
+    """
+    tiles = np.empty((len(job.xy), job.px, job.px, 3), np.uint8)
+    try:
+        slide = _slide(job.path, job.mpp)
+        for k, (x, y) in enumerate(job.xy):
+            tiles[k] = slide.read(Region(float(x), float(y), job.extent, job.extent), job.tile_mpp)
+    except SlideError:
+        _slide.cache_clear()
+        raise
+    return tiles
+
+
+def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
+    """The key of a slide's features and views: of its tiles, the encoder's weights, and every setting."""
+    return fingerprint(tiles, encoder.identity, settings)
+
+
+class SlideEncoding:
+    """The products of one slide in the making: takes its batches in order and writes them, whole or absent.
+
+    Args:
+        job: the slide.
+        position: of the slide in the caller's list; batches carry it.
+        encoder: what turns tiles into features.
+        settings: of the stage.
+    """
+
+    def __init__(self, job: EncodeJob, position: int, encoder: TileEncoder, settings: EncodeSettings) -> None:
+        self.job, self.position, self.encoder, self.settings = job, position, encoder, settings
+        self.tiles = store.read_tiles_of(job.tiles_path)
+        self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
+        count, px = len(self.tiles.xy), job.tile.px
+        self.chunks = [slice(a, min(a + settings.batch, count)) for a in range(0, count, settings.batch)]
+        self.plan = [draw_plan(job.slide_id, k, self.tiles, settings) for k in range(settings.views)]
+        self.cached = count * px * px * 3 <= CACHE_BYTES
+        self.cache: list[NDArray[np.uint8]] = []
+        self.stack = ExitStack()
+        self.step = 0
+        self.finished = False
+
+    def reads(self) -> Iterator[ReadJob]:
+        """The batches that workers should read, in the order in which `add` wants them."""
+        xy, job = self.tiles.xy, self.job
+        wanted = [np.arange(len(xy))[chunk] for chunk in self.chunks]
+        if not self.cached:
+            wanted += [chosen[part] for _, chosen in self.plan for part in self._parts(len(chosen))]
+        for step, chosen in enumerate(wanted):
+            yield ReadJob(
+                self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
+            )
+
+    def add(self, tiles: NDArray[np.uint8]) -> None:
+        """Take the next batch; with the last one the products stand under their names and `finished` is true."""
+        if self.step == 0:
+            self._begin()
+        if self.step < len(self.chunks):
+            self.features[self.chunks[self.step]] = self._encode(tiles, None)
+            if self.cached:
+                self.cache.append(tiles)
+        else:
+            self._add_to_view(tiles)
+        self.step += 1
+        if self.step == len(self.chunks) and self.cached:
+            self._views_from_cache()
+        if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
+            self.stack.close()
+            self.finished = True
+
+    def drop(self, error: BaseException) -> None:
+        """Give the slide up: nothing of it stays."""
+        self.cache = []
+        self.stack.__exit__(type(error), error, error.__traceback__)
+
+    def _begin(self) -> None:
+        job, count, dim = self.job, len(self.tiles.xy), self.encoder.dim
+        if self.settings.views:
+            self._begin_views(self.stack.enter_context(store.whole_folder(job.views_path)))
+        # Entered last, so closed first: features stand before views, and a slide with views is a finished one.
+        file = self.stack.enter_context(
+            store.new_features_file(job.features_path, job.tiles_path, self.made)
+        )
+        self.features: h5py.Dataset = store.create_features(file, count, dim)
+
+    def _begin_views(self, folder: Path) -> None:
+        views, n, dim = self.settings.views, len(self.plan[0][1]), self.encoder.dim
+        coords = np.stack([self.tiles.xy[chosen] for _, chosen in self.plan]).astype(np.int32)
+        np.save(folder / "coords.npy", coords)
+        store.write_made(folder, self.made, stride_level0=self.tiles.stride)
+        shape = (views, n, dim)
+        self.views = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+        self.stack.callback(self.views.flush)
+
+    def _parts(self, n: int) -> list[slice]:
+        return [slice(a, min(a + self.settings.batch, n)) for a in range(0, n, self.settings.batch)]
+
+    def _view_steps(self) -> int:
+        return sum(len(self._parts(len(chosen))) for _, chosen in self.plan)
+
+    def _add_to_view(self, tiles: NDArray[np.uint8]) -> None:
+        parts = self._parts(len(self.plan[0][1]))
+        k, part = divmod(self.step - len(self.chunks), len(parts))
+        self.views[k, parts[part]] = self._encode(tiles, self.plan[k][0])
+
+    def _views_from_cache(self) -> None:
+        tiles = np.concatenate(self.cache)
+        self.cache = []
+        for k, (t, chosen) in enumerate(self.plan):
+            for part in self._parts(len(chosen)):
+                self.views[k, part] = self._encode(tiles[chosen[part]], t)
+
+    def _encode(self, tiles: NDArray[np.uint8], t: Augmentation | None) -> NDArray[np.float32]:
+        features = encode_tiles(self.encoder, torch.from_numpy(tiles), t)
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features).all(dim=1)).nonzero()[0])
+            raise SlideError(self.job.path, f"the encoder gave no finite feature for tile {bad} of batch {self.step}")
+        return features.numpy()
+
+
+def encode_tiles(encoder: TileEncoder, tiles: Tensor, t: Augmentation | None) -> Tensor:
+    """(B, H, W, 3) uint8 tiles -> (B, dim) float32 features, under an augmentation or as they are."""
+    with torch.inference_mode():
+        tiles = tiles.to(encoder.device, non_blocking=True)
+        pixels = to_float(tiles, encoder.dtype) if t is None else augment(tiles, t, encoder.dtype)
+        return encoder(pixels)
+
+
+def draw_plan(
+    slide_id: str, k: int, tiles: store.Tiles, settings: EncodeSettings
+) -> tuple[Augmentation, NDArray[np.int64]]:
+    """The k-th augmentation of a slide, and which tiles it is applied to; a function of seed, slide and k alone."""
+    name = int.from_bytes(hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).digest()[:8], "little")
+    rng = np.random.default_rng([settings.seed, name, k])
+    t = draw_augmentation(settings.augment, rng)
+    return t, draw_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
+
+
+def draw_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`n` different tiles in compact groups of `window`: the tiles nearest to random centres, ascending order."""
+    if n >= len(xy):
+        return np.arange(len(xy))
+    if window == 1:
+        return np.sort(rng.choice(len(xy), n, replace=False))
+    free = np.ones(len(xy), bool)
+    chosen: list[int] = []
+    while len(chosen) < n:
+        centre = xy[rng.choice(np.flatnonzero(free))]
+        distance = np.where(free, np.abs(xy - centre).max(axis=1), np.iinfo(np.int64).max)
+        group = np.argsort(distance, kind="stable")[: min(window, n - len(chosen))]
+        free[group] = False
+        chosen.extend(group.tolist())
+    return np.sort(np.array(chosen))
+
+
+def encode_slides(
+    jobs: Sequence[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Workers
+) -> Iterator[tuple[EncodeJob, int, Exception | None]]:
+    """Encode slides one after the other while workers read ahead, across slides too.
+
+    Yields:
+        (job, tiles since the last yield, None) while a slide goes on and when it is finished: finished once both
+        products stand; or (job, 0, error) for a slide that is given up, after which the others go on.
+    """
+    at_work: dict[int, SlideEncoding] = {}
+    unfit: list[tuple[EncodeJob, int, Exception]] = []
+
+    def reads() -> Iterator[ReadJob]:
+        for position, job in enumerate(jobs):
+            try:
+                at_work[position] = SlideEncoding(job, position, encoder, settings)
+            except HistosslError as error:
+                unfit.append((job, 0, error))
+                continue
+            for read in at_work[position].reads():
+                if position not in at_work:
+                    break
+                yield read
+
+    for read, answer in workers.map(read_tiles, reads()):
+        slide = at_work.get(read.slide)
+        if slide is not None:
+            error = answer if isinstance(answer, Exception) else _add(slide, answer)
+            if error is not None:
+                slide.drop(error)
+            if error is not None or slide.finished:
+                del at_work[read.slide]
+            yield slide.job, 0 if error else len(read.xy), error
+        while unfit:
+            yield unfit.pop()
+    yield from unfit
+
+
+def _add(slide: SlideEncoding, tiles: NDArray[np.uint8]) -> Exception | None:
+    try:
+        slide.add(tiles)
+    except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
+        return error
+    return None

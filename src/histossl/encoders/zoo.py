@@ -1,0 +1,171 @@
+"""Tile encoders by name: `random`, `imagenet`, a file of ResNet-18 weights, or a folder that we wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
+from histossl.errors import FileFormatError, SettingsError
+from histossl.store import whole_folder
+
+# The name carries the first eight digits of the file's SHA-256, which torch.hub checks.
+IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+
+
+@dataclass(frozen=True)
+class TileEncoder:
+    """A network and what belongs to it: tiles in, features out.
+
+    Attributes:
+        identity: what the features depend on besides the tile: the name, and a hash of the weights.
+        network: (B, 3, H, W) normalised -> (B, dim), in evaluation mode.
+        dim: length of a feature.
+        mean, std: of the channels, for values in [0, 1].
+        dtype: what it computes in.
+        device: where it computes.
+    """
+
+    identity: dict[str, str]
+    network: nn.Module
+    dim: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dtype: torch.dtype
+    device: torch.device
+
+    @torch.inference_mode()
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
+        mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
+        std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
+        x = (tiles.to(self.device, self.dtype) - mean) / std
+        return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU.
+
+    Raises:
+        SettingsError: the device is unknown or absent.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"unknown device {device!r}", "use auto, cpu or cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device {device!r} asked for, but torch sees no GPU here", "use --device cpu")
+    return found
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it natively (a recent GPU, a CPU with AMX), else float32.
+
+    Raises:
+        SettingsError: `precision` is not auto, float32 or bfloat16.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        return torch.bfloat16 if has_amx else torch.float32
+    if precision not in ("float32", "bfloat16"):
+        raise SettingsError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
+    return getattr(torch, precision)
+
+
+def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
+    """A tile encoder, ready to run.
+
+    Args:
+        name: `random` (seeded, the dumb baseline), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
+            path of a file of ResNet-18 weights (torchvision, MoCo or ours; .pth, .pt, .tar, .safetensors), or a folder
+            with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256.
+        seed: of `random`.
+        device: auto, cpu or cuda.
+        precision: auto, float32 or bfloat16.
+
+    Raises:
+        FileFormatError: the weights are absent, truncated, pickled objects, or of another architecture.
+        SettingsError: an unknown device or precision.
+    """
+    where = pick_device(device)
+    dtype = pick_dtype(precision, where)
+    network = ResNet18(stages=3)
+    if name == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = ResNet18(stages=3)
+        identity = {"name": "random", "seed": str(seed)}
+    else:
+        path = _imagenet_file() if name == "imagenet" else Path(name)
+        load_resnet(network, path)
+        file = path / "model.safetensors" if path.is_dir() else path
+        identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    identity["dtype"] = str(dtype).removeprefix("torch.")
+    network = fold_batch_norms(network).to(where, dtype, memory_format=torch.channels_last)
+    return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
+
+
+def load_resnet(network: nn.Module, path: Path) -> None:
+    """Load ResNet-18 weights into `network`, which takes those that it has.
+
+    Raises:
+        FileFormatError: see `load_encoder`.
+    """
+    weights = state_of(read_weights(path))
+    wanted = network.state_dict()
+    # Files older than PyTorch 0.4.1 carry no batch counters; they are never read in evaluation.
+    missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
+    if missing or wrong:
+        first = f"{missing[0]} is missing" if missing else f"{wrong[0]} has shape {tuple(weights[wrong[0]].shape)}"
+        raise FileFormatError(f"{path}: not the weights of a ResNet-18 ({first})", "give ResNet-18 weights")
+    network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file, without executing anything in it.
+
+    Raises:
+        FileFormatError: absent, truncated, or a pickle of more than tensors.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise FileFormatError(f"no tile encoder at {path}", "use random, imagenet, or the path of weights")
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        what = "holds pickled objects" if "weights_only" in str(error).lower() else "is truncated or not a weight file"
+        raise FileFormatError(f"{file}: {what}", "give a state dict saved by torch.save or safetensors") from error
+
+
+def save_encoder(network: nn.Module, folder: Path, settings: dict) -> None:
+    """Write model.safetensors and config.json; `load_encoder(folder)` reads them back."""
+    with whole_folder(folder) as part:
+        save_file({n: v.contiguous() for n, v in network.state_dict().items()}, part / "model.safetensors")
+        (part / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
+
+
+def _imagenet_file() -> Path:
+    target = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_URL.rsplit("/", 1)[-1]
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(IMAGENET_URL, str(target), hash_prefix="f37072fd")
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+            hint = f"download {IMAGENET_URL} elsewhere and give its path as --encoder"
+            raise FileFormatError(f"cannot fetch the ImageNet weights ({error})", hint) from error
+    return target

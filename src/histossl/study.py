@@ -1,0 +1,177 @@
+"""The folder of a study: its files, what is done, and what comes next."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from histossl import store
+from histossl.config import differences, to_dict
+from histossl.errors import StudyError
+
+COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+
+
+class Study:
+    """Where everything of a study stands; makes the folder where there is none.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: the folder cannot be made or is a file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StudyError(f"{folder}: cannot be made a study ({error.strerror})", "choose another --out") from error
+        self.slides_csv = self.folder / "slides.csv"
+        self.slide_encoder = self.folder / "slide-encoder"
+        self.embeddings = self.folder / "embeddings.h5ad"
+        self.report = self.folder / "report.html"
+        self.logs = self.folder / "logs"
+
+    def qc(self, slide_id: str) -> Path:
+        """The picture of a slide's tissue and tiles."""
+        return self._of("qc", slide_id, ".jpg")
+
+    def tiles(self, slide_id: str) -> Path:
+        """The places of a slide's tiles."""
+        return self._of("tiles", slide_id, ".h5")
+
+    def features(self, slide_id: str) -> Path:
+        """The features of all tiles of a slide."""
+        return self._of("features", slide_id, ".h5")
+
+    def views(self, slide_id: str) -> Path:
+        """The folder of a slide's augmented views."""
+        return self._of("views", slide_id, "")
+
+    def _of(self, room: str, slide_id: str, suffix: str) -> Path:
+        if not slide_id or "/" in slide_id or "\\" in slide_id or "\0" in slide_id or slide_id in (".", ".."):
+            raise StudyError(f"{self.slides_csv}: {slide_id!r} cannot name a slide", "a slide_id is a file's name")
+        return self.folder / room / f"{slide_id}{suffix}"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the study for this process; the hold ends with the process, however that ends.
+
+        Raises:
+            StudyError: another run holds it, or the folder cannot be written.
+        """
+        try:
+            handle = open(self.folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the hold
+        except OSError as error:
+            raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end") from error
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
+            yield
+            handle.truncate(0)
+
+    def settle(self, stage: str, settings: Any, product: Path) -> None:
+        """Write down a stage's settings; refuse others than those that made what stands already.
+
+        Args:
+            stage: its name in settings.json.
+            settings: a dictionary or a settings dataclass.
+            product: the file or folder that the stage makes.
+
+        Raises:
+            StudyError: `product` stands and was made with other settings; the message names each of them.
+        """
+        resolved = settings if isinstance(settings, dict) else to_dict(settings)
+        everything = self.settings()
+        stands = any(product.iterdir()) if product.is_dir() else product.exists()
+        if stands and stage in everything:
+            changed = differences(everything[stage], resolved)
+            if changed:
+                way_out = f"use another --out, or remove {product} to make it anew"
+                raise StudyError(f"{self.folder}: made with other settings ({stage}: {', '.join(changed)})", way_out)
+        everything[stage] = resolved
+        with store.whole(self.folder / "settings.json") as part:
+            part.write_text(json.dumps(everything, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings of every stage that ran, by stage.
+
+        Raises:
+            StudyError: settings.json is damaged.
+        """
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StudyError(f"{path}: not JSON ({error})", "remove it") from error
+
+    def slides(self) -> pd.DataFrame:
+        """slides.csv as a table of text, empty cells as "", one row a slide; empty where there is no file yet.
+
+        Raises:
+            StudyError: not a table, or without the columns slide_id and path.
+        """
+        if not self.slides_csv.exists():
+            return pd.DataFrame(columns=list(COLUMNS), dtype=str)
+        try:
+            table = pd.read_csv(
+                self.slides_csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="surrogateescape"
+            )
+        except (ValueError, OSError) as error:
+            raise StudyError(f"{self.slides_csv}: cannot be read ({error})", "mend or remove it") from error
+        missing = {"slide_id", "path"} - set(table.columns)
+        if missing:
+            raise StudyError(f"{self.slides_csv}: lacks the column {', '.join(sorted(missing))}", "mend or remove it")
+        return table.reindex(columns=[*COLUMNS, *(c for c in table.columns if c not in COLUMNS)], fill_value="")
+
+    def write_slides(self, table: pd.DataFrame) -> None:
+        """Replace slides.csv, whole."""
+        with store.whole(self.slides_csv) as part:
+            table.to_csv(part, index=False, encoding="utf-8", errors="surrogateescape", lineterminator="\n")
+
+    def encoded(self) -> pd.DataFrame:
+        """The rows of slides whose features stand.
+
+        Raises:
+            StudyError: there is none.
+        """
+        table = self.slides()
+        found = table[table["status"] == "encoded"]
+        if found.empty:
+            raise StudyError(f"{self.folder}: no encoded slide", "run `histossl encode` first, or see slides.csv")
+        return found.reset_index(drop=True)
+
+
+def slide_names(paths: list[Path]) -> list[tuple[str, str]]:
+    """(slide_id, complaint) of each path: its name without the suffix, and what is wrong where two share one."""
+    stems = [path.stem for path in paths]
+    # Some file systems hold names that differ by case alone to be the same.
+    times = Counter(stem.casefold() for stem in stems)
+    found = []
+    for path, stem in zip(paths, stems, strict=True):
+        others = [str(p) for p in paths if p.stem.casefold() == stem.casefold() and p != path] if times[
+            stem.casefold()
+        ] > 1 else []
+        complaint = f"{path.name}: {others[0]} has the same name; rename one of them" if others else ""
+        found.append((stem, complaint))
+    return found
