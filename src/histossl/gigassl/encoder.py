@@ -1,0 +1,341 @@
+"""The slide encoder: the tiles of a slide in, one vector out.
+
+ResNet-18's fourth stage as a sparse network over the map of tiles, then the mean over sites (Lazard et al., CVPR
+workshops 2023). Two rivals that see no neighbours stand behind the same call: a residual MLP with the mean, and the
+same with gated attention (Ilse et al., ICML 2018).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from histossl.config import from_dict, to_dict
+from histossl.errors import FileFormatError, SettingsError
+from histossl.gigassl.sparse import (
+    Grid,
+    KernelMap,
+    SiteNorm,
+    SparseConv,
+    SparseMap,
+    average_pool,
+    occupied,
+    view_mean,
+)
+from histossl.store import whole_folder
+
+FORMAT = "histossl slide encoder 1"
+WIDTH = 256  # of the map that the stage works on: ResNet-18's third stage
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What a slide encoder is made of.
+
+    Attributes:
+        in_dim: length of a tile's vector; other than 256 passes a linear layer first.
+        dim: length of the slide's vector.
+        arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
+        hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
+            not depend on where a slide's coordinates begin.
+    """
+
+    in_dim: int = 256
+    dim: int = 512
+    arch: str = "sparse"
+    hard_border: bool = False
+
+    def __post_init__(self) -> None:
+        if self.arch not in ("sparse", "mlp", "attention"):
+            raise SettingsError(f"no slide encoder is called {self.arch!r}", "take sparse, mlp or attention")
+        if self.in_dim < 1 or self.dim < 1:
+            raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
+
+
+@dataclass(frozen=True)
+class SiteVectors:
+    """What a slide vector is the sum of: `weights[:, None] * vectors`, over the sites of a view.
+
+    Attributes:
+        vectors: (S, dim), one row a site of the last map.
+        weights: (S,); they sum to 1 over a view.
+        grid: where the sites lie.
+        tiles, sites: (P,) int64 each: tile `tiles[p]` lies under site `sites[p]`; every tile under at least one, and
+            every site over at least one.
+    """
+
+    vectors: Tensor
+    weights: Tensor
+    grid: Grid
+    tiles: Tensor
+    sites: Tensor
+
+    def pooled(self) -> Tensor:
+        """(views, dim): the slide vectors; zeros for a view without tiles."""
+        return view_sum(self.vectors * self.weights[:, None], self.grid)
+
+    def tile_shares(self, values: Tensor, tiles: int) -> Tensor:
+        """Hand each site's value (S,) to the tiles under it in equal parts: (tiles,), with the same sum."""
+        under = torch.bincount(self.sites, minlength=len(values)).to(values.dtype)
+        return values.new_zeros(tiles).index_add(0, self.tiles, (values / under)[self.sites])
+
+
+class SlideEncoder(nn.Module):
+    """Tiles and their places in, slide vectors out.
+
+    Args:
+        settings: what to build.
+        seed: of the initial weights; the global generator is neither used nor moved.
+    """
+
+    def __init__(self, settings: EncoderSettings | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.settings = settings or EncoderSettings()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.inlet = SparseConv(self.settings.in_dim, WIDTH, 1) if self.settings.in_dim != WIDTH else None
+            self.stage = Stage(WIDTH, self.settings.dim, spatial=self.settings.arch == "sparse")
+            self.attention = GatedAttention(self.settings.dim) if self.settings.arch == "attention" else None
+
+    def forward(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
+        """Slide vectors of a batch of views.
+
+        Args:
+            features: (N, in_dim) floating, on the encoder's device.
+            positions: (N, 2) (row, column) in tile units, on the CPU: neighbouring tiles are 1 apart. Tiles on one
+                site are averaged.
+            views: (N,) integers, on the CPU: the view of each tile.
+            size: number of views.
+
+        Returns:
+            (size, dim), zeros for a view without tiles.
+
+        Raises:
+            SettingsError: the tiles' vectors are not `in_dim` long.
+            ValueError: positions are not finite.
+        """
+        _, _, last = self._run(features, positions, views, size)
+        weights = self._weights(last)
+        return last.mean() if weights is None else view_sum(last.features * weights[:, None], last.grid)
+
+    def sites(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> SiteVectors:
+        """As `forward`, before pooling: what every site gives to its slide vector, and which tiles lie under it."""
+        site_of_tile, first, last = self._run(features, positions, views, size)
+        grid, weights = last.grid, self._weights(last)
+        if weights is None:
+            weights = 1 / grid.counts.to(last.features.dtype)[grid.views]
+        tiles, sites = _tiles_under(site_of_tile.cpu().numpy(), first, self.stage.pairs(first))
+        return SiteVectors(last.features, weights, grid, tiles.to(weights.device), sites.to(weights.device))
+
+    def _run(
+        self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int
+    ) -> tuple[Tensor, Grid, SparseMap]:
+        if features.ndim != 2 or features.shape[1] != self.settings.in_dim:
+            raise SettingsError(
+                f"this slide encoder takes tiles of {self.settings.in_dim} numbers, got {tuple(features.shape)}",
+                "use features of the tile encoder that it was trained on",
+            )
+        places = place(np.asarray(positions), np.asarray(views), self.settings.hard_border)
+        grid, site_of_tile, counts = occupied(places, size, features.device)
+        rows = view_mean(features.to(self.stage.dtype), site_of_tile, counts)
+        rows = rows if self.inlet is None else self.inlet(rows, grid.itself)
+        return site_of_tile, grid, self.stage(SparseMap(rows, grid))
+
+    def _weights(self, last: SparseMap) -> Tensor | None:
+        return None if self.attention is None else self.attention(last)
+
+    def load_dense(self, state: Mapping[str, Tensor]) -> None:
+        """Start from a dense ResNet-18's fourth stage, with or without `layer4.` before its names.
+
+        Raises:
+            FileFormatError: the weights are of another network.
+            SettingsError: this encoder is not of the sparse kind with 512 outputs.
+        """
+        if self.settings.arch != "sparse" or self.settings.dim != 512:
+            raise SettingsError("only a sparse encoder with dim 512 can start from ResNet-18's fourth stage")
+        self.stage.load_state_dict(from_dense(state))
+
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Write model.safetensors and config.json into `folder`, whole or not at all; `about` is kept in the latter."""
+        with whole_folder(folder) as part:
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part / "model.safetensors"
+            )
+            config = {"format": FORMAT, "settings": to_dict(self.settings), "about": dict(about or {})}
+            (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> SlideEncoder:
+        """The encoder that `save` wrote, on the CPU, in evaluation mode.
+
+        Raises:
+            FileFormatError: a file is missing, cut short, or of something else.
+        """
+        folder = Path(folder)
+        hint = "give the folder that pretraining wrote, with model.safetensors and config.json"
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            if not isinstance(config, dict) or config.get("format") != FORMAT:
+                raise FileFormatError(f"{folder / 'config.json'} does not describe a slide encoder", hint)
+            encoder = cls(from_dict(EncoderSettings, config["settings"]))
+            encoder.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
+            raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", hint) from error
+        return encoder.eval()
+
+
+class Stage(nn.Module):
+    """Two residual blocks of two convolutions: 3x3 with stride 2 at first where spatial, 1x1 otherwise."""
+
+    def __init__(self, inputs: int, outputs: int, spatial: bool) -> None:
+        super().__init__()
+        self.spatial = spatial
+        self.blocks = nn.ModuleList([Block(inputs, outputs, spatial, True), Block(outputs, outputs, spatial, False)])
+
+    def forward(self, sparse: SparseMap) -> SparseMap:
+        for block in self.blocks:
+            sparse = block(sparse)
+        return sparse
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, in which it takes the sites' vectors."""
+        return next(self.parameters()).dtype
+
+    def pairs(self, grid: Grid) -> KernelMap:
+        """Which sites of the first map each site of the last one covers."""
+        return grid.strided[1] if self.spatial else grid.itself
+
+
+class Block(nn.Module):
+    """ResNet's basic block; where `first`, the shortcut of a spatial one is an average pool 3/2, then a 1x1."""
+
+    def __init__(self, inputs: int, outputs: int, spatial: bool, first: bool) -> None:
+        super().__init__()
+        self.spatial, self.stride = spatial, spatial and first
+        offsets = 9 if spatial else 1
+        self.conv1, self.bn1 = SparseConv(inputs, outputs, offsets), SiteNorm(outputs)
+        self.conv2, self.bn2 = SparseConv(outputs, outputs, offsets), SiteNorm(outputs)
+        self.shortcut = SparseConv(inputs, outputs, 1) if first else None
+        self.shortcut_bn = SiteNorm(outputs) if first else None
+
+    def forward(self, sparse: SparseMap) -> SparseMap:
+        rows, grid = sparse.features, sparse.grid
+        if self.stride:
+            grid, down = grid.strided
+            short, same = average_pool(rows, down), grid.neighbours
+        else:
+            same = grid.neighbours if self.spatial else grid.itself
+            short, down = rows, same
+        inner = torch.relu(self.bn1(self.conv1(rows, down)))
+        inner = self.bn2(self.conv2(inner, same))
+        if self.shortcut is not None and self.shortcut_bn is not None:
+            short = self.shortcut_bn(self.shortcut(short, grid.itself))
+        return SparseMap(torch.relu(inner + short), grid)
+
+
+class GatedAttention(nn.Module):
+    """Weights (S,) of the sites, which sum to 1 over each map."""
+
+    def __init__(self, inputs: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.content, self.gate, self.score = nn.Linear(inputs, hidden), nn.Linear(inputs, hidden), nn.Linear(hidden, 1)
+
+    def forward(self, sparse: SparseMap) -> Tensor:
+        rows, views = sparse.features, sparse.grid.views
+        score = self.score(torch.tanh(self.content(rows)) * torch.sigmoid(self.gate(rows))).squeeze(1).float()
+        top = score.new_zeros(sparse.grid.batch_size).scatter_reduce(
+            0, views, score.detach(), "amax", include_self=False
+        )
+        weight = torch.exp(score - top[views])
+        return (weight / weight.new_zeros(len(top)).index_add(0, views, weight)[views]).to(rows.dtype)
+
+
+class Projector(nn.Sequential):
+    """The head behind which views are compared, dim-512-512-out with batch norm and ReLU between; it is not kept.
+
+    Args:
+        dim: length of a slide's vector.
+        out: length of its projection.
+        seed: of the initial weights; the global generator is neither used nor moved.
+    """
+
+    def __init__(self, dim: int = 512, out: int = 256, seed: int = 0) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: list[nn.Module] = []
+            for inputs in (dim, 512):
+                layers += [nn.Linear(inputs, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU()]
+            super().__init__(*layers, nn.Linear(512, out))
+
+
+def view_sum(rows: Tensor, grid: Grid) -> Tensor:
+    """(views, C): the sum of the rows (S, C) on each map."""
+    return rows.new_zeros(grid.batch_size, rows.shape[1]).index_add(0, grid.views, rows)
+
+
+def place(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
+    """Sites (N, 3) [view, row, column] of tiles at positions (N, 2) in tile units: rounded down, and moved so that
+    none is negative.
+
+    A view moves by an even number of rows and columns, which keeps the layer of stride 2 in step; with two to spare
+    at the border, so that every coarse site that covers a tile exists. With a hard border only negative ones move.
+    """
+    if not np.isfinite(positions).all():
+        raise ValueError("the positions of tiles must be finite")
+    sites = np.floor(positions).astype(np.int64).reshape(-1, 2)
+    least = np.full((int(views.max(initial=-1)) + 1, 2), np.iinfo(np.int64).max)
+    np.minimum.at(least, views, sites)
+    even = least // 2 * 2
+    shift = -np.minimum(even, 0) if hard_border else 2 - even
+    return np.column_stack([views, sites + shift[views]])
+
+
+def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a spatial `Stage` from a dense ResNet-18's fourth stage (`layer4`, with or without that prefix).
+
+    Raises:
+        FileFormatError: a weight is missing, or of another shape.
+    """
+    names = {"downsample.0": "shortcut", "downsample.1": "shortcut_bn"}
+    found: dict[str, Tensor] = {}
+    for block in (0, 1):
+        for part in ("conv1", "bn1", "conv2", "bn2") + (("downsample.0", "downsample.1") if block == 0 else ()):
+            dense = part.startswith("conv") or part == "downsample.0"
+            for name in ("weight",) if dense else ("weight", "bias", "running_mean", "running_var"):
+                key = f"{block}.{part}.{name}"
+                value = state.get(f"layer4.{key}", state.get(key))
+                if value is None or value.shape[0] != 512 or (dense and value.ndim != 4):
+                    raise FileFormatError(
+                        f"layer4.{key} is missing or not ResNet-18's", "give the weights of a whole ResNet-18"
+                    )
+                if dense:  # (out, in, y, x) to (offsets, 1, in, out)
+                    value = value.permute(2, 3, 1, 0).reshape(-1, 1, value.shape[1], 512)
+                found[f"blocks.{block}.{names.get(part, part)}.{name}"] = value.detach().clone()
+                if not dense:
+                    found[f"blocks.{block}.{names.get(part, part)}.num_batches_tracked"] = torch.tensor(0)
+    return found
+
+
+def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[Tensor, Tensor]:
+    """(tile, last site) for every tile under every last site, both (P,) int64."""
+    if pairs.identity:
+        return torch.arange(len(site_of_tile)), torch.from_numpy(site_of_tile)
+    counts = np.bincount(site_of_tile, minlength=len(grid))
+    order = np.argsort(site_of_tile, kind="stable")
+    starts = np.cumsum(counts) - counts
+    source, target = pairs.source.cpu().numpy(), pairs.target.cpu().numpy()
+    repeat = counts[source]
+    within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
+    tiles = order[np.repeat(starts[source], repeat) + within]
+    return torch.from_numpy(tiles), torch.from_numpy(np.repeat(target, repeat))
