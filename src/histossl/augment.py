@@ -152,7 +152,9 @@ def augment(tiles: Tensor, t: Augmentation, dtype: torch.dtype = torch.float32) 
     kernel = torch.from_numpy(colour_blur_kernel(t)).to(tiles.device, dtype)
     margin = kernel.shape[-1] // 2
     x = tiles.permute(0, 3, 1, 2).float()
-    x = F.grid_sample(x, _grid(t, h, w, margin, tiles.device).expand(b, -1, -1, -1), "bilinear", "reflection", align_corners=False)
+    x = F.grid_sample(
+        x, _grid(t, h, w, margin, tiles.device).expand(b, -1, -1, -1), "bilinear", "reflection", align_corners=False
+    )
     x = x.to(dtype, memory_format=torch.channels_last)
     offset = torch.from_numpy(t.colour[:, 3]).to(tiles.device, dtype)
     return F.conv2d(x, kernel.to(memory_format=torch.channels_last), offset).clamp_(0, 1)

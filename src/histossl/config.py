@@ -30,7 +30,9 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
-        raise SettingsError(f"{kind.__name__} has no setting {', '.join(unknown)}", f"it has {', '.join(sorted(names))}")
+        raise SettingsError(
+            f"{kind.__name__} has no setting {', '.join(unknown)}", f"it has {', '.join(sorted(names))}"
+        )
     try:
         return kind(**{name: _restore(hints[name], value) for name, value in values.items()})
     except TypeError as error:
@@ -56,6 +58,11 @@ def fingerprint(*parts: Any) -> str:
     """
     text = json.dumps([_plain(part) for part in parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def number_of(name: str) -> int:
+    """A 64-bit number that depends on a name alone, on every machine: to seed what is drawn for a slide."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
 def _plain(part: Any) -> Any:

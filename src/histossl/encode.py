@@ -1,9 +1,8 @@
-"""A slide in, two products on disk: the features of all its tiles, and K views of n tiles under shared augmentations."""
+"""A slide in, two products on disk: the features of all its tiles, and K augmented views of n tiles."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from histossl import store
 from histossl.augment import Augmentation, AugmentSettings, augment, draw_augmentation, to_float
-from histossl.config import fingerprint
+from histossl.config import fingerprint, number_of
 from histossl.encoders.zoo import TileEncoder
 from histossl.errors import HistosslError, SettingsError, SlideError
 from histossl.geometry import Region
@@ -182,9 +181,7 @@ class SlideEncoding:
         if self.settings.views:
             self._begin_views(self.stack.enter_context(store.whole_folder(job.views_path)))
         # Entered last, so closed first: features stand before views, and a slide with views is a finished one.
-        file = self.stack.enter_context(
-            store.new_features_file(job.features_path, job.tiles_path, self.made)
-        )
+        file = self.stack.enter_context(store.new_features_file(job.features_path, job.tiles_path, self.made))
         self.features: h5py.Dataset = store.create_features(file, count, dim)
 
     def _begin_views(self, folder: Path) -> None:
@@ -234,8 +231,7 @@ def draw_plan(
     slide_id: str, k: int, tiles: store.Tiles, settings: EncodeSettings
 ) -> tuple[Augmentation, NDArray[np.int64]]:
     """The k-th augmentation of a slide, and which tiles it is applied to; a function of seed, slide and k alone."""
-    name = int.from_bytes(hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).digest()[:8], "little")
-    rng = np.random.default_rng([settings.seed, name, k])
+    rng = np.random.default_rng([settings.seed, number_of(slide_id), k])
     t = draw_augmentation(settings.augment, rng)
     return t, draw_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
 

@@ -102,12 +102,11 @@ def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str) -
     Beside TRIDENT's attributes `coords` carries ours: `stride_level0` and `extent_level0`, which need not be whole
     numbers, and the fingerprint of what made the file.
     """
-    with whole(path) as part:
-        with h5py.File(part, "w") as file:
-            coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=_chunks(len(grid.xy), 2))
-            coords.attrs.update(_attributes(path, slide_id, grid))
-            file.attrs["fingerprint"] = fingerprint
-            yield file
+    with whole(path) as part, h5py.File(part, "w") as file:
+        coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=_chunks(len(grid.xy), 2))
+        coords.attrs.update(_attributes(path, slide_id, grid))
+        file.attrs["fingerprint"] = fingerprint
+        yield file
 
 
 def _attributes(path: Path, slide_id: str, grid: TileGrid) -> dict[str, object]:
@@ -208,7 +207,9 @@ def read_made(folder: Path) -> dict:
     try:
         return json.loads((folder / "made.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FileFormatError(f"{folder}: made.json cannot be read ({error})", "remove the folder and run again") from error
+        raise FileFormatError(
+            f"{folder}: made.json cannot be read ({error})", "remove the folder and run again"
+        ) from error
 
 
 @contextmanager

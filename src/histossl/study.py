@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +80,9 @@ class Study:
             except OSError as error:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
-                raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end") from error
+                raise StudyError(
+                    f"{self.folder}: another run is at work on it ({holder})", "wait for it to end"
+                ) from error
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {socket.gethostname()}")
             handle.flush()
@@ -107,7 +108,12 @@ class Study:
             if changed:
                 way_out = f"use another --out, or remove {product} to make it anew"
                 raise StudyError(f"{self.folder}: made with other settings ({stage}: {', '.join(changed)})", way_out)
-        everything[stage] = resolved
+        self.note(stage, resolved)
+
+    def note(self, stage: str, settings: Any) -> None:
+        """Write down a stage's settings, whatever they were before."""
+        everything = self.settings()
+        everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
         with store.whole(self.folder / "settings.json") as part:
             part.write_text(json.dumps(everything, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
 
@@ -135,7 +141,11 @@ class Study:
             return pd.DataFrame(columns=list(COLUMNS), dtype=str)
         try:
             table = pd.read_csv(
-                self.slides_csv, dtype=str, keep_default_na=False, encoding="utf-8-sig", encoding_errors="surrogateescape"
+                self.slides_csv,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                encoding_errors="surrogateescape",
             )
         except (ValueError, OSError) as error:
             raise StudyError(f"{self.slides_csv}: cannot be read ({error})", "mend or remove it") from error
@@ -164,14 +174,12 @@ class Study:
 
 def slide_names(paths: list[Path]) -> list[tuple[str, str]]:
     """(slide_id, complaint) of each path: its name without the suffix, and what is wrong where two share one."""
-    stems = [path.stem for path in paths]
     # Some file systems hold names that differ by case alone to be the same.
-    times = Counter(stem.casefold() for stem in stems)
+    of_name: dict[str, list[Path]] = {}
+    for path in paths:
+        of_name.setdefault(path.stem.casefold(), []).append(path)
     found = []
-    for path, stem in zip(paths, stems, strict=True):
-        others = [str(p) for p in paths if p.stem.casefold() == stem.casefold() and p != path] if times[
-            stem.casefold()
-        ] > 1 else []
-        complaint = f"{path.name}: {others[0]} has the same name; rename one of them" if others else ""
-        found.append((stem, complaint))
+    for path in paths:
+        twin = next((other for other in of_name[path.stem.casefold()] if other != path), None)
+        found.append((path.stem, f"{path} has the same name as {twin}; rename one of them" if twin else ""))
     return found

@@ -20,7 +20,7 @@ from histossl.tissue import TissueMask
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TileSpec:
     """What tiles are cut.
 
@@ -50,7 +50,7 @@ class TileSpec:
             raise SettingsError(f"min_tissue of {self.min_tissue} is no part of a tile", "it must lie in 0 to 1")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TileGrid:
     """The tiles of a slide, row by row.
 

@@ -17,7 +17,7 @@ _CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could n
 _DARK = 12.0  # intensities below are a camera's noise, and have no colour
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TissueSettings:
     """How tissue is told from glass.
 
@@ -46,7 +46,7 @@ class TissueSettings:
                 raise SettingsError(f"tissue {name} must not be negative, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TissueMask:
     """Tissue on a slide.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import pickle
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def fit(
         TrainingError: a loss is not finite.
         StudyError: the checkpoint is of other settings.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what was asked for
     mixed = "bf16-mixed" if precision == "bfloat16" else "32-true"
     fabric = Fabric(accelerator="cuda" if device.startswith("cuda") else "cpu", devices=1, precision=mixed)
     adam = optimiser(task, schedule)

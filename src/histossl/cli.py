@@ -1,0 +1,121 @@
+"""`histossl COMMAND`: each command is a function; its flags are made from the function's signature and settings."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+# Command -> (module, function, one line of help). Modules are imported when their command is called.
+COMMANDS = {
+    "run": ("histossl.commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
+    "inspect": ("histossl.commands", "inspect", "a table of the slides and what is wrong with them"),
+    "encode": ("histossl.commands", "encode", "tiles to features and augmented views"),
+    "pretrain": ("histossl.commands", "pretrain", "train the slide encoder, without labels"),
+    "embed": ("histossl.commands", "embed", "one vector a slide: embeddings.h5ad"),
+    "probe": ("histossl.commands", "probe", "a linear classifier on the vectors, beside its rivals"),
+    "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
+    "synth": ("histossl.synth.cohort", "synth", "paint slides with known truth"),
+    "demo": ("histossl.demo", "demo", "painted slides through the whole program, in minutes"),
+    "doctor": ("histossl.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code.
+
+    0: all went well. 1: some slides or labels were left out, each with its reason. 2: nothing could be done as asked.
+    130: stopped by Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return 0
+    if argv[0] == "--version":
+        from histossl import __version__
+
+        sys.stdout.write(f"histossl {__version__}\n")
+        return 0
+    name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
+    if name not in COMMANDS:
+        sys.stderr.write(f"histossl: no command {name!r}; `histossl --help` lists them\n")
+        return 2
+    return call(name, argv[len(name.split()) :])
+
+
+def overview() -> str:
+    """The text of `histossl --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, help_line) in COMMANDS.items()]
+    head = "usage: histossl COMMAND ...\n\nLearning from histopathology slides without labels.\n\ncommands:\n"
+    return head + "\n".join(lines) + "\n\n`histossl COMMAND --help` shows the flags of one.\n"
+
+
+def call(name: str, argv: list[str]) -> int:
+    """Parse the flags of one command and call it; errors that a user may meet end as one line."""
+    from histossl.console import say
+    from histossl.errors import HistosslError
+
+    module, function, _ = COMMANDS[name]
+    command = getattr(import_module(module), function)
+    try:
+        arguments = parse(name, command, argv)
+        return int(command(**arguments) or 0)
+    except HistosslError as error:
+        say(f"ERROR {error}", "bold red")
+        return 2
+    except OSError as error:
+        # A full disk or a folder that cannot be written; a bug would be another exception.
+        say(f"ERROR {error.strerror or error}: {error.filename or 'while writing'}", "bold red")
+        return 2
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on where it was", "yellow")
+        return 130
+
+
+def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[str, object]:
+    """The arguments of `command` from its flags and, with --config, from a YAML file; an unknown key is an error.
+
+    Parameters without default are positional, or required flags where the function takes them by keyword only.
+    """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    import docstring_parser
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    from histossl.errors import SettingsError
+
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:
+            return _with_dashes(super().format_help())
+
+        def format_usage(self) -> str:
+            return _with_dashes(super().format_usage())
+
+    signature = inspect.signature(command, eval_str=True).parameters.values()
+    required = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    about = docstring_parser.parse(command.__doc__ or "")
+    helps = {p.arg_name: p.description for p in about.params}
+    try:
+        parser = Parser(prog=f"histossl {name}", description=about.short_description)
+        parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of flags")
+        for p in required:
+            parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
+        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip={p.name for p in required})
+        found = parser.parse_args([_underscored(word) for word in argv])
+        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(str(error)) from error
+    return {p.name: getattr(values, p.name) for p in signature}
+
+
+def _with_dashes(text: str) -> str:
+    return re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
+
+
+def _underscored(word: str) -> str:
+    """--mpp-default=1 as --mpp_default=1: both spellings are understood."""
+    flag, sign, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + sign + value if flag.startswith("--") else word

@@ -1,0 +1,220 @@
+"""The commands that work on a study: parameters are their flags, the returned number is the exit code."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+from rich.table import Table
+
+from histossl import stages
+from histossl.console import console, say
+from histossl.encode import EncodeSettings
+from histossl.encoders.zoo import load_encoder
+from histossl.errors import StudyError
+from histossl.evaluate.probe import ProbeSettings
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.pretrain import PretrainSettings
+from histossl.scale import Workers
+from histossl.study import Study
+from histossl.tiles import TileSpec
+from histossl.tissue import TissueSettings
+
+
+def run(
+    slides: Path,
+    *,
+    out: Path,
+    labels: Path | None = None,
+    mpp_default: float | None = None,
+    encoder: str = "random",
+    tissue: TissueSettings = TissueSettings(),
+    tile: TileSpec = TileSpec(),
+    encode: EncodeSettings = EncodeSettings(),
+    pretrain: PretrainSettings = PretrainSettings(),
+    embed: EmbedSettings = EmbedSettings(),
+    probe: ProbeSettings = ProbeSettings(),
+    workers: int | None = None,
+    device: str = "auto",
+) -> int:
+    """A folder of slides in; one vector a slide, a probe of them and a report out.
+
+    The stages in order: inspect, encode, pretrain, embed, probe (with labels), report. What stands is kept, so that an
+    interrupted run goes on where it was; slides that fail are left out, with the reason in slides.csv.
+
+    Args:
+        slides: a folder of slides, searched with its subfolders, or one slide.
+        out: the folder of the study; made where there is none.
+        labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
+        mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
+        encoder: of tiles: random (seeded, the dumb baseline), imagenet, or the path of ResNet-18 weights.
+        tissue: how tissue is found.
+        tile: how tiles are laid.
+        encode: how tiles become features and augmented views.
+        pretrain: how the slide encoder learns.
+        embed: how a slide's vector is made.
+        probe: how the linear classifier is trained and scored.
+        workers: processes that read slides; by default one a core, at most eight.
+        device: auto, cpu or cuda.
+    """
+    study = Study(out)
+    with study.lock(), Workers(workers) as pool:
+        say(f"1/6 inspect   {slides}")
+        failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        say(f"2/6 encode    {_count(study)} slides")
+        network = load_encoder(encoder, encode.seed, device, encode.precision)
+        failed = max(failed, stages.encode_study(study, network, encode, pool))
+        pool.close()
+        say("3/6 pretrain")
+        stages.pretrain_study(study, pretrain, device)
+        say("4/6 embed")
+        failed = max(failed, stages.embed_study(study, embed, device))
+        with _report_in_any_case(study):
+            if labels is None:
+                say("5/6 probe     no --labels, nothing to probe")
+            else:
+                say(f"5/6 probe     {labels}")
+                failed += stages.probe_study(study, labels, probe)
+        say(f"done: {study.report}", "green")
+    return _code(failed)
+
+
+def _report_in_any_case(study: Study) -> ExitStack:
+    """Labels that cannot be used cost the probe, not the report of all that was done before."""
+    stack = ExitStack()
+    stack.callback(stages.report_study, study)
+    stack.callback(say, "6/6 report")
+    return stack
+
+
+def inspect(
+    slides: Path,
+    out: Path | None = None,
+    mpp_default: float | None = None,
+    tissue: TissueSettings = TissueSettings(),
+    tile: TileSpec = TileSpec(),
+    workers: int | None = None,
+) -> int:
+    """A table of the slides and what is wrong with them; with --out also slides.csv and a QC picture a slide.
+
+    Args:
+        slides: a folder of slides, or one slide.
+        out: the folder of the study; without it nothing stays.
+        mpp_default: µm per pixel of slides that carry none.
+        tissue: how tissue is found.
+        tile: how tiles are laid.
+        workers: processes that read slides.
+    """
+    with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
+        study = Study(Path(str(folder)))
+        with study.lock(), Workers(workers) as pool:
+            failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        _show(study)
+    return _code(failed)
+
+
+def encode(
+    study: Path,
+    encoder: str = "random",
+    encode: EncodeSettings = EncodeSettings(),
+    workers: int | None = None,
+    device: str = "auto",
+) -> int:
+    """Tiles of inspected slides to features and augmented views.
+
+    Args:
+        study: the folder that `inspect --out` made.
+        encoder: of tiles: random, imagenet, or the path of ResNet-18 weights.
+        encode: how tiles become features and views.
+        workers: processes that read slides.
+        device: auto, cpu or cuda.
+    """
+    place = _existing(study)
+    with place.lock(), Workers(workers) as pool:
+        network = load_encoder(encoder, encode.seed, device, encode.precision)
+        return _code(stages.encode_study(place, network, encode, pool))
+
+
+def pretrain(study: Path, pretrain: PretrainSettings = PretrainSettings(), device: str = "auto") -> int:
+    """Train the slide encoder on the encoded slides, without labels.
+
+    Args:
+        study: the folder of the study.
+        pretrain: how the slide encoder learns.
+        device: auto, cpu or cuda.
+    """
+    place = _existing(study)
+    with place.lock():
+        stages.pretrain_study(place, pretrain, device)
+    return 0
+
+
+def embed(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "auto") -> int:
+    """One vector a slide, with the two baselines beside it: embeddings.h5ad.
+
+    Args:
+        study: the folder of the study.
+        embed: how a slide's vector is made.
+        device: auto, cpu or cuda.
+    """
+    place = _existing(study)
+    with place.lock():
+        return _code(stages.embed_study(place, embed, device))
+
+
+def probe(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
+    """A logistic regression on the slide vectors beside the baselines, grouped by patient: probe.csv, probe.json.
+
+    Args:
+        study: the folder of the study.
+        labels: a CSV with slide_id, optionally patient_id, and label.
+        probe: how the classifier is trained and scored.
+    """
+    place = _existing(study)
+    with place.lock():
+        return _code(stages.probe_study(place, labels, probe))
+
+
+def report(study: Path) -> int:
+    """One self-contained page of all that stands in the study: report.html.
+
+    Args:
+        study: the folder of the study.
+    """
+    place = _existing(study)
+    with place.lock():
+        stages.report_study(place)
+    say(f"done: {place.report}", "green")
+    return 0
+
+
+def _existing(folder: Path) -> Study:
+    if not (folder / "slides.csv").exists():
+        raise StudyError(f"{folder}: not a study, it has no slides.csv", "run `histossl inspect SLIDES --out` first")
+    return Study(folder)
+
+
+def _count(study: Study) -> int:
+    return int((study.slides()["status"] != "failed").sum())
+
+
+def _code(failed: int) -> int:
+    return 1 if failed else 0
+
+
+def _show(study: Study) -> None:
+    table = Table(box=None, header_style="bold")
+    for name, side in (
+        ("slide", "left"),
+        ("mpp", "right"),
+        ("width", "right"),
+        ("height", "right"),
+        ("tiles", "right"),
+    ):
+        table.add_column(name, justify=side, overflow="fold")
+    table.add_column("what is wrong", style="red", overflow="fold")
+    for _, row in study.slides().iterrows():
+        cells = (row["slide_id"], row["mpp"], row["width"], row["height"], row["tiles"], row["error"])
+        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
+    console.print(table)

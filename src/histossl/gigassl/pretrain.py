@@ -1,0 +1,223 @@
+"""Slides without labels in, a slide encoder out: two views of a slide should agree, those of others not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from histossl import store
+from histossl.config import fingerprint, to_dict
+from histossl.encoders.zoo import pick_device, pick_dtype
+from histossl.errors import FileFormatError, SettingsError, TrainingError
+from histossl.geometry import tile_units
+from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
+from histossl.gigassl.views import ViewSettings, collate, draw_pair
+from histossl.losses import nt_xent
+from histossl.train import Schedule, end_of_training, fit
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Self-supervised learning of slides.
+
+    Args:
+        epochs: times that every slide is seen.
+        batch: B, slides a step, all of them where there are fewer; each gives two views.
+        rate: Adam's highest learning rate, for B = 256; it falls in proportion for smaller batches.
+        warmup: share of the training in which the rate rises.
+        weight_decay: on matrices and kernels, decoupled.
+        temperature: of NT-Xent.
+        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        seed: of the initial weights, the order of the slides and the views.
+        view: how a view is drawn.
+        encoder: what the slide encoder is made of; `in_dim` follows the features.
+    """
+
+    epochs: int = 200
+    batch: int = 256
+    rate: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    temperature: float = 0.1
+    precision: str = "auto"
+    seed: int = 0
+    view: ViewSettings = field(default_factory=ViewSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 2:
+            raise SettingsError(f"pretrain needs epochs >= 1 and batch >= 2, got {self.epochs} and {self.batch}")
+        if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1):
+            raise SettingsError("pretrain needs rate > 0, temperature > 0 and warmup in [0, 1]")
+
+
+def trained_as(folder: Path) -> dict[str, Any]:
+    """How a slide encoder was made: `fingerprint`, `features` (of what it learned from), `slides`, `pretrain`.
+
+    Raises:
+        FileFormatError: no slide encoder of ours stands there.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
+        return {name: about[name] for name in ("fingerprint", "features", "slides", "pretrain")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{folder}: no slide encoder with its settings ({error})", "run pretrain first"
+        ) from error
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """Where the tiles of one slide come from.
+
+    Attributes:
+        slide_id: for messages.
+        features: the HDF5 file of its features.
+        views: the folder of its augmented views; where it does not stand, the plain features serve as the one view.
+    """
+
+    slide_id: str
+    features: Path
+    views: Path
+
+    def load(self) -> tuple[NDArray, NDArray[np.float32]]:
+        """(K, n, D) features, memory-mapped where they can be, and (K, n, 2) positions in tile units.
+
+        Raises:
+            FileFormatError: absent or damaged.
+        """
+        if not self.views.is_dir():
+            features, positions = plain_tiles(self.features)
+            return features[None], positions[None]
+        try:
+            features = np.load(self.views / "features.npy", mmap_mode="r", allow_pickle=False)
+            coords = np.load(self.views / "coords.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
+        if features.ndim != 3 or coords.shape != (*features.shape[:2], 2):
+            raise FileFormatError(f"{self.views}: {features.shape} features, {coords.shape} coords", "encode again")
+        stride = store.read_made(self.views)["stride_level0"]
+        return features, tile_units(coords.reshape(-1, 2), stride).reshape(coords.shape)
+
+
+def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """All tiles of a slide as they are: (N, D) features and (N, 2) positions in tile units.
+
+    Raises:
+        FileFormatError: the file is damaged, or features and coordinates do not match.
+    """
+    tiles, features = store.read_tiles_of(path), store.read_features(path)
+    if len(tiles.xy) != len(features):
+        raise FileFormatError(f"{path}: {len(features)} features but {len(tiles.xy)} coords", "encode the slide anew")
+    return features, tile_units(tiles.xy, tiles.stride)
+
+
+class PretrainTask(nn.Module):
+    """The slide encoder, its projector and the loss of a batch of pairs."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        super().__init__()
+        self.encoder = SlideEncoder(settings.encoder, seed=settings.seed)
+        self.projector = Projector(settings.encoder.dim, seed=settings.seed)
+        self.temperature = settings.temperature
+
+    def forward(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(features, positions, view of each tile, 2B views: the first B pair with the last B) -> (loss, gauges)."""
+        vectors = self.encoder(*batch)
+        a, b = self.projector(vectors).chunk(2)
+        return nt_xent(a, b, self.temperature), gauges(a.detach(), b.detach())
+
+
+def gauges(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """What tells a healthy training from a collapsed one, without labels; a, b are (B, d) projections.
+
+    `spread`: root mean square deviation of the normalised projections, times the root of d: 1 where they fill the
+    sphere, 0 where they have collapsed. `matched`: share of views whose nearest other view is their partner.
+    `alignment` and `uniformity` as in Wang and Isola, ICML 2020; lower is better for both.
+    """
+    z = nn.functional.normalize(torch.cat([a, b]).float(), dim=1)
+    similarity = z @ z.T
+    index = torch.arange(len(z), device=z.device)
+    partner = (index + len(a)) % len(z)
+    others = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -2)
+    squares = (2 - 2 * similarity).clamp(min=0)
+    off = (torch.exp(-2 * squares).sum() - len(z)) / (len(z) * (len(z) - 1))
+    return {
+        "spread": z.var(dim=0, correction=0).sum().sqrt(),
+        "matched": (others.argmax(dim=1) == partner).float().mean(),
+        "alignment": squares[index, partner].mean(),
+        "uniformity": torch.log(off),
+    }
+
+
+def pretrain_slides(
+    sources: Sequence[SlideSource],
+    settings: PretrainSettings,
+    folder: Path,
+    logs: Path,
+    made_of: str,
+    device: str = "auto",
+) -> None:
+    """Train a slide encoder and write it to `folder`, whole or absent.
+
+    Args:
+        sources: the slides, in a fixed order.
+        settings: of the training; `settings.encoder.in_dim` is replaced by the dimension of the features.
+        folder: of the result: model.safetensors, config.json and made.json.
+        logs: of log.csv, TensorBoard and checkpoints.
+        made_of: fingerprint of the features.
+        device: auto, cpu or cuda.
+
+    Raises:
+        TrainingError: fewer than two slides, or a loss that is not finite.
+        FileFormatError: damaged features, or features of different encoders.
+    """
+    if len(sources) < 2:
+        raise TrainingError(f"{len(sources)} slide to learn from", "contrast needs two or more")
+    dims = {source.slide_id: source.load()[0].shape[2] for source in sources}
+    if len(set(dims.values())) > 1:
+        odd = min(dims, key=lambda name: list(dims.values()).count(dims[name]))
+        raise FileFormatError(f"{odd}: features of {dims[odd]} numbers among others", "encode it with the same encoder")
+    settings = replace(settings, encoder=replace(settings.encoder, in_dim=next(iter(dims.values()))))
+    where = pick_device(device)
+    dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
+    per_epoch = math.ceil(len(sources) / settings.batch)
+    steps = settings.epochs * per_epoch
+    size = min(settings.batch, len(sources))
+    # The rate follows the batch as in the paper, which states it for 256.
+    schedule = Schedule(
+        steps,
+        settings.rate * size / 256 if size < 256 else settings.rate,
+        round(settings.warmup * steps),
+        settings.weight_decay,
+        checkpoints=max(1, steps // 200),
+    )
+    made = fingerprint(settings, made_of, [source.slide_id for source in sources], dtype)
+    task = PretrainTask(settings)
+    fit(task, lambda step: _batch(step, per_epoch, sources, settings), schedule, logs, made, where.type, dtype)
+    names = [source.slide_id for source in sources]
+    about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings)}
+    task.encoder.save(folder, about)
+    end_of_training(logs)
+
+
+def _batch(
+    step: int, per_epoch: int, sources: Sequence[SlideSource], settings: PretrainSettings
+) -> tuple[Tensor, NDArray, NDArray, int]:
+    """The views of one step: a function of seed and step alone. Every slide comes once an epoch, none is dropped."""
+    epoch, part = divmod(step, per_epoch)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(len(sources))
+    rng = np.random.default_rng([settings.seed, epoch, part])
+    pairs = [draw_pair(*sources[k].load(), settings.view, rng) for k in np.array_split(order, per_epoch)[part]]
+    batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
+    # Positions stay on the CPU, where the kernel maps are built.
+    return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
