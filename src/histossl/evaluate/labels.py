@@ -1,0 +1,247 @@
+"""A table of labels, read without trusting it: which slide, which patient, which class."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from histossl.errors import LabelError
+
+SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
+PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
+EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of known slides.
+
+    Attributes:
+        table: one row a labelled slide in the order of the file, index `slide_id` (text), columns `patient_id` (text)
+            and one a target: the class as text, None where the slide has no label for that target.
+        targets: the names of the target columns.
+        chosen: whether the targets were named (by setting, or as `label`) rather than found.
+        complaints: one line each for what was passed over: absent slides, slides without labels, missing patients. The
+            run went on without them, and should end with a non-zero exit code.
+    """
+
+    table: pd.DataFrame
+    targets: tuple[str, ...]
+    chosen: bool = True
+    complaints: tuple[str, ...] = ()
+
+
+def read_labels(
+    path: str | Path,
+    slide_ids: Sequence[str],
+    targets: Sequence[str] = (),
+    patients: Mapping[str, str] | None = None,
+) -> Labels:
+    """Read a CSV of labels and fit it to the slides at hand.
+
+    Columns: `slide_id`; optional `patient_id`; the targets are `targets` where given, else `label` where there is
+    such a column, else every other column. Separated by comma, semicolon or tab; UTF-8 with or without a mark. Every
+    value is text: slide "007" stays "007"; numbers written differently ("1", "1.0") are one class.
+
+    Args:
+        path: the file.
+        slide_ids: the known slides, those with a vector.
+        targets: names of the columns to take.
+        patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are passed over. Where neither
+            the file nor this names a patient, the slide counts as a patient of its own.
+
+    Raises:
+        LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in case or
+            extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines
+            of the file with the header as row 1.
+    """
+    path = Path(path)
+    columns, rows = _read_rows(path)
+    slide_column = _find(columns, SLIDE_COLUMNS)
+    if slide_column is None:
+        raise LabelError(
+            f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
+        )
+    patient_column = _find(columns, PATIENT_COLUMNS)
+    names, chosen = _choose_targets(path, columns, {slide_column, patient_column}, targets)
+    lines = _unique_lines(path, rows, slide_column)
+    absent = _absent(path, lines, slide_ids)
+
+    values = {name: _classes(path, rows, name) for name in names}
+    records, unnamed, complaints = {}, [], list(absent)
+    known = set(slide_ids)
+    for slide, line in lines.items():
+        if slide in known:
+            patient, named = _patient(path, line, slide, rows[line].get(patient_column or "", ""), patients or {})
+            records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
+            if patient_column and not named:
+                unnamed.append(line)
+    labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
+    table = pd.DataFrame(
+        list(labelled.values()), index=pd.Index(list(labelled), dtype=object, name="slide_id"), dtype=object
+    )
+    if unnamed:
+        complaints.append(
+            f"{path.name}: no patient in {_rows(unnamed)}; each of these slides counts as its own patient"
+        )
+    unlabelled = sorted(known - set(labelled))
+    if unlabelled:
+        complaints.append(f"{path.name}: no label for {len(unlabelled)} of {len(known)} slides: {_some(unlabelled)}")
+    if not labelled:
+        raise LabelError(
+            f"{path.name}: none of its {len(lines)} slides has both a label and a vector",
+            f"the slides are called {_some(sorted(known))}",
+        )
+    return Labels(table, tuple(names), chosen, tuple(complaints))
+
+
+def _read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The header, and line number -> column -> stripped text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise LabelError(f"{path}: {error.strerror or error}", "give the CSV file of labels") from error
+    except UnicodeDecodeError as error:
+        raise LabelError(f"{path.name}: not UTF-8 text", "save the table as 'CSV UTF-8'") from error
+    first = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    try:
+        lines = {line: [cell.strip() for cell in row] for row, line in ((row, reader.line_num) for row in reader)}
+    except csv.Error as error:
+        raise LabelError(f"{path.name}: row {reader.line_num}: {error}", "save the table as 'CSV UTF-8'") from error
+    lines = {line: row for line, row in lines.items() if any(row)}
+    if not lines:
+        raise LabelError(f"{path.name}: the file is empty", "it needs a header with slide_id and label")
+    header = lines.pop(min(lines))
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise LabelError(f"{path.name}: column {_some(twice)} occurs twice", "keep one")
+    uneven = [line for line, row in lines.items() if len(row) != len(header)]
+    if uneven:
+        raise LabelError(f"{path.name}: {_rows(uneven)}: not {len(header)} cells, as the header has", "quote the text")
+    return [name for name in header if name], {line: dict(zip(header, row, strict=True)) for line, row in lines.items()}
+
+
+def _find(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    lowered = {column.lower(): column for column in reversed(columns)}
+    return next((lowered[name] for name in names if name in lowered), None)
+
+
+def _choose_targets(
+    path: Path, columns: Sequence[str], taken: set[str | None], wanted: Sequence[str]
+) -> tuple[list[str], bool]:
+    free = [column for column in columns if column not in taken]
+    missing = [name for name in wanted if name not in free]
+    if missing:
+        raise LabelError(f"{path.name}: no target {_some(missing)}", f"it has {_some(free)} (--probe.targets)")
+    if wanted:
+        return list(dict.fromkeys(wanted)), True
+    label = _find(free, ("label",))
+    if not free:
+        raise LabelError(f"{path.name}: no column of labels beside {_some(columns)}", "add a column label")
+    return ([label], True) if label else (free, False)
+
+
+def _unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
+    lines = defaultdict(list)
+    for line, row in rows.items():
+        lines[row[column]].append(line)
+    if "" in lines:
+        raise LabelError(f"{path.name}: no slide_id in {_rows(lines[''])}", "fill it in or delete the row")
+    twice = [f"{slide!r} ({_rows(found)})" for slide, found in lines.items() if len(found) > 1]
+    if twice:
+        raise LabelError(f"{path.name}: slides named twice: {_some(twice, quote=False)}", "keep one row a slide")
+    return {slide: found[0] for slide, found in lines.items()}
+
+
+def _absent(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> list[str]:
+    """Complaints about labels of slides that are not there; those that are almost there are an error."""
+    known = set(slide_ids)
+    loose = {_loose(slide): slide for slide in slide_ids}
+    absent = [slide for slide in lines if slide not in known]
+    almost = [
+        f"{slide!r} (row {lines[slide]}; is it {loose[_loose(slide)]!r}?)" for slide in absent if _loose(slide) in loose
+    ]
+    if almost:
+        raise LabelError(
+            f"{path.name}: {len(almost)} ids differ from a slide by extension or case: {_some(almost, quote=False)}",
+            "write slide_id as slides.csv has it",
+        )
+    if not absent:
+        return []
+    near = difflib.get_close_matches(absent[0], slide_ids, 1)
+    hint = f"; nearest to {absent[0]!r} is {near[0]!r}" if near else ""
+    where = _rows([lines[slide] for slide in absent])
+    return [f"{path.name}: {len(absent)} labelled slides are absent ({where}): {_some(absent)}{hint}"]
+
+
+def _loose(slide: str) -> str:
+    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' meet, 'a.1' and 'a.2' do not."""
+    stem, dot, extension = slide.casefold().rpartition(".")
+    return (
+        stem
+        if dot and stem and 2 <= len(extension) <= 5 and extension.isalnum() and extension[0].isalpha()
+        else slide.casefold()
+    )
+
+
+def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
+    """The patient of a slide, and whether anyone named it."""
+    here = "" if here.lower() in EMPTY else here
+    there = str(elsewhere.get(slide) or "").strip()
+    there = "" if there.lower() in EMPTY else there
+    if here and there and here != there:
+        raise LabelError(
+            f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
+            "correct one of the two",
+        )
+    return here or there or slide, bool(here or there)
+
+
+def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:
+    """Line -> class, for the lines that have one."""
+    words, numbers = {}, {}
+    for line, row in rows.items():
+        value = row[name]
+        if value.lower() in EMPTY:
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            words[line] = value
+        else:
+            numbers[line] = str(int(number)) if number.is_integer() else repr(number)
+    if words and numbers:
+        kind, few = min(("words", words), ("numbers", numbers), key=lambda pair: len(pair[1]))
+        raise LabelError(
+            f"{path.name}: column {name!r} mixes words and numbers: {kind} in {_rows(few)}: {_some(set(few.values()))}",
+            "write all classes in words, or all in numbers",
+        )
+    spelt = defaultdict(set)
+    for value in words.values():
+        spelt[value.casefold()].add(value)
+    double = [sorted(forms) for forms in spelt.values() if len(forms) > 1]
+    if double:
+        lines = [line for line, value in words.items() if value in double[0][1:]]
+        raise LabelError(
+            f"{path.name}: column {name!r}: {_some(double[0])} differ only by case ({_rows(lines)})",
+            "spell a class one way",
+        )
+    return words | numbers
+
+
+def _some(names: Iterable[str], most: int = 5, quote: bool = True) -> str:
+    names = [repr(name) if quote else name for name in names]
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _rows(lines: Collection[int]) -> str:
+    return ("row " if len(lines) == 1 else "rows ") + _some(map(str, lines), quote=False)

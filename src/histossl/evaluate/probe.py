@@ -1,0 +1,375 @@
+"""How much of a label is in the vectors: linear probes side by side, split by patient, with intervals."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+import histossl
+from histossl.config import to_dict
+from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.evaluate.labels import Labels
+from histossl.evaluate.splits import draw_shots, grouped_folds
+from histossl.store import whole
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How the linear probe is trained and scored.
+
+    Args:
+        targets: columns of the label table to predict; empty takes `label`, or all columns where there is none.
+        folds: folds of the cross-validation; every class needs at least as many patients.
+        repeats: times that the patients are dealt into folds anew.
+        C: inverse strength of the L2 penalty.
+        balanced: weight the classes by the inverse of their frequency.
+        shots: numbers of labelled slides for the curve of few labels; those that a fold cannot give are left out.
+        bootstraps: resamples of the patients behind each interval.
+        mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
+        seed: of the folds, the shots and the resamples.
+    """
+
+    targets: tuple[str, ...] = ()
+    folds: int = 5
+    repeats: int = 5
+    C: float = 10.0
+    balanced: bool = True
+    shots: tuple[int, ...] = (25, 50, 100)
+    bootstraps: int = 1000
+    mixed_patients: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {"folds": (self.folds, 2), "repeats": (self.repeats, 1), "bootstraps": (self.bootstraps, 100)}
+        for name, (value, least) in limits.items():
+            if value < least:
+                raise SettingsError(f"probe.{name} is {value}", f"it must be {least} or more")
+        if not self.C > 0:
+            raise SettingsError(f"probe.C is {self.C}", "it must be positive")
+        if any(n < 2 for n in self.shots):
+            raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What `probe` found.
+
+    Attributes:
+        table: one row for each target, number of labels and embedding, in that order. `target`, `embedding`,
+            `n_labelled` (text: a number of slides, or "all" of the training folds), `auroc` with its 95 % interval
+            `low`, `high`; `difference` with `difference_low`, `difference_high`: how far the first embedding is ahead
+            of this one, resampled as a pair (empty for the first itself); `balanced_accuracy`; `n_slides`,
+            `n_patients`, `n_classes`, `repeats`.
+        predictions: out-of-fold predictions with all labels, one row for each target, embedding and slide:
+            `target`, `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of
+            each class, mean over the repeats.
+        audit: one line a target: classes, patients on both sides, near-duplicate slides.
+        complaints: one line each for what was passed over.
+        settings: what it was asked.
+    """
+
+    table: pd.DataFrame
+    predictions: pd.DataFrame
+    audit: tuple[str, ...]
+    complaints: tuple[str, ...]
+    settings: ProbeSettings
+
+
+def probe(
+    embeddings: Mapping[str, np.ndarray], ids: Sequence[str], labels: Labels, settings: ProbeSettings = ProbeSettings()
+) -> ProbeResult:
+    """Compare embeddings of the same slides by a logistic regression on each, on the same splits.
+
+    Every feature is standardised and divided by √d, with means and deviations of the training slides alone. A row then
+    has length 1 in the mean, like the normalised slide vectors that the paper's C = 10 was chosen for, whatever
+    d and the units are; the rule is one for all embeddings, so that none is favoured by its scale.
+
+    AUROC is the share of rightly ordered pairs (ties count half) among the slides of different class *that the same
+    model scored*, that is within a fold, pooled over the folds: scores of different models have no common zero,
+    and comparing them across folds biases the figure below .5 where there is nothing to learn. Several classes: mean of
+    one against the rest. Its interval: percentiles over resamples of the patients of the mean over repeats; resamples
+    that lost a class do not count. They are the same for all embeddings, which makes the differences paired.
+
+    Args:
+        embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.
+        ids: N unique slide ids, the order of the rows.
+        labels: from `read_labels`.
+        settings: see there.
+
+    Raises:
+        FileFormatError: rows that do not fit `ids`, or values that are not finite.
+        LabelError: too few patients or classes, see `grouped_folds`. Where the targets were found rather than named,
+            a target that cannot be probed is passed over with a complaint as long as another can.
+    """
+    vectors = {name: _check(name, values, ids) for name, values in embeddings.items()}
+    tables, predictions, audit, complaints, failed = [], [], [], list(labels.complaints), []
+    for target in labels.targets:
+        try:
+            task = _task(target, ids, labels, settings)
+        except LabelError as error:
+            if labels.chosen:
+                raise
+            failed.append(str(error))
+            continue
+        scores, note = _out_of_fold(task, vectors, settings)
+        tables.append(_score(task, scores, settings))
+        predictions.append(_predictions(task, {name: scores[name, "all"] for name in vectors}))
+        audit.append(_audit(task, vectors) + note)
+    if not tables:
+        raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
+    complaints += [f"left out: {what}" for what in failed]
+    return ProbeResult(
+        pd.concat(tables, ignore_index=True),
+        pd.concat(predictions, ignore_index=True),
+        tuple(audit),
+        tuple(complaints),
+        settings,
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One target: the slides that have it, by their rows in the embeddings."""
+
+    target: str
+    rows: np.ndarray  # (n,) int
+    slides: np.ndarray  # (n,) text
+    patients: np.ndarray  # (n,) text
+    names: np.ndarray  # (classes,) text, sorted
+    classes: np.ndarray  # (n,) int
+    folds: np.ndarray  # (repeats, n) int
+
+
+def _check(name: str, values: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or len(values) != len(ids) or len(set(ids)) != len(ids):
+        raise FileFormatError(f"{name}: {values.shape} values for {len(set(ids))} different slides", "one row a slide")
+    bad = [ids[k] for k in range(len(ids)) if not np.isfinite(values[k]).all()]
+    if bad:
+        raise FileFormatError(f"{name}: {len(bad)} vectors are not finite, first {bad[:3]}", "embed these slides again")
+    return values
+
+
+def _task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSettings) -> _Task:
+    column = labels.table[target].dropna()
+    rows = np.flatnonzero(pd.Index(ids).isin(column.index))
+    slides = np.asarray(ids, dtype=object)[rows]
+    names, classes = np.unique(column.loc[slides].to_numpy(dtype=str), return_inverse=True)
+    patients = labels.table["patient_id"].loc[slides].to_numpy(dtype=str)
+    if len(names) > max(20, len(rows) // 2):
+        raise LabelError(f"{target}: {len(names)} different values on {len(rows)} slides", "give it as classes")
+    try:
+        folds = grouped_folds(
+            classes, patients, settings.folds, settings.repeats, settings.seed, settings.mixed_patients
+        )
+    except LabelError as error:
+        raise LabelError(f"{target}: {error.what}", error.hint) from error
+    return _Task(target, rows, slides, patients, names, classes, folds)
+
+
+def _out_of_fold(
+    task: _Task, vectors: dict[str, np.ndarray], settings: ProbeSettings
+) -> tuple[dict[tuple[str, str], np.ndarray], str]:
+    """(embedding, n_labelled) -> (repeats, n, classes) probabilities by models that did not see the patient; a note."""
+    training = min((task.folds != fold).sum(axis=1).min() for fold in range(settings.folds))
+    shots = [n for n in sorted(set(settings.shots)) if len(task.names) <= n < training]
+    shape = (*task.folds.shape, len(task.names))
+    scores = {(name, n): np.empty(shape) for n in [*map(str, shots), "all"] for name in vectors}
+    unfinished = 0
+    for repeat, fold_of in enumerate(task.folds):
+        for fold in range(settings.folds):
+            test, pool = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+            drawn = {"all": pool}
+            for n in shots:
+                rng = np.random.default_rng([settings.seed, repeat, fold, n])
+                drawn[str(n)] = pool[draw_shots(task.classes[pool], n, rng)]
+            for (name, n), out in scores.items():
+                x, train = vectors[name], drawn[n]
+                out[repeat, test], finished = _fit(
+                    x[task.rows[train]], task.classes[train], x[task.rows[test]], settings
+                )
+                unfinished += not finished
+    return scores, f"; {unfinished} fits did not converge" if unfinished else ""
+
+
+def _fit(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, settings: ProbeSettings) -> tuple[np.ndarray, bool]:
+    scaler = StandardScaler().fit(x)
+    root = x.shape[1] ** 0.5
+    # At the default tolerance of 1e-4 the scores are still off by a third of their deviation.
+    model = LogisticRegression(
+        C=settings.C, class_weight="balanced" if settings.balanced else None, max_iter=2000, tol=1e-5
+    )
+    # The steps are too small for threads of BLAS, which cost five times the time where the cores are busy otherwise.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+        model.fit(scaler.transform(x) / root, y)
+    return model.predict_proba(scaler.transform(x_test) / root), bool(model.n_iter_.max() < model.max_iter)
+
+
+def _score(task: _Task, scores: dict[tuple[str, str], np.ndarray], settings: ProbeSettings) -> pd.DataFrame:
+    patient = np.unique(task.patients, return_inverse=True)[1]
+    weights = resample(patient.max() + 1, settings.bootstraps, np.random.default_rng([settings.seed, 1]))
+    reference = next(iter(scores))[0]
+    rows, first = [], np.empty(0)
+    for (name, n), values in scores.items():
+        samples = np.mean(
+            [macro_auroc(s, task.classes, f, patient, weights) for s, f in zip(values, task.folds, strict=True)], axis=0
+        )
+        if name == reference:
+            first = samples
+        rows.append(
+            {"target": task.target, "n_labelled": n, "embedding": name}
+            | dict(zip(("auroc", "low", "high"), _interval(samples), strict=True))
+            | dict(
+                zip(
+                    ("difference", "difference_low", "difference_high"),
+                    _interval(first - samples) if name != reference else (np.nan,) * 3,
+                    strict=True,
+                )
+            )
+            | {
+                "balanced_accuracy": np.mean([_balanced_accuracy(s.argmax(axis=1), task.classes) for s in values]),
+                "n_slides": len(task.rows),
+                "n_patients": patient.max() + 1,
+                "n_classes": len(task.names),
+                "repeats": len(values),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def resample(patients: int, times: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap the patients: (times + 1, patients) float64, how often each is drawn; row 0 is all of them once."""
+    weights = np.ones((times + 1, patients))
+    for row in weights[1:]:
+        row[:] = np.bincount(rng.integers(patients, size=patients), minlength=patients)
+    return weights
+
+
+def macro_auroc(
+    probabilities: np.ndarray, classes: np.ndarray, folds: np.ndarray, patient: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """AUROC within folds on many resamples at once; of several classes the mean of one against the rest.
+
+    Args:
+        probabilities: (n, classes).
+        classes: (n,) int.
+        folds: (n,) int; slides of different folds are not compared.
+        patient: (n,) int column of `weights`.
+        weights: (B, patients) from `resample`.
+
+    Returns:
+        (B,) float64; nan where a resample holds no pair for some class.
+    """
+    columns = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    return np.mean([_auroc(probabilities[:, c], classes == c, folds, patient, weights) for c in columns], axis=0)
+
+
+def _auroc(
+    score: np.ndarray, positive: np.ndarray, folds: np.ndarray, patient: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Count, for each positive, the negatives below and not above it by one running sum over the sorted negatives.
+
+    Resamples run along the second axis, so that every step takes whole rows of memory. Counts are integers: exact.
+    """
+    by_patient = np.ascontiguousarray(weights.T)
+    ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in np.unique(folds):
+        up = np.flatnonzero((folds == fold) & positive)
+        down = np.flatnonzero((folds == fold) & ~positive)
+        up, down = up[np.argsort(score[up])], down[np.argsort(score[down])]
+        below = np.zeros((len(down) + 1, len(weights)))
+        np.cumsum(by_patient[patient[down]], axis=0, out=below[1:])
+        mass = by_patient[patient[up]]
+        for side in ("left", "right"):
+            ordered += np.einsum("ib,ib->b", mass, below[np.searchsorted(score[down], score[up], side)]) / 2
+        pairs += mass.sum(axis=0) * below[-1]
+    with np.errstate(invalid="ignore"):
+        return ordered / pairs
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float, float]:
+    """The value itself (resample 0) and the 95 % interval of the others."""
+    low, high = np.nanpercentile(samples[1:], [2.5, 97.5]) if np.isfinite(samples[1:]).any() else (np.nan, np.nan)
+    return float(samples[0]), float(low), float(high)
+
+
+def _balanced_accuracy(predicted: np.ndarray, classes: np.ndarray) -> float:
+    return float(np.mean([np.mean(predicted[classes == c] == c) for c in np.unique(classes)]))
+
+
+def _predictions(task: _Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
+    parts = []
+    for name, values in scores.items():
+        mean = values.mean(axis=0)
+        part = pd.DataFrame(mean, columns=pd.Index([f"p({c})" for c in task.names]))
+        part.insert(0, "predicted", task.names[mean.argmax(axis=1)])
+        part.insert(0, "truth", task.names[task.classes])
+        part.insert(0, "patient_id", task.patients)
+        part.insert(0, "slide_id", task.slides)
+        part.insert(0, "embedding", name)
+        part.insert(0, "target", task.target)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _audit(task: _Task, vectors: dict[str, np.ndarray]) -> str:
+    patient = np.unique(task.patients, return_inverse=True)[1]
+    leader = np.zeros(patient.max() + 1, int)
+    leader[patient] = np.arange(len(patient))
+    straddling = len(np.unique(patient[(task.folds != task.folds[:, leader[patient]]).any(axis=0)]))
+    pairs = sorted({pair for values in vectors.values() for pair in near_duplicates(values[task.rows])})
+    pairs = [(a, b) for a, b in pairs if patient[a] != patient[b]]
+    some = ", ".join(f"{task.slides[a]} ~ {task.slides[b]}" for a, b in pairs[:3])
+    twins = (
+        f"{len(pairs)} pairs of near-duplicate slides of different patients ({some})" if pairs else "no near-duplicates"
+    )
+    counts = ", ".join(f"{name} {n}" for name, n in zip(task.names, np.bincount(task.classes), strict=True))
+    return (
+        f"{task.target}: {len(task.rows)} slides of {patient.max() + 1} patients ({counts}); "
+        f"{straddling or 'no'} patients on both sides of a fold; {twins}"
+    )
+
+
+def near_duplicates(values: np.ndarray, cosine: float = 0.999) -> list[tuple[int, int]]:
+    """Pairs (a, b), a < b, of rows whose standardised vectors have at least this cosine: most likely one slide twice.
+
+    Args:
+        values: (N, d); two slides of a cohort of independent ones practically never get there for d ≥ 16.
+        cosine: the least cosine.
+    """
+    x = StandardScaler().fit_transform(values)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    x = (x / np.where(length > 0, length, 1)).astype(np.float32)
+    found = []
+    for start in range(0, len(x), 1024):
+        a, b = np.nonzero(x[start : start + 1024] @ x[start:].T >= cosine)
+        found += [(int(i + start), int(j + start)) for i, j in zip(a, b, strict=True) if i < j]
+    return found
+
+
+def write_probe(result: ProbeResult, folder: Path) -> None:
+    """Write probe.csv (the table), probe.json (table, audit, complaints, settings, version) and predictions.csv."""
+    content = {
+        "histossl": histossl.__version__,
+        "settings": to_dict(result.settings),
+        "audit": result.audit,
+        "complaints": result.complaints,
+        "table": [{k: None if v != v else v for k, v in row.items()} for row in result.table.to_dict("records")],
+    }
+    with whole(Path(folder) / "probe.csv") as path:
+        result.table.to_csv(path, index=False, float_format="%.6f")
+    with whole(Path(folder) / "predictions.csv") as path:
+        result.predictions.to_csv(path, index=False, float_format="%.6f")
+    with whole(Path(folder) / "probe.json") as path:
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")

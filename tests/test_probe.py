@@ -1,0 +1,220 @@
+"""The probe against brute force, against scikit-learn, and against what must be so."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.evaluate.labels import Labels
+from histossl.evaluate.probe import ProbeSettings, macro_auroc, near_duplicates, probe, resample, write_probe
+
+QUICK = ProbeSettings(repeats=2, bootstraps=100, shots=(10,))
+
+
+def labels_of(classes, patients, name="label", **more):
+    ids = pd.Index([f"s{k:03d}" for k in range(len(classes))], name="slide_id")
+    table = pd.DataFrame({"patient_id": [f"p{p}" for p in patients], name: [f"c{c}" for c in classes]}, index=ids)
+    return Labels(table.assign(**more), (name, *more))
+
+
+def pair_counting(score, positive, folds, weight):
+    ordered = pairs = 0.0
+    for a in range(len(score)):
+        for b in range(len(score)):
+            if positive[a] and not positive[b] and folds[a] == folds[b]:
+                pairs += weight[a] * weight[b]
+                ordered += weight[a] * weight[b] * ((score[a] > score[b]) + (score[a] == score[b]) / 2)
+    return ordered / pairs if pairs else np.nan
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 30), st.integers(1, 3), st.integers(1, 6))
+def test_auroc_is_the_count_of_ordered_pairs_with_ties_and_weights(seed, n, folds, levels):
+    rng = np.random.default_rng(seed)
+    classes, fold_of, patient = rng.integers(2, size=n), rng.integers(folds, size=n), rng.integers(5, size=n)
+    score = rng.integers(levels, size=n) / levels
+    weights = resample(5, 4, rng)
+    found = macro_auroc(np.stack([1 - score, score], axis=1), classes, fold_of, patient, weights)
+    expected = [pair_counting(score, classes == 1, fold_of, row[patient]) for row in weights]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_macro_auroc_equals_scikit_learn_within_one_fold():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(4, size=200)
+    probabilities = rng.dirichlet(np.ones(4), size=200).round(2) + np.eye(4)[classes] * 0.2
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    once = np.ones((1, 200))
+    found = macro_auroc(probabilities, classes, np.zeros(200, int), np.arange(200), once)[0]
+    expected = roc_auc_score(classes, probabilities, multi_class="ovr", average="macro")
+    assert found == pytest.approx(expected, abs=1e-12)
+    two = probabilities[:, :2] / probabilities[:, :2].sum(axis=1, keepdims=True)
+    keep = classes < 2
+    found = macro_auroc(
+        two[keep], classes[keep], np.zeros(keep.sum(), int), np.arange(keep.sum()), once[:, : keep.sum()]
+    )
+    assert found[0] == pytest.approx(roc_auc_score(classes[keep], two[keep, 1]), abs=1e-12)
+
+
+def test_resamples_draw_as_many_patients_as_there_are_and_begin_with_the_sample():
+    weights = resample(37, 2000, np.random.default_rng(0))
+    assert (weights[0] == 1).all()
+    assert (weights.sum(axis=1) == 37).all()
+    assert abs(weights[1:].mean() - 1) < 1e-12
+    assert abs((weights[1:] == 0).mean() - (1 - 1 / 37) ** 37) < 0.01
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """120 patients with 1 to 4 slides that share half of their noise; the true AUROC by numerical integration."""
+    rng = np.random.default_rng(0)
+    shift, covered, naive = 1.0, 0, 0
+    truth = roc_auc_score(np.repeat([0, 1], 200_000), rng.normal(size=400_000) + shift * np.repeat([0, 1], 200_000))
+    trials = 300
+    for _ in range(trials):
+        patient = np.repeat(np.arange(120), rng.integers(1, 5, size=120))
+        classes = (np.arange(120) % 2)[patient]
+        score = (rng.normal(size=120)[patient] + rng.normal(size=len(patient))) / np.sqrt(2) + shift * classes
+        both, folds = np.stack([-score, score], axis=1), np.zeros(len(patient), int)
+        for unit, weights in (
+            (patient, resample(120, 300, rng)),
+            (np.arange(len(patient)), resample(len(patient), 300, rng)),
+        ):
+            low, high = np.percentile(macro_auroc(both, classes, folds, unit, weights)[1:], [2.5, 97.5])
+            if unit is patient:
+                covered += low <= truth <= high
+            else:
+                naive += low <= truth <= high
+    assert 0.91 <= covered / trials <= 0.98
+    assert naive < covered  # resampling slides pretends to know more than it does
+
+
+def test_separable_gives_one_and_permuted_gives_a_half():
+    rng = np.random.default_rng(0)
+    patients = np.arange(150) // 2
+    classes = (np.arange(75) % 3)[patients]
+    clear = np.eye(3)[classes] @ rng.normal(size=(3, 12)) + 0.01 * rng.normal(size=(150, 12))
+    noise = rng.normal(size=(150, 12))
+    ids = [f"s{k:03d}" for k in range(150)]
+    result = probe({"clear": clear, "noise": noise}, ids, labels_of(classes, patients), QUICK)
+    table = result.table.set_index(["n_labelled", "embedding"])
+    for n in ("10", "all"):
+        assert table.loc[(n, "clear"), ["auroc", "low", "high", "balanced_accuracy"]].tolist() == [1, 1, 1, 1]
+        noisy = table.loc[(n, "noise")]
+        assert noisy["low"] < 0.5 < noisy["high"]
+        assert noisy["difference"] == pytest.approx(1 - noisy["auroc"])
+        assert noisy["difference_low"] > 0.3
+    assert np.isnan(table.loc[("all", "clear"), "difference"])
+    assert result.predictions.query("embedding == 'clear'").eval("truth == predicted").all()
+
+
+def test_where_there_is_nothing_to_learn_the_figure_is_not_biased():
+    """Over many permutations of the labels the mean is .5; pooling scores over folds would be below it."""
+    rng = np.random.default_rng(1)
+    once = ProbeSettings(repeats=1, bootstraps=100, shots=())
+    x, ids, found = rng.normal(size=(40, 3)), [f"s{k:03d}" for k in range(40)], []
+    for _ in range(60):
+        classes = rng.permutation(np.arange(40) % 2)
+        found.append(probe({"x": x}, ids, labels_of(classes, np.arange(40)), once).table["auroc"][0])
+    assert abs(np.mean(found) - 0.5) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_the_probe_does_not_depend_on_units_order_or_company():
+    rng = np.random.default_rng(2)
+    patients = np.arange(80) // 2
+    classes = (np.arange(40) % 2)[patients]
+    x = rng.normal(size=(80, 7)) + 0.5 * classes[:, None]
+    labels, ids = labels_of(classes, patients), [f"s{k:03d}" for k in range(80)]
+    plain = probe({"x": x}, ids, labels, QUICK).table.iloc[:, :6]
+    scaled = probe({"x": x * np.logspace(-3, 3, 7) + 5}, ids, labels, QUICK).table.iloc[:, :6]
+    pd.testing.assert_frame_equal(plain, scaled, rtol=1e-3)
+    beside = probe({"y": x[:, :2], "x": x}, ids, labels, QUICK).table.query("embedding == 'x'").iloc[:, :6]
+    pd.testing.assert_frame_equal(plain, beside.reset_index(drop=True))
+    again = probe({"x": x}, ids, labels, QUICK)
+    pd.testing.assert_frame_equal(again.table.iloc[:, :6], plain)
+    more_ids = ["unlabelled", *ids]
+    with_others = probe({"x": np.vstack([np.full(7, 99.0), x])}, more_ids, labels, QUICK)
+    pd.testing.assert_frame_equal(with_others.table.iloc[:, :6], plain)
+
+
+def test_a_model_never_sees_the_patient_that_it_scores():
+    """Every patient has a mark of its own and a random class: known patients would be told perfectly."""
+    rng = np.random.default_rng(3)
+    patients = np.arange(200) // 5
+    classes = rng.permutation(np.arange(40) % 2)[patients]
+    x = np.eye(40)[patients] + 0.01 * rng.normal(size=(200, 40))
+    ids = [f"s{k:03d}" for k in range(200)]
+    grouped = probe({"x": x}, ids, labels_of(classes, patients), QUICK)
+    leaking = probe({"x": x}, ids, labels_of(classes, np.arange(200)), QUICK)
+    assert grouped.table["auroc"].iloc[-1] < 0.7
+    assert leaking.table["auroc"].iloc[-1] > 0.99
+    assert "no patients on both sides" in grouped.audit[0]
+
+
+def test_targets_that_were_found_are_passed_over_and_those_named_refused():
+    rng = np.random.default_rng(4)
+    classes, x, ids = np.arange(40) % 2, rng.normal(size=(40, 3)), [f"s{k:03d}" for k in range(40)]
+    labels = labels_of(classes, np.arange(40), "stage", note=[f"text {k}" for k in range(40)])
+    with pytest.raises(LabelError, match="note: 40 different values on 40 slides"):
+        probe({"x": x}, ids, labels, QUICK)
+    result = probe({"x": x}, ids, Labels(labels.table, labels.targets, chosen=False), QUICK)
+    assert set(result.table["target"]) == {"stage"}
+    assert "left out: note" in result.complaints[0]
+    with pytest.raises(LabelError, match="no target can be probed"):
+        probe({"x": x}, ids, Labels(labels.table, ("note",), chosen=False), QUICK)
+
+
+def test_slides_without_a_label_for_a_target_do_not_take_part():
+    rng = np.random.default_rng(5)
+    labels = labels_of(np.arange(40) % 2, np.arange(40))
+    labels.table.iloc[::4, 1] = None
+    table = probe({"x": rng.normal(size=(40, 3))}, [f"s{k:03d}" for k in range(40)], labels, QUICK).table
+    assert set(table["n_slides"]) == {30}
+
+
+def test_near_duplicates_are_found_across_blocks():
+    x = np.random.default_rng(6).normal(size=(1500, 32))
+    x[1400] = x[3]
+    x[7] = x[2] + 1e-4
+    assert near_duplicates(x) == [(2, 7), (3, 1400)]
+    assert near_duplicates(np.ones((5, 4))) == []
+
+
+def test_bad_vectors_and_settings_are_refused():
+    labels, ids = labels_of(np.arange(20) % 2, np.arange(20)), [f"s{k:03d}" for k in range(20)]
+    x = np.random.default_rng(7).normal(size=(20, 3))
+    x[4, 1] = np.nan
+    with pytest.raises(FileFormatError, match=r"x: 1 vectors are not finite, first \['s004'\]"):
+        probe({"x": x}, ids, labels, QUICK)
+    with pytest.raises(FileFormatError, match="20 different slides"):
+        probe({"x": x[:5]}, ids, labels, QUICK)
+    bads: tuple[dict[str, Any], ...] = ({"folds": 1}, {"C": 0.0}, {"shots": (1,)}, {"bootstraps": 0}, {"repeats": 0})
+    for bad in bads:
+        with pytest.raises(SettingsError, match=f"probe.{next(iter(bad))}"):
+            ProbeSettings(**bad)
+
+
+def test_what_is_written_reads_back(tmp_path):
+    rng = np.random.default_rng(8)
+    ids = [f"s{k:03d}" for k in range(40)]
+    result = probe(
+        {"x": rng.normal(size=(40, 3)), "y": rng.normal(size=(40, 2))},
+        ids,
+        labels_of(np.arange(40) % 2, range(40)),
+        QUICK,
+    )
+    write_probe(result, tmp_path)
+    content = json.loads((tmp_path / "probe.json").read_text())
+    assert content["settings"]["folds"] == 5
+    assert content["table"][0]["difference"] is None
+    table = pd.read_csv(tmp_path / "probe.csv", dtype={"n_labelled": str})
+    pd.testing.assert_frame_equal(table, result.table, atol=1e-6, check_dtype=False)
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    assert len(predictions) == 80
+    np.testing.assert_allclose(predictions["p(c0)"] + predictions["p(c1)"], 1, atol=2e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.csv", "probe.csv", "probe.json"]
