@@ -80,7 +80,7 @@ def test_patients_come_from_the_table_then_from_elsewhere_then_the_slide(table):
         ("slide_id,label\n007,1\nb 1,0\nü-3,x\n", r"mixes words and numbers: words in row 4: 'x'"),
         ("slide_id,label\n007,CLL\nb 1,cll\n", r"'CLL', 'cll' differ only by case \(row 3\)"),
         ("slide_id,label\n007,\nx,b\n", "none of its 2 slides has both"),
-        ('slide_id,label\n007,"a\n', "row 3: unexpected end"),
+        ('slide_id,label\n007,"a\n', "row 2: unexpected end"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_rows(table, text, words):

@@ -114,7 +114,7 @@ def test_separable_gives_one_and_permuted_gives_a_half():
 
 
 def test_where_there_is_nothing_to_learn_the_figure_is_not_biased():
-    """Over many permutations of the labels the mean is .5; pooling scores over folds would be below it."""
+    """Over many permutations of the labels the mean is .5."""
     rng = np.random.default_rng(1)
     once = ProbeSettings(repeats=1, bootstraps=100, shots=())
     x, ids, found = rng.normal(size=(40, 3)), [f"s{k:03d}" for k in range(40)], []
@@ -183,6 +183,9 @@ def test_near_duplicates_are_found_across_blocks():
     x[7] = x[2] + 1e-4
     assert near_duplicates(x) == [(2, 7), (3, 1400)]
     assert near_duplicates(np.ones((5, 4))) == []
+    far = np.random.default_rng(6).normal(size=(50, 32))
+    far[10:12] += 20  # alike in being extreme, their cosine is .99, and yet different
+    assert near_duplicates(far) == []
 
 
 def test_bad_vectors_and_settings_are_refused():

@@ -95,10 +95,10 @@ def probe(
     d and the units are; the rule is one for all embeddings, so that none is favoured by its scale.
 
     AUROC is the share of rightly ordered pairs (ties count half) among the slides of different class *that the same
-    model scored*, that is within a fold, pooled over the folds: scores of different models have no common zero,
-    and comparing them across folds biases the figure below .5 where there is nothing to learn. Several classes: mean of
-    one against the rest. Its interval: percentiles over resamples of the patients of the mean over repeats; resamples
-    that lost a class do not count. They are the same for all embeddings, which makes the differences paired.
+    model scored*, that is within a fold, pooled over the folds: scores of different models have no common zero, and a
+    shift between them says nothing about the embedding. Several classes: mean of one against the rest. Its interval:
+    percentiles over resamples of the patients of the mean over repeats; resamples that lost a class do not count.
+    They are the same for all embeddings, which makes the differences paired.
 
     Args:
         embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.
@@ -341,19 +341,24 @@ def _audit(task: _Task, vectors: dict[str, np.ndarray]) -> str:
     )
 
 
-def near_duplicates(values: np.ndarray, cosine: float = 0.999) -> list[tuple[int, int]]:
-    """Pairs (a, b), a < b, of rows whose standardised vectors have at least this cosine: most likely one slide twice.
+def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[int, int]]:
+    """Pairs (a, b), a < b, of rows that lie this much nearer than two rows usually do: most likely one slide twice.
+
+    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine would
+    not do: it is near 1 for any two slides that are extreme in the same direction.
 
     Args:
-        values: (N, d); two slides of a cohort of independent ones practically never get there for d ≥ 16.
-        cosine: the least cosine.
+        values: (N, d); with few features (d < 16) different slides may come as near by chance.
+        distance: the share, 0.05 is a twentieth of the usual distance.
     """
-    x = StandardScaler().fit_transform(values)
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    x = (x / np.where(length > 0, length, 1)).astype(np.float32)
+    x = StandardScaler().fit_transform(values).astype(np.float32)
+    square = (x * x).sum(axis=1)
+    limit = distance**2 * 2 * square.mean()  # Σ over all pairs |a − b|² / N² = 2 mean |a|², the mean being zero
     found = []
-    for start in range(0, len(x), 1024):
-        a, b = np.nonzero(x[start : start + 1024] @ x[start:].T >= cosine)
+    for start in range(0, len(x) if limit > 0 else 0, 1024):
+        block = slice(start, start + 1024)
+        apart = square[block, None] + square[None, start:] - 2 * (x[block] @ x[start:].T)
+        a, b = np.nonzero(apart <= limit)
         found += [(int(i + start), int(j + start)) for i, j in zip(a, b, strict=True) if i < j]
     return found
 
