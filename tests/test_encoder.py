@@ -16,6 +16,15 @@ from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder, f
 ARCHS = ("sparse", "mlp", "attention")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For tensors as small as these, waiting for a second thread costs more than it gives."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
