@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +14,18 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from histossl.errors import SlideError
 from histossl.geometry import Size
 
 MAX_PLAIN_PIXELS = 2**27
 """A plain picture is held in memory whole; a larger one is refused."""
+
+_EIGHT_BITS = "save it as RGB with 8 bits a channel"
+
+# It logs what it then raises, or what check_tiff finds.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # What the readers and the codecs below them raise on files that are cut short, damaged or of another kind.
 FILE_ERRORS = (
@@ -40,7 +47,7 @@ FILE_ERRORS = (
 
 
 class Refused(Exception):
-    """A reader does not take a file that may be another one's."""
+    """A reader does not take a file that may be another one's; the text is empty where that is no news."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +97,14 @@ class OpenSlideReader:
         try:
             slide = self._open()
         except openslide.OpenSlideUnsupportedFormatError as error:
-            raise Refused("") from error
+            raise Refused from error
         except openslide.OpenSlideError as error:
             raise Refused(reason(error)) from error
         self.properties = dict(slide.properties)
         self.vendor = self.properties.get("openslide.vendor", "unknown")
         if self.vendor == "generic-tiff" and "<OME" in self.properties.get("tiff.ImageDescription", ""):
             slide.close()
-            raise Refused("")  # it would see the first channel of the first level only
+            raise Refused  # it would see the first channel of the first level only
         self.levels = tuple(
             Level(Size(*size), down) for size, down in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         )
@@ -123,31 +130,27 @@ class TiffSlideReader:
     """tiffslide: OME-TIFF, and tiled TIFFs that OpenSlide does not know."""
 
     def __init__(self, path: Path) -> None:
-        if path.suffix.lower() not in (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide"):
-            raise Refused("")
-        import tifffile
+        if not _is_tiff(path):
+            raise Refused
         import tiffslide
 
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it warns of every vendor that it knows in part only
-                slide = tiffslide.TiffSlide(path)
-                properties = slide.properties
-        except tifffile.TiffFileError as error:
-            raise Refused(reason(error)) from error
-        page = slide.ts_tifffile.series[properties["tiffslide.series-index"]].keyframe
-        depth = {"YX": 1, "YXS": page.shape[-1], "CYX": slide.ts_tifffile.series[0].shape[0]}.get(
-            properties["tiffslide.series-axes"]
-        )
-        if not page.is_tiled or page.dtype != np.uint8 or depth not in (1, 3, 4):
-            slide.close()
-            raise Refused("")
-        self.properties = {key: str(value) for key, value in properties.items() if value is not None}
-        self.properties |= _tiff_properties(page)
-        self.vendor = str(properties["tiffslide.vendor"] or "generic-tiff")
-        self.levels = tuple(
-            Level(Size(*size), down) for size, down in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
-        )
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of every vendor that it knows in part only
+            slide = stack.enter_context(tiffslide.TiffSlide(path))
+            properties = slide.properties
+            series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
+            page = series.keyframe
+            depth = {"YX": 1, "YXS": series.shape[-1], "CYX": series.shape[0]}[properties["tiffslide.series-axes"]]
+            if not page.is_tiled or page.dtype != np.uint8 or depth not in (1, 3, 4):
+                raise Refused
+            self.properties = {key: str(value) for key, value in properties.items() if value is not None}
+            self.properties |= _tiff_properties(page)
+            self.vendor = str(properties["tiffslide.vendor"] or "generic-tiff")
+            self.levels = tuple(
+                Level(Size(*size), down)
+                for size, down in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+            )
+            stack.pop_all()
         self._slide = slide
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
@@ -169,13 +172,12 @@ class PlainReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tiff = _is_tiff(path)
-        size, self.properties = _tiff_header(path) if self._tiff else _picture_header(path)
+        try:
+            size, self.properties = _tiff_header(path) if self._tiff else _picture_header(path)
+        except Image.DecompressionBombError as error:
+            raise _too_large(path, "so many") from error
         if size.width * size.height > MAX_PLAIN_PIXELS:
-            raise SlideError(
-                path,
-                f"{size.width} x {size.height} pixels are too many for a plain picture, which is held in memory whole",
-                "convert it to a tiled pyramid: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg",
-            )
+            raise _too_large(path, f"{size.width} x {size.height}")
         self.levels = (Level(size, 1.0),)
 
     @cached_property
@@ -192,6 +194,14 @@ class PlainReader:
         self.__dict__.pop("_pixels", None)
 
 
+def _too_large(path: Path, pixels: str) -> SlideError:
+    return SlideError(
+        path,
+        f"{pixels} pixels are too many for a plain picture, which is held in memory whole",
+        "convert it to a tiled pyramid: vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg",
+    )
+
+
 READERS: dict[str, type[Reader]] = {
     "OpenSlide": OpenSlideReader,
     "tiffslide": TiffSlideReader,
@@ -200,15 +210,48 @@ READERS: dict[str, type[Reader]] = {
 """In the order in which they are asked."""
 
 
+def check_tiff(path: Path) -> None:
+    """Refuse a TIFF that is cut short, before hours are spent on it; files of other kinds pass, and NDPI's own TIFF.
+
+    All directories and the beginnings of all tiles and strips must lie inside the file.
+
+    Raises:
+        SlideError: one does not.
+    """
+    if not _is_tiff(path) or path.suffix.lower() == ".ndpi":
+        return
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        pages = list(tiff.pages)
+        pages += [below for page in pages for below in page.pages or ()]
+        file, form = tiff.filehandle, tiff.tiff
+        file.seek(tiff.pages.next_page_offset or 0)
+        places = [struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]]
+        places += [max(page.dataoffsets, default=0) for page in pages]
+        if max(places) >= file.size:
+            raise SlideError(
+                path,
+                f"is cut short or damaged: it has {file.size} bytes and says that it goes on at byte {max(places)}",
+                "copy the file again",
+            )
+
+
 def _is_tiff(path: Path) -> bool:
     with path.open("rb") as handle:
         return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _picture_header(path: Path) -> tuple[Size, dict[str, str]]:
-    with _opened(path) as picture:
-        dpi = picture.info.get("dpi", (0, 0))
+    try:
+        picture = _opened(path)
+    except UnidentifiedImageError as error:
+        raise Refused from error
+    with picture:
+        if picture.mode == "F":
+            raise SlideError(path, "holds fractions, not colours", _EIGHT_BITS)
         properties = {"format": str(picture.format), "mode": picture.mode}
+        dpi = picture.info.get("dpi", (0, 0))
         if all(dpi):
             x, y = (repr(float(value)) for value in dpi)
             properties |= {"tiff.XResolution": x, "tiff.YResolution": y, "tiff.ResolutionUnit": "inch"}
@@ -225,9 +268,7 @@ def _decode_picture(path: Path) -> NDArray[np.uint8]:
     with _opened(path) as picture:
         if picture.mode.startswith("I"):
             return _on_white(_to_eight_bits(np.asarray(picture)))
-        if picture.mode == "F":
-            raise ValueError("holds fractions, not colours; save it with 8 bits a channel")
-        clear = "A" in picture.mode or "a" in picture.mode or "transparency" in picture.info
+        clear = picture.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in picture.info
         return _on_white(np.asarray(picture.convert("RGBA" if clear else "RGB")))
 
 
@@ -235,7 +276,12 @@ def _tiff_header(path: Path) -> tuple[Size, dict[str, str]]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.series[0].keyframe
+        series = tiff.series[0]
+        page = series.keyframe
+        if page.dtype not in (np.bool_, np.uint8, np.uint16):
+            raise SlideError(path, f"holds values of type {page.dtype}, not colours", _EIGHT_BITS)
+        if series.axes not in ("YX", "YXS", "SYX") and not _planes(series):
+            raise SlideError(path, f"holds a stack of {series.shape[0]} pages, not one colour picture", _EIGHT_BITS)
         return Size(page.imagewidth, page.imagelength), _tiff_properties(page)
 
 
@@ -246,16 +292,19 @@ def _decode_tiff(path: Path) -> NDArray[np.uint8]:
         series = tiff.series[0]
         page = series.keyframe
         kind = tifffile.PHOTOMETRIC(page.photometric or 0).name
-        if kind not in ("RGB", "YCBCR", "MINISBLACK", "MINISWHITE"):
+        jpeg = kind == "YCBCR" and page.compression in (6, 7)
+        if not (jpeg or kind in ("RGB", "MINISBLACK", "MINISWHITE")):
             return _decode_picture(path)  # palettes, CMYK, CIELab
-        planes = series.axes == "CYX" and series.shape[0] in (3, 4)
-        pixels = series.asarray() if planes else page.asarray()
-        if planes or page.axes == "SYX":
+        pixels = series.asarray() if _planes(series) else page.asarray()
+        if _planes(series) or page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, -1)
-        elif page.axes not in ("YX", "YXS") or series.axes == "CYX":
-            raise ValueError(f"holds axes {series.axes} of {series.shape}, not one colour picture")
     pixels = _to_eight_bits(pixels)
     return _on_white(255 - pixels if kind == "MINISWHITE" else pixels)
+
+
+def _planes(series: Any) -> bool:
+    """Whether a TIFF's pages are the colours of one picture."""
+    return series.axes == "CYX" and series.shape[0] in (3, 4)
 
 
 def _to_eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +22,7 @@ from PIL import Image
 from histossl.errors import SettingsError, SlideError
 from histossl.geometry import Region, Size
 from histossl.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
-from histossl.readers import FILE_ERRORS, READERS, Level, Reader, Refused, reason
+from histossl.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, reason
 
 __all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide"]
 
@@ -250,6 +251,8 @@ def _check_file(path: Path) -> None:
         raise SlideError(path, f"cannot be opened ({error.strerror})", f"check {path}") from error
     if empty:
         raise SlideError(path, "is empty", "copy the file again")
+    with suppress(*FILE_ERRORS):  # what is no TIFF after all: the readers will say
+        check_tiff(path)
 
 
 def _reader(path: Path) -> Reader:
@@ -267,6 +270,6 @@ def _reader(path: Path) -> Reader:
     told = [f"{name}: {text}" for name, text in reasons.items() if text]
     raise SlideError(
         path,
-        f"is no slide or picture that can be read ({'; '.join(told) or 'unknown format'})",
+        f"is no slide or picture that {', '.join(READERS)} can read" + (f" ({'; '.join(told)})" if told else ""),
         "the file is damaged, cut short, or of another kind",
     )

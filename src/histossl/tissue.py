@@ -32,7 +32,7 @@ class TissueSettings:
 
     mpp: float = 8.0
     blur: float = 8.0
-    threshold: float = 0.04
+    threshold: float = 0.03
     smallest: float = 100.0
     hole: float = 200.0
     pens: bool = True
