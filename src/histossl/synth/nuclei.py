@@ -5,9 +5,11 @@ Everything is in µm. A unit's content depends on that unit alone, and stays ins
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from histossl.synth.texture import ANGLE, FAR, MASK, N, depth_at, normal, slow, state, uniform
 
@@ -16,38 +18,82 @@ STROMA, GLAND, LYMPHOID, ADIPOSE, NEST, LESION = range(6)  # as in recipe.KINDS
 # Columns of a nucleus: centre, semi-axes, direction and outline, then looks.
 X, Y, A, B, COS, SIN, C2, C3, HEMA, CLUMP, PALE, NUCLEOLUS, KIND, TEX = range(14)
 COLUMNS = 14
+# By type, as in recipe.NUCLEI: semi-axes and their spread in µm, hematoxylin, its clumps, how pale the middle is,
+# radius of the nucleolus in µm, waviness of the outline.
+LOOKS = (
+    (6.2, 1.4, 1.6, 0.3, 1.5, 0.18, 0.15, 0.0, 0.07),
+    (4.3, 0.4, 3.1, 0.25, 1.55, 0.2, 0.25, 0.4, 0.04),
+    (3.2, 0.25, 2.9, 0.2, 2.1, 0.25, 0.0, 0.0, 0.03),
+    (4.6, 0.5, 3.8, 0.4, 1.35, 0.24, 0.4, 0.8, 0.05),
+    (6.0, 1.2, 4.4, 0.8, 1.55, 0.34, 0.3, 1.3, 0.1),
+)
 
 
-@njit(cache=True)
-def shape(w, i, j, out):
-    """The form of a unit's content: centre, radius, harmonics, lumen, offsets into the textures, fat cells."""
+class Form(NamedTuple):
+    """The form of a unit's content, in µm from its middle."""
+
+    x: float
+    y: float
+    radius: float
+    waves: tuple[float, float, float, float]  # of the outline, in parts of the radius
+    wall: float  # height of a gland's epithelium
+    row: int  # where it lies in the textures
+    column: int
+    whim: float  # in [0, 1], for whatever else differs
+    fat: NDArray[np.float64]  # (5, 3): x, y, radius of fat cells
+
+
+@njit
+def form_of(w, i, j):
+    """The form of unit (i, j): drawn alike for all kinds, each of which uses what it needs."""
     s = np.empty(1, np.uint64)
     s[0] = state(w.seed, i, j, 41)
-    unit = w.unit
-    radius = unit / 2 * uniform(s, 0.66, 0.9)
-    slack = unit / 2 - radius * 1.06 - 2
-    out[0], out[1], out[2] = uniform(s, -slack, slack), uniform(s, -slack, slack), radius
-    for k in range(3, 7):
-        out[k] = normal(s, 0, 0.045)
-    out[7] = min(14.5, 0.6 * radius) * uniform(s, 0.85, 1.1)
-    out[8], out[9] = math.floor(uniform(s, 0, N)), math.floor(uniform(s, 0, N))
-    out[10] = uniform(s, 0, 1)
-    for k in range(4):
-        out[11 + 2 * k] = ((k % 2) - 0.5) * unit * 0.5 + uniform(s, -0.13, 0.13) * unit
-        out[12 + 2 * k] = ((k // 2) - 0.5) * unit * 0.5 + uniform(s, -0.13, 0.13) * unit
+    half = w.unit / 2
+    radius = half * uniform(s, 0.78, 0.97)
+    slack = max(0.0, half - radius * 1.02 - 0.4)
+    waves = (normal(s, 0, 0.035), normal(s, 0, 0.035), normal(s, 0, 0.03), normal(s, 0, 0.03))
+    fat = np.zeros((5, 3))
+    for k in range(5):
+        for _ in range(12):
+            x, y = uniform(s, -0.9, 0.9) * half, uniform(s, -0.9, 0.9) * half
+            r = min(uniform(s, 0.45, 0.95) * half, half - 1.5 - max(abs(x), abs(y)))
+            for m in range(k):
+                r = min(r, math.hypot(x - fat[m, 0], y - fat[m, 1]) - fat[m, 2] - 0.4)
+            if r > fat[k, 2] and r > 6:
+                fat[k] = x, y, r
+    x, y = uniform(s, -slack, slack), uniform(s, -slack, slack)
+    wall = min(14.5, 0.6 * radius) * uniform(s, 0.85, 1.1)
+    return Form(x, y, radius, waves, wall, int(uniform(s, 0, N)), int(uniform(s, 0, N)), uniform(s, 0, 1), fat)
 
 
-@njit(cache=True)
-def outline(p, dx, dy):
-    """µm outside (positive) or inside of the unit's round content."""
+@njit
+def outline(form, radius, dx, dy):
+    """µm outside (positive) or inside of a wavy circle."""
     r = math.sqrt(dx * dx + dy * dy) + 1e-6
     c, s = dx / r, dy / r
     c2, s2 = 2 * c * c - 1, 2 * s * c
-    wave = p[3] * c2 + p[4] * s2 + p[5] * (c2 * c - s2 * s) + p[6] * (s2 * c + c2 * s)
-    return r - p[2] * (1 + wave)
+    a, b, d, e = form.waves
+    return r - 0.96 * radius * (1 + a * c2 + b * s2 + d * (c2 * c - s2 * s) + e * (s2 * c + c2 * s))
 
 
-@njit(cache=True)
+@njit
+def body(form, half, u, v):
+    """µm outside (positive) or inside of a body that nearly fills the unit; never less than 0 on its border."""
+    size = 1.01 * form.radius / half
+    u, v = (u - form.x) / half, (v - form.y) / half
+    d2 = u * u + v * v
+    d = 0.5 * math.sqrt(d2) + 0.5 * math.sqrt(math.sqrt(u * u * u * u + v * v * v * v))
+    wave = 1.6 * (form.waves[0] * (u * u - v * v) + 2 * form.waves[1] * u * v) / (d2 + 0.02)
+    return half * (d - size * min(1.0, 0.97 + wave))
+
+
+@njit
+def vessel(form):
+    """Radius of the capillary in a unit of stroma, 0 for none."""
+    return max(0.0, form.whim - 0.7) * 18 + 4.5 if form.whim > 0.7 else 0.0
+
+
+@njit
 def _reach(n, dx, dy):
     """Radius of a nucleus's ellipse in a direction."""
     d = math.sqrt(dx * dx + dy * dy) + 1e-9
@@ -55,7 +101,7 @@ def _reach(n, dx, dy):
     return n[A] * n[B] / math.sqrt((n[B] * u) ** 2 + (n[A] * v) ** 2)
 
 
-@njit(cache=True)
+@njit
 def _free(nuclei, count, n, gap):
     for k in range(count):
         dx, dy = n[X] - nuclei[k, X], n[Y] - nuclei[k, Y]
@@ -66,19 +112,11 @@ def _free(nuclei, count, n, gap):
     return True
 
 
-@njit(cache=True)
+@njit
 def _make(s, n, kind, x, y, angle, habit):
     """Size, outline and looks of a nucleus of a kind: stromal, epithelial, lymphocyte, tumour, atypical."""
-    if kind == 0:
-        a, b, hema, clump, pale, nucleolus, odd = normal(s, 5.6, 1.0), normal(s, 1.9, 0.3), 1.75, 0.16, 0.1, 0.0, 0.05
-    elif kind == 1:
-        a, b, hema, clump, pale, nucleolus, odd = normal(s, 4.3, 0.4), normal(s, 3.1, 0.25), 1.6, 0.2, 0.25, 0.4, 0.04
-    elif kind == 2:
-        a, b, hema, clump, pale, nucleolus, odd = normal(s, 3.3, 0.25), normal(s, 3.0, 0.2), 2.2, 0.25, 0.0, 0.0, 0.03
-    elif kind == 3:
-        a, b, hema, clump, pale, nucleolus, odd = normal(s, 4.7, 0.5), normal(s, 3.9, 0.4), 1.4, 0.24, 0.4, 0.8, 0.05
-    else:
-        a, b, hema, clump, pale, nucleolus, odd = normal(s, 6.0, 1.2), normal(s, 4.4, 0.8), 1.65, 0.34, 0.3, 1.3, 0.1
+    a, da, b, db, hema, clump, pale, nucleolus, odd = LOOKS[kind]
+    a, b = normal(s, a, da), normal(s, b, db)
     n[X], n[Y] = x, y
     n[A], n[B] = max(a, b, 1.2) * habit[0], max(min(a, b), 1.2) * habit[0]
     n[COS], n[SIN] = math.cos(angle), math.sin(angle)
@@ -89,14 +127,14 @@ def _make(s, n, kind, x, y, angle, habit):
     n[KIND], n[TEX] = kind, math.floor(uniform(s, 0, N * N))
 
 
-@njit(cache=True)
+@njit
 def _fibre_angle(w, x, y):
     at = np.empty(4)
     slow(w, x, y, at)
     return w.tex[ANGLE, int((at[2] + FAR) / w.mpp) & MASK, int((at[1] + FAR) / w.mpp) & MASK] / 40.0
 
 
-@njit(cache=True)
+@njit
 def _septal(w, i, j, nuclei, count):
     """Spindle nuclei on the left and the upper border of a unit, there whatever the kinds on both sides."""
     s = np.empty(1, np.uint64)
@@ -112,24 +150,36 @@ def _septal(w, i, j, nuclei, count):
     return count
 
 
-@njit(cache=True)
-def _ring(s, p, cx, cy, habit, nuclei, count):
+@njit
+def _ring(w, s, form, mx, my, nuclei, count):
     """Epithelial nuclei around a gland, their long axis towards the lumen."""
     turn = uniform(s, 0, 2 * math.pi)
-    n = int(2 * math.pi * (p[2] - 5) / (7.6 * habit[0]))
+    n = int(2 * math.pi * (form.radius - 5) / (5.9 * w.habit[0]))
     for row in range(2):
         for k in range(n):
-            t = turn + 2 * math.pi * (k + 0.5 * row) / n + normal(s, 0, 0.12 * 6 / n)
+            t = turn + 2 * math.pi * (k + 0.5 * row) / n + normal(s, 0, 0.7 / n)
             c, d = math.cos(t), math.sin(t)
-            wave = outline(p, c * p[2], d * p[2])
-            r = p[2] - wave - normal(s, 5.6 + 3.2 * row, 0.6 + 0.5 * row)
-            _make(s, nuclei[count], 1, cx + r * c, cy + r * d, t + normal(s, 0, 0.12), habit)
-            if (row == 0 or uniform(s, 0, 1) < 0.45) and r > 5 and _free(nuclei, count, nuclei[count], 0.3):
+            r = -outline(form, form.radius, c * 1e-3, d * 1e-3) - normal(s, 5.4 + 3.6 * row, 0.8 + 0.5 * row)
+            _make(s, nuclei[count], 1, mx + form.x + r * c, my + form.y + r * d, t + normal(s, 0, 0.15), w.habit)
+            if (row == 0 or uniform(s, 0, 1) < 0.5) and r > 5 and _free(nuclei, count, nuclei[count], 0.1):
                 count += 1
     return count
 
 
-@njit(cache=True)
+@njit
+def _rim(w, s, x, y, radius, chance, nuclei, count):
+    """Flat nuclei along the rim of a fat cell or a capillary."""
+    for _ in range(int(radius / 3) + 1):
+        t, what = uniform(s, 0, 2 * math.pi), uniform(s, 0, 1)
+        _make(s, nuclei[count], 0, x + radius * math.cos(t), y + radius * math.sin(t), t + math.pi / 2, w.habit)
+        nuclei[count, A] *= min(0.85, 0.1 * radius)
+        nuclei[count, B] *= 0.85
+        if what < chance and _free(nuclei, count, nuclei[count], 0.5):
+            count += 1
+    return count
+
+
+@njit
 def _inside_unit(n, i, j, unit):
     side = n[A] * 1.1 + 0.8
     return (
@@ -140,91 +190,70 @@ def _inside_unit(n, i, j, unit):
     )
 
 
-@njit(cache=True)
+@njit
+def _dart(w, s, kind, form, half):
+    """A place in the unit, and what may lie there: x, y, type of nucleus (-1: none), gap to the next."""
+    x, y = uniform(s, -half, half), uniform(s, -half, half)
+    u, v = uniform(s, 0, 1), uniform(s, 0, 1)
+    inside = -body(form, half, x, y)
+    if kind == LYMPHOID:
+        return x, y, (2 if u < 0.95 else 0) if v < 0.25 + inside / 6 else -1, 0.15
+    if kind == NEST:
+        return x, y, (3 if u < 0.97 else 2) if inside > 3.2 else -1, 0.35
+    if kind == LESION:
+        return x, y, (4 if u < 0.75 else 2) if inside > 3.2 else -1, 0.7
+    what = 0 if u < 0.8 else 2
+    if kind == GLAND and outline(form, form.radius, x - form.x, y - form.y) < 5:
+        what = -1
+    if kind == STROMA and vessel(form) and outline(form, vessel(form), x - form.x, y - form.y) < 5:
+        what = -1
+    return x, y, what, 0.6
+
+
+@njit
 def unit_nuclei(w, i, j, nuclei):
     """The nuclei of unit (i, j) into `nuclei` (cap, COLUMNS), lengths in µm; returns how many."""
-    count = _septal(w, i, j, nuclei, 0)
-    own = count
+    own = _septal(w, i, j, nuclei, 0)
     # Septal nuclei of the units to the right and below reach in here: keep clear of them, then drop them.
-    count = _septal(w, i, j + 1, nuclei, count)
-    guests = _septal(w, i + 1, j, nuclei, count)
-    count = guests
-    unit, kind = w.unit, w.kinds[i // w.units, j // w.units]
-    p, s = np.empty(20), np.empty(1, np.uint64)
-    shape(w, i, j, p)
+    guests = _septal(w, i + 1, j, nuclei, _septal(w, i, j + 1, nuclei, own))
+    half, kind = w.unit / 2, w.kinds[i // w.units, j // w.units]
+    mx, my = (j + 0.5) * w.unit, (i + 0.5) * w.unit
+    form, s = form_of(w, i, j), np.empty(1, np.uint64)
     s[0] = state(w.seed, i, j, 51)
-    mx, my = (j + 0.5) * unit, (i + 0.5) * unit
-    cap = nuclei.shape[0] - 1
+    count = guests
     if kind == GLAND:
-        count = _ring(s, p, mx + p[0], my + p[1], w.habit, nuclei, count)
-    area = unit * unit
-    tries = area / 25 if kind == LYMPHOID else area / 40 if kind in (NEST, LESION) else area / 420
-    if kind in (LYMPHOID, NEST, LESION):
-        tries *= 3
-    for _ in range(int(tries)):
-        if count >= cap:
+        count = _ring(w, s, form, mx, my, nuclei, count)
+    elif kind == ADIPOSE:
+        for k in range(5):
+            if form.fat[k, 2] > 0:
+                count = _rim(w, s, mx + form.fat[k, 0], my + form.fat[k, 1], form.fat[k, 2], 0.16, nuclei, count)
+    elif kind == STROMA and vessel(form):
+        count = _rim(w, s, mx + form.x, my + form.y, vessel(form), 0.8, nuclei, count)
+    area = 4.0 if kind == LYMPHOID else 5.0 if kind in (NEST, LESION) else 1e9 if kind == ADIPOSE else 190.0
+    for _ in range(int(w.unit * w.unit / area)):
+        if count >= w.cap - 1:
             break
-        x, y = uniform(s, -0.5, 0.5) * unit, uniform(s, -0.5, 0.5) * unit
-        u, angle, gap = uniform(s, 0, 1), uniform(s, 0, math.pi), 0.5
-        if kind == LYMPHOID:
-            what, gap = (2 if u < 0.93 else 3), 0.35
-        elif kind == NEST:
-            what, gap = (3 if u < 0.97 else 2), 1.5
-        elif kind == LESION:
-            what, gap = (4 if u < 0.8 else 2), 1.6
-        else:
-            what = 0 if u < 0.85 or kind == ADIPOSE else 2
-        if kind == GLAND and outline(p, x - p[0], y - p[1]) < 6:
+        x, y, what, gap = _dart(w, s, kind, form, half)
+        angle = uniform(s, 0, math.pi)
+        if what < 0:
             continue
-        if kind == ADIPOSE:
-            x, y, angle = _to_membrane(p, x, y)
-        elif what == 0:
+        if what == 0:
             angle = _fibre_angle(w, mx + x, my + y) + normal(s, 0, 0.2)
         _make(s, nuclei[count], what, mx + x, my + y, angle, w.habit)
-        if (
-            _inside_unit(nuclei[count], i, j, unit)
-            and depth_at(w, mx + x, my + y) > EDGE_UM
-            and _free(nuclei, count, nuclei[count], gap)
-        ):
+        if _free(nuclei, count, nuclei[count], gap):
             count += 1
-    nuclei[own : own + count - guests] = nuclei[guests:count].copy()
-    return own + count - guests
+    kept = own
+    for k in range(guests, count):
+        if _inside_unit(nuclei[k], i, j, w.unit) and depth_at(w, nuclei[k, X], nuclei[k, Y]) > EDGE_UM:
+            nuclei[kept] = nuclei[k]
+            kept += 1
+    return kept
 
 
-@njit(cache=True)
-def _to_membrane(p, x, y):
-    """The nearest place between two fat cells, and the direction of the membrane there."""
-    first, second, a, b = 1e9, 1e9, 0, 0
-    for k in range(4):
-        d = math.hypot(x - p[11 + 2 * k], y - p[12 + 2 * k])
-        if d < first:
-            first, second, a, b = d, first, k, a
-        elif d < second:
-            second, b = d, k
-    ex, ey = p[11 + 2 * b] - p[11 + 2 * a], p[12 + 2 * b] - p[12 + 2 * a]
-    length = math.hypot(ex, ey)
-    shift = (second - first) / 2 * (second + first) / length / length
-    return x + ex * shift, y + ey * shift, math.atan2(ey, ex) + math.pi / 2
-
-
-@njit(cache=True)
+@njit
 def radius_at(n, u, v):
     """How far a place (u, v) along a nucleus's axes, in µm, lies out: 1 on the outline."""
     q = math.sqrt((u / n[A]) ** 2 + (v / n[B]) ** 2) + 1e-9
     c, s = u / n[A] / q, v / n[B] / q
     c2 = 2 * c * c - 1
     return q / (1 + n[C2] * c2 + n[C3] * (c2 * c - 2 * s * s * c))
-
-
-@njit(cache=True, nogil=True)
-def collect(w, i, j0, j1):
-    """The nuclei of units (i, j0) to (i, j1), the last excluded: (n, COLUMNS) in µm, and their ids (n,) int64."""
-    cap, columns = w.cap, w.kinds.shape[1] * w.units
-    out, ids, total = np.empty((cap * (j1 - j0), COLUMNS)), np.empty(cap * (j1 - j0), np.int64), 0
-    for j in range(j0, j1):
-        if w.kinds[i // w.units, j // w.units] >= 0:
-            count = unit_nuclei(w, i, j, out[total : total + cap])
-            for k in range(count):
-                ids[total + k] = 1 + (i * columns + j) * cap + k
-            total += count
-    return out[:total].copy(), ids[:total].copy()

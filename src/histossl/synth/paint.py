@@ -7,6 +7,8 @@ has to give the same bytes."""
 from __future__ import annotations
 
 import math
+import zlib
+from pathlib import Path
 
 import numpy as np
 from numba import njit
@@ -30,15 +32,17 @@ from histossl.synth.nuclei import (
     B,
     X,
     Y,
+    body,
+    form_of,
     outline,
     radius_at,
-    shape,
     unit_nuclei,
+    vessel,
 )
 from histossl.synth.texture import BLOTCH, CELLS, CHROMATIN, CYTO, FAR, FIBRE, GRAIN, MASK, N, slow, state
 
 
-@njit(cache=True)
+@njit
 def _box(n, mpp, x0, y0, height, width, extra):
     side = n[A] * 1.35 + extra
     return (
@@ -49,7 +53,7 @@ def _box(n, mpp, x0, y0, height, width, extra):
     )
 
 
-@njit(cache=True)
+@njit
 def _stamp(w, hema, eosin, x0, y0, n, soft):
     mpp, tex = w.mpp, w.tex
     r0, r1, c0, c1 = _box(n, mpp, x0, y0, hema.shape[0], hema.shape[1], soft)
@@ -78,76 +82,91 @@ def _stamp(w, hema, eosin, x0, y0, n, soft):
 # ---- what lies between the nuclei
 
 
-@njit(cache=True)
-def _ground(fibre, blotch):
-    """Collagen: eosin along the fibres, white clefts between them."""
-    eosin = 0.62 + 0.2 * fibre + 0.13 * blotch
-    cleft = min(1.0, max(0.0, 2.6 + 2.0 * fibre - 0.6 * blotch))
-    return 0.05 + 0.03 * (blotch + 1), max(0.05, eosin) * cleft
+@njit
+def _clamp(x):
+    return min(1.0, max(0.0, x))
 
 
-@njit(cache=True)
-def _gland(p, u, v, h, e, cyto, blotch):
-    q = outline(p, u - p[0], v - p[1]) + 0.5 * cyto
-    if q > 1.6:
+@njit
+def _ground(fibre, blotch, cyto):
+    """Collagen: eosin along the fibres, thin white clefts between them."""
+    eosin = 0.53 + 0.1 * fibre + 0.09 * blotch + 0.04 * cyto
+    cleft = _clamp(2.75 + 1.25 * fibre + 0.6 * blotch)
+    return 0.05 + 0.03 * (blotch + 1), max(0.05, eosin) * (0.15 + 0.85 * cleft)
+
+
+@njit
+def _gland(form, u, v, h, e, cyto, blotch):
+    q = outline(form, form.radius, u - form.x, v - form.y) + 0.5 * cyto
+    if q > 1.8:
         return h, e
     if q > 0:
-        m = 1 - abs(q - 0.8) / 0.8
-        return h, e + 0.35 * m
+        return h, e + 0.3 * (1 - abs(q - 0.9) / 0.9)
     inside = min(1.0, -q / 1.2)
-    deep = -q / p[7] + 0.07 * blotch
+    deep = -q / form.wall + 0.07 * blotch
     if deep < 1:
-        return h + inside * (0.34 - 0.14 * deep + 0.05 * cyto - h), e + inside * (0.52 + 0.1 * cyto - e)
-    rim = min(1.0, (deep - 1) * p[7] / 1.5)
-    secret = 0.22 * max(0.0, p[10] - 0.55) * (2.2 + blotch + 0.5 * cyto)
-    return (1 - rim) * 0.22 + rim * 0.3 * secret, (1 - rim) * 0.62 + rim * max(0.0, secret)
+        return h + inside * (0.36 - 0.16 * deep + 0.05 * cyto - h), e + inside * (0.5 + 0.1 * cyto - e)
+    rim = min(1.0, (deep - 1) * form.wall / 1.5)
+    secret = max(0.0, 0.25 * max(0.0, form.whim - 0.5) * (2.2 + blotch + 0.5 * cyto))
+    return (1 - rim) * 0.2 + rim * 0.3 * secret, (1 - rim) * 0.6 + rim * secret
 
 
-@njit(cache=True)
-def _fat(p, u, v, h, e, m, cyto):
-    first, second = 1e9, 1e9
-    for k in range(4):
-        d = math.sqrt((u - p[11 + 2 * k]) ** 2 + (v - p[12 + 2 * k]) ** 2)
-        if d < first:
-            first, second = d, first
-        elif d < second:
-            second = d
-    wall = min(1.0, max(0.0, 1.6 - (second - first) * 0.55)) * (0.8 + 0.2 * cyto)
-    return h + m * (0.08 * wall - h), e + m * (0.5 * wall - e)
+@njit
+def _fat(form, u, v, h, e, cyto):
+    for k in range(5):
+        d = form.fat[k, 2] - math.sqrt((u - form.fat[k, 0]) ** 2 + (v - form.fat[k, 1]) ** 2) + 0.4 * cyto
+        if form.fat[k, 2] > 0 and d > -0.6:
+            empty = _clamp((d - 0.9) / 1.2)
+            return (h + 0.05) * (1 - empty), (0.55 + 0.08 * cyto) * (1 - empty)
+    return h, e
 
 
-@njit(cache=True)
-def _content(kind, p, u, v, half, h, e, local, cells, cyto, blotch):
+@njit
+def _stroma(form, u, v, h, e, cyto, blotch):
+    radius = vessel(form)
+    if radius == 0:
+        return h, e
+    q = outline(form, radius, u - form.x, v - form.y)
+    if q > 1.5:
+        return h, e
+    if q > -1.2:
+        return h + 0.05, e + 0.25 * _clamp((1.5 - q) / 1.2)
+    red = _clamp(1.2 + 2.5 * blotch - 1.5 * _clamp(q + 2.2)) if form.whim > 0.78 else 0.0
+    return 0.02, red * (0.95 + 0.08 * cyto)
+
+
+@njit
+def _content(kind, form, u, v, half, h, e, cells, cyto, blotch):
     """Hematoxylin and eosin at (u, v) µm from the unit's middle, on the ground (h, e)."""
     if kind == GLAND:
-        return _gland(p, u, v, h, e, cyto, blotch)
-    d = math.sqrt(math.sqrt(u * u * u * u + v * v * v * v))
-    m = min(1.0, max(0.0, (half - 1.0 - d + 1.6 * min(0.5, blotch)) / 2.2))
-    if m == 0:
-        return h, e
-    if kind == STROMA:
-        return h, e * (1 + 0.12 * m * (p[10] - 0.4))
+        return _gland(form, u, v, h, e, cyto, blotch)
     if kind == ADIPOSE:
-        return _fat(p, u, v, h, e, m, cyto)
-    seam = max(0.0, 1 - cells * 1.6)
+        return _fat(form, u, v, h, e, cyto)
+    if kind == STROMA:
+        return _stroma(form, u, v, h, e, cyto, blotch)
+    inside = -body(form, half, u, v)
     if kind == LYMPHOID:
-        return h + m * (0.22 + 0.08 * cyto - h), e + m * (0.26 + 0.1 * cyto - e)
+        m = 0.8 * _clamp(inside / 9)
+        return h + m * (0.2 + 0.09 * cyto - h), e + m * (0.3 + 0.12 * cyto - e)
+    m = _clamp((inside - 0.4 + min(0.4, 1.8 * blotch - 1.2)) / 1.6)
+    seam = _clamp(1 - 3.2 * cells)
     if kind == NEST:
-        return h + m * (0.36 + 0.07 * cyto - 0.1 * seam - h), e + m * (
-            0.6 + 0.1 * cyto + 0.05 * blotch - 0.2 * seam - e
+        return (
+            h + m * (0.36 + 0.06 * cyto - 0.12 * seam - h),
+            e + m * (0.55 + 0.09 * cyto + 0.05 * blotch - 0.22 * seam - e),
         )
-    return h + m * (0.34 + 0.08 * cyto - 0.1 * seam - h), e + m * (0.64 + 0.14 * cyto - 0.2 * seam - e)
+    return h + m * (0.34 + 0.08 * cyto - 0.1 * seam - h), e + m * (0.6 + 0.13 * cyto - 0.2 * seam - e)
 
 
-@njit(cache=True)
+@njit
 def _unit(w, i, j, x0, y0, hema, eosin):
     mpp, unit, tex, kind = w.mpp, w.unit, w.tex, w.kinds[i // w.units, j // w.units]
     height, width = hema.shape
     r0, r1 = max(0, math.ceil(i * unit / mpp - 0.5) - y0), min(height, math.ceil((i + 1) * unit / mpp - 0.5) - y0)
     c0, c1 = max(0, math.ceil(j * unit / mpp - 0.5) - x0), min(width, math.ceil((j + 1) * unit / mpp - 0.5) - x0)
-    p, left, right = np.empty(20), np.empty(4), np.empty(4)
-    shape(w, i, j, p)
-    oy, ox = int(p[8]), int(p[9])
+    left, right = np.empty(4), np.empty(4)
+    form = form_of(w, i, j)
+    oy, ox = form.row, form.column
     for r in range(r0, r1):
         y = (r + y0 + 0.5) * mpp
         v = y - (i + 0.5) * unit
@@ -162,19 +181,19 @@ def _unit(w, i, j, x0, y0, hema, eosin):
             wy = int((left[2] + f * (right[2] - left[2]) + FAR) / mpp) & MASK
             wx = int((left[1] + f * (right[1] - left[1]) + FAR) / mpp) & MASK
             fibre, blotch = tex[FIBRE, wy, wx] / 40.0, tex[BLOTCH, wy, wx] / 40.0
-            alpha = min(1.0, max(0.0, (inside + 4.5 * blotch + 1.5 * fibre) / 3))
+            alpha = min(1.0, max(0.0, (inside + 4 * blotch + 0.7 * fibre) / 3))
             if alpha == 0:
                 continue
-            h, e = _ground(fibre, blotch)
+            h, e = _ground(fibre, blotch, tex[CYTO, wy, wx] / 40.0)
             ly, lx = (r + y0 + oy) & MASK, (c + x0 + ox) & MASK
             cyto, cells = tex[CYTO, ly, lx] / 40.0, tex[CELLS, ly, lx] / 120.0
             local = tex[BLOTCH, ly, lx] / 40.0
-            h, e = _content(kind, p, x - (j + 0.5) * unit, v, unit / 2, h, e, local, cells, cyto, local)
+            h, e = _content(kind, form, x - (j + 0.5) * unit, v, unit / 2, h, e, cells, cyto, local)
             thick = alpha * (left[3] + f * (right[3] - left[3]))
             hema[r, c], eosin[r, c] = thick * max(h, 0.0), thick * max(e, 0.0)
 
 
-@njit(cache=True)
+@njit
 def _colours(w, x0, y0, hema, eosin, out):
     """Optical densities to grey levels, with the sensor's noise."""
     stain, noise, tex = w.stain, w.habit[3], w.tex
@@ -194,7 +213,7 @@ def _colours(w, x0, y0, hema, eosin, out):
                 out[r, c, k] = np.uint8(min(255.0, max(0.0, value + 0.5)))
 
 
-@njit(cache=True)
+@njit
 def _units(w, x0, y0, height, width):
     """The units that may show in a region: first and last row, first and last column, ends excluded."""
     rows, columns, px = w.kinds.shape[0] * w.units, w.kinds.shape[1] * w.units, w.unit / w.mpp
@@ -203,8 +222,8 @@ def _units(w, x0, y0, height, width):
     return max(0, i0), min(rows, i1), max(0, j0), min(columns, j1)
 
 
-@njit(cache=True, nogil=True)
-def paint(w, x0, y0, height, width):
+@njit
+def _paint(w, x0, y0, height, width):
     """(height, width, 3) uint8 of the level-0 pixels from (x0, y0)."""
     hema, eosin = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     i0, i1, j0, j1 = _units(w, x0, y0, height, width)
@@ -224,8 +243,8 @@ def paint(w, x0, y0, height, width):
     return out
 
 
-@njit(cache=True, nogil=True)
-def label(w, x0, y0, height, width):
+@njit
+def _label(w, x0, y0, height, width):
     """(height, width) int32 of nucleus ids, 0 = none; an id is 1 + unit · cap + place in the unit."""
     out = np.zeros((height, width), np.int32)
     mpp, columns = w.mpp, w.kinds.shape[1] * w.units
@@ -245,3 +264,47 @@ def label(w, x0, y0, height, width):
                         if radius_at(n, dx * n[COS] + dy * n[SIN], dy * n[COS] - dx * n[SIN]) <= 1:
                             out[r, c] = 1 + (i * columns + j) * w.cap + k
     return out
+
+
+@njit
+def _collect(w, i, j0, j1):
+    """The nuclei of units (i, j0) to (i, j1), the last excluded: (n, COLUMNS) in µm, and their ids (n,) int64."""
+    cap, columns = w.cap, w.kinds.shape[1] * w.units
+    out, ids, total = np.empty((cap * (j1 - j0), COLUMNS)), np.empty(cap * (j1 - j0), np.int64), 0
+    for j in range(j0, j1):
+        if w.kinds[i // w.units, j // w.units] >= 0:
+            count = unit_nuclei(w, i, j, out[total : total + cap])
+            for k in range(count):
+                ids[total + k] = 1 + (i * columns + j) * cap + k
+            total += count
+    return out[:total].copy(), ids[:total].copy()
+
+
+def _entries(sources: int):
+    """The loops to call from Python, kept compiled on disk.
+
+    Numba looks only at the file of a function for changes, not at those of the functions that it calls; but it does
+    look at the values that a function closes over: here a checksum of all the sources.
+    """
+
+    @njit(cache=True, nogil=True)
+    def paint(w, x0, y0, height, width):
+        assert sources >= 0
+        return _paint(w, x0, y0, height, width)
+
+    @njit(cache=True, nogil=True)
+    def label(w, x0, y0, height, width):
+        assert sources >= 0
+        return _label(w, x0, y0, height, width)
+
+    @njit(cache=True, nogil=True)
+    def collect(w, i, j0, j1):
+        assert sources >= 0
+        return _collect(w, i, j0, j1)
+
+    return paint, label, collect
+
+
+paint, label, collect = _entries(
+    zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("texture", "nuclei", "paint")))
+)

@@ -16,7 +16,7 @@ NUCLEI = ("stromal", "epithelial", "lymphocyte", "tumour", "atypical")
 FACTORS = ("composition", "lesion", "arrangement")
 
 # Shares of the first five kinds; the lesion comes on top. Row = the factor `composition`.
-_SHARES = np.array([[0.28, 0.27, 0.11, 0.11, 0.23], [0.25, 0.17, 0.22, 0.11, 0.25]])
+_SHARES = np.array([[0.16, 0.34, 0.12, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])
 _UNIT_UM = 72.0  # a gland or a fat lobule has this size; larger patches hold several units of one kind
 _RIM_UM = 30.0  # patches nearer to the tissue's edge are plain stroma, so that whole patches carry the shares
 _NODES = 384  # the tissue's outline is known on at most so many nodes a side

@@ -35,34 +35,34 @@ class World(NamedTuple):
 # ---- hashed randomness
 
 
-@njit(cache=True)
+@njit
 def _mix(z):
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True)
+@njit
 def state(seed, i, j, purpose):
     z = _mix(np.uint64(seed) + np.uint64(purpose) * np.uint64(0x9E3779B97F4A7C15))
     z = _mix(z + np.uint64(i) * np.uint64(0xD1B54A32D192ED03))
     return _mix(z + np.uint64(j) * np.uint64(0x8CB92BA72F3D8DD7))
 
 
-@njit(cache=True)
+@njit
 def uniform(state, low, high):
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     return low + (high - low) * (np.float64(_mix(state[0]) >> np.uint64(11)) * 1.1102230246251565e-16)
 
 
-@njit(cache=True)
+@njit
 def normal(state, mean, scale):
     """Nearly normal, and never beyond 3.5 scales: a sum of four."""
     total = uniform(state, -1, 1) + uniform(state, -1, 1) + uniform(state, -1, 1) + uniform(state, -1, 1)
     return mean + scale * 0.8660254 * total
 
 
-@njit(cache=True)
+@njit
 def _noise(seed, purpose, x, y):
     """Smooth value noise in [-1, 1] with one value a unit square."""
     i, j = math.floor(y), math.floor(x)
@@ -136,7 +136,7 @@ def textures(mpp: float) -> NDArray[np.int8]:
     """The textures at this mpp: (7, 1024, 1024) int8, 40 = one standard deviation."""
     rng = np.random.default_rng(20)
     size = max(1.0, min(90 / mpp, N / 6))
-    angle = 1.3 * _band(rng, size) + 0.35 * _band(rng, size / 5)
+    angle = 0.9 * _band(rng, size) + 0.25 * _band(rng, size / 6)
     white = _band(rng, max(0.35, 0.7 / mpp))
     step = max(1.0, 0.8 / mpp)
     fibre = _streaks(white, step * np.sin(angle), step * np.cos(angle), max(3, int(18 / mpp / step)))
@@ -155,7 +155,7 @@ def textures(mpp: float) -> NDArray[np.int8]:
 # ---- fields that vary slowly over the slide
 
 
-@njit(cache=True)
+@njit
 def depth_at(w, x, y):
     """Signed distance to the tissue's edge at a place in µm, positive inside."""
     depth = w.depth
@@ -168,7 +168,7 @@ def depth_at(w, x, y):
     return top * (1 - fy) + low * fy
 
 
-@njit(cache=True)
+@njit
 def slow(w, x, y, out):
     """Depth, two warped coordinates for the textures, and the section's relative thickness, at a place in µm."""
     out[0] = depth_at(w, x, y)

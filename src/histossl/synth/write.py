@@ -98,7 +98,7 @@ def _world(settings: SynthSettings) -> World:
 
 def _row(settings: SynthSettings, i: int, x0: float, x1: float) -> tuple[NDArray, NDArray]:
     """Nuclei (n, columns) in µm and their ids (n,), of the units of row i between two level-0 abscissae."""
-    from histossl.synth.nuclei import COLUMNS, collect
+    from histossl.synth.paint import COLUMNS, collect
 
     made = plan(settings)
     rows, columns = (n * made.units for n in made.kinds.shape)
