@@ -18,7 +18,7 @@ COMMANDS = {
     "embed": ("histossl.commands", "embed", "one vector a slide: embeddings.h5ad"),
     "probe": ("histossl.commands", "probe", "a linear classifier on the vectors, beside its rivals"),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
-    "synth": ("histossl.synth.cohort", "synth", "paint slides with known truth"),
+    "synth": ("histossl.synth", "synth", "paint slides with known truth"),
     "demo": ("histossl.demo", "demo", "painted slides through the whole program, in minutes"),
     "doctor": ("histossl.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }

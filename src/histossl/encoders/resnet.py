@@ -25,10 +25,9 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
+        out = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return torch.relu(out + shortcut)
+        return torch.relu_(out.add_(shortcut))
 
 
 def stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:
@@ -57,11 +56,11 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = nn.functional.max_pool2d(x, 3, 2, 1)
+        # Pooled first: the same numbers, and a quarter of the work for the ReLU.
+        x = torch.relu_(nn.functional.max_pool2d(self.bn1(self.conv1(x)), 3, 2, 1))
         for k in range(1, self.stages + 1):
             x = getattr(self, f"layer{k}")(x)
-        return x.mean(dim=(2, 3))
+        return x.float().mean(dim=(2, 3))  # a mean in bfloat16 would keep eight bits
 
 
 def fold_batch_norms(model: ResNet18) -> ResNet18:

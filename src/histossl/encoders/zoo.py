@@ -47,7 +47,7 @@ class TileEncoder:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
         mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
         std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
-        x = (tiles.to(self.device, self.dtype) - mean) / std
+        x = (tiles.to(self.device, self.dtype) - mean).mul_(1 / std)
         return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
 
 
@@ -101,11 +101,10 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     """
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
-    network = ResNet18(stages=3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ResNet18(stages=3)
     if name == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = ResNet18(stages=3)
         identity = {"name": "random", "seed": str(seed)}
     else:
         path = _imagenet_file() if name == "imagenet" else Path(name)

@@ -1,0 +1,163 @@
+"""Files are whole or absent, and hold what other tools expect."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from histossl import store
+from histossl.config import differences, fingerprint, from_dict, to_dict
+from histossl.encode import EncodeSettings
+from histossl.errors import FileFormatError, SettingsError, SlideError
+from histossl.geometry import Size
+from histossl.tiles import TileGrid, TileSpec
+
+
+def grid(n: int = 700) -> TileGrid:
+    ij = np.stack(np.divmod(np.arange(n), 40), axis=1)
+    xy = np.rint(ij[:, ::-1] * 433.7).astype(np.int64)
+    return TileGrid(TileSpec(px=224, mpp=1.0, overlap=24), xy, ij, 433.7, 485.75, Size(20_000, 9_000), 0.4611)
+
+
+def test_whole_leaves_nothing_behind_on_failure(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with pytest.raises(OSError, match="disk"), store.whole(path) as part:
+        part.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_whole_replaces_and_names_of_255_bytes_work(tmp_path):
+    path = tmp_path / ("汉" * 83 + ".txt")
+    for text in ("one", "two"):
+        with store.whole(path) as part:
+            assert not path.exists() or path.read_text() == "one"
+            part.write_text(text)
+    assert path.read_text() == "two"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_whole_folder_appears_at_once(tmp_path):
+    target = tmp_path / "views" / "s"
+    with pytest.raises(RuntimeError), store.whole_folder(target) as part:
+        (part / "x").write_text("half")
+        raise RuntimeError
+    assert not target.exists()
+    for text in ("one", "two"):
+        with store.whole_folder(target) as part:
+            (part / "x").write_text(text)
+    assert (target / "x").read_text() == "two"
+    assert [p.name for p in target.parent.iterdir()] == ["s"]
+
+
+def test_tile_files_carry_trident_attributes(tmp_path):
+    tiles, features = tmp_path / "tiles" / "s.h5", tmp_path / "features" / "s.h5"
+    with store.new_tile_file(tiles, "s", grid(), "abc"):
+        pass
+    with store.new_features_file(features, tiles, "def") as file:
+        store.create_features(file, 700, 8)[:] = np.arange(5600).reshape(700, 8)
+    with h5py.File(features) as file:
+        attrs = dict(file["coords"].attrs)
+        assert file["coords"].dtype == np.int64
+        assert file["features"].dtype == np.float32
+        assert file["features"].chunks == (256, 8)
+    assert attrs["patch_size"] == 224
+    assert attrs["patch_size_level0"] == 486
+    assert (attrs["level0_width"], attrs["level0_height"]) == (20_000, 9_000)
+    assert attrs["target_magnification"] == 10
+    assert attrs["level0_magnification"] == pytest.approx(10 / 0.4611, abs=1e-3)
+    assert attrs["overlap"] == 24
+    assert attrs["name"] == "s"
+    assert attrs["savetodir"] == "features"
+    found = store.read_tiles_of(features)
+    np.testing.assert_array_equal(found.xy, grid().xy)
+    assert (found.stride, found.extent, found.size) == (433.7, 485.75, Size(20_000, 9_000))
+    assert found.fingerprint == "def"
+    np.testing.assert_array_equal(store.read_features(features), np.arange(5600).reshape(700, 8))
+    assert store.fingerprint_of(features) == "def"
+
+
+def test_files_of_trident_itself_are_read(tmp_path):
+    path = tmp_path / "t.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones((1, 3, 4), np.float32)
+        file["coords"] = np.array([[0, 512], [512, 512], [1024, 0]])
+        file["coords"].attrs.update(
+            patch_size=256, patch_size_level0=512, level0_width=3000, level0_height=2000, overlap=0
+        )
+    found = store.read_tiles_of(path)
+    assert (found.stride, found.extent) == (512, 512)
+    assert store.read_features(path).shape == (3, 4)
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "s.h5"
+    with pytest.raises(FileFormatError, match="does not exist"):
+        store.read_features(path)
+    path.write_text("text")
+    with pytest.raises(FileFormatError, match="not a readable HDF5"):
+        store.read_features(path)
+    with h5py.File(path, "w") as file:
+        file["coords"] = np.zeros((2, 2), np.int64)
+        file["features"] = np.array([[0.0, 1.0], [np.nan, 1.0]])
+    with pytest.raises(FileFormatError, match="patch_size_level0"):
+        store.read_tiles_of(path)
+    with pytest.raises(FileFormatError, match="first of tile 1"):
+        store.read_features(path)
+    with h5py.File(path, "w") as file:
+        file["other"] = 1
+    with pytest.raises(FileFormatError, match="only other"):
+        store.read_features(path)
+    assert store.fingerprint_of(path) is None
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        with store.new_tile_file(tmp_path / name / "tiles" / "s.h5", "s", grid(), "abc"):
+            pass
+    one, two = ((tmp_path / name / "tiles" / "s.h5").read_bytes() for name in ("a", "b"))
+    assert one == two
+
+
+def test_settings_travel_through_json_and_unknown_keys_are_errors():
+    settings = EncodeSettings(views=3, precision="float32")
+    assert from_dict(EncodeSettings, to_dict(settings)) == settings
+    with pytest.raises(SettingsError, match="vieuws"):
+        from_dict(EncodeSettings, {"vieuws": 3})
+    with pytest.raises(SettingsError, match="cropp"):
+        from_dict(EncodeSettings, {"augment": {"cropp": 0.3}})
+
+
+def test_every_field_enters_the_fingerprint():
+    base = to_dict(EncodeSettings())
+    seen = {fingerprint(EncodeSettings())}
+    for name, value in base.items():
+        if isinstance(value, dict):
+            changed = [
+                from_dict(EncodeSettings, base | {name: value | {k: v / 2 or 0.1}})
+                for k, v in value.items()
+                if not isinstance(v, bool)
+            ]
+        else:
+            other = value + 1 if isinstance(value, int) else "float32"
+            changed = [from_dict(EncodeSettings, base | {name: other})]
+        for settings in changed:
+            assert fingerprint(settings) not in seen
+            seen.add(fingerprint(settings))
+    assert fingerprint(TileSpec()) != fingerprint(to_dict(TileSpec()))
+    assert differences(base, base | {"views": 3, "augment": base["augment"] | {"crop": 1.0}}) == [
+        "augment.crop: 0.5 -> 1.0",
+        "views: 50 -> 3",
+    ]
+
+
+def test_errors_travel_between_processes():
+    import pickle
+
+    error = SlideError("/x/a b.svs", "two\nlines", "do this")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "a b.svs: two lines; do this"
+    assert again.path == error.path
