@@ -1,0 +1,260 @@
+"""Confidence to separate nuclei, and nuclei to outlines and a row of measures each. All sizes in µm; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import shapely
+from numba import njit
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from histossl.nuclei.prior import filled
+from histossl.nuclei.tree import TreeSettings, best_objects
+
+_STEPS = 13  # thresholds on the depth
+
+
+@dataclass(frozen=True)
+class InstanceSettings:
+    """How confidence becomes nuclei.
+
+    Attributes:
+        threshold: of the confidence.
+        smallest: µm², least area of a nucleus.
+        hole: µm², holes up to this area are filled.
+        smooth: µm, sigma of the Gaussian on the depth before nuclei are parted.
+        parts: what the middles of nuclei must look like.
+    """
+
+    threshold: float = 0.5
+    smallest: float = 8.0
+    hole: float = 40.0
+    smooth: float = 0.35
+    parts: TreeSettings = field(
+        default_factory=lambda: TreeSettings(
+            smallest=1.5, largest=300, hole=0, roundness=8, longest=20, edges=False, whole=1.05, nested=1.3
+        )
+    )
+
+
+def label_instances(
+    confidence: NDArray[np.float32], mpp: float, settings: InstanceSettings = InstanceSettings()
+) -> NDArray[np.int32]:
+    """Separate the nuclei of a confidence map.
+
+    Where the depth has several round middles, each becomes a marker of a watershed; which middles is decided by the
+    tree of `best_objects`.
+
+    Args:
+        confidence: (2, H, W) in [0, 1]: that a pixel is nucleus, and how deep inside of one it lies (1 in the middle).
+        mpp: µm per pixel.
+
+    Returns:
+        (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
+    """
+    mask = filled(confidence[0] > settings.threshold, settings.hole / mpp**2)
+    if not mask.any():
+        return np.zeros(mask.shape, np.int32)
+    depth = np.where(mask, ndimage.gaussian_filter(confidence[1], settings.smooth / mpp, mode="nearest"), 0)
+    thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
+    markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
+    labels = watershed(-depth, markers, mask=mask)
+    areas = np.bincount(labels.ravel()) * mpp**2
+    keep = areas >= settings.smallest
+    keep[0] = False
+    return (np.cumsum(keep) * keep).astype(np.int32)[labels]
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """Nuclei as outlines and measures, a row a nucleus.
+
+    Attributes:
+        points: (P, 2) float32, the outlines one after another, (x, y) in level-0 pixels, not closed.
+        start: (N + 1,) int64, outline n is `points[start[n] : start[n + 1]]`.
+        measures: (N, len(MEASURES)) float32.
+    """
+
+    points: NDArray[np.float32]
+    start: NDArray[np.int64]
+    measures: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def shifted(self, x: float, y: float, scale: float = 1.0) -> Nuclei:
+        """Scaled, then moved by (x, y)."""
+        offset = np.array([x, y], np.float64)
+        measures = self.measures.copy()
+        measures[:, :2] = measures[:, :2] * scale + offset
+        return Nuclei((self.points * scale + offset).astype(np.float32), self.start, measures)
+
+    def chosen(self, keep: NDArray[np.bool_]) -> Nuclei:
+        """The rows where `keep` (N,) is true."""
+        lengths = np.diff(self.start)
+        points = self.points[np.repeat(keep, lengths)]
+        return Nuclei(points, np.concatenate([[0], np.cumsum(lengths[keep])]), self.measures[keep])
+
+    def polygons(self) -> NDArray:
+        """(N,) shapely polygons in level-0 pixels."""
+        if not len(self):
+            return np.zeros(0, object)
+        rows = np.repeat(np.arange(len(self)), np.diff(self.start))
+        return np.asarray(shapely.polygons(shapely.linearrings(self.points.astype(np.float64), indices=rows)))
+
+
+MEASURES = (
+    "x", "y", "area_um2", "perimeter_um", "eccentricity", "solidity", "hematoxylin_od", "eosin_od", "confidence",
+)  # fmt: skip
+"""Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels."""
+
+
+def joined(parts: list[Nuclei]) -> Nuclei:
+    """Several tables as one."""
+    if not parts:
+        return Nuclei(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros((0, len(MEASURES)), np.float32))
+    lengths = np.concatenate([np.diff(part.start) for part in parts])
+    start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Nuclei(np.concatenate([p.points for p in parts]), start, np.concatenate([p.measures for p in parts]))
+
+
+def outline_instances(
+    labels: NDArray[np.int32],
+    confidence: NDArray[np.float32],
+    stain: NDArray[np.float32],
+    mpp: float,
+    threshold: float = 0.5,
+) -> Nuclei:
+    """Outlines and measures of labelled nuclei, in pixels of the labels.
+
+    An outline crosses between a pixel inside and one outside where the confidence crosses the threshold, so that it is
+    finer than the pixels; between two nuclei it runs half way.
+
+    Args:
+        labels: (H, W) int32, 1..n, each 4-connected.
+        confidence: (H, W) in [0, 1].
+        stain: (H, W, 2) hematoxylin and eosin in optical density.
+        mpp: µm per pixel.
+    """
+    count = int(labels.max(initial=0))
+    if not count:
+        return joined([])
+    padded = np.pad(labels, 1)
+    steps = _outline_steps(padded, count)
+    start = np.concatenate([[0], np.cumsum(steps)])
+    points = np.empty((start[-1], 2), np.float32)
+    _trace(padded, np.pad(confidence, 1), np.float32(threshold), start[:-1].copy(), points)
+    nuclei = Nuclei(points, start, np.zeros((count, len(MEASURES)), np.float32))
+    shapes = nuclei.polygons()
+    area = shapely.area(shapes)
+    centres = shapely.get_coordinates(shapely.centroid(shapes))
+    inside = labels.ravel() > 0
+    names = labels.ravel()[inside]
+    pixels = np.bincount(names, minlength=count + 1)[1:]
+    means = [
+        np.bincount(names, values.ravel()[inside], count + 1)[1:] / pixels
+        for values in (stain[..., 0], stain[..., 1], confidence)
+    ]
+    hull = shapely.area(shapely.convex_hull(shapes))
+    columns = [
+        centres[:, 0], centres[:, 1], area * mpp**2, shapely.length(shapes) * mpp, _eccentricity(labels, count),
+        area / np.maximum(hull, 1e-9), *means,
+    ]  # fmt: skip
+    return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
+
+
+def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    y, x = np.nonzero(labels)
+    names = labels[y, x]
+    pixels = np.bincount(names, minlength=count + 1)[1:]
+
+    def mean(values: NDArray) -> NDArray:
+        return np.bincount(names, values, count + 1)[1:] / pixels
+
+    mx, my = mean(x), mean(y)
+    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
+    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
+    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
+
+
+# Directions right, down, left, up: the step of a walk along the cracks between pixels, its nucleus on the right hand.
+_DR = np.array([0, 1, 0, -1])
+_DC = np.array([1, 0, -1, 0])
+
+
+@njit(cache=True)
+def _first_pixels(labels, count):
+    first = np.full((count + 1, 2), -1, np.int64)
+    for r in range(labels.shape[0]):
+        for c in range(labels.shape[1]):
+            k = labels[r, c]
+            if k > 0 and first[k, 0] < 0:
+                first[k, 0], first[k, 1] = r, c
+    return first
+
+
+@njit(cache=True)
+def _walk(labels, k, r, c, confidence, threshold, points, at):
+    """Once around nucleus k from the top left corner of its first pixel (r, c); returns the number of cracks.
+
+    With `at` >= 0 the point of every crack goes into points[at:].
+    """
+    heading, steps = 0, 0
+    corner_r, corner_c = r, c
+    while True:
+        # The pixel on the right of the crack ahead, and the one on its left.
+        if heading == 0:
+            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
+        elif heading == 1:
+            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
+        elif heading == 2:
+            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
+        else:
+            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        if at >= 0:
+            inner, outer = confidence[ir, ic], confidence[jr, jc]
+            part = 0.5
+            if labels[jr, jc] == 0 and inner > threshold > outer:
+                part = min(0.95, max(0.05, (inner - threshold) / (inner - outer)))
+            # Padded by one pixel: a pixel's centre lies at its index minus a half.
+            points[at + steps, 0] = ic + (jc - ic) * part - 0.5
+            points[at + steps, 1] = ir + (jr - ir) * part - 0.5
+        steps += 1
+        corner_r += _DR[heading]
+        corner_c += _DC[heading]
+        # Pixels ahead of the corner, on the right and on the left: turn right if the first is not of the nucleus ...
+        if heading == 0:
+            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
+        elif heading == 1:
+            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
+        elif heading == 2:
+            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
+        else:
+            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        if labels[ar, ac] != k:
+            heading = (heading + 1) % 4
+        elif labels[br, bc] == k:
+            heading = (heading + 3) % 4
+        if corner_r == r and corner_c == c and heading == 0:
+            return steps
+
+
+@njit(cache=True)
+def _outline_steps(labels, count):
+    first = _first_pixels(labels, count)
+    steps = np.zeros(count, np.int64)
+    nothing = np.zeros((1, 2), np.float32)
+    blank = np.zeros((1, 1), np.float32)
+    for k in range(1, count + 1):
+        steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
+    return steps
+
+
+@njit(cache=True)
+def _trace(labels, confidence, threshold, start, points):
+    first = _first_pixels(labels, len(start))
+    for k in range(1, len(start) + 1):
+        _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
