@@ -83,11 +83,11 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import docstring_parser
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    import jsonargparse
 
     from histossl.errors import SettingsError
 
-    class Parser(ArgumentParser):
+    class Parser(jsonargparse.ArgumentParser):
         def format_help(self) -> str:
             return _with_dashes(super().format_help())
 
@@ -100,7 +100,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     helps = {p.arg_name: p.description for p in about.params}
     try:
         parser = Parser(prog=f"histossl {name}", description=about.short_description)
-        parser.add_argument("--config", action=ActionConfigFile, help="a YAML file of flags")
+        parser.add_argument("--config", action="config", help="a YAML file of flags")
         for p in required:
             parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip={p.name for p in required})

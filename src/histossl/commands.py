@@ -6,10 +6,11 @@ import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from histossl import stages
-from histossl.console import console, say
+from histossl.console import answers, say
 from histossl.encode import EncodeSettings
 from histossl.encoders.zoo import load_encoder
 from histossl.errors import StudyError
@@ -196,7 +197,7 @@ def _existing(folder: Path) -> Study:
 
 
 def _count(study: Study) -> int:
-    return int((study.slides()["status"] != "failed").sum())
+    return sum(row["status"] != "failed" for row in study.slides())
 
 
 def _code(failed: int) -> int:
@@ -204,17 +205,8 @@ def _code(failed: int) -> int:
 
 
 def _show(study: Study) -> None:
-    table = Table(box=None, header_style="bold")
-    for name, side in (
-        ("slide", "left"),
-        ("mpp", "right"),
-        ("width", "right"),
-        ("height", "right"),
-        ("tiles", "right"),
-    ):
-        table.add_column(name, justify=side, overflow="fold")
+    table = Table("slide", *(Column(name, justify="right") for name in ("mpp", "width", "height", "tiles")), box=None)
     table.add_column("what is wrong", style="red", overflow="fold")
-    for _, row in study.slides().iterrows():
-        cells = (row["slide_id"], row["mpp"], row["width"], row["height"], row["tiles"], row["error"])
-        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
-    console.print(table)
+    for row in study.slides():
+        table.add_row(*(escape(row[name]) for name in ("slide_id", "mpp", "width", "height", "tiles", "error")))
+    answers.print(table)

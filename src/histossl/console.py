@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+answers = Console(highlight=False)  # what a command was asked for goes to standard output
 
 
 def say(text: str, style: str = "") -> None:

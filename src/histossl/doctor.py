@@ -15,7 +15,7 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
-from histossl.console import console
+from histossl.console import answers
 
 # What the main job imports, by the name of its distribution; and what only some features need.
 NEEDED = {
@@ -58,9 +58,9 @@ def doctor(study: Path = Path(".")) -> int:
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
     for found in findings:
         table.add_row(f"[{colours[found.state]}]{found.state}[/]", escape(found.what), escape(found.text))
-    console.print(table)
+    answers.print(table)
     wrong = [found.what for found in findings if found.state == "missing"]
-    console.print(f"the main job cannot run: {', '.join(wrong)}" if wrong else "the main job can run", highlight=False)
+    answers.print(f"the main job cannot run: {', '.join(wrong)}" if wrong else "the main job can run", highlight=False)
     return 1 if wrong else 0
 
 
@@ -87,7 +87,9 @@ def machine() -> Iterator[Finding]:
     state = "ok" if memory.available >= MEMORY else "note"
     text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
     yield Finding("memory", state, text if state == "ok" else f"{text}; a run wants {MEMORY / 2**30:.0f}")
-    yield Finding("cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    yield Finding(
+        "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    )
     try:
         import torch
 

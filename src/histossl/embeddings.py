@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from histossl import store
 from histossl.errors import FileFormatError
+from histossl.study import Row
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
 
@@ -36,18 +37,19 @@ class Embeddings:
 
 
 def write_embeddings(
-    path: Path, slides: pd.DataFrame, vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+    path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
 ) -> None:
     """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings."""
     from anndata import AnnData
 
-    obs = slides.set_index("slide_id").drop(columns=["status", "error"])
+    obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error"])
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)
+    baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}
     data = AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
-        obsm={name.replace(" ", "_"): np.asarray(vectors[name], np.float32) for name in names[1:]},
+        obsm=baselines,
         uns={
             "histossl": {
                 "name": names[0],
@@ -73,6 +75,6 @@ def read_embeddings(path: Path) -> Embeddings:
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
-        return Embeddings(data.obs, vectors, json.loads(about["settings"]), str(about["fingerprint"]))
+        return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error

@@ -115,11 +115,11 @@ class OpenSlideReader:
         corner = round(x * down), round(y * down)
         try:
             picture = self._slide.read_region(corner, level, (width, height))
-        except self._error:
+        except self._error as error:
             # An OpenSlide handle answers every later call with its first error.
             self._slide.close()
             self._slide = self._open()
-            raise
+            raise OSError(str(error)) from error
         return _on_white(np.asarray(picture)), corner[0] / down, corner[1] / down
 
     def close(self) -> None:
@@ -213,7 +213,8 @@ READERS: dict[str, type[Reader]] = {
 def check_tiff(path: Path) -> None:
     """Refuse a TIFF that is cut short, before hours are spent on it; files of other kinds pass, and NDPI's own TIFF.
 
-    All directories and the beginnings of all tiles and strips must lie inside the file.
+    All directories and the beginnings of all tiles and strips must lie inside the file, and the tags that size and
+    describe the picture must be readable.
 
     Raises:
         SlideError: one does not.
@@ -230,11 +231,24 @@ def check_tiff(path: Path) -> None:
         places = [struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]]
         places += [max(page.dataoffsets, default=0) for page in pages]
         if max(places) >= file.size:
-            raise SlideError(
-                path,
-                f"is cut short or damaged: it has {file.size} bytes and says that it goes on at byte {max(places)}",
-                "copy the file again",
-            )
+            what = f"it has {file.size} bytes and says that it goes on at byte {max(places)}"
+        elif lost := [_TIFF_TAGS[code] for page in pages for code in _lost_tags(page, file, form)]:
+            what = f"its {lost[0]} cannot be read"
+        else:
+            return
+    raise SlideError(path, f"is cut short or damaged: {what}", "copy the file again")
+
+
+_TIFF_TAGS = {256: "width", 257: "height", 270: "description", 273: "list of strips", 324: "list of tiles"}
+
+
+def _lost_tags(page: Any, file: Any, form: Any) -> list[int]:
+    """Which of _TIFF_TAGS a directory has and tifffile could not read: it leaves these out without a word."""
+    file.seek(page.offset)
+    count = struct.unpack(form.tagnoformat, file.read(form.tagnosize))[0]
+    entries = file.read(count * form.tagsize)
+    codes = [struct.unpack_from(form.byteorder + "H", entries, k)[0] for k in range(0, len(entries), form.tagsize)]
+    return [code for code in codes if code in _TIFF_TAGS and code not in page.tags]
 
 
 def _is_tiff(path: Path) -> bool:

@@ -36,6 +36,8 @@ EXTENSIONS = frozenset([
 _BLOCK = 2048
 """Side in level pixels of what one step of a read decodes: bounds the memory of a thumbnail of a one-level slide."""
 
+_LARGEST = 10**6  # pixels of a side; a glass slide of 75 mm has less than 10**6 at the finest mpp that is in use
+
 
 class Slide:
     """An open slide; make one with `open_slide`, and close it or use it in a `with`.
@@ -183,6 +185,9 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
     _check_file(path)
     reader = _reader(path)
     try:
+        size = reader.levels[0].size
+        if not (0 < size.width <= _LARGEST and 0 < size.height <= _LARGEST):
+            raise SlideError(path, f"says that it has {size.width} x {size.height} pixels", "the file is damaged")
         return Slide(path, reader, mpp or stated_mpp(path, reader.properties, mpp_default))
     except SlideError:
         reader.close()

@@ -6,10 +6,11 @@ and returns how many things it had to leave out.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
 from histossl.scale import Workers
 from histossl.slide import find_slides
-from histossl.study import Study, slide_names
+from histossl.study import COLUMNS, Row, Study, slide_names
 from histossl.survey import SurveyJob, survey_fingerprint, survey_slide
 from histossl.tiles import TileSpec
 from histossl.tissue import TissueSettings
@@ -58,75 +59,83 @@ def inspect_slides(
     if not paths:
         raise StudyError(f"{slides}: no slides in it", "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
     study.settle("inspect", Laying(tissue, tile), study.folder / "tiles")
-    table = merge(study.slides(), paths)
-    done = set(_standing(study, table, tissue, tile))
-    table.loc[[k for k in table.index if k not in done and table.at[k, "status"] != "failed"], "status"] = "failed"
-    jobs = {}
-    for k in table.index.difference(list(done)):
-        row = table.loc[k]
-        if row["error"].startswith(NOT_OURS):
-            continue
+    rows = merge(study.slides(), paths)
+    jobs: list[tuple[Row, SurveyJob]] = []
+    for row in rows:
         mpp, wrong = _number(row["mpp"])
         if wrong:
-            table.loc[k, ["status", "error"]] = "failed", f"slides.csv: mpp {row['mpp']!r} is not a number; correct it"
-            continue
-        name = row["slide_id"]
-        jobs[k] = SurveyJob(name, Path(row["path"]), mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
-    _survey(study, table, jobs, workers)
-    study.write_slides(table)
-    return report_failures(table)
+            fail(row, f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(study, row, mpp, tissue, tile):
+            name, path = row["slide_id"], Path(row["path"])
+            jobs.append((row, SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))))
+    _survey(study, rows, jobs, workers)
+    study.write_slides(rows)
+    return report_failures(rows)
 
 
 NOT_OURS = "not read: "  # how complaints begin that no opening of the slide can mend
 
 
-def merge(known: pd.DataFrame, paths: list[Path]) -> pd.DataFrame:
+def merge(known: list[Row], paths: list[Path]) -> list[Row]:
     """The rows of slides.csv for the slides at hand: what users wrote stays, new slides come, gone ones are marked."""
-    rows = {row["path"]: row.to_dict() for _, row in known.iterrows()}
+    by_path = {row["path"]: row for row in known}
     merged = []
     for path, (name, complaint) in zip(paths, slide_names(paths), strict=True):
-        row = rows.pop(str(path), dict.fromkeys(known.columns, "") | {"path": str(path)})
+        row = by_path.pop(str(path), dict.fromkeys(COLUMNS, "") | {"path": str(path)})
         row["slide_id"] = name
-        if complaint:
-            row |= {"status": "failed", "error": NOT_OURS + complaint}
-        elif row["error"].startswith(NOT_OURS):
-            row |= {"status": "failed", "error": ""}
+        if complaint or row["error"].startswith(NOT_OURS):
+            fail(row, NOT_OURS + complaint if complaint else "")
         merged.append(row)
-    for row in rows.values():
-        gone = f"{NOT_OURS}{Path(row['path']).name} is no longer there; put it back or delete its row"
-        merged.append(row | {"status": "failed", "error": gone})
-    return pd.DataFrame(merged, columns=known.columns).astype(str)
+    for row in by_path.values():
+        fail(row, f"{NOT_OURS}{Path(row['path']).name} is no longer there; put it back or delete its row")
+        merged.append(row)
+    return merged
 
 
-def _standing(study: Study, table: pd.DataFrame, tissue: TissueSettings, tile: TileSpec) -> Iterable[int]:
-    """Rows whose tiles stand, made of this very file with these settings and this mpp."""
-    for k, row in table.iterrows():
-        mpp, _ = _number(row["mpp"])
-        if mpp is None or row["error"].startswith(NOT_OURS):
-            continue
-        try:
-            made = survey_fingerprint(Path(row["path"]), mpp, tissue, tile)
-        except HistosslError:
-            continue
-        if store.fingerprint_of(study.tiles(row["slide_id"])) == made:
-            yield int(str(k))
+def fail(row: Row, error: str) -> None:
+    """Mark a slide as failed, with the reason."""
+    row |= {"status": "failed", "error": error}
 
 
-def _survey(study: Study, table: pd.DataFrame, jobs: dict[int, SurveyJob], workers: Workers) -> None:
-    order = list(jobs)
-    written = time.monotonic()
+def _surveyed(study: Study, row: Row, mpp: float | None, tissue: TissueSettings, tile: TileSpec) -> bool:
+    """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
+    if mpp is None or row["status"] == "failed":
+        return False
+    try:
+        made = survey_fingerprint(Path(row["path"]), mpp, tissue, tile)
+    except HistosslError:
+        return False
+    return study.qc(row["slide_id"]).exists() and store.fingerprint_of(study.tiles(row["slide_id"])) == made
+
+
+def _survey(study: Study, rows: list[Row], jobs: list[tuple[Row, SurveyJob]], workers: Workers) -> None:
+    keeper = Keeper(study, rows)
+    answers = workers.map(survey_slide, (job for _, job in jobs))
     with progress_bar("slides", len(jobs)) as bar:
-        for k, (_, answer) in zip(order, workers.map(survey_slide, jobs.values()), strict=True):
+        for (row, _), (_, answer) in zip(jobs, answers, strict=True):
             if isinstance(answer, Exception):
-                table.loc[k, ["status", "error"]] = "failed", reason(answer)
+                fail(row, reason(answer))
             else:
-                values = (repr(answer.mpp), str(answer.width), str(answer.height), str(answer.tiles))
-                table.loc[k, ["mpp", "width", "height", "tiles"]] = values
-                table.loc[k, ["status", "error"]] = "inspected", ""
+                row |= {name: repr(value) for name, value in vars(answer).items()}
+                row |= {"status": "inspected", "error": ""}
             bar.advance(1)
-            if time.monotonic() - written > 5:
-                study.write_slides(table)
-                written = time.monotonic()
+            keeper.tick()
+
+
+class Keeper:
+    """Writes slides.csv while a stage goes on, not more often than every few seconds: it may have 100,000 rows."""
+
+    def __init__(self, study: Study, rows: list[Row], seconds: float = 5) -> None:
+        self.study, self.rows, self.seconds = study, rows, seconds
+        self.start = self.written = time.monotonic()
+
+    def tick(self) -> float:
+        """Write if it is time; returns the seconds since the start."""
+        now = time.monotonic()
+        if now - self.written > self.seconds:
+            self.study.write_slides(self.rows)
+            self.written = now
+        return now - self.start
 
 
 def reason(error: Exception) -> str:
@@ -136,10 +145,10 @@ def reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def report_failures(table: pd.DataFrame) -> int:
+def report_failures(rows: list[Row]) -> int:
     """One line on the screen for every failed slide; returns their number."""
-    failed = table[table["status"] == "failed"]
-    for _, row in failed.iterrows():
+    failed = [row for row in rows if row["status"] == "failed"]
+    for row in failed:
         say(f"FAILED {row['error']}", "red")
     return len(failed)
 
@@ -157,43 +166,31 @@ def _number(text: str) -> tuple[float | None, bool]:
 def encode_study(study: Study, encoder: TileEncoder, settings: EncodeSettings, workers: Workers) -> int:
     """Features and views of every inspected slide: features/ and views/. Returns the number of failures."""
     tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
-    study.settle("encode", encoding(encoder, settings), study.folder / "features")
-    table = study.slides()
-    jobs, rows = [], {}
-    for k in table.index[table["status"] != "failed"]:
-        job = _encode_job(study, table.loc[k], tile)
-        rows[job.slide_id] = k
-        if _encoded(job, encoder, settings):
-            table.loc[k, "status"] = "encoded"
-        else:
-            table.loc[k, "status"] = "inspected"
+    study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
+    rows = study.slides()
+    by_name = {row["slide_id"]: row for row in rows if row["status"] != "failed"}
+    jobs = []
+    for row in by_name.values():
+        job = _encode_job(study, row, tile)
+        row["status"] = "encoded" if _encoded(job, encoder, settings) else "inspected"
+        if row["status"] == "inspected":
             jobs.append(job)
-    tiles = sum(int(table.at[rows[job.slide_id], "tiles"]) for job in jobs)
-    start = written = time.monotonic()
-    done = 0
-    with progress_bar("tiles", tiles * (1 + settings.views if settings.views else 1)) as bar:
+    total = sum(int(by_name[job.slide_id]["tiles"]) for job in jobs)
+    done, keeper = 0, Keeper(study, rows)
+    with progress_bar("tiles", total) as bar:
         for job, count, error in encode_slides(jobs, encoder, settings, workers):
-            k = rows[job.slide_id]
+            if error is not None:
+                fail(by_name[job.slide_id], reason(error))
+            elif _encoded(job, encoder, settings):
+                by_name[job.slide_id]["status"] = "encoded"
             done += count
             bar.advance(count)
-            bar.say(f"{done / (time.monotonic() - start):.0f} tiles/s, {job.slide_id}")
-            if error is not None:
-                table.loc[k, ["status", "error"]] = "failed", reason(error)
-            elif _encoded(job, encoder, settings):
-                table.loc[k, "status"] = "encoded"
-            if time.monotonic() - written > 5:
-                study.write_slides(table)
-                written = time.monotonic()
-    study.write_slides(table)
-    return report_failures(table)
+            bar.say(f"{done / keeper.tick():.0f} tiles/s, {job.slide_id}")
+    study.write_slides(rows)
+    return report_failures(rows)
 
 
-def encoding(encoder: TileEncoder, settings: EncodeSettings) -> dict:
-    """What features depend on, for settings.json."""
-    return {"encoder": encoder.identity, **to_dict(settings)}
-
-
-def _encode_job(study: Study, row: pd.Series, tile: TileSpec) -> EncodeJob:
+def _encode_job(study: Study, row: Row, tile: TileSpec) -> EncodeJob:
     name = row["slide_id"]
     return EncodeJob(
         name, Path(row["path"]), float(row["mpp"]), tile, study.tiles(name), study.features(name), study.views(name)
@@ -208,7 +205,7 @@ def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> 
 
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
     """Train the slide encoder on all encoded slides: slide-encoder/."""
-    slides = study.encoded()
+    slides = [row["slide_id"] for row in study.encoded()]
     study.settle("pretrain", settings, study.slide_encoder)
     of = fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
     if study.slide_encoder.is_dir():
@@ -218,11 +215,11 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
                 f"{study.slide_encoder}: trained on other features than those that stand",
                 f"use another --out, or remove {study.slide_encoder} to train anew",
             )
-        new = len(set(slides["slide_id"]) - set(about["slides"]))
+        new = len(set(slides) - set(about["slides"]))
         if new:
             say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         return 0
-    sources = [SlideSource(s, study.features(s), study.views(s)) for s in slides["slide_id"]]
+    sources = [SlideSource(s, study.features(s), study.views(s)) for s in slides]
     pretrain_slides(sources, settings, study.slide_encoder, study.logs / "pretrain", of, device)
     return 0
 
@@ -230,35 +227,44 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
 def embed_study(study: Study, settings: EmbedSettings, device: str) -> int:
     """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures."""
     where = pick_device(device)
-    table = study.slides()
-    encoder = SlideEncoder.load(study.slide_encoder).to(where).eval()
+    rows = study.slides()
+    encoded = [row for row in rows if row["status"] == "encoded"]
     about = trained_as(study.slide_encoder)
+    made = fingerprint(settings, about["fingerprint"], _features_made(study, encoded))
+    if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
+        return report_failures(rows)
+    encoder = SlideEncoder.load(study.slide_encoder).to(where).eval()
     trained = from_dict(PretrainSettings, about["pretrain"])
     untrained = SlideEncoder(encoder.settings, seed=trained.seed).to(where).eval()
+    # The strongest form of that rival: all tiles at once.
+    all_tiles = replace(trained.view, tiles=2**31, windows=0)
     vectors: dict[str, list[np.ndarray]] = {GIGA: [], MEAN: [], UNTRAINED: []}
-    kept = []
-    rows = table.index[table["status"] == "encoded"]
-    with progress_bar("vectors", len(rows)) as bar:
-        for k in rows:
-            name = table.at[k, "slide_id"]
+    with progress_bar("vectors", len(encoded)) as bar:
+        for row in encoded:
+            name = row["slide_id"]
+            bar.advance(1)
             try:
                 features, positions = plain_tiles(study.features(name))
-                for key, network in ((GIGA, encoder), (UNTRAINED, untrained)):
-                    vectors[key].append(embed_slide(network, features, positions, trained.view, settings, name))
-                vectors[MEAN].append(mean_pool(features))
-                kept.append(k)
             except HistosslError as error:
-                table.loc[k, ["status", "error"]] = "failed", reason(error)
-            bar.advance(1)
-    study.write_slides(table)
+                fail(row, reason(error))
+                continue
+            for key, network, view in ((GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)):
+                vectors[key].append(embed_slide(network, features, positions, view, settings, name))
+            vectors[MEAN].append(mean_pool(features))
+    study.write_slides(rows)
+    kept = [row for row in encoded if row["status"] == "encoded"]
     if not kept:
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
-    made = fingerprint(settings, about["fingerprint"], list(table.loc[kept, "slide_id"]))
-    write_embeddings(
-        study.embeddings, table.loc[kept], {n: np.stack(v) for n, v in vectors.items()}, study.settings(), made
-    )
-    return report_failures(table)
+    write_embeddings(study.embeddings, kept, {n: np.stack(v) for n, v in vectors.items()}, study.settings(), made)
+    return report_failures(rows)
+
+
+def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
+    """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
+    return [
+        [row["slide_id"], row["patient_id"], str(store.fingerprint_of(study.features(row["slide_id"])))] for row in rows
+    ]
 
 
 def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
@@ -268,7 +274,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """
     vectors = read_embeddings(study.embeddings)
     ids = [str(name) for name in vectors.slides.index]
-    patients = {name: str(value) for name, value in vectors.slides["patient_id"].items()}
+    patients = dict(zip(ids, vectors.slides["patient_id"].astype(str), strict=True))
     table = read_labels(labels, ids, settings.targets, patients)
     result = probe(vectors.vectors, ids, table, settings)
     study.note("probe", settings)
@@ -281,4 +287,38 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
 
 
 def report_study(study: Study) -> None:
-    """One page of all that stands: report.html."""
+    """One page of all that stands: report.html. The same study gives the same bytes, so no times stand in it."""
+    from histossl.report.page import ReportInput, write_report
+
+    slides = study.slides()
+    vectors = read_embeddings(study.embeddings) if study.embeddings.exists() else None
+    encoded = [row for row in slides if row["status"] == "encoded"]
+    probed = study.folder / "probe.json"
+    log = study.logs / "pretrain" / "log.csv"
+    write_report(
+        study.report,
+        ReportInput(
+            title=study.folder.resolve().name,
+            slides=pd.DataFrame(slides, columns=pd.Index(COLUMNS)),
+            qc={row["slide_id"]: study.qc(row["slide_id"]) for row in encoded},
+            training=pd.read_csv(log) if log.exists() else None,
+            vectors=None if vectors is None else vectors.vectors[GIGA],
+            ids=[] if vectors is None else [str(name) for name in vectors.slides.index],
+            labels=_probed_labels(study),
+            probe=json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else None,
+            slide_bytes=sum(os.path.getsize(row["path"]) for row in encoded if os.path.exists(row["path"])),
+            settings=study.settings(),
+            versions={
+                name: metadata.version(name) for name in ("histossl", "torch", "scikit-learn", "openslide-python")
+            },
+        ),
+    )
+
+
+def _probed_labels(study: Study) -> pd.DataFrame | None:
+    """The labels that the probe used, one column a target, to colour the map of slides."""
+    path = study.folder / "predictions.csv"
+    if not path.exists():
+        return None
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -153,7 +153,7 @@ def read_tiles_of(path: Path) -> Tiles:
     """
     with _open_h5(path) as file:
         coords = _dataset(file, "coords", path)
-        attrs = coords.attrs
+        attrs: dict[str, Any] = dict(coords.attrs)
         extent = attrs.get("extent_level0", attrs.get("patch_size_level0"))
         if extent is None or "level0_width" not in attrs or "level0_height" not in attrs:
             raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it anew")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -11,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from histossl import store
 from histossl.config import differences, to_dict
 from histossl.errors import StudyError
 
 COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+
+# A slide: text by column. Status is inspected, encoded or failed; users may edit mpp and patient_id.
+Row = dict[str, str]
 
 
 class Study:
@@ -131,45 +133,47 @@ class Study:
         except ValueError as error:
             raise StudyError(f"{path}: not JSON ({error})", "remove it") from error
 
-    def slides(self) -> pd.DataFrame:
-        """slides.csv as a table of text, empty cells as "", one row a slide; empty where there is no file yet.
+    def slides(self) -> list[Row]:
+        """The rows of slides.csv, in its order; none where there is no file yet.
 
         Raises:
-            StudyError: not a table, or without the columns slide_id and path.
+            StudyError: not such a table.
         """
         if not self.slides_csv.exists():
-            return pd.DataFrame(columns=list(COLUMNS), dtype=str)
+            return []
         try:
-            table = pd.read_csv(
-                self.slides_csv,
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                encoding_errors="surrogateescape",
-            )
-        except (ValueError, OSError) as error:
+            with self.slides_csv.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+                reader = csv.DictReader(file, restval="", strict=True)
+                missing = {"slide_id", "path"} - set(reader.fieldnames or ())
+                rows = [dict.fromkeys(COLUMNS, "") | row for row in reader]
+        except (csv.Error, OSError) as error:
             raise StudyError(f"{self.slides_csv}: cannot be read ({error})", "mend or remove it") from error
-        missing = {"slide_id", "path"} - set(table.columns)
-        if missing:
-            raise StudyError(f"{self.slides_csv}: lacks the column {', '.join(sorted(missing))}", "mend or remove it")
-        return table.reindex(columns=[*COLUMNS, *(c for c in table.columns if c not in COLUMNS)], fill_value="")
+        if missing or any(None in row for row in rows):
+            what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
+            raise StudyError(f"{self.slides_csv}: {what}", "separate by commas; mend or remove it")
+        return rows
 
-    def write_slides(self, table: pd.DataFrame) -> None:
-        """Replace slides.csv, whole."""
-        with store.whole(self.slides_csv) as part:
-            table.to_csv(part, index=False, encoding="utf-8", errors="surrogateescape", lineterminator="\n")
+    def write_slides(self, rows: list[Row]) -> None:
+        """Replace slides.csv, whole; columns that users added stay."""
+        columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+        with (
+            store.whole(self.slides_csv) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
-    def encoded(self) -> pd.DataFrame:
+    def encoded(self) -> list[Row]:
         """The rows of slides whose features stand.
 
         Raises:
             StudyError: there is none.
         """
-        table = self.slides()
-        found = table[table["status"] == "encoded"]
-        if found.empty:
+        found = [row for row in self.slides() if row["status"] == "encoded"]
+        if not found:
             raise StudyError(f"{self.folder}: no encoded slide", "run `histossl encode` first, or see slides.csv")
-        return found.reset_index(drop=True)
+        return found
 
 
 def slide_names(paths: list[Path]) -> list[tuple[str, str]]:

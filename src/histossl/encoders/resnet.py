@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def fold_batch_norms(model: ResNet18) -> ResNet18:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     model.eval()
-    pairs = [(model, "conv1", "bn1")]
+    pairs: list[tuple[nn.Module, str, str]] = [(model, "conv1", "bn1")]
     for block in (m for m in model.modules() if isinstance(m, BasicBlock)):
         pairs += [(block, "conv1", "bn1"), (block, "conv2", "bn2")]
         if block.downsample is not None:
@@ -79,7 +80,7 @@ def fold_batch_norms(model: ResNet18) -> ResNet18:
     return model
 
 
-def state_of(weights: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+def state_of(weights: dict[str, Any]) -> OrderedDict[str, Tensor]:
     """ResNet parameters under torchvision's names, from torchvision, MoCo (`module.encoder_q.`) or our own files.
 
     Everything that is not a parameter of a stage (classifier, projector, queue, momentum encoder) is left out.

@@ -7,6 +7,7 @@ import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -112,7 +113,7 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     identity["dtype"] = str(dtype).removeprefix("torch.")
-    network = fold_batch_norms(network).to(where, dtype, memory_format=torch.channels_last)
+    network = fold_batch_norms(network).to(device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
 
 
@@ -133,7 +134,7 @@ def load_resnet(network: nn.Module, path: Path) -> None:
     network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Any]:
     """The tensors of a weight file, without executing anything in it.
 
     Raises:

@@ -217,7 +217,8 @@ def _batch(
     epoch, part = divmod(step, per_epoch)
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(sources))
     rng = np.random.default_rng([settings.seed, epoch, part])
-    pairs = [draw_pair(*sources[k].load(), settings.view, rng) for k in np.array_split(order, per_epoch)[part]]
+    loaded = (sources[k].load() for k in np.array_split(order, per_epoch)[part])
+    pairs = [draw_pair(features, positions, settings.view, rng) for features, positions in loaded]
     batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
     # Positions stay on the CPU, where the kernel maps are built.
     return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
