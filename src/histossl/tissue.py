@@ -87,7 +87,8 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
         mask &= ~_ink(density, mpp)
     area = 1 / mpp**2
     mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
-    mask = ~_without_small(~mask, settings.hole**2 * area)
+    holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
+    mask |= holes & ~_without_small(holes, settings.hole**2 * area)
     return TissueMask(mask, slide.size)
 
 
@@ -127,7 +128,7 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     """(h, w) where marker pens were: H&E absorbs green most, ink of other colours something else."""
     red, green, blue = np.moveaxis(density, 2, 0)
     mean = density.mean(2)
-    cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.8) & (red > green)
+    cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
     black = (mean > 0.45) & (np.ptp(density, axis=2) < 0.15 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
     stroke = _without_small(cold | black | warm, (150 / mpp) ** 2)
