@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.evaluate.audit import near_duplicates
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.probe import ProbeSettings, macro_auroc, near_duplicates, probe, resample, write_probe
+from histossl.evaluate.probe import ProbeSettings, macro_auroc, probe, resample, write_probe
 
 QUICK = ProbeSettings(repeats=2, bootstraps=100, shots=(10,))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import sklearn
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 import histossl
 from histossl.config import to_dict
 from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.evaluate.audit import audit_line
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.splits import draw_shots, grouped_folds
 from histossl.store import whole
@@ -124,7 +126,9 @@ def probe(
         scores, note = _out_of_fold(task, vectors, settings)
         tables.append(_score(task, scores, settings))
         predictions.append(_predictions(task, {name: scores[name, "all"] for name in vectors}))
-        audit.append(_audit(task, vectors) + note)
+        here = (values[task.rows] for values in vectors.values())
+        line = audit_line(list(task.slides), task.patients, task.names[task.classes], task.folds, here)
+        audit.append(f"{target}: {line}{note}")
     if not tables:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
     complaints += [f"left out: {what}" for what in failed]
@@ -323,51 +327,28 @@ def _predictions(task: _Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _audit(task: _Task, vectors: dict[str, np.ndarray]) -> str:
-    patient = np.unique(task.patients, return_inverse=True)[1]
-    leader = np.zeros(patient.max() + 1, int)
-    leader[patient] = np.arange(len(patient))
-    straddling = len(np.unique(patient[(task.folds != task.folds[:, leader[patient]]).any(axis=0)]))
-    pairs = sorted({pair for values in vectors.values() for pair in near_duplicates(values[task.rows])})
-    pairs = [(a, b) for a, b in pairs if patient[a] != patient[b]]
-    some = ", ".join(f"{task.slides[a]} ~ {task.slides[b]}" for a, b in pairs[:3])
-    twins = (
-        f"{len(pairs)} pairs of near-duplicate slides of different patients ({some})" if pairs else "no near-duplicates"
-    )
-    counts = ", ".join(f"{name} {n}" for name, n in zip(task.names, np.bincount(task.classes), strict=True))
+def describe(settings: ProbeSettings) -> str:
+    """A paragraph of method, in words, for a paper."""
+    weights = ", classes weighted by their inverse frequency" if settings.balanced else ""
+    shots = " Smaller numbers of labelled slides are drawn from the training folds in the proportions of the classes."
     return (
-        f"{task.target}: {len(task.rows)} slides of {patient.max() + 1} patients ({counts}); "
-        f"{straddling or 'no'} patients on both sides of a fold; {twins}"
+        f"Logistic regression (L2 penalty, C = {settings.C:g}{weights}; scikit-learn {sklearn.__version__}) on "
+        "features standardised and divided by the root of their number, by the training slides alone. "
+        f"{settings.folds} folds of whole patients, stratified by class, dealt {settings.repeats} times."
+        f"{shots if settings.shots else ''} AUROC (of several classes the mean of one against the rest) compares "
+        "slides within a test fold and is averaged over the repeats; its intervals and those of the differences are "
+        f"the 2.5 and 97.5 percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all "
+        "embeddings. They tell what other patients would change, not what other labelled slides would. "
+        f"Seed {settings.seed}."
     )
-
-
-def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[int, int]]:
-    """Pairs (a, b), a < b, of rows that lie this much nearer than two rows usually do: most likely one slide twice.
-
-    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine would
-    not do: it is near 1 for any two slides that are extreme in the same direction.
-
-    Args:
-        values: (N, d); with few features (d < 16) different slides may come as near by chance.
-        distance: the share, 0.05 is a twentieth of the usual distance.
-    """
-    x = StandardScaler().fit_transform(values).astype(np.float32)
-    square = (x * x).sum(axis=1)
-    limit = distance**2 * 2 * square.mean()  # Σ over all pairs |a − b|² / N² = 2 mean |a|², the mean being zero
-    found = []
-    for start in range(0, len(x) if limit > 0 else 0, 1024):
-        block = slice(start, start + 1024)
-        apart = square[block, None] + square[None, start:] - 2 * (x[block] @ x[start:].T)
-        a, b = np.nonzero(apart <= limit)
-        found += [(int(i + start), int(j + start)) for i, j in zip(a, b, strict=True) if i < j]
-    return found
 
 
 def write_probe(result: ProbeResult, folder: Path) -> None:
-    """Write probe.csv (the table), probe.json (table, audit, complaints, settings, version) and predictions.csv."""
+    """Write probe.csv (the table), predictions.csv, and probe.json (the rest, with the method in words)."""
     content = {
         "histossl": histossl.__version__,
         "settings": to_dict(result.settings),
+        "method": describe(result.settings),
         "audit": result.audit,
         "complaints": result.complaints,
         "table": [{k: None if v != v else v for k, v in row.items()} for row in result.table.to_dict("records")],
