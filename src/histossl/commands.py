@@ -115,7 +115,7 @@ def inspect(
     return _code(failed)
 
 
-def encode(
+def encode_stage(
     study: Path,
     encoder: str = "random",
     encode: EncodeSettings = EncodeSettings(),
@@ -137,7 +137,7 @@ def encode(
         return _code(stages.encode_study(place, network, encode, pool))
 
 
-def pretrain(study: Path, pretrain: PretrainSettings = PretrainSettings(), device: str = "auto") -> int:
+def pretrain_stage(study: Path, pretrain: PretrainSettings = PretrainSettings(), device: str = "auto") -> int:
     """Train the slide encoder on the encoded slides, without labels.
 
     Args:
@@ -151,7 +151,7 @@ def pretrain(study: Path, pretrain: PretrainSettings = PretrainSettings(), devic
     return 0
 
 
-def embed(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "auto") -> int:
+def embed_stage(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "auto") -> int:
     """One vector a slide, with the two baselines beside it: embeddings.h5ad.
 
     Args:
@@ -164,7 +164,7 @@ def embed(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "au
         return _code(stages.embed_study(place, embed, device))
 
 
-def probe(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
+def probe_stage(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
     """A logistic regression on the slide vectors beside the baselines, grouped by patient: probe.csv, probe.json.
 
     Args:

@@ -23,7 +23,7 @@ def demo(out: Path = Path("out/demo"), slides: int = 64) -> int:
     told only by who neighbours whom. Ends with report.html.
 
     Args:
-        out: a folder; the slides go to its subfolder `cohort`, the study beside them to `study`.
+        out: the folder of the study; the slides go to its subfolder `cohort`.
         slides: how many to paint.
     """
     start = time.monotonic()
@@ -33,12 +33,12 @@ def demo(out: Path = Path("out/demo"), slides: int = 64) -> int:
         write_cohort(cohort, slides=slides)
     code = run(
         cohort / "slides",
-        out=out / "study",
+        out=out,
         labels=cohort / "labels.csv",
         tile=TileSpec(px=64, mpp=1.0),
         encode=EncodeSettings(views=8, tiles=400),
         pretrain=replace(PretrainSettings(), epochs=60),
         probe=ProbeSettings(shots=(25,)),
     )
-    say(f"the demo took {time.monotonic() - start:.0f} s; open {out / 'study' / 'report.html'}", "green")
+    say(f"the demo took {time.monotonic() - start:.0f} s; open {out / 'report.html'}", "green")
     return code

@@ -213,7 +213,7 @@ READERS: dict[str, type[Reader]] = {
 def check_tiff(path: Path) -> None:
     """Refuse a TIFF that is cut short, before hours are spent on it; files of other kinds pass, and NDPI's own TIFF.
 
-    All directories and the beginnings of all tiles and strips must lie inside the file, and the tags that size and
+    All directories, tiles and strips must lie inside the file, and the tags that size and
     describe the picture must be readable.
 
     Raises:
@@ -229,7 +229,8 @@ def check_tiff(path: Path) -> None:
         file, form = tiff.filehandle, tiff.tiff
         file.seek(tiff.pages.next_page_offset or 0)
         places = [struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]]
-        places += [max(page.dataoffsets, default=0) for page in pages]
+        stretches = (zip(page.dataoffsets, page.databytecounts, strict=False) for page in pages)
+        places += [start + max(0, length - 1) for stretch in stretches for start, length in stretch]
         if max(places) >= file.size:
             what = f"it has {file.size} bytes and says that it goes on at byte {max(places)}"
         elif lost := [_TIFF_TAGS[code] for page in pages for code in _lost_tags(page, file, form)]:

@@ -68,6 +68,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; only for who holds the folder alone."""
+    for room in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for part in room.glob(".*.part*"):
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -88,6 +88,7 @@ class Study:
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {socket.gethostname()}")
             handle.flush()
+            store.sweep(self.folder)
             yield
             handle.truncate(0)
 
