@@ -321,7 +321,13 @@ def write_cohort(
 
     Returns:
         The settings of each slide, in the order of labels.csv.
+
+    Raises:
+        SettingsError: no slide at all, or a value that `SynthSettings` refuses.
+        OSError: the folder is not writable, or the disk is full.
     """
+    if slides < 1:
+        raise SettingsError(f"a cohort of {slides} slides", "ask for at least one")
     folder = Path(folder)
     cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um), seed)
     names = [f"slide-{k:03d}" for k in range(1, slides + 1)]
