@@ -12,6 +12,7 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from histossl.nuclei.prior import filled
+from histossl.nuclei.stain import Stains, concentrations, optical_density
 from histossl.nuclei.tree import TreeSettings, best_objects
 
 _STEPS = 13  # thresholds on the depth
@@ -258,3 +259,31 @@ def _trace(labels, confidence, threshold, start, points):
     first = _first_pixels(labels, len(start))
     for k in range(1, len(start) + 1):
         _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
+
+
+def nuclei_of_tile(
+    rgb: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    stains: Stains,
+    mpp: float,
+    settings: InstanceSettings,
+    core: tuple[int, int, int, int],
+) -> Nuclei:
+    """The nuclei of a tile whose centroids lie in its core, in pixels of the tile.
+
+    Args:
+        rgb: (H, W, 3).
+        confidence: (2, H, W), 255 = certain.
+        stains: of the slide.
+        mpp: µm per pixel.
+        settings: how confidence becomes nuclei.
+        core: x0, y0, x1, y1 with x0 <= x < x1.
+    """
+    certain = confidence.astype(np.float32) / 255
+    labels = label_instances(certain, mpp, settings)
+    if not labels.any():
+        return joined([])
+    amounts = concentrations(optical_density(rgb, stains.white), stains)
+    nuclei = outline_instances(labels, certain[0], amounts, mpp, settings.threshold)
+    x, y = nuclei.measures[:, 0], nuclei.measures[:, 1]
+    return nuclei.chosen((x >= core[0]) & (x < core[2]) & (y >= core[1]) & (y < core[3]))
