@@ -54,13 +54,13 @@ def embed_slide(
         slide_id: the views depend on it and on the seed, not on the other slides.
 
     Returns:
-        (dim,) of length 1.
+        (vector_dim,) of length 1.
     """
     rng = np.random.default_rng([settings.seed, number_of(slide_id)])
     count = settings.views if len(features) > view.tiles else 1
     a_pass = max(1, TILES_A_PASS // min(view.tiles, len(features)))
     device = next(encoder.parameters()).device
-    total = torch.zeros(encoder.settings.dim)
+    total = torch.zeros(encoder.settings.vector_dim)
     for start in range(0, count, a_pass):
         chosen = [np.sort(draw_tiles(positions, view, rng)) for _ in range(min(a_pass, count - start))]
         batch = collate([(features[rows], positions[rows]) for rows in chosen])

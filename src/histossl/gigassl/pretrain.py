@@ -32,7 +32,7 @@ class PretrainSettings:
     Args:
         epochs: times that every slide is seen.
         batch: B, slides a step, all of them where there are fewer; each gives two views.
-        rate: Adam's highest learning rate, for B = 256; it falls in proportion for smaller batches.
+        rate: Adam's highest learning rate.
         warmup: share of the training in which the rate rises.
         weight_decay: on matrices and kernels, decoupled.
         temperature: of NT-Xent.
@@ -127,7 +127,7 @@ class PretrainTask(nn.Module):
     def __init__(self, settings: PretrainSettings) -> None:
         super().__init__()
         self.encoder = SlideEncoder(settings.encoder, seed=settings.seed)
-        self.projector = Projector(settings.encoder.dim, seed=settings.seed)
+        self.projector = Projector(settings.encoder.vector_dim, seed=settings.seed)
         self.temperature = settings.temperature
 
     def forward(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -192,11 +192,9 @@ def pretrain_slides(
     dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
     per_epoch = math.ceil(len(sources) / settings.batch)
     steps = settings.epochs * per_epoch
-    size = min(settings.batch, len(sources))
-    # The rate follows the batch as in the paper, which states it for 256.
     schedule = Schedule(
         steps,
-        settings.rate * size / 256 if size < 256 else settings.rate,
+        settings.rate,
         round(settings.warmup * steps),
         settings.weight_decay,
         checkpoints=max(1, steps // 200),
