@@ -66,7 +66,7 @@ def dense_stage() -> nn.Sequential:
 def test_a_full_map_gives_what_the_dense_stage_gives(dense_stage):
     rows, columns = 9, 13  # odd: a full map without padding has no partly covered outputs inside
     tiles = normal(rows * columns, 256)
-    encoder = SlideEncoder(EncoderSettings(hard_border=True)).eval()
+    encoder = SlideEncoder(EncoderSettings(inlet="plain", tile_mean=False, hard_border=True)).eval()
     encoder.load_dense({f"layer4.{k}": v for k, v in dense_stage.state_dict().items()})
     at = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
     x = F.pad(tiles.T.reshape(1, 256, rows, columns), (0, 2, 0, 2))  # the sparse map goes on to the right and below
@@ -116,26 +116,50 @@ def test_only_the_sparse_encoder_sees_who_is_beside_whom():
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_shares_of_tiles_add_up_to_the_score_of_the_slide(arch):
-    encoder, (tiles, positions, views) = small(arch), batch()
-    probe = normal(24, seed=5)
+@pytest.mark.parametrize("tile_mean", [True, False])
+def test_shares_of_tiles_add_up_to_the_scores_of_the_slide(arch, tile_mean):
+    encoder, (tiles, positions, views) = small(arch, tile_mean=tile_mean), batch()
     with torch.no_grad():
-        found = encoder.sites(tiles, positions, views, 4)
-        torch.testing.assert_close(found.pooled(), encoder(tiles, positions, views, 4))
-        shares = found.tile_shares(found.vectors @ probe * found.weights, len(tiles))
+        encoder.train()(tiles, positions, views, 3)  # moves the running statistics
+        encoder.eval()
+        directions = normal(encoder.settings.vector_dim, 2, seed=5)
+        shares = encoder.tile_shares(tiles, positions, views, 4, directions)
+        vectors = encoder(tiles, positions, views, 4)
     for view in range(3):
-        torch.testing.assert_close(shares[views == view].sum(), found.pooled()[view] @ probe, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shares[views == view].sum(0), vectors[view] @ directions, rtol=1e-4, atol=1e-4)
 
 
-def test_tiles_lie_under_the_sites_that_cover_them():
+def test_a_tile_s_share_comes_from_the_sites_that_cover_it():
+    encoder, tiles = small(tile_mean=False), normal(2, 16)
+    positions, views = np.array([[0, 0], [0, 40]]), np.zeros(2, int)  # too far apart to meet
+    directions = normal(24, 1, seed=5)
+    with torch.no_grad():
+        shares = encoder.tile_shares(tiles, positions, views, 1, directions)
+        found = encoder._looked_at(encoder._placed(tiles, positions, views, 1)[1])
+        scores = found.features @ directions / len(found.grid)
+    left = torch.from_numpy(found.grid.sites[:, 2] < 10)
+    torch.testing.assert_close(shares, torch.stack([scores[left].sum(0), scores[~left].sum(0)]))
+
+
+def test_a_centred_inlet_does_not_see_what_all_tiles_of_a_slide_share():
+    tiles, positions, views = batch()
+    stained = tiles + normal(3, 16, seed=7)[views]
+    for inlet in ("plain", "standard", "centred"):
+        encoder = small(inlet=inlet, tile_mean=False)
+        with torch.no_grad():
+            one, two = (encoder(t, positions, views, 3) for t in (tiles, stained))
+        assert torch.allclose(one, two, atol=1e-4) == (inlet == "centred")
+
+
+def test_the_mean_of_the_tiles_is_part_of_the_vector():
     encoder, (tiles, positions, views) = small(), batch()
-    found = encoder.sites(tiles, positions, views, 3)
-    at = place(positions, views)[found.tiles.numpy()]
-    site = found.grid.sites[found.sites.numpy()]
-    assert (at[:, 0] == site[:, 0]).all()
-    assert ((at[:, 1:] - 2 * site[:, 1:] >= 0) & (at[:, 1:] - 2 * site[:, 1:] <= 2)).all()
-    assert set(found.tiles.tolist()) == set(range(len(tiles)))
-    assert set(found.sites.tolist()) == set(range(len(found.grid)))
+    positions = np.arange(len(tiles))[:, None] * [1, 1]  # a site each
+    with torch.no_grad():
+        vector = encoder(tiles, positions, views, 4)
+    means = torch.stack([tiles[views == view].mean(0) for view in range(3)])
+    torch.testing.assert_close(vector[:3, 24:], means / (1 + 1e-5) ** 0.5)
+    assert vector.shape == (4, 40)
+    assert (vector[3] == 0).all()
 
 
 def test_a_hard_border_leaves_positions_that_are_not_negative_where_they_are():
@@ -151,7 +175,7 @@ def test_the_seed_makes_the_weights_and_the_global_generator_stays():
     Projector(24, seed=0)
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-    assert not torch.equal(one.inlet.weight, other.inlet.weight)
+    assert not torch.equal(one.linear.weight, other.linear.weight)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -204,7 +228,7 @@ def test_one_tile_trains(arch):
     encoder = small(arch).train()
     out = encoder(normal(1, 16), np.zeros((1, 2)), np.zeros(1, int), 2)
     out.sum().backward()
-    assert out.shape == (2, 24)
+    assert out.shape == (2, 40)
     assert out.isfinite().all()
 
 

@@ -44,7 +44,12 @@ class EncoderSettings:
 
     Attributes:
         in_dim: length of a tile's vector; other than 256 passes a linear layer first.
-        dim: length of the slide's vector.
+        dim: length of what the stage gives to the slide's vector.
+        inlet: "plain" takes the tiles as they are, as the paper does; "standard" brings each of their features to
+            mean 0 and variance 1; "centred" first takes away the mean of the view, and with it the stain and most of a
+            shared augmentation, so that the stage sees in what the tiles differ.
+        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
+            no training can then lose.
         arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
@@ -52,42 +57,23 @@ class EncoderSettings:
 
     in_dim: int = 256
     dim: int = 512
+    inlet: str = "centred"
+    tile_mean: bool = True
     arch: str = "sparse"
     hard_border: bool = False
 
     def __post_init__(self) -> None:
         if self.arch not in ("sparse", "mlp", "attention"):
             raise SettingsError(f"no slide encoder is called {self.arch!r}", "take sparse, mlp or attention")
+        if self.inlet not in ("plain", "standard", "centred"):
+            raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, standard or centred")
         if self.in_dim < 1 or self.dim < 1:
             raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
 
-
-@dataclass(frozen=True)
-class SiteVectors:
-    """What a slide vector is the sum of: `weights[:, None] * vectors`, over the sites of a view.
-
-    Attributes:
-        vectors: (S, dim), one row a site of the last map.
-        weights: (S,); they sum to 1 over a view.
-        grid: where the sites lie.
-        tiles, sites: (P,) int64 each: tile `tiles[p]` lies under site `sites[p]`; every tile under at least one, and
-            every site over at least one.
-    """
-
-    vectors: Tensor
-    weights: Tensor
-    grid: Grid
-    tiles: Tensor
-    sites: Tensor
-
-    def pooled(self) -> Tensor:
-        """(views, dim): the slide vectors; zeros for a view without tiles."""
-        return view_sum(self.vectors * self.weights[:, None], self.grid)
-
-    def tile_shares(self, values: Tensor, tiles: int) -> Tensor:
-        """Hand each site's value (S,) to the tiles under it in equal parts: (tiles,), with the same sum."""
-        under = torch.bincount(self.sites, minlength=len(values)).to(values.dtype)
-        return values.new_zeros(tiles).index_add(0, self.tiles, (values / under)[self.sites])
+    @property
+    def vector_dim(self) -> int:
+        """Length of the slide's vector."""
+        return self.dim + self.in_dim * self.tile_mean
 
 
 class SlideEncoder(nn.Module):
@@ -100,12 +86,14 @@ class SlideEncoder(nn.Module):
 
     def __init__(self, settings: EncoderSettings | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.settings = settings or EncoderSettings()
+        self.settings = chosen = settings or EncoderSettings()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.inlet = SparseConv(self.settings.in_dim, WIDTH, 1) if self.settings.in_dim != WIDTH else None
-            self.stage = Stage(WIDTH, self.settings.dim, spatial=self.settings.arch == "sparse")
-            self.attention = GatedAttention(self.settings.dim) if self.settings.arch == "attention" else None
+            self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
+            self.linear = SparseConv(chosen.in_dim, WIDTH, 1) if chosen.in_dim != WIDTH else None
+            self.stage = Stage(WIDTH, chosen.dim, spatial=chosen.arch == "sparse")
+            self.attention = GatedAttention(chosen.dim) if chosen.arch == "attention" else None
+            self.tile_norm = SiteNorm(chosen.in_dim, affine=False) if chosen.tile_mean else None
 
     def forward(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
         """Slide vectors of a batch of views.
@@ -118,28 +106,48 @@ class SlideEncoder(nn.Module):
             size: number of views.
 
         Returns:
-            (size, dim), zeros for a view without tiles.
+            (size, settings.vector_dim), zeros for a view without tiles.
 
         Raises:
             SettingsError: the tiles' vectors are not `in_dim` long.
             ValueError: positions are not finite.
         """
-        _, _, last = self._run(features, positions, views, size)
-        weights = self._weights(last)
-        return last.mean() if weights is None else view_sum(last.features * weights[:, None], last.grid)
+        _, tiles = self._placed(features, positions, views, size)
+        last = self._looked_at(tiles)
+        parts = [view_sum(last.features * self._weights(last)[:, None], last.grid)]
+        if self.tile_norm is not None:
+            parts.append(self.tile_norm(tiles.mean()) * (tiles.grid.counts > 0)[:, None])
+        return torch.cat(parts, 1)
 
-    def sites(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> SiteVectors:
-        """As `forward`, before pooling: what every site gives to its slide vector, and which tiles lie under it."""
-        site_of_tile, first, last = self._run(features, positions, views, size)
-        grid, weights = last.grid, self._weights(last)
-        if weights is None:
-            weights = 1 / grid.counts.to(last.features.dtype)[grid.views]
-        tiles, sites = _tiles_under(site_of_tile.cpu().numpy(), first, self.stage.pairs(first))
-        return SiteVectors(last.features, weights, grid, tiles.to(weights.device), sites.to(weights.device))
+    def tile_shares(
+        self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int, directions: Tensor
+    ) -> Tensor:
+        """What every tile gives to a linear score of its slide's vector; in evaluation mode, exactly.
 
-    def _run(
+        A slide's vector is a sum over sites; each site's part goes to the tiles under it, in equal parts.
+
+        Args:
+            features, positions, views, size: as of `forward`.
+            directions: (vector_dim, C), the weights of C scores.
+
+        Returns:
+            (N, C); the sum over the tiles of a view is its vector times `directions`.
+        """
+        site_of_tile, tiles = self._placed(features, positions, views, size)
+        last = self._looked_at(tiles)
+        scores = last.features @ directions[: self.settings.dim] * self._weights(last)[:, None]
+        under, sites = _tiles_under(site_of_tile.cpu().numpy(), tiles.grid, self.stage.pairs(tiles.grid))
+        shares = _shared_out(scores, under.to(scores.device), sites.to(scores.device), len(features))
+        if self.tile_norm is not None:
+            scores = self.tile_norm(tiles.features) @ directions[self.settings.dim :] * _even(tiles.grid)[:, None]
+            every = torch.arange(len(features), device=scores.device)
+            shares = shares + _shared_out(scores, every, site_of_tile, len(features))
+        return shares
+
+    def _placed(
         self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int
-    ) -> tuple[Tensor, Grid, SparseMap]:
+    ) -> tuple[Tensor, SparseMap]:
+        """The site of each tile, and the map of their means."""
         if features.ndim != 2 or features.shape[1] != self.settings.in_dim:
             raise SettingsError(
                 f"this slide encoder takes tiles of {self.settings.in_dim} numbers, got {tuple(features.shape)}",
@@ -147,12 +155,22 @@ class SlideEncoder(nn.Module):
             )
         places = place(np.asarray(positions), np.asarray(views), self.settings.hard_border)
         grid, site_of_tile, counts = occupied(places, size, features.device)
-        rows = view_mean(features.to(self.stage.dtype), site_of_tile, counts)
-        rows = rows if self.inlet is None else self.inlet(rows, grid.itself)
-        return site_of_tile, grid, self.stage(SparseMap(rows, grid))
+        return site_of_tile, SparseMap(view_mean(features.to(self.stage.dtype), site_of_tile, counts), grid)
 
-    def _weights(self, last: SparseMap) -> Tensor | None:
-        return None if self.attention is None else self.attention(last)
+    def _looked_at(self, tiles: SparseMap) -> SparseMap:
+        """The map that is pooled."""
+        rows, grid = tiles.features, tiles.grid
+        if self.settings.inlet == "centred":
+            rows = rows - tiles.mean()[grid.views]
+        if self.norm is not None:
+            rows = self.norm(rows)
+        if self.linear is not None:
+            rows = self.linear(rows, grid.itself)
+        return self.stage(tiles.with_features(rows))
+
+    def _weights(self, last: SparseMap) -> Tensor:
+        """(S,) of the sites, summing to 1 over a view."""
+        return _even(last.grid).to(last.features.dtype) if self.attention is None else self.attention(last)
 
     def load_dense(self, state: Mapping[str, Tensor]) -> None:
         """Start from a dense ResNet-18's fourth stage, with or without `layer4.` before its names.
@@ -327,8 +345,19 @@ def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def _even(grid: Grid) -> Tensor:
+    """(S,): one over the number of sites of the view that each site is on."""
+    return (1 / grid.counts)[grid.views]
+
+
+def _shared_out(scores: Tensor, tiles: Tensor, sites: Tensor, count: int) -> Tensor:
+    """Hand each site's scores (S, C) to the tiles under it in equal parts, (count, C)."""
+    under = torch.bincount(sites, minlength=len(scores)).to(scores.dtype)
+    return scores.new_zeros(count, scores.shape[1]).index_add(0, tiles, (scores / under[:, None])[sites])
+
+
 def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[Tensor, Tensor]:
-    """(tile, last site) for every tile under every last site, both (P,) int64."""
+    """(tile, last site) for every tile under every last site, both (P,) int64; none of either is left out."""
     if pairs.identity:
         return torch.arange(len(site_of_tile)), torch.from_numpy(site_of_tile)
     counts = np.bincount(site_of_tile, minlength=len(grid))
