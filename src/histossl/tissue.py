@@ -82,13 +82,14 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     glass = _glass(smooth)
     density = _optical_density(smooth, glass)
     evidence = np.ptp(density, axis=2) + _deviation(_optical_density(intensity, glass).mean(2), sigma)
-    mask = evidence > settings.threshold
-    if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
-        mask &= ~_ink(density, mpp)
     area = 1 / mpp**2
-    mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
+    mask = evidence > settings.threshold
     holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
     mask |= holes & ~_without_small(holes, settings.hole**2 * area)
+    mask = ~_within(~mask, settings.blur / mpp)  # the blur carried the evidence beyond the edge
+    if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
+        mask &= ~_ink(density, mpp)
+    mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
     return TissueMask(mask, slide.size)
 
 
@@ -100,12 +101,12 @@ def _picture(slide: Slide, mpp: float) -> tuple[float, NDArray[np.uint8]]:
 
 
 def _glass(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(3,) the colour of empty glass: the brightest percent, if that is bright and not pink; else white."""
+    """(3,) the colour of empty glass, dim or tinted: the brightest percent, if that is not pink; else white."""
     bright = np.percentile(smooth.reshape(-1, 3), 99, axis=0).astype(np.float32)
     red, green, blue = _optical_density(bright, np.full(3, 255, np.float32))
     pink = green - (red + blue) / 2
     tinted = max(red, green, blue) - min(red, green, blue)
-    return bright if bright.min() >= 180 and pink < 0.01 and tinted < 0.06 else np.full(3, 255, np.float32)
+    return bright if bright.min() >= 60 and pink < 0.01 and tinted < 0.06 else np.full(3, 255, np.float32)
 
 
 def _optical_density(intensity: NDArray[np.float32], glass: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -129,11 +130,16 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     red, green, blue = np.moveaxis(density, 2, 0)
     mean = density.mean(2)
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
-    black = (mean > 0.45) & (np.ptp(density, axis=2) < 0.15 * mean)
+    black = (mean > 0.75) & (np.ptp(density, axis=2) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
     stroke = _without_small(cold | black | warm, (150 / mpp) ** 2)
     # Where a stroke thins out its colour mixes with the glass's.
-    return np.asarray(ndimage.distance_transform_edt(~stroke)) * mpp < 50 if stroke.any() else stroke
+    return _within(stroke, 50 / mpp)
+
+
+def _within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
+    """The mask widened by `distance` pixels."""
+    return np.asarray(ndimage.distance_transform_edt(~mask)) <= distance if mask.any() else mask
 
 
 def _without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
