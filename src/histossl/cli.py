@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable
 from importlib import import_module
 
@@ -18,10 +19,14 @@ COMMANDS = {
     "embed": ("histossl.commands", "embed_stage", "one vector a slide: embeddings.h5ad"),
     "probe": ("histossl.commands", "probe_stage", "a linear classifier on the vectors, beside its rivals"),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
+    "nuclei train": ("histossl.nuclei.commands", "train", "learn nuclei from images or slides, without labels"),
+    "nuclei segment": ("histossl.nuclei.commands", "segment", "find the nuclei of images and slides, for QuPath"),
+    "nuclei score": ("histossl.nuclei.commands", "score", "Dice, AJI, PQ against ground truth"),
     "synth": ("histossl.synth", "synth", "paint slides with known truth"),
     "demo": ("histossl.demo", "demo", "painted slides through the whole program, in minutes"),
     "doctor": ("histossl.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
+SHORT = {"-o": "--out", "-m": "--model"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,16 +100,22 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             return _with_dashes(super().format_usage())
 
     signature = inspect.signature(command, eval_str=True).parameters.values()
-    required = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    # What jsonargparse would take otherwise: required flags as positional, lists as one word.
+    flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
     about = docstring_parser.parse(command.__doc__ or "")
     helps = {p.arg_name: p.description for p in about.params}
     try:
         parser = Parser(prog=f"histossl {name}", description=about.short_description)
         parser.add_argument("--config", action="config", help="a YAML file of flags")
-        for p in required:
+        for p in flags:
             parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
-        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip={p.name for p in required})
-        found = parser.parse_args([_underscored(word) for word in argv])
+        for p in lists:
+            kind = typing.get_args(p.annotation)[0]
+            parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
+        own = {p.name for p in (*flags, *lists)}
+        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
+        found = parser.parse_args([_underscored(SHORT.get(word, word)) for word in argv])
         values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
