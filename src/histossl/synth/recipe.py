@@ -16,7 +16,7 @@ NUCLEI = ("stromal", "epithelial", "lymphocyte", "tumour", "atypical")
 FACTORS = ("composition", "lesion", "arrangement")
 
 # Shares of the first five kinds; the lesion comes on top. Row = the factor `composition`.
-_SHARES = np.array([[0.16, 0.34, 0.12, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])
+_SHARES = np.array([[0.16, 0.36, 0.10, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])
 _UNIT_UM = 72.0  # a gland or a fat lobule has this size; larger patches hold several units of one kind
 _RIM_UM = 30.0  # patches nearer to the tissue's edge are plain stroma, so that whole patches carry the shares
 _NODES = 384  # the tissue's outline is known on at most so many nodes a side
@@ -205,7 +205,7 @@ def _focus(inner: NDArray[np.bool_], count: int, rng: np.random.Generator) -> ND
 
 def _shares(settings: SynthSettings, rng: np.random.Generator) -> NDArray[np.float64]:
     """The shares of the kinds: by class, with a habit of the patient and one of the slide."""
-    habit = np.random.default_rng([settings.patient, 11]).normal(0, 0.2, 5) + rng.normal(0, 0.12, 5)
+    habit = np.random.default_rng([settings.patient, 11]).normal(0, 0.12, 5) + rng.normal(0, 0.08, 5)
     shares = _SHARES[settings.composition] * np.exp(habit)
     return shares / shares.sum()
 
