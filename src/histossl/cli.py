@@ -17,7 +17,12 @@ COMMANDS = {
     "encode": ("histossl.commands", "encode_stage", "tiles to features and augmented views"),
     "pretrain": ("histossl.commands", "pretrain_stage", "train the slide encoder, without labels"),
     "embed": ("histossl.commands", "embed_stage", "one vector a slide: embeddings.h5ad"),
-    "probe": ("histossl.commands", "probe_stage", "a linear classifier on the vectors, beside its rivals"),
+    "probe": ("histossl.evaluate.commands", "probe_vectors", "a linear classifier on the vectors, beside its rivals"),
+    "search": (
+        "histossl.evaluate.commands",
+        "search",
+        "the slides most like one slide, and how often they share labels",
+    ),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
     "nuclei train": ("histossl.nuclei.commands", "train", "learn nuclei from images or slides, without labels"),
     "nuclei segment": ("histossl.nuclei.commands", "segment", "find the nuclei of images and slides, for QuPath"),

@@ -1,0 +1,146 @@
+"""The commands that judge vectors, wherever they come from: parameters are their flags, the number is the exit code."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from histossl import store
+from histossl.console import answers, say
+from histossl.errors import LabelError, SettingsError
+from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.probe import ProbeSettings, probe, write_probe
+from histossl.evaluate.sources import Source, read_source
+
+
+def probe_vectors(
+    vectors: Path, *, labels: Path, out: Path | None = None, probe: ProbeSettings = ProbeSettings()
+) -> int:
+    """A logistic regression on slide vectors, grouped by patient: probe.csv, probe.json, predictions.csv.
+
+    Args:
+        vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
+        labels: a CSV with slide_id, optionally patient_id, and label.
+        out: the folder of the results; of a study the study itself.
+        probe: how the classifier is trained and scored.
+    """
+    if (vectors / "slides.csv").exists() and out is None:
+        from histossl.commands import probe_stage
+
+        return probe_stage(vectors, labels=labels, probe=probe)
+    if out is None:
+        raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
+    return _probe_into(out, read_source(vectors), labels, probe)
+
+
+def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
+    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    result = probe(source.vectors, source.ids, table, settings)
+    write_probe(result, out)
+    for line in result.audit:
+        say(line)
+    _show(result.table.iloc[:, :7])
+    return _complain(result.complaints)
+
+
+def search(
+    vectors: Path,
+    slide: str,
+    top: int = 9,
+    labels: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """The slides of other patients that are most like one slide; with labels, how often such slides share them.
+
+    Args:
+        vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
+        slide: the slide_id asked for, or the path of its file.
+        top: how many to show.
+        labels: a CSV with slide_id, optionally patient_id, and label: retrieval over the whole cohort.
+        out: a folder for hits.csv, hits.jpg and, with labels, retrieval.csv.
+    """
+    from histossl.evaluate.search import nearest, picture, retrieval
+
+    if top < 1:
+        raise SettingsError(f"--top {top}", "ask for one or more")
+    source = read_source(vectors)
+    table = None if labels is None else read_labels(labels, source.ids, (), source.patients)
+    query, patients = _row_of(source, slide), _patients(source, table)
+    name, values = next(iter(source.vectors.items()))
+    hits = nearest(values, patients, query, top)
+    found = pd.DataFrame(
+        {
+            "rank": range(1, len(hits) + 1),
+            "slide_id": [source.ids[hit.row] for hit in hits],
+            "similarity": [hit.similarity for hit in hits],
+            "patient_id": [patients[hit.row] for hit in hits],
+        }
+    )
+    if table is not None:
+        for target in table.targets:
+            found[target] = table.table[target].reindex(found["slide_id"]).fillna("").to_numpy()
+    say(f"{source.ids[query]} among {len(source.ids)} slides by {name}, without the slides of its own patient")
+    _show(found)
+    scores = None if table is None else retrieval(source.vectors, source.ids, table)
+    if scores is not None:
+        _show(scores)
+    if out is not None:
+        rows = [query, *(hit.row for hit in hits)]
+        texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
+        frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
+        with store.whole(out / "hits.jpg") as part:
+            picture(frames).save(part, quality=85)
+        _write(out / "hits.csv", found)
+        if scores is not None:
+            _write(out / "retrieval.csv", scores)
+        say(f"done: {out / 'hits.jpg'}", "green")
+    return _complain(table.complaints if table else ())
+
+
+def _row_of(source: Source, slide: str) -> int:
+    for name in (slide, Path(slide).stem):
+        if name in source.ids:
+            return source.ids.index(name)
+    folded = {name.casefold(): name for name in source.ids}
+    near = difflib.get_close_matches(slide.casefold(), folded, 3) or list(folded)[:3]
+    some = ", ".join(repr(folded[name]) for name in near)
+    raise LabelError(f"no slide {slide!r} among {len(source.ids)}", f"there are {some}")
+
+
+def _patients(source: Source, labels: Labels | None) -> np.ndarray:
+    """The patient of each slide as the labels have it, else the source; nobody's slide is a patient of its own."""
+    named = {} if labels is None else labels.table["patient_id"].to_dict()
+    return np.array([named.get(name) or source.patients.get(name, "").strip() or name for name in source.ids])
+
+
+def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:
+    name = source.ids[row]
+    return text, source.pictures.get(name), source.paths.get(name)
+
+
+def _show(found: pd.DataFrame) -> None:
+    table = Table(box=None, header_style="bold")
+    for name in found.columns:
+        table.add_column(escape(str(name)), justify="right" if found[name].dtype.kind in "fiu" else "left")
+    for row in found.itertuples(index=False):
+        cells = (
+            ("" if value != value else f"{value:.3f}") if isinstance(value, float) else str(value) for value in row
+        )
+        table.add_row(*map(escape, cells))
+    answers.print(table, width=200, crop=False)
+
+
+def _write(path: Path, found: pd.DataFrame) -> None:
+    with store.whole(path) as part:
+        found.to_csv(part, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def _complain(complaints: tuple[str, ...]) -> int:
+    for line in complaints:
+        say(f"LEFT OUT {line}", "yellow")
+    return 1 if complaints else 0

@@ -1,0 +1,197 @@
+"""Vectors of slides from wherever they stand: a study, AnnData, TRIDENT's folders, Giga-SSL's arrays, a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from histossl.embeddings import read_embeddings
+from histossl.errors import FileFormatError
+from histossl.evaluate.labels import PATIENT_COLUMNS, SLIDE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Source:
+    """Vectors of slides, and what is known of the slides.
+
+    Attributes:
+        ids: N unique slide ids, the order of the rows.
+        vectors: name -> (N, d) float32; the first is the one to be judged, the others are its rivals.
+        patients: slide id -> patient, "" where unknown; empty where nobody says.
+        paths: slide id -> the slide's file, where known; it need not be there any more.
+        pictures: slide id -> a picture of the slide that stands already.
+        seen: the slides that the slide encoder was trained on, without labels; None where unknown.
+    """
+
+    ids: tuple[str, ...]
+    vectors: dict[str, NDArray[np.float32]]
+    patients: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)
+    seen: frozenset[str] | None = None
+
+
+def read_source(path: Path) -> Source:
+    """Read vectors of slides, by what lies at `path`.
+
+    - the folder of a study, or an `.h5ad` file: X and, of ours, the baselines in obsm;
+    - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
+      features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
+    - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
+    - `.csv` or `.parquet`: a column slide_id, optionally patient_id, all further columns numbers.
+
+    Raises:
+        FileFormatError: nothing of that kind is there, or it is damaged; slides named twice; vectors not finite.
+    """
+    path = Path(path)
+    kinds: dict[str, Callable[[Path], Source]] = {".h5ad": _anndata, ".npy": _arrays, ".csv": _table}
+    kinds |= {".parquet": _table}
+    if path.is_dir():
+        read = _study if (path / "embeddings.h5ad").exists() else _arrays if (path / "ids.npy").exists() else _folder
+    elif path.suffix.lower() in kinds:
+        read = kinds[path.suffix.lower()]
+    else:
+        what = "no vectors of slides" if path.exists() else "is not there"
+        raise FileFormatError(f"{path}: {what}", "give a study, .h5ad, .csv, .parquet, a folder of .h5, embeddings.npy")
+    return _checked(path, read(path))
+
+
+def _checked(path: Path, source: Source) -> Source:
+    if not source.ids:
+        raise FileFormatError(f"{path}: no slide in it")
+    twice = pd.Index(source.ids)[pd.Index(source.ids).duplicated()]
+    if len(twice):
+        raise FileFormatError(f"{path}: slide {twice[0]!r} is there twice", "keep one row a slide")
+    for name, values in source.vectors.items():
+        if values.ndim != 2 or len(values) != len(source.ids):
+            raise FileFormatError(f"{path}: {name} has shape {values.shape} for {len(source.ids)} slides")
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise FileFormatError(f"{path}: {name} of {len(bad)} slides is not finite, first {source.ids[bad[0]]!r}")
+    return source
+
+
+def _study(folder: Path) -> Source:
+    return _anndata(folder / "embeddings.h5ad")
+
+
+def _anndata(path: Path) -> Source:
+    from anndata import read_h5ad
+
+    try:
+        ours = "histossl" in (data := read_h5ad(path)).uns
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: not an AnnData file ({error})") from error
+    if ours:
+        found = read_embeddings(path)
+        slides, vectors = found.slides, found.vectors
+    else:
+        dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
+        slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
+    ids = [str(name) for name in slides.index]
+    columns = {str(name).lower(): slides[name].astype(str).tolist() for name in slides.columns}
+    patients = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
+    pictures = {name: path.parent / "qc" / f"{name}.jpg" for name in ids}
+    return Source(
+        tuple(ids),
+        vectors,
+        dict(zip(ids, patients, strict=True)) if patients else {},
+        {name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
+        {name: picture for name, picture in pictures.items() if picture.is_file()},
+        _seen(path.parent / "slide-encoder" / "config.json"),
+    )
+
+
+def _seen(config: Path) -> frozenset[str] | None:
+    if not config.exists():
+        return None
+    try:
+        return frozenset(map(str, json.loads(config.read_text(encoding="utf-8"))["about"]["slides"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _folder(folder: Path) -> Source:
+    files = sorted(folder.glob("*.h5"))
+    if not files:
+        raise FileFormatError(f"{folder}: no vectors of slides", "give a study, or a folder of <slide_id>.h5")
+    features = {file.stem: _features(file) for file in files}
+    lengths = {name: rows.shape[1] for name, rows in features.items()}
+    odd = [name for name, length in lengths.items() if length != next(iter(lengths.values()))]
+    if odd:
+        raise FileFormatError(
+            f"{folder}: {odd[0]} has {lengths[odd[0]]} numbers a vector, others have not", "part them"
+        )
+    if all(len(rows) == 1 for rows in features.values()):
+        return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))})
+    mean = np.stack([rows.mean(axis=0) for rows in features.values()])
+    deviation = np.stack([rows.std(axis=0) for rows in features.values()])
+    return Source(tuple(features), {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])})
+
+
+def _features(path: Path) -> NDArray[np.float32]:
+    """(1, d) of a slide, or (n, d) of its tiles."""
+    try:
+        with h5py.File(path, "r") as file:
+            found = next((file[name] for name in ("features", "feats") if name in file), None)
+            if not isinstance(found, h5py.Dataset):
+                raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
+            values = np.asarray(found[:], np.float32)
+    except OSError as error:
+        raise FileFormatError(f"{path}: not a readable HDF5 file ({error})", "make it anew") from error
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim not in (1, 2) or not values.size:
+        raise FileFormatError(f"{path}: `features` has shape {values.shape}, not (d,) or (tiles, d)")
+    return np.atleast_2d(values)
+
+
+def _arrays(path: Path) -> Source:
+    folder = path if path.is_dir() else path.parent
+    place = folder / "embeddings.npy" if path.is_dir() else path
+    try:
+        values = np.load(place, allow_pickle=False)
+        ids = np.load(folder / "ids.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        # Objects in an array are pickles, which run whatever they hold.
+        hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text; save ids with np.save(..., ids.astype(str))"
+        raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
+    if ids.ndim != 1 or values.dtype.kind not in "fiu":
+        raise FileFormatError(f"{folder}: {ids.shape} ids, embeddings of {values.dtype}", "(N,) text and (N, d) floats")
+    return Source(tuple(str(name) for name in ids), {place.stem: values.astype(np.float32)})
+
+
+def _table(path: Path) -> Source:
+    names = (*SLIDE_COLUMNS, *PATIENT_COLUMNS)
+    try:
+        if path.suffix.lower() == ".csv":
+            heads = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
+            text = {head: str for head in heads if str(head).lower() in names}
+            table = pd.read_csv(path, dtype=text, keep_default_na=True, encoding="utf-8-sig")  # type: ignore[arg-type]
+        else:
+            table = pd.read_parquet(path)
+            # pandas keeps a named index apart from the columns; slide ids often are one.
+            table = table.reset_index() if table.index.name is not None else table
+    except ImportError as error:
+        raise FileFormatError(f"{path}: Parquet cannot be read here", "pip install pyarrow, or save a CSV") from error
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path}: not a table ({error})") from error
+    lowered = {str(name).lower(): name for name in reversed(list(table.columns))}
+    slide = next((lowered[name] for name in SLIDE_COLUMNS if name in lowered), None)
+    patient = next((lowered[name] for name in PATIENT_COLUMNS if name in lowered), None)
+    if slide is None:
+        raise FileFormatError(f"{path}: no column slide_id", "name the column of slides slide_id")
+    numbers = table.drop(columns=[name for name in (slide, patient) if name is not None])
+    words = [str(name) for name in numbers.columns if not pd.api.types.is_numeric_dtype(numbers[name])]
+    if words or numbers.empty:
+        raise FileFormatError(f"{path}: columns without numbers: {', '.join(words[:5]) or 'all'}", "drop them")
+    ids = [str(name).strip() for name in table[slide]]
+    patients = {} if patient is None else dict(zip(ids, table[patient].fillna("").astype(str), strict=True))
+    return Source(tuple(ids), {path.stem: numbers.to_numpy(np.float32)}, patients)
