@@ -62,11 +62,22 @@ def label_instances(
     depth = np.where(mask, ndimage.gaussian_filter(confidence[1], settings.smooth / mpp, mode="nearest"), 0)
     thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
     markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
-    labels = watershed(-depth, markers, mask=mask)
+    labels = watershed(-depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
     keep = areas >= settings.smallest
     keep[0] = False
     return (np.cumsum(keep) * keep).astype(np.int32)[labels]
+
+
+def _with_unmarked(markers: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The markers, and every component of the mask that has none as a marker of its own."""
+    components = np.empty(mask.shape, np.int32)
+    count = int(ndimage.label(mask, output=components))  # type: ignore[arg-type]
+    bare = np.ones(count + 1, bool)
+    bare[components[markers > 0]] = False
+    bare[0] = False
+    names = (np.cumsum(bare) * bare + markers.max()) * bare
+    return np.where(markers > 0, markers, names[components]).astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class PriorSettings:
     blur: float = 0.25
     opening: float = 0.5
     hole: float = 40.0
-    inner: float = 4.0
+    inner: float = 8.0
 
 
 class Prior:
