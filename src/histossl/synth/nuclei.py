@@ -18,6 +18,7 @@ STROMA, GLAND, LYMPHOID, ADIPOSE, NEST, LESION = range(6)  # as in recipe.KINDS
 # Columns of a nucleus: centre, semi-axes, direction and outline, then looks.
 X, Y, A, B, COS, SIN, C2, C3, HEMA, CLUMP, PALE, NUCLEOLUS, KIND, TEX = range(14)
 COLUMNS = 14
+LOBED = 0.5  # share of the units whose content comes in several parts
 # By type, as in recipe.NUCLEI: semi-axes and their spread in µm, hematoxylin, its clumps, how pale the middle is,
 # radius of the nucleolus in µm, waviness of the outline.
 LOOKS = (
@@ -40,7 +41,7 @@ class Form(NamedTuple):
     row: int  # where it lies in the textures
     column: int
     whim: float  # in [0, 1], for whatever else differs
-    fat: NDArray[np.float64]  # (5, 3): x, y, radius of fat cells
+    circles: NDArray[np.float64]  # (5, 3): x, y, radius of disjoint circles, 0 for none: fat cells, tubules, lobes
 
 
 @njit
@@ -52,18 +53,18 @@ def form_of(w, i, j):
     radius = half * uniform(s, 0.78, 0.97)
     slack = max(0.0, half - radius * 1.02 - 0.4)
     waves = (normal(s, 0, 0.035), normal(s, 0, 0.035), normal(s, 0, 0.03), normal(s, 0, 0.03))
-    fat = np.zeros((5, 3))
+    circles = np.zeros((5, 3))
     for k in range(5):
         for _ in range(12):
             x, y = uniform(s, -0.9, 0.9) * half, uniform(s, -0.9, 0.9) * half
             r = min(uniform(s, 0.45, 0.95) * half, half - 1.5 - max(abs(x), abs(y)))
             for m in range(k):
-                r = min(r, math.hypot(x - fat[m, 0], y - fat[m, 1]) - fat[m, 2] - 0.4)
-            if r > fat[k, 2] and r > 6:
-                fat[k] = x, y, r
+                r = min(r, math.hypot(x - circles[m, 0], y - circles[m, 1]) - circles[m, 2] - 0.4)
+            if r > circles[k, 2] and r > 6:
+                circles[k] = x, y, r
     x, y = uniform(s, -slack, slack), uniform(s, -slack, slack)
     wall = min(14.5, 0.6 * radius) * uniform(s, 0.85, 1.1)
-    return Form(x, y, radius, waves, wall, int(uniform(s, 0, N)), int(uniform(s, 0, N)), uniform(s, 0, 1), fat)
+    return Form(x, y, radius, waves, wall, int(uniform(s, 0, N)), int(uniform(s, 0, N)), uniform(s, 0, 1), circles)
 
 
 @njit
@@ -77,8 +78,35 @@ def outline(form, radius, dx, dy):
 
 
 @njit
+def gland(form, k):
+    """Gland k of a unit: x, y, radius (0: none), height of the epithelium. One large one, or up to five tubules."""
+    if form.whim >= LOBED:
+        return form.x, form.y, form.radius if k == 0 else 0.0, form.wall
+    radius = form.circles[k, 2]
+    return form.circles[k, 0], form.circles[k, 1], radius if radius > 10 else 0.0, min(form.wall, 0.68 * radius)
+
+
+@njit
+def outside_glands(form, half, u, v):
+    """µm outside (positive) or inside of the nearest gland."""
+    nearest = half
+    for k in range(5):
+        x, y, radius, _ = gland(form, k)
+        if radius > 0:
+            nearest = min(nearest, outline(form, radius, u - x, v - y))
+    return nearest
+
+
+@njit
 def body(form, half, u, v):
-    """µm outside (positive) or inside of a body that nearly fills the unit; never less than 0 on its border."""
+    """µm outside (positive) or inside of a body in the unit, whole or in lobes; never less than 0 on its border."""
+    if form.whim < LOBED:
+        nearest = half
+        for k in range(5):
+            if form.circles[k, 2] > 0:
+                d = math.sqrt((u - form.circles[k, 0]) ** 2 + (v - form.circles[k, 1]) ** 2)
+                nearest = min(nearest, d - form.circles[k, 2] - 1.3)
+        return nearest
     size = 1.01 * form.radius / half
     u, v = (u - form.x) / half, (v - form.y) / half
     d2 = u * u + v * v
@@ -151,17 +179,17 @@ def _septal(w, i, j, nuclei, count):
 
 
 @njit
-def _ring(w, s, form, mx, my, nuclei, count):
+def _ring(w, s, form, mx, my, radius, nuclei, count):
     """Epithelial nuclei around a gland, their long axis towards the lumen."""
     turn = uniform(s, 0, 2 * math.pi)
-    n = int(2 * math.pi * (form.radius - 5) / (5.9 * w.habit[0]))
+    n = int(2 * math.pi * (radius - 5) / (5.9 * w.habit[0]))
     for row in range(2):
         for k in range(n):
             t = turn + 2 * math.pi * (k + 0.5 * row) / n + normal(s, 0, 0.7 / n)
             c, d = math.cos(t), math.sin(t)
-            r = -outline(form, form.radius, c * 1e-3, d * 1e-3) - normal(s, 5.4 + 3.6 * row, 0.8 + 0.5 * row)
-            _make(s, nuclei[count], 1, mx + form.x + r * c, my + form.y + r * d, t + normal(s, 0, 0.15), w.habit)
-            if (row == 0 or uniform(s, 0, 1) < 0.5) and r > 5 and _free(nuclei, count, nuclei[count], 0.1):
+            r = -outline(form, radius, c * 1e-3, d * 1e-3) - normal(s, 5.4 + 3.6 * row, 0.8 + 0.5 * row)
+            _make(s, nuclei[count], 1, mx + r * c, my + r * d, t + normal(s, 0, 0.15), w.habit)
+            if (row == 0 or uniform(s, 0, 1) < 0.5) and r > 3.5 and _free(nuclei, count, nuclei[count], 0.1):
                 count += 1
     return count
 
@@ -203,7 +231,7 @@ def _dart(w, s, kind, form, half):
     if kind == LESION:
         return x, y, (4 if u < 0.75 else 2) if inside > 3.2 else -1, 0.7
     what = 0 if u < 0.8 else 2
-    if kind == GLAND and outline(form, form.radius, x - form.x, y - form.y) < 5:
+    if kind == GLAND and outside_glands(form, half, x, y) < 4:
         what = -1
     if kind == STROMA and vessel(form) and outline(form, vessel(form), x - form.x, y - form.y) < 5:
         what = -1
@@ -222,11 +250,16 @@ def unit_nuclei(w, i, j, nuclei):
     s[0] = state(w.seed, i, j, 51)
     count = guests
     if kind == GLAND:
-        count = _ring(w, s, form, mx, my, nuclei, count)
+        for k in range(5):
+            x, y, radius, _ = gland(form, k)
+            if radius > 0:
+                count = _ring(w, s, form, mx + x, my + y, radius, nuclei, count)
     elif kind == ADIPOSE:
         for k in range(5):
-            if form.fat[k, 2] > 0:
-                count = _rim(w, s, mx + form.fat[k, 0], my + form.fat[k, 1], form.fat[k, 2], 0.16, nuclei, count)
+            if form.circles[k, 2] > 0:
+                count = _rim(
+                    w, s, mx + form.circles[k, 0], my + form.circles[k, 1], form.circles[k, 2], 0.16, nuclei, count
+                )
     elif kind == STROMA and vessel(form):
         count = _rim(w, s, mx + form.x, my + form.y, vessel(form), 0.8, nuclei, count)
     area = 4.0 if kind == LYMPHOID else 5.0 if kind in (NEST, LESION) else 1e9 if kind == ADIPOSE else 190.0

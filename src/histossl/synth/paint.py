@@ -34,6 +34,7 @@ from histossl.synth.nuclei import (
     Y,
     body,
     form_of,
+    gland,
     outline,
     radius_at,
     unit_nuclei,
@@ -97,16 +98,23 @@ def _ground(fibre, blotch, cyto):
 
 @njit
 def _gland(form, u, v, h, e, cyto, blotch):
-    q = outline(form, form.radius, u - form.x, v - form.y) + 0.5 * cyto
+    q, wall = 9.0, 9.0
+    for k in range(5):
+        x, y, radius, height = gland(form, k)
+        if radius > 0 and (u - x) ** 2 + (v - y) ** 2 < (1.3 * radius + 2) ** 2:
+            near = outline(form, radius, u - x, v - y)
+            if near < q:
+                q, wall = near, height
+    q += 0.5 * cyto
     if q > 1.8:
         return h, e
     if q > 0:
         return h, e + 0.3 * (1 - abs(q - 0.9) / 0.9)
     inside = min(1.0, -q / 1.2)
-    deep = -q / form.wall + 0.07 * blotch
+    deep = -q / wall + 0.07 * blotch
     if deep < 1:
         return h + inside * (0.36 - 0.16 * deep + 0.05 * cyto - h), e + inside * (0.5 + 0.1 * cyto - e)
-    rim = min(1.0, (deep - 1) * form.wall / 1.5)
+    rim = min(1.0, (deep - 1) * wall / 1.5)
     secret = max(0.0, 0.25 * max(0.0, form.whim - 0.5) * (2.2 + blotch + 0.5 * cyto))
     return (1 - rim) * 0.2 + rim * 0.3 * secret, (1 - rim) * 0.6 + rim * secret
 
@@ -114,8 +122,8 @@ def _gland(form, u, v, h, e, cyto, blotch):
 @njit
 def _fat(form, u, v, h, e, cyto):
     for k in range(5):
-        d = form.fat[k, 2] - math.sqrt((u - form.fat[k, 0]) ** 2 + (v - form.fat[k, 1]) ** 2) + 0.4 * cyto
-        if form.fat[k, 2] > 0 and d > -0.6:
+        d = form.circles[k, 2] - math.sqrt((u - form.circles[k, 0]) ** 2 + (v - form.circles[k, 1]) ** 2) + 0.4 * cyto
+        if form.circles[k, 2] > 0 and d > -0.6:
             empty = _clamp((d - 0.9) / 1.2)
             return (h + 0.05) * (1 - empty), (0.55 + 0.08 * cyto) * (1 - empty)
     return h, e

@@ -216,7 +216,7 @@ def _arrange(
     """Kinds for the patches `where`: exact counts by `shares`, dealt out along a field that is smooth or white."""
     total = int(where.sum())
     ends = np.round(np.cumsum(shares) * total).astype(int)
-    hand = np.repeat(rng.permutation(len(shares)), 1)
+    hand = rng.permutation(len(shares))
     counts = np.diff(ends, prepend=0)[hand]
     white = rng.standard_normal(where.shape)
     smooth = _smooth(rng, (where.shape[0], where.shape[1]), 2.2)
