@@ -23,6 +23,11 @@ COMMANDS = {
         "search",
         "the slides most like one slide, and how often they share labels",
     ),
+    "audit": (
+        "histossl.evaluate.commands",
+        "audit",
+        "what a split has on both of its sides: patients, sites, duplicates",
+    ),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
     "nuclei train": ("histossl.nuclei.commands", "train", "learn nuclei from images or slides, without labels"),
     "nuclei segment": ("histossl.nuclei.commands", "segment", "find the nuclei of images and slides, for QuPath"),

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
+
+from histossl.errors import LabelError
+from histossl.evaluate.labels import PATIENT_COLUMNS, SLIDE_COLUMNS, find_column, read_rows, unique_lines
+from histossl.evaluate.split_files import SIDES, Split
+
+SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
+BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")
 
 
 def audit_line(
@@ -58,3 +70,131 @@ def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[in
         a, b = np.nonzero(apart <= limit)
         found += [(int(i + start), int(j + start)) for i, j in zip(a, b, strict=True) if i < j]
     return found
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What is known of slides: slide -> patient, slide -> site, target -> slide -> class.
+
+    Attributes:
+        patients: of every slide of the table.
+        sites: of the slides whose site is known; empty where none is.
+        classes: of the slides that have one.
+        named: where patients come from: "patient_id", "TCGA barcodes", or "" where each slide counts as its own.
+    """
+
+    patients: dict[str, str]
+    sites: dict[str, str]
+    classes: dict[str, dict[str, str]]
+    named: str
+
+
+def read_cohort(path: Path) -> Cohort:
+    """Read a table of slides: slide_id, and where there are such columns patient_id, site and label.
+
+    Where patients or sites are not given, slides that carry a TCGA barcode say them: TCGA-A2-A1FZ-01Z-… is patient
+    TCGA-A2-A1FZ of site A2.
+
+    Raises:
+        LabelError: not such a table, or a slide is named twice.
+    """
+    columns, rows = read_rows(path)
+    slide, patient, site = (find_column(columns, n) for n in (SLIDE_COLUMNS, PATIENT_COLUMNS, SITE_COLUMNS))
+    if slide is None:
+        raise LabelError(f"{path.name}: no column slide_id among {', '.join(columns)}", "name the column of slides so")
+    lines = unique_lines(path, rows, slide)
+    table = {name: rows[line] for name, line in lines.items()}
+    codes = {name: found[0] for name in table if (found := BARCODE.match(name))}
+    given = {name: row[patient] for name, row in table.items() if patient and row[patient]}
+    barcodes = {name: code for name, code in codes.items() if name not in given}
+    sites = {name: code.split("-")[1] for name, code in codes.items()}
+    sites |= {name: row[site] for name, row in table.items() if site and row[site]}
+    label = find_column(columns, ("label",))
+    classes = {label: {name: row[label] for name, row in table.items() if row[label]}} if label else {}
+    named = " and ".join([*([patient] if given and patient else []), *(["TCGA barcodes"] if barcodes else [])])
+    return Cohort({name: name for name in table} | barcodes | given, sites, classes, named)
+
+
+def audit_split(
+    split: Split, cohort: Cohort, twins: Iterable[tuple[str, str]] = (), seen: Collection[str] | None = None
+) -> dict[str, object]:
+    """What the test slides of a split share with those that the model may learn from, train and val together.
+
+    Args:
+        split: from `read_splits`.
+        cohort: from `read_cohort`.
+        twins: pairs of near-duplicate slides.
+        seen: slides that the slide encoder was trained on without labels; None where unknown.
+
+    Returns:
+        `split`; `train`, `val`, `test`: numbers of slides; `slides_shared`: on both sides; `patients_shared`, and
+        `test_leaked`, the share in [0, 1] of test slides whose patient also trains; `sites_shared` and `sites`, in the
+        test; `twins_shared`: near-duplicate pairs of different patients across the sides; `seen_in_pretraining`: test
+        slides, nan where unknown; `classes`: `name train/test` for each, in words.
+
+    Raises:
+        LabelError: the split names slides that the table does not have; says in which rows.
+    """
+    absent = [slide for slide in split.sides if slide not in cohort.patients]
+    if absent:
+        near = difflib.get_close_matches(absent[0], cohort.patients, 1)
+        some = ", ".join(f"{slide!r} (row {split.lines[slide]})" for slide in absent[:5])
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        hint = f"nearest to {absent[0]!r} is {near[0]!r}" if near else "add them to the table"
+        raise LabelError(f"{split.name}: slides that the table does not have: {some}{more}", hint)
+    learn, test = split.on("train", "val"), split.on("test")
+    taught = {cohort.patients[slide] for slide in learn}
+    leaked = [slide for slide in test if cohort.patients[slide] in taught]
+    sites = {cohort.sites[slide] for slide in test if slide in cohort.sites}
+    here, there = set(learn), set(test)
+    across = [
+        (a, b)
+        for a, b in twins
+        if cohort.patients.get(a) != cohort.patients.get(b)
+        and ((a in here and b in there) or (b in here and a in there))
+    ]
+    return {
+        "split": split.name,
+        **{side: len(split.on(side)) for side in SIDES},
+        "slides_shared": len(here & there),
+        "patients_shared": len({cohort.patients[slide] for slide in leaked}),
+        "test_leaked": len(leaked) / len(test),
+        "sites_shared": len(sites & {cohort.sites[slide] for slide in learn if slide in cohort.sites}),
+        "sites": len(sites),
+        "twins_shared": len(across),
+        "seen_in_pretraining": float("nan") if seen is None else len(there & set(seen)),
+        "classes": "; ".join(_balance(of, learn, test) for of in cohort.classes.values()),
+    }
+
+
+def _balance(classes: dict[str, str], learn: Sequence[str], test: Sequence[str]) -> str:
+    counts = [Counter(classes[slide] for slide in side if slide in classes) for side in (learn, test)]
+    return ", ".join(f"{name} {counts[0][name]}/{counts[1][name]}" for name in sorted({*counts[0], *counts[1]}))
+
+
+def verdicts(found: Sequence[Mapping[str, object]], cohort: Cohort, twins_known: bool) -> list[str]:
+    """What an audit found, in sentences; those that begin with LEAK make a figure from these splits flatter."""
+    said = []
+    for column, what in (
+        ("slides_shared", "slides stand on both sides"),
+        ("patients_shared", "patients stand on both sides"),
+        ("twins_shared", "near-duplicate pairs of different patients stand on both sides"),
+    ):
+        hit = [row for row in found if row[column]]
+        if hit:
+            worst = max(hit, key=lambda row: float(str(row[column])))
+            said.append(
+                f"LEAK in {len(hit)} of {len(found)} splits {what}, {worst[column]} of them in {worst['split']}"
+            )
+    shares = [float(str(row["test_leaked"])) for row in found]
+    if any(shares):
+        said.append(f"{min(shares):.1%} to {max(shares):.1%} of the test slides have their patient in training")
+    if not cohort.named:
+        said.append("no patients are known, each slide counts as its own: nothing can be said of patients")
+    if cohort.sites and all(row["sites"] == row["sites_shared"] for row in found):
+        said.append("every site that is tested also trains: the figure says nothing about other hospitals")
+    if not twins_known:
+        said.append("near-duplicates were not looked for (--vectors)")
+    if any(float(str(row["seen_in_pretraining"])) > 0 for row in found):
+        said.append("test slides were seen in pretraining, without labels: say so beside the figure")
+    return said

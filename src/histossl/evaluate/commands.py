@@ -102,6 +102,37 @@ def search(
     return _complain(table.complaints if table else ())
 
 
+def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | None = None) -> int:
+    """What a split has on both of its sides: patients, sites, near-duplicates. Exits with 1 where a split leaks.
+
+    Args:
+        splits: a split file or a folder of them: columns train and test, or slide_id and split, or slide_id and fold.
+        table: a CSV with slide_id and, where known, patient_id, site and label; TCGA barcodes speak for themselves.
+        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those seen in
+            pretraining.
+        out: a CSV, a row a split.
+    """
+    from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort, verdicts
+    from histossl.evaluate.split_files import read_splits
+
+    cohort, source, twins = read_cohort(table), None, set()
+    if vectors is not None:
+        source = read_source(vectors)
+        for values in source.vectors.values():
+            twins |= {(source.ids[a], source.ids[b]) for a, b in near_duplicates(values)}
+    found = [audit_split(s, cohort, sorted(twins), source.seen if source else None) for s in read_splits(splits)]
+    rows = pd.DataFrame(found)
+    _show(rows.dropna(axis=1, how="all"))
+    if out is not None:
+        _write(out, rows)
+    people = len(set(cohort.patients.values()))
+    say(f"{len(cohort.patients)} slides of {people} patients, by {cohort.named or 'nothing: each slide is one'}")
+    said = verdicts(found, cohort, source is not None)
+    for line in said or ["nothing was found against these splits"]:
+        say(line, "yellow" if line.startswith("LEAK") else "")
+    return int(any(line.startswith("LEAK") for line in said))
+
+
 def _row_of(source: Source, slide: str) -> int:
     for name in (slide, Path(slide).stem):
         if name in source.ids:

@@ -63,15 +63,15 @@ def read_labels(
             of the file with the header as row 1.
     """
     path = Path(path)
-    columns, rows = _read_rows(path)
-    slide_column = _find(columns, SLIDE_COLUMNS)
+    columns, rows = read_rows(path)
+    slide_column = find_column(columns, SLIDE_COLUMNS)
     if slide_column is None:
         raise LabelError(
             f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
         )
-    patient_column = _find(columns, PATIENT_COLUMNS)
+    patient_column = find_column(columns, PATIENT_COLUMNS)
     names, chosen = _choose_targets(path, columns, {slide_column, patient_column}, targets)
-    lines = _unique_lines(path, rows, slide_column)
+    lines = unique_lines(path, rows, slide_column)
     absent = _absent(path, lines, slide_ids)
 
     values = {name: _classes(path, rows, name) for name in names}
@@ -102,8 +102,12 @@ def read_labels(
     return Labels(table, tuple(names), chosen, tuple(complaints))
 
 
-def _read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The header, and line number -> column -> stripped text."""
+def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The header of a table, and line number -> column -> stripped text.
+
+    Raises:
+        LabelError: not UTF-8 text, empty, a column that occurs twice, or rows of another length than the header.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -129,7 +133,8 @@ def _read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     return [name for name in header if name], {line: dict(zip(header, row, strict=True)) for line, row in lines.items()}
 
 
-def _find(columns: Sequence[str], names: Sequence[str]) -> str | None:
+def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of `names` among the columns, as written there; case does not count."""
     lowered = {column.lower(): column for column in reversed(columns)}
     return next((lowered[name] for name in names if name in lowered), None)
 
@@ -143,13 +148,18 @@ def _choose_targets(
         raise LabelError(f"{path.name}: no target {_some(missing)}", f"it has {_some(free)} (--probe.targets)")
     if wanted:
         return list(dict.fromkeys(wanted)), True
-    label = _find(free, ("label",))
+    label = find_column(free, ("label",))
     if not free:
         raise LabelError(f"{path.name}: no column of labels beside {_some(columns)}", "add a column label")
     return ([label], True) if label else (free, False)
 
 
-def _unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
+def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
+    """Slide -> the line that names it.
+
+    Raises:
+        LabelError: a row names none, or a slide is named twice.
+    """
     lines = defaultdict(list)
     for line, row in rows.items():
         lines[row[column]].append(line)
