@@ -89,9 +89,9 @@ class Plan:
         depth: (n, m) float32, µm to the tissue's edge, positive inside, at nodes `node_um` apart from (0, 0).
         node_um: µm.
         stain: (3, 3) float64; optical density in R, G, B of unit hematoxylin, unit eosin, and bare glass.
-        cap: more nuclei than fit into a unit.
         habit: (4,) float64; scale of nuclear radius, of nuclear hematoxylin, edge softness in µm, sensor noise in grey
             levels.
+        cap: more nuclei than fit into a unit.
     """
 
     kinds: NDArray[np.int8]
