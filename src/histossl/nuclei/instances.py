@@ -36,7 +36,7 @@ class InstanceSettings:
     smooth: float = 0.35
     parts: TreeSettings = field(
         default_factory=lambda: TreeSettings(
-            smallest=1.5, largest=300, hole=0, roundness=8, longest=20, edges=False, whole=1.05, nested=1.3
+            smallest=1.5, largest=300, hole=0, roundness=16, longest=20, edges=False, whole=1.0, nested=1.1
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -293,7 +294,7 @@ class Parts:
             try:
                 with np.load(self.path(row), allow_pickle=False) as data:
                     yield Nuclei(data["points"], data["start"], data["measures"])
-            except (OSError, ValueError, KeyError, EOFError) as error:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 raise FileFormatError(f"{self.path(row)}: damaged ({error})", "remove it and start again") from error
 
 
