@@ -1,4 +1,4 @@
-"""Tile encoders by name: `random`, `imagenet`, a file of ResNet-18 weights, or a folder that we wrote."""
+"""Tile encoders by name: `random`, `imagenet`, ResNet-18 weights, a folder that we wrote, or anybody's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from histossl.encoders.foreign import KINDS, hash_of, load_foreign, probed_dim
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
 from histossl.errors import FileFormatError, SettingsError
 from histossl.store import whole_folder
@@ -35,6 +37,7 @@ class TileEncoder:
         mean, std: of the channels, for values in [0, 1].
         dtype: what it computes in.
         device: where it computes.
+        side: pixels of the side that tiles are resampled to; None takes them as they are.
     """
 
     identity: dict[str, str]
@@ -44,10 +47,14 @@ class TileEncoder:
     std: tuple[float, float, float]
     dtype: torch.dtype
     device: torch.device
+    side: int | None = None
 
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
+        if self.side is not None and tiles.shape[2:] != (self.side, self.side):
+            resized = F.interpolate(tiles.float(), (self.side, self.side), mode="bilinear", antialias=True)
+            tiles = resized.clamp_(0, 1)
         mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
         std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
         x = (tiles.to(self.device, self.dtype) - mean).mul_(1 / std)
@@ -93,18 +100,23 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     Args:
         name: `random` (seeded, the dumb baseline), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
             path of a file of ResNet-18 weights (torchvision, MoCo or ours; .pth, .pt, .tar, .safetensors), or a folder
-            with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256.
+            with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256. Or
+            anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_foreign`.
         seed: of `random`.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
 
     Raises:
-        FileFormatError: the weights are absent, truncated, pickled objects, or of another architecture.
+        FileFormatError: the weights are absent, truncated, pickled objects, or of another architecture; or a model of
+            another library cannot be had or does not give (B, D).
         SettingsError: an unknown device or precision.
     """
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     keep_buffers()
+    kind, _, rest = name.partition(":")
+    if kind in KINDS:
+        return _foreign_encoder(kind, rest, where, precision)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ResNet18(stages=3)
@@ -118,6 +130,18 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     identity["dtype"] = str(dtype).removeprefix("torch.")
     network = fold_batch_norms(network).to(device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
+
+
+def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:
+    found = load_foreign(kind, name)
+    exact = found.dtypes == "float32" and precision == "auto"
+    dtype = torch.float32 if exact else pick_dtype(precision, where)
+    identity = {"name": f"{kind}:{Path(name).name}", "sha256": hash_of(found.network)}
+    identity |= {"dtype": str(dtype).removeprefix("torch."), "side": str(found.side)}
+    identity |= {"mean": str(found.mean), "std": str(found.std)}
+    network = found.network.eval().to(device=where, dtype=dtype)  # type: ignore[call-overload]
+    dim = probed_dim(network, f"{kind}:{name}", found.side or 224, where, dtype)
+    return TileEncoder(identity, network, dim, found.mean, found.std, dtype, where, found.side)
 
 
 def load_resnet(network: nn.Module, path: Path) -> None:
