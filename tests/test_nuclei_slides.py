@@ -311,8 +311,8 @@ def test_default_beats_the_prior_on_real_images(data_dir: Path) -> None:
 
 
 def test_a_real_slide_yields_nuclei(data_dir: Path) -> None:
-    with open_slide(data_dir / "slides/monusac-A9K0_3.svs") as slide:
+    with open_slide(data_dir / "slides/monusac-A9K0_1.svs") as slide:
         nuclei = segment_slide(slide, survey(slide, 0.5), Prior(), SegmentSettings())
-        assert len(nuclei) > 20
+        assert len(nuclei) > 10
         assert (nuclei.measures[:, 0] < slide.size.width).all()
         assert 15 < np.median(nuclei.measures[:, 2]) < 120  # µm²

@@ -265,7 +265,7 @@ def _with(stem: Path, ending: str) -> Path:
     return stem.parent / (stem.name + ending)
 
 
-_COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error")
+_COLUMNS: tuple[str, ...] = ("file", "status", "nuclei", "mm2", "seconds", "error")
 
 
 def _write_summary(path: Path, rows: list[dict[str, object]]) -> None:

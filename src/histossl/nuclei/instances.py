@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from histossl.nuclei.prior import filled
-from histossl.nuclei.stain import Stains, concentrations, optical_density
-from histossl.nuclei.tree import TreeSettings, best_objects
+from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.tree import TreeSettings, best_objects, filled
 
 _STEPS = 13  # thresholds on the depth
 
@@ -59,7 +58,7 @@ def label_instances(
     mask = filled(confidence[0] > settings.threshold, settings.hole / mpp**2)
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
-    depth = np.where(mask, ndimage.gaussian_filter(confidence[1], settings.smooth / mpp, mode="nearest"), 0)
+    depth = np.where(mask, smoothed(confidence[1], settings.smooth / mpp), 0)
     thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
     markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
     labels = watershed(-depth, _with_unmarked(markers, mask), mask=mask)
@@ -290,7 +289,7 @@ def nuclei_of_tile(
         settings: how confidence becomes nuclei.
         core: x0, y0, x1, y1 with x0 <= x < x1.
     """
-    certain = confidence.astype(np.float32) / 255
+    certain = confidence.astype(np.float32) / np.float32(255)
     labels = label_instances(certain, mpp, settings)
     if not labels.any():
         return joined([])

@@ -11,8 +11,8 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
 from histossl.errors import SettingsError
-from histossl.nuclei.stain import Stains, concentrations, optical_density
-from histossl.nuclei.tree import TreeSettings, best_objects
+from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.tree import TreeSettings, best_objects, slopes
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
@@ -106,14 +106,12 @@ def make_lessons(
         mpp: µm per pixel.
     """
     densities = [optical_density(f, stains.white) for f in fields]
-    maps = [
-        ndimage.gaussian_filter(concentrations(d, stains)[..., 0], settings.blur / mpp, mode="nearest")
-        for d in densities
-    ]
+    maps = [smoothed(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
     values = np.concatenate([m.ravel() for m in maps])
-    slopes = np.concatenate([np.hypot(*np.gradient(m)).ravel() for m in maps])
-    steep = max(float(np.quantile(slopes, 0.95)), 1e-6)
-    levels = np.linspace(*np.quantile(values, [0.1, 0.995]), settings.levels)
+    steepness = np.concatenate([slopes(m).ravel() for m in maps])
+    steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
+    low, high = np.quantile(values, [0.1, 0.995])
+    levels = np.linspace(low, high, settings.levels)
     dark = threshold_otsu(values)
     lessons = []
     for density, amount in zip(densities, maps, strict=True):

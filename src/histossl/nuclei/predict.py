@@ -35,8 +35,13 @@ _FIELD = 2000.0  # µm: a picture less wide is a field, all of it is looked at
 class Method(Protocol):
     """What finds nuclei: `prior`, `contrast`, `paper`."""
 
-    name: str
-    mpp: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def mpp(self) -> float:
+        """µm per pixel of the pictures that it takes."""
+        ...
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
         """A number of the slide that `confidence` needs, from a sample of it."""

@@ -10,7 +10,8 @@ from scipy import ndimage
 from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
-from histossl.nuclei.stain import Stains, concentrations, optical_density
+from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.tree import filled
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PriorSettings:
     blur: float = 0.25
     opening: float = 0.5
     hole: float = 40.0
-    inner: float = 8.0
+    inner: float = 5.0
 
 
 class Prior:
@@ -57,24 +58,16 @@ class Prior:
             amount = concentrations(optical_density(rgb, stains.white), stains)[..., 0]
         else:
             amount = optical_density(rgb) @ hed_from_rgb[:, 0].astype(np.float32)
-        return ndimage.gaussian_filter(amount, self.settings.blur / self.mpp, mode="nearest")
+        return smoothed(amount, self.settings.blur / self.mpp)
 
-    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, threshold: float) -> NDArray[np.float32]:
+    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
         """(2, H, W) in [0, 1]: nucleus (a step at the threshold), and depth inside of it."""
         amount = self.hematoxylin(rgb, stains)
         disc = _disc(self.settings.opening / self.mpp)
-        mask = filled(ndimage.binary_opening(amount > threshold, disc), self.settings.hole / self.mpp**2)
+        opened = np.asarray(ndimage.binary_opening(amount > context, disc), bool)
+        mask = filled(opened, self.settings.hole / self.mpp**2)
         depth = np.asarray(ndimage.distance_transform_edt(mask)) * self.mpp / self.settings.inner
         return np.stack([mask, np.minimum(depth, 1)]).astype(np.float32)
-
-
-def filled(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
-    """The mask with its holes of up to `area` pixels filled."""
-    holes = np.empty(mask.shape, np.int32)
-    ndimage.label(~mask, output=holes)
-    small = np.bincount(holes.ravel()) <= area
-    small[0] = False
-    return mask | small[holes]
 
 
 def _disc(radius: float) -> NDArray[np.bool_]:

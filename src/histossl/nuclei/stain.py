@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from histossl.errors import SlideError
 from histossl.geometry import Region, Size, level0_length
@@ -153,8 +154,8 @@ def sample_fields(
     return [
         slide.read(
             Region(
-                _clamp((columns[k] + 0.5) * scale[0] - extent / 2, slide.size.width - extent),
-                _clamp((rows[k] + 0.5) * scale[1] - extent / 2, slide.size.height - extent),
+                _clamp(float(columns[k] + 0.5) * scale[0] - extent / 2, slide.size.width - extent),
+                _clamp(float(rows[k] + 0.5) * scale[1] - extent / 2, slide.size.height - extent),
                 extent,
                 extent,
             ),
@@ -162,6 +163,13 @@ def sample_fields(
         )
         for k in chosen
     ]
+
+
+def smoothed(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """A map (H, W) under a Gaussian of `sigma` pixels."""
+    result = np.empty_like(values, np.float32)
+    ndimage.gaussian_filter(values, sigma, mode="nearest", output=result)
+    return result
 
 
 def _mask_scale(mask: TissueMask) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def best_objects(
         labels: (H, W) int32, 1..n, 0 = none.
         quality: (n + 1,) float32 by label; entry 0 is 0. With `edges` in units of `values` per pixel.
     """
-    slope = np.hypot(*np.gradient(values)).astype(np.float32) if settings.edges else np.zeros_like(values)
+    slope = slopes(values) if settings.edges else np.zeros_like(values)
     levels, quality, areas, parents = [], [], [], []
     for threshold in thresholds:
         labels, count = _components(values > threshold, settings.hole / mpp**2)
@@ -112,15 +112,28 @@ def best_objects(
     return _drawn(levels, quality, taken, parents)
 
 
+def slopes(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H, W) the length of the gradient, per pixel."""
+    rows, columns = np.gradient(values)
+    return np.hypot(rows, columns).astype(np.float32)
+
+
+def filled(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """The mask with its holes of up to `area` pixels filled."""
+    if area < 1:
+        return mask
+    holes = np.empty(mask.shape, np.int32)
+    ndimage.label(~mask, output=holes)
+    small = np.bincount(holes.ravel()) <= area
+    small[0] = False
+    return mask | small[holes]
+
+
 def _components(mask: NDArray[np.bool_], hole: float) -> tuple[NDArray[np.int32], int]:
     """4-connected components of a mask whose small holes are filled."""
-    holes, count = ndimage.label(~mask)  # type: ignore[misc]
-    if count:
-        small = np.bincount(holes.ravel()) <= hole
-        small[0] = False
-        mask = mask | small[holes]
     labels = np.empty(mask.shape, np.int32)
-    return labels, int(ndimage.label(mask, output=labels))  # type: ignore[arg-type]
+    count = ndimage.label(filled(mask, hole), output=labels)
+    return labels, int(count)  # type: ignore[call-overload]
 
 
 def _quality(sums: NDArray, mpp: float, settings: TreeSettings) -> NDArray[np.float64]:
