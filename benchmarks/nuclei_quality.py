@@ -1,0 +1,87 @@
+"""Nuclei scored organ by organ: trained on the other organs, or on the organ's own unlabelled images.
+
+python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--seeds 0 1 2] [--organs breast ...]
+
+FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from histossl.nuclei.lessons import ContrastSettings
+from histossl.nuclei.metrics import METRICS, score
+from histossl.nuclei.segmenter import NucleiSegmenter
+
+# The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
+ORGANS = {
+    "breast": "A7-A13E A7-A13F AR-A1AK AR-A1AS E2-A14V E2-A1B5",
+    "kidney": "B0-5698 B0-5710 B0-5711 HE-7128 HE-7129 HE-7130",
+    "liver": "18-5592 21-5784 21-5786 38-6178 49-4488 50-5931",
+    "prostate": "CH-5767 G9-6336 G9-6348 G9-6356 G9-6362 G9-6363",
+    "bladder": "DK-A2I6 G2-A2EK",
+    "colon": "AY-A8YK NH-A8F7",
+    "stomach": "KB-A93J RD-A8N9",
+}
+
+
+def organ_of(path: Path) -> str:
+    """The organ of an image of MoNuSeg, by its name."""
+    return next(organ for organ, ids in ORGANS.items() if any(f"TCGA-{i}-" in path.name for i in ids.split()))
+
+
+def read(path: Path) -> np.ndarray:
+    """An image or label image as an array."""
+    return np.asarray(Image.open(path))
+
+
+def main() -> None:
+    """Print a row an organ and their mean, a block a seed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mode", choices=("prior", "self", "others", "all"), default="self")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--organs", nargs="+", default=list(ORGANS))
+    parser.add_argument("--steps", type=int, default=ContrastSettings().steps)
+    parser.add_argument("--mpp", type=float, default=0.25)
+    options = parser.parse_args()
+    files = sorted((options.folder / "images").glob("*.png"))
+    print("mode seed organ", *METRICS, "seconds")
+    for seed in options.seeds:
+        rows, shared = [], None
+        for organ in options.organs:
+            own = [f for f in files if organ_of(f) == organ]
+            taught = {"self": own, "others": [f for f in files if f not in own], "all": files, "prior": []}
+            start = time.monotonic()
+            settings = ContrastSettings(seed=seed, steps=options.steps)
+            if options.mode == "prior":
+                model = NucleiSegmenter.load("prior")
+            elif shared is not None:
+                model = shared
+            else:
+                pictures = [read(f)[..., :3] for f in taught[options.mode]]
+                model = NucleiSegmenter(settings).fit(pictures, options.mpp)
+                shared = model if options.mode == "all" else None
+            seconds = time.monotonic() - start
+            found = [
+                astuple(
+                    score(
+                        model.predict(read(f)[..., :3], options.mpp),
+                        read(f.parents[1] / "labels" / f.name).astype(np.int32),
+                    )
+                )
+                for f in own
+            ]
+            rows += found
+            print(options.mode, seed, organ, *np.mean(found, 0).round(3), round(seconds), flush=True)
+        print(options.mode, seed, "MEAN", *np.mean(rows, 0).round(3), flush=True)
+
+
+if __name__ == "__main__":
+    main()
