@@ -222,3 +222,19 @@ def test_what_is_written_reads_back(tmp_path):
     assert len(predictions) == 80
     np.testing.assert_allclose(predictions["p(c0)"] + predictions["p(c1)"], 1, atol=2e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.csv", "probe.csv", "probe.json"]
+
+
+def test_the_penalty_is_chosen_by_patients_that_train_and_helps_where_it_matters():
+    """One of eighty features tells the class: without penalty the others drown it."""
+    rng = np.random.default_rng(9)
+    patients = np.arange(120) // 2
+    classes = (np.arange(60) % 2)[patients]
+    x = rng.normal(size=(120, 80))
+    x[:, 0] += 2.5 * classes
+    ids, labels = [f"s{k:03d}" for k in range(120)], labels_of(classes, patients)
+    quick = {"repeats": 2, "bootstraps": 100, "shots": ()}
+    weak = probe({"x": x}, ids, labels, ProbeSettings(C=1e4, **quick)).table["auroc"][0]
+    chosen = probe({"x": x}, ids, labels, ProbeSettings(C=1e4, choose_C=(0.1, 1.0, 1e4), **quick)).table["auroc"][0]
+    one = probe({"x": x}, ids, labels, ProbeSettings(C=1e4, choose_C=(1e4,), **quick)).table["auroc"][0]
+    assert one == weak
+    assert chosen > weak + 0.02

@@ -24,7 +24,9 @@ from histossl.encode import EncodeJob, EncodeSettings, encode_fingerprint, encod
 from histossl.encoders.zoo import TileEncoder, pick_device
 from histossl.errors import HistosslError, StudyError
 from histossl.evaluate.labels import read_labels
-from histossl.evaluate.probe import ProbeSettings, probe, write_probe
+from histossl.evaluate.probe import ProbeSettings, write_probe
+from histossl.evaluate.rivals import judge
+from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
@@ -272,11 +274,9 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
 
     Returns the number of complaints about the labels.
     """
-    vectors = read_embeddings(study.embeddings)
-    ids = [str(name) for name in vectors.slides.index]
-    patients = dict(zip(ids, vectors.slides["patient_id"].astype(str), strict=True))
-    table = read_labels(labels, ids, settings.targets, patients)
-    result = probe(vectors.vectors, ids, table, settings)
+    source = read_source(study.embeddings)
+    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    result = judge(source, table, settings)
     study.note("probe", settings)
     write_probe(result, study.folder)
     for line in result.audit:

@@ -14,7 +14,8 @@ from histossl import store
 from histossl.console import answers, say
 from histossl.errors import LabelError, SettingsError
 from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.probe import ProbeSettings, probe, write_probe
+from histossl.evaluate.probe import ProbeSettings, write_probe
+from histossl.evaluate.rivals import judge
 from histossl.evaluate.sources import Source, read_source
 
 
@@ -40,7 +41,7 @@ def probe_vectors(
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
     table = read_labels(labels, source.ids, settings.targets, source.patients)
-    result = probe(source.vectors, source.ids, table, settings)
+    result = judge(source, table, settings)
     write_probe(result, out)
     for line in result.audit:
         say(line)

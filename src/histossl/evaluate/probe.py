@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import sklearn
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -21,8 +19,15 @@ from histossl.config import to_dict
 from histossl.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.audit import audit_line
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.splits import draw_shots, grouped_folds
 from histossl.store import whole
+
+RIVALS = ("knn", "deviation", "max", "attention", "sparse", "finetune")
+
+# (rows that train (n,), their classes (n,) int, rows to test (m,), seed) -> (m, classes) probabilities. Rows are those
+# of the embeddings; every class is among those that train.
+Rival = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,12 @@ class ProbeSettings:
         folds: folds of the cross-validation; every class needs at least as many patients.
         repeats: times that the patients are dealt into folds anew.
         C: inverse strength of the L2 penalty.
+        choose_C: values of C to choose among for every fit, by 3 folds of the training patients; empty takes C.
         balanced: weight the classes by the inverse of their frequency.
         shots: numbers of labelled slides for the curve of few labels; those that a fold cannot give are left out.
         bootstraps: resamples of the patients behind each interval.
+        rivals: further methods on the same labels and folds: knn, deviation, max; and trained on the labels, which
+            takes minutes: attention, sparse, finetune.
         mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
         seed: of the folds, the shots and the resamples.
     """
@@ -45,9 +53,11 @@ class ProbeSettings:
     folds: int = 5
     repeats: int = 5
     C: float = 10.0
+    choose_C: tuple[float, ...] = ()
     balanced: bool = True
     shots: tuple[int, ...] = (25, 50, 100)
     bootstraps: int = 1000
+    rivals: tuple[str, ...] = ()
     mixed_patients: bool = False
     seed: int = 0
 
@@ -56,10 +66,12 @@ class ProbeSettings:
         for name, (value, least) in limits.items():
             if value < least:
                 raise SettingsError(f"probe.{name} is {value}", f"it must be {least} or more")
-        if not self.C > 0:
-            raise SettingsError(f"probe.C is {self.C}", "it must be positive")
+        if not all(C > 0 for C in (self.C, *self.choose_C)):
+            raise SettingsError(f"probe.C is {self.C}, choose_C {self.choose_C}", "it must be positive")
         if any(n < 2 for n in self.shots):
             raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
+        if unknown := [name for name in self.rivals if name not in RIVALS]:
+            raise SettingsError(f"probe.rivals: no {unknown[0]!r}", f"there are {', '.join(RIVALS)}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,11 @@ class ProbeResult:
 
 
 def probe(
-    embeddings: Mapping[str, np.ndarray], ids: Sequence[str], labels: Labels, settings: ProbeSettings = ProbeSettings()
+    embeddings: Mapping[str, np.ndarray],
+    ids: Sequence[str],
+    labels: Labels,
+    settings: ProbeSettings = ProbeSettings(),
+    rivals: Mapping[str, Rival] | None = None,
 ) -> ProbeResult:
     """Compare embeddings of the same slides by a logistic regression on each, on the same splits.
 
@@ -106,7 +122,8 @@ def probe(
         embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.
         ids: N unique slide ids, the order of the rows.
         labels: from `read_labels`.
-        settings: see there.
+        settings: see there; what is to stand for `settings.rivals` is up to the caller.
+        rivals: name -> a method that is not a linear model on vectors; judged on the same slides.
 
     Raises:
         FileFormatError: rows that do not fit `ids`, or values that are not finite.
@@ -123,9 +140,9 @@ def probe(
                 raise
             failed.append(str(error))
             continue
-        scores, note = _out_of_fold(task, vectors, settings)
+        scores, note = _out_of_fold(task, vectors, settings, rivals or {})
         tables.append(_score(task, scores, settings))
-        predictions.append(_predictions(task, {name: scores[name, "all"] for name in vectors}))
+        predictions.append(_predictions(task, {name: scores[name, n] for name, n in scores if n == "all"}))
         here = (values[task.rows] for values in vectors.values())
         line = audit_line(list(task.slides), task.patients, task.names[task.classes], task.folds, here)
         audit.append(f"{target}: {line}{note}")
@@ -182,42 +199,74 @@ def _task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSettin
 
 
 def _out_of_fold(
-    task: _Task, vectors: dict[str, np.ndarray], settings: ProbeSettings
+    task: _Task, vectors: dict[str, np.ndarray], settings: ProbeSettings, rivals: Mapping[str, Rival]
 ) -> tuple[dict[tuple[str, str], np.ndarray], str]:
     """(embedding, n_labelled) -> (repeats, n, classes) probabilities by models that did not see the patient; a note."""
     training = min((task.folds != fold).sum(axis=1).min() for fold in range(settings.folds))
-    shots = [n for n in sorted(set(settings.shots)) if len(task.names) <= n < training]
+    counts = [*(str(n) for n in sorted(set(settings.shots)) if len(task.names) <= n < training), "all"]
     shape = (*task.folds.shape, len(task.names))
-    scores = {(name, n): np.empty(shape) for n in [*map(str, shots), "all"] for name in vectors}
-    unfinished = 0
-    for repeat, fold_of in enumerate(task.folds):
-        for fold in range(settings.folds):
-            test, pool = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-            drawn = {"all": pool}
-            for n in shots:
-                rng = np.random.default_rng([settings.seed, repeat, fold, n])
-                drawn[str(n)] = pool[draw_shots(task.classes[pool], n, rng)]
-            for (name, n), out in scores.items():
-                x, train = vectors[name], drawn[n]
-                out[repeat, test], finished = _fit(
-                    x[task.rows[train]], task.classes[train], x[task.rows[test]], settings
-                )
+    scores = {(name, n): np.empty(shape) for n in counts for name in (*vectors, *rivals)}
+    places = [(repeat, fold) for repeat in range(settings.repeats) for fold in range(settings.folds)]
+
+    def fit_vectors(place: tuple[int, int]) -> int:
+        unfinished, test = 0, np.flatnonzero(task.folds[place[0]] == place[1])
+        for n in counts:
+            train = _labelled(task, *place, n, settings)
+            for name, values in vectors.items():
+                x, y = values[task.rows[train]], task.classes[train]
+                found, finished = _fit(x, y, task.patients[train], values[task.rows[test]], settings)
+                scores[name, n][place[0], test] = found
                 unfinished += not finished
+        return unfinished
+
+    # The steps are too small for threads of BLAS; whole fits side by side keep the cores busy.
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        unfinished = sum(pool.map(fit_vectors, places))
+    for (name, n), out in scores.items() if rivals else ():
+        for repeat, fold in places if name in rivals else ():
+            test, train = np.flatnonzero(task.folds[repeat] == fold), _labelled(task, repeat, fold, n, settings)
+            seed = int(np.random.SeedSequence([settings.seed, repeat, fold]).generate_state(1)[0])
+            out[repeat, test] = rivals[name](task.rows[train], task.classes[train], task.rows[test], seed)
     return scores, f"; {unfinished} fits did not converge" if unfinished else ""
 
 
-def _fit(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, settings: ProbeSettings) -> tuple[np.ndarray, bool]:
+def _labelled(task: _Task, repeat: int, fold: int, n: str, settings: ProbeSettings) -> np.ndarray:
+    """The slides that train where `fold` is tested: all others, or n of them."""
+    pool = np.flatnonzero(task.folds[repeat] != fold)
+    if n == "all":
+        return pool
+    rng = np.random.default_rng([settings.seed, repeat, fold, int(n)])
+    return pool[draw_shots(task.classes[pool], int(n), rng)]
+
+
+def _fit(
+    x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
+) -> tuple[np.ndarray, bool]:
     scaler = StandardScaler().fit(x)
     root = x.shape[1] ** 0.5
-    # At the default tolerance of 1e-4 the scores are still off by a third of their deviation.
-    model = LogisticRegression(
-        C=settings.C, class_weight="balanced" if settings.balanced else None, max_iter=2000, tol=1e-5
-    )
-    # The steps are too small for threads of BLAS, which cost five times the time where the cores are busy otherwise.
-    with threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
-        model.fit(scaler.transform(x) / root, y)
-    return model.predict_proba(scaler.transform(x_test) / root), bool(model.n_iter_.max() < model.max_iter)
+    x = scaler.transform(x) / root
+    C = _choose(x, y, patients, settings) if settings.choose_C else settings.C
+    w, b, finished = solve(prepare(x, y, settings.balanced), C)
+    return predict(scaler.transform(x_test) / root, w, b), finished
+
+
+def _choose(x: np.ndarray, y: np.ndarray, patients: np.ndarray, settings: ProbeSettings) -> float:
+    """The C with the least cross-entropy on patients held out of the training slides; `settings.C` for too few."""
+    try:
+        folds = grouped_folds(y, patients, 3, 1, settings.seed, mixed_patients=True)[0]
+    except LabelError:
+        return settings.C
+    losses = np.zeros(len(settings.choose_C))
+    weights = 1 / np.bincount(y)[y] if settings.balanced else np.ones(len(y))
+    for fold in range(3):
+        train, held = folds != fold, np.flatnonzero(folds == fold)
+        problem = prepare(x[train], y[train], settings.balanced)
+        for k, C in enumerate(settings.choose_C):
+            w, b, _ = solve(problem, C)
+            losses[k] -= weights[held] @ np.log(
+                np.maximum(predict(x[held], w, b)[np.arange(len(held)), y[held]], 1e-12)
+            )
+    return settings.choose_C[int(losses.argmin())]
 
 
 def _score(task: _Task, scores: dict[tuple[str, str], np.ndarray], settings: ProbeSettings) -> pd.DataFrame:
@@ -331,8 +380,10 @@ def describe(settings: ProbeSettings) -> str:
     """A paragraph of method, in words, for a paper."""
     weights = ", classes weighted by their inverse frequency" if settings.balanced else ""
     shots = " Smaller numbers of labelled slides are drawn from the training folds in the proportions of the classes."
+    grid = ", ".join(f"{C:g}" for C in settings.choose_C)
+    C = f"C of {grid} by 3 folds of the training patients" if grid else f"C = {settings.C:g}"
     return (
-        f"Logistic regression (L2 penalty, C = {settings.C:g}{weights}; scikit-learn {sklearn.__version__}) on "
+        f"Logistic regression (L2 penalty, {C}{weights}; histossl {histossl.__version__}) on "
         "features standardised and divided by the root of their number, by the training slides alone. "
         f"{settings.folds} folds of whole patients, stratified by class, dealt {settings.repeats} times."
         f"{shots if settings.shots else ''} AUROC (of several classes the mean of one against the rest) compares "

@@ -27,6 +27,8 @@ class Source:
         patients: slide id -> patient, "" where unknown; empty where nobody says.
         paths: slide id -> the slide's file, where known; it need not be there any more.
         pictures: slide id -> a picture of the slide that stands already.
+        tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
+        encoder: the folder of the slide encoder that made the vectors, where it stands.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
     """
 
@@ -35,6 +37,8 @@ class Source:
     patients: dict[str, str] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
+    tiles: dict[str, Path] = field(default_factory=dict)
+    encoder: Path | None = None
     seen: frozenset[str] | None = None
 
 
@@ -98,14 +102,20 @@ def _anndata(path: Path) -> Source:
     ids = [str(name) for name in slides.index]
     columns = {str(name).lower(): slides[name].astype(str).tolist() for name in slides.columns}
     patients = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
-    pictures = {name: path.parent / "qc" / f"{name}.jpg" for name in ids}
+    rooms = {
+        room: {n: path.parent / room / f"{n}{end}" for n in ids} for room, end in (("qc", ".jpg"), ("features", ".h5"))
+    }
+    standing = {room: {n: file for n, file in files.items() if file.is_file()} for room, files in rooms.items()}
+    encoder = path.parent / "slide-encoder"
     return Source(
         tuple(ids),
         vectors,
-        dict(zip(ids, patients, strict=True)) if patients else {},
-        {name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
-        {name: picture for name, picture in pictures.items() if picture.is_file()},
-        _seen(path.parent / "slide-encoder" / "config.json"),
+        patients=dict(zip(ids, patients, strict=True)) if patients else {},
+        paths={name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
+        pictures=standing["qc"],
+        tiles=standing["features"],
+        encoder=encoder if encoder.is_dir() else None,
+        seen=_seen(encoder / "config.json"),
     )
 
 
@@ -133,7 +143,8 @@ def _folder(folder: Path) -> Source:
         return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))})
     mean = np.stack([rows.mean(axis=0) for rows in features.values()])
     deviation = np.stack([rows.std(axis=0) for rows in features.values()])
-    return Source(tuple(features), {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])})
+    vectors = {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])}
+    return Source(tuple(features), vectors, tiles={file.stem: file for file in files})
 
 
 def _features(path: Path) -> NDArray[np.float32]:
