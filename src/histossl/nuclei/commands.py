@@ -31,6 +31,7 @@ from histossl.slide import EXTENSIONS, Slide, find_slides, open_slide
 
 if TYPE_CHECKING:
     from histossl.nuclei.contrast import Contrast
+    from histossl.nuclei.paper import Paper
     from histossl.nuclei.predict import Method
 
 
@@ -55,6 +56,7 @@ def train(
     images: list[Path],
     *,
     out: Path,
+    method: str = "contrast",
     mpp_default: float | None = None,
     contrast: ContrastSettings = ContrastSettings(),
     device: str = "auto",
@@ -64,12 +66,15 @@ def train(
     Args:
         images: images, slides, or folders of them.
         out: the folder of the model.
+        method: contrast (the default) or paper (Boserup and Selvan's, with its published numbers).
         mpp_default: µm per pixel of images that carry none.
-        contrast: how it learns.
+        contrast: how the default method learns.
         device: auto, cpu or cuda.
     """
     files = _files(images)
-    model, failed = _learn(files, out, mpp_default, contrast, device)
+    if method not in ("contrast", "paper"):
+        raise SettingsError(f"no method {method!r} can be trained", "take contrast or paper")
+    model, failed = _learn(files, out, mpp_default, contrast, device, method)
     model.save(out)
     say(f"done: {out}", "green")
     return 1 if failed else 0
@@ -167,31 +172,44 @@ def _files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _learn(
-    files: list[Path], folder: Path, mpp_default: float | None, settings: ContrastSettings, device: str
-) -> tuple[Contrast, int]:
+    files: list[Path],
+    folder: Path,
+    mpp_default: float | None,
+    settings: ContrastSettings,
+    device: str,
+    method: str = "contrast",
+) -> tuple[Contrast | Paper, int]:
     from histossl.nuclei.contrast import Contrast, learn
+    from histossl.nuclei.paper import PaperSettings, learn_paper
     from histossl.nuclei.segmenter import samples
 
+    published = PaperSettings(seed=settings.seed)
+    mpp = published.mpp if method == "paper" else Contrast.mpp
     known, failed = [], 0
     with progress_bar("looking", len(files)) as bar:
         for file in files:
             try:
                 with open_slide(file, mpp_default=mpp_default) as slide:
-                    known.append(survey(slide, Contrast.mpp))
+                    known.append(survey(slide, mpp))
             except SlideError as error:
                 failed += 1
                 say(str(error), "red")
             bar.advance(1)
     start = time.monotonic()
     logs = folder.parent / f".{folder.name}-training"
-    model = learn(samples(known, settings.seed), settings, logs, device)
+    taught = samples(known, settings.seed)
+    if method == "paper":
+        fields = [(field, sample.stains) for sample in taught for field in sample.fields]
+        model = learn_paper(fields, published, logs, device)
+    else:
+        model = learn(taught, settings, logs, device)
     say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
     return model, failed
 
 
 def _learned_here(
     files: list[Path], out: Path, mpp_default: float | None, settings: ContrastSettings, device: str
-) -> tuple[Contrast, str]:
+) -> tuple[Method, str]:
     """The model of these inputs: the one in out/model, where it was learned from just these with these settings."""
     from histossl.nuclei.contrast import Contrast
 

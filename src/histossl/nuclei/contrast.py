@@ -10,7 +10,6 @@ docs/nuclei.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.config import fingerprint, from_dict, to_dict
+from histossl.config import fingerprint, from_dict
 from histossl.encoders.zoo import pick_device, pick_dtype
 from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.lessons import MPP, ContrastSettings, crowd, make_lessons, targets
-from histossl.nuclei.network import REACH, STRIDE, NucleusNet
+from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.stain import Stains, optical_density
-from histossl.store import whole_folder
 from histossl.train import Schedule, end_of_training, fit
-
-FORMAT = "histossl nuclei 1"
 
 
 class Contrast:
@@ -84,11 +78,7 @@ class Contrast:
 
     def save(self, folder: Path) -> None:
         """Write model.safetensors and config.json, whole or not at all."""
-        with whole_folder(folder) as part:
-            state = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
-            save_file(state, part / "model.safetensors")
-            config = {"format": FORMAT, "method": self.name, "settings": to_dict(self.settings)}
-            (part / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+        save_model(folder, self.name, self.network, self.settings)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto") -> Contrast:
@@ -97,16 +87,13 @@ class Contrast:
         Raises:
             FileFormatError: a file is missing, cut short, of another version or of something else.
         """
-        hint = "give the folder that `histossl nuclei train` wrote, with model.safetensors and config.json"
+        config, weights = read_model(folder)
         try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            if not isinstance(config, dict) or config.get("format") != FORMAT:
-                raise FileFormatError(f"{folder / 'config.json'} does not say {FORMAT!r}", hint)
-            network = NucleusNet()
-            network.load_state_dict(load_file(folder / "model.safetensors"))
             settings = from_dict(ContrastSettings, config["settings"])
-        except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
-            raise FileFormatError(f"no nuclei model can be read from {folder}: {error}", hint) from error
+            network = NucleusNet()
+            network.load_state_dict(weights)
+        except (KeyError, SettingsError, RuntimeError) as error:
+            raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
         return cls(settings, network, device)
 
 

@@ -4,12 +4,23 @@ half and quarter resolution, which is what makes it fast."""
 from __future__ import annotations
 
 import copy
+import json
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from histossl.config import to_dict
+from histossl.errors import FileFormatError
+from histossl.store import whole_folder
+
+FORMAT = "histossl nuclei 1"
 
 STRIDE = 4
 """Height and width of the input must be multiples of it."""
@@ -69,3 +80,37 @@ class NucleusNet(nn.Module):
 
 def _doubled(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def save_model(folder: Path, method: str, network: nn.Module, settings: Any, **more: Any) -> None:
+    """Write model.safetensors and config.json, whole or not at all.
+
+    Args:
+        folder: of the model.
+        method: by which name it is loaded again.
+        network: its weights are kept.
+        settings: a settings dataclass.
+        more: JSON values.
+    """
+    with whole_folder(folder) as part:
+        state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+        save_file(state, part / "model.safetensors")
+        config = {"format": FORMAT, "method": method, "settings": to_dict(settings), **more}
+        (part / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the weights that `save_model` wrote.
+
+    Raises:
+        FileFormatError: a file is missing, cut short, of another version or of something else.
+    """
+    hint = "give the folder that `histossl nuclei train` wrote, with model.safetensors and config.json"
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileFormatError(f"no nuclei model can be read from {folder}: {error}", hint) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise FileFormatError(f"{folder / 'config.json'} is of no nuclei model: it does not say {FORMAT!r}", hint)
+    return config, weights

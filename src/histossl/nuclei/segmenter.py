@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from histossl.errors import SettingsError, TrainingError
 from histossl.nuclei.contrast import Contrast, ContrastSettings, Sample, learn
 from histossl.nuclei.export import label_image
+from histossl.nuclei.network import read_model
+from histossl.nuclei.paper import Paper
 from histossl.nuclei.predict import Method, SegmentSettings, Survey, picture_slide, segment_slide, survey
 from histossl.nuclei.prior import Prior
 from histossl.slide import Slide
@@ -87,7 +89,7 @@ class NucleiSegmenter:
     def save(self, folder: Path) -> None:
         """Write the trained model: model.safetensors and config.json."""
         method = self._fitted()
-        if not isinstance(method, Contrast):
+        if not isinstance(method, Contrast | Paper):
             raise SettingsError(f"the method {method.name} has nothing to save")
         method.save(folder)
 
@@ -111,7 +113,10 @@ class NucleiSegmenter:
 
 def load_method(model: str, device: str = "auto") -> Method:
     """The training-free `prior`, or a trained model from its folder."""
-    return Prior() if model == "prior" else Contrast.load(Path(model), device)
+    if model == "prior":
+        return Prior()
+    config, _ = read_model(Path(model))
+    return (Paper if config.get("method") == Paper.name else Contrast).load(Path(model), device)
 
 
 def samples(known: Iterable[Survey], seed: int) -> list[Sample]:
