@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from histossl.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.audit import near_duplicates
+from histossl.evaluate.figures import file_names
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import ProbeSettings, macro_auroc, probe, resample, write_probe
+from histossl.evaluate.splits import grouped_folds
 
 QUICK = ProbeSettings(repeats=2, bootstraps=100, shots=(10,))
 
@@ -221,7 +223,39 @@ def test_what_is_written_reads_back(tmp_path):
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     assert len(predictions) == 80
     np.testing.assert_allclose(predictions["p(c0)"] + predictions["p(c1)"], 1, atol=2e-6)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.csv", "probe.csv", "probe.json"]
+    files = ["predictions.csv", "probe-label.png", "probe-label.svg", "probe.csv", "probe.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == files
+    before = [(tmp_path / name).read_bytes() for name in files]
+    write_probe(result, tmp_path)
+    assert before == [(tmp_path / name).read_bytes() for name in files]
+
+
+def test_figures_without_interval_equal_scikit_learn_on_one_model():
+    rng = np.random.default_rng(10)
+    classes = np.repeat([0, 1, 2], [30, 20, 10])
+    once = ProbeSettings(folds=2, repeats=1, bootstraps=100, shots=())
+    ids = [f"s{k:03d}" for k in range(60)]
+    x = rng.normal(size=(60, 4)) + classes[:, None] * 0.5
+    result = probe({"x": x}, ids, labels_of(classes, range(60)), once)
+    row, found = result.table.iloc[0], result.predictions
+    assert row["f1"] == pytest.approx(f1_score(found["truth"], found["predicted"], average="macro"))
+    assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(found["truth"], found["predicted"]))
+    p = found[["p(c0)", "p(c1)", "p(c2)"]].to_numpy()
+    assert row["brier"] == pytest.approx(((p - np.eye(3)[classes]) ** 2).sum(axis=1).mean())
+    folds = grouped_folds(classes, np.array([f"p{k}" for k in range(60)]), 2, 1, 0)[0]
+    expected = [average_precision_score(classes[folds == f] == c, p[folds == f, c]) for f in (0, 1) for c in range(3)]
+    assert row["average_precision"] == pytest.approx(np.mean(expected))
+
+
+def test_names_of_targets_are_data(tmp_path):
+    names = file_names(["a/b", "a b", "../..", "Grade", "grade", "ü" * 300])
+    assert len({name.casefold() for name in names.values()}) == 6
+    assert not any("/" in name or "." in name or len(name) > 70 for name in names.values())
+    classes = np.arange(24) % 2
+    labels = labels_of(classes, range(24), "../$x_{$/..")
+    result = probe({"<b>$": np.random.default_rng(0).normal(size=(24, 2))}, list(labels.table.index), labels, QUICK)
+    write_probe(result, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_penalty_is_chosen_by_patients_that_train_and_helps_where_it_matters():

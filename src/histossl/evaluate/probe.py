@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score, f1_score, recall_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -23,7 +24,15 @@ from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.splits import draw_shots, grouped_folds
 from histossl.store import whole
 
-RIVALS = ("knn", "deviation", "max", "attention", "sparse", "finetune")
+# Each with its words in a paragraph of method; `histossl.evaluate.rivals` makes them.
+METHODS = {
+    "knn": "Nearest neighbours: the 10 nearest labelled slides by the cosine of standardised features, by distance.",
+    "deviation": "Mean and deviation: the same regression on mean and standard deviation of the tiles' features.",
+    "max": "Max pooling: the same regression on the maximum of the tiles' features.",
+    "attention": "Attention MIL: gated attention over tiles, trained on the labels by one fixed recipe.",
+    "sparse": "SparseConvMIL: sparse convolutions on the map of tiles, trained on the labels by the same recipe.",
+    "finetune": "Fine-tuned encoder: the pretrained slide encoder, all of it trained on by the same recipe.",
+}
 
 # (rows that train (n,), their classes (n,) int, rows to test (m,), seed) -> (m, classes) probabilities. Rows are those
 # of the embeddings; every class is among those that train.
@@ -70,8 +79,8 @@ class ProbeSettings:
             raise SettingsError(f"probe.C is {self.C}, choose_C {self.choose_C}", "it must be positive")
         if any(n < 2 for n in self.shots):
             raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
-        if unknown := [name for name in self.rivals if name not in RIVALS]:
-            raise SettingsError(f"probe.rivals: no {unknown[0]!r}", f"there are {', '.join(RIVALS)}")
+        if unknown := [name for name in self.rivals if name not in METHODS]:
+            raise SettingsError(f"probe.rivals: no {unknown[0]!r}", f"there are {', '.join(METHODS)}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,9 @@ class ProbeResult:
         table: one row for each target, number of labels and embedding, in that order. `target`, `embedding`,
             `n_labelled` (text: a number of slides, or "all" of the training folds), `auroc` with its 95 % interval
             `low`, `high`; `difference` with `difference_low`, `difference_high`: how far the first embedding is ahead
-            of this one, resampled as a pair (empty for the first itself); `balanced_accuracy`; `n_slides`,
+            of this one, resampled as a pair (empty for the first itself); `balanced_accuracy`; `average_precision`
+            within folds and `f1`, of two classes those of the second by name, of several the mean; `brier`, the mean
+            over slides of the squared errors of the probabilities, summed over the classes, in [0, 2]; `n_slides`,
             `n_patients`, `n_classes`, `repeats`.
         predictions: out-of-fold predictions with all labels, one row for each target, embedding and slide:
             `target`, `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of
@@ -291,7 +302,7 @@ def _score(task: _Task, scores: dict[tuple[str, str], np.ndarray], settings: Pro
                 )
             )
             | {
-                "balanced_accuracy": np.mean([_balanced_accuracy(s.argmax(axis=1), task.classes) for s in values]),
+                **_further(values, task),
                 "n_slides": len(task.rows),
                 "n_patients": patient.max() + 1,
                 "n_classes": len(task.names),
@@ -357,8 +368,25 @@ def _interval(samples: np.ndarray) -> tuple[float, float, float]:
     return float(samples[0]), float(low), float(high)
 
 
-def _balanced_accuracy(predicted: np.ndarray, classes: np.ndarray) -> float:
-    return float(np.mean([np.mean(predicted[classes == c] == c) for c in np.unique(classes)]))
+def _further(values: np.ndarray, task: _Task) -> dict[str, float]:
+    """Figures without interval of (repeats, n, classes) probabilities: means over the repeats."""
+    y, kinds = task.classes, range(1 if len(task.names) == 2 else 0, len(task.names))
+    truth = np.eye(len(task.names))[y]
+    predicted = values.argmax(axis=2)
+    precision = [
+        average_precision_score(y[fold_of == fold] == kind, scores[fold_of == fold, kind])
+        for scores, fold_of in zip(values, task.folds, strict=True)
+        for fold in np.unique(fold_of)
+        for kind in kinds
+        if (y[fold_of == fold] == kind).any()
+    ]
+    f1 = [f1_score(y == kind, p == kind, zero_division=0.0) for p in predicted for kind in kinds]  # type: ignore[arg-type]
+    return {
+        "balanced_accuracy": float(np.mean([recall_score(y, p, average="macro") for p in predicted])),
+        "average_precision": float(np.mean(precision)),
+        "f1": float(np.mean(f1)),
+        "brier": float(((values - truth) ** 2).sum(axis=2).mean()),
+    }
 
 
 def _predictions(task: _Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -390,12 +418,15 @@ def describe(settings: ProbeSettings) -> str:
         "slides within a test fold and is averaged over the repeats; its intervals and those of the differences are "
         f"the 2.5 and 97.5 percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all "
         "embeddings. They tell what other patients would change, not what other labelled slides would. "
-        f"Seed {settings.seed}."
+        f"Seed {settings.seed}.{' ' if settings.rivals else ''}"
+        + " ".join(METHODS[name] for name in dict.fromkeys(settings.rivals))
     )
 
 
 def write_probe(result: ProbeResult, folder: Path) -> None:
-    """Write probe.csv (the table), predictions.csv, and probe.json (the rest, with the method in words)."""
+    """Write probe.csv (the table), predictions.csv, probe.json (the rest, with the method in words), and figures."""
+    from histossl.evaluate.figures import write_figures
+
     content = {
         "histossl": histossl.__version__,
         "settings": to_dict(result.settings),
@@ -410,3 +441,4 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
         result.predictions.to_csv(path, index=False, float_format="%.6f")
     with whole(Path(folder) / "probe.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    write_figures(result.table, result.predictions, Path(folder))
