@@ -154,7 +154,7 @@ def test_settings_out_of_range_are_errors() -> None:
 
 
 def test_the_channel_of_hematoxylin_is_taken_either_way_round() -> None:
-    picture = paint_region(SynthSettings(width=200, height=240, mpp=0.25, seed=1), Region(0, 0, 200, 240))
+    picture = paint_region(SynthSettings(width=900, height=800, mpp=0.25, seed=1), Region(300, 300, 200, 240))
     known = survey(picture_slide(picture, 0.25), 0.25)
     assert known.stains is not None
 
