@@ -283,6 +283,13 @@ def test_segment_command_from_files_to_scores(picture: np.ndarray, tmp_path: Pat
     assert (out / "a.b.tif").read_bytes() == first
 
 
+def test_empty_images_yield_no_nuclei_by_default(tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 90, 3), 255, np.uint8)).save(tmp_path / "white.png")
+    assert commands.segment([tmp_path / "white.png"], out=tmp_path / "o", mpp_default=0.25) == 0
+    assert json.loads((tmp_path / "o" / "white.geojson").read_text())["features"] == []
+    assert tifffile.imread(tmp_path / "o" / "white.tif").shape == (60, 90)
+
+
 def test_train_command_and_missing_mpp(picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture[:300]).save(tmp_path / "a.png")
     assert commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, contrast=SHORT) == 0

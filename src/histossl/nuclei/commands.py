@@ -19,7 +19,7 @@ from rich.table import Table
 from histossl import store
 from histossl.config import fingerprint
 from histossl.console import console, progress_bar, say
-from histossl.errors import LabelError, SettingsError, SlideError
+from histossl.errors import LabelError, SettingsError, SlideError, TrainingError
 from histossl.nuclei import export
 from histossl.nuclei.instances import Nuclei, joined
 from histossl.nuclei.lessons import ContrastSettings
@@ -115,7 +115,12 @@ def segment(
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     method: Method
     if model == "self":
-        method, key = _learned_here(files, out, mpp_default, contrast, device)
+        try:
+            method, key = _learned_here(files, out, mpp_default, contrast, device)
+        except TrainingError as error:
+            # Empty images are no reason to stop: the prior finds nothing on them either, and says why.
+            say(f"{error.what}: taking the prior", "yellow")
+            method, key = load_method("prior"), fingerprint("prior")
     else:
         method = load_method(model, device)
         key = fingerprint(model, _model_state(model))
