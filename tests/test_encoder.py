@@ -66,7 +66,7 @@ def dense_stage() -> nn.Sequential:
 def test_a_full_map_gives_what_the_dense_stage_gives(dense_stage):
     rows, columns = 9, 13  # odd: a full map without padding has no partly covered outputs inside
     tiles = normal(rows * columns, 256)
-    encoder = SlideEncoder(EncoderSettings(inlet="plain", tile_mean=False, hard_border=True)).eval()
+    encoder = SlideEncoder(EncoderSettings(dim=512, inlet="plain", tile_mean=False, hard_border=True)).eval()
     encoder.load_dense({f"layer4.{k}": v for k, v in dense_stage.state_dict().items()})
     at = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
     x = F.pad(tiles.T.reshape(1, 256, rows, columns), (0, 2, 0, 2))  # the sparse map goes on to the right and below

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from histossl.commands import run
@@ -16,7 +15,7 @@ from histossl.synth import write_cohort
 from histossl.tiles import TileSpec
 
 
-def demo(out: Path = Path("out/demo"), slides: int = 64) -> int:
+def demo(out: Path = Path("out/demo"), slides: int = 48) -> int:
     """Paint a cohort with three known labels, learn from it without them, and see which vectors know them.
 
     Slides of 1.6 x 1.8 mm with tiles of 64 µm; every slide has three independent labels, of which `arrangement` can be
@@ -36,8 +35,8 @@ def demo(out: Path = Path("out/demo"), slides: int = 64) -> int:
         out=out,
         labels=cohort / "labels.csv",
         tile=TileSpec(px=64, mpp=1.0),
-        encode=EncodeSettings(views=8, tiles=400),
-        pretrain=replace(PretrainSettings(), epochs=60),
+        encode=EncodeSettings(views=6, tiles=256),
+        pretrain=PretrainSettings(epochs=150),
         probe=ProbeSettings(shots=(25,)),
     )
     say(f"the demo took {time.monotonic() - start:.0f} s; open {out / 'report.html'}", "green")

@@ -43,7 +43,7 @@ class EncodeSettings:
 
     views: int = 50
     tiles: int = 256
-    window: int = 16
+    window: int = 64
     batch: int = 64
     precision: str = "auto"
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ class EmbedSettings:
     """How a slide's vector is made.
 
     Args:
-        views: R, random views of un-augmented tiles that are averaged; 1 where a view holds all tiles of a slide.
+        views: R, random views of un-augmented tiles that are averaged; 0 is one pass over all tiles, and so is any R
+            where a view holds all tiles of a slide.
         seed: of the views.
     """
 
@@ -30,8 +31,8 @@ class EmbedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.views < 1:
-            raise SettingsError(f"embed.views must be at least 1, got {self.views}")
+        if self.views < 0:
+            raise SettingsError(f"embed.views must not be negative, got {self.views}")
 
 
 @torch.inference_mode()
@@ -57,6 +58,8 @@ def embed_slide(
         (vector_dim,) of length 1.
     """
     rng = np.random.default_rng([settings.seed, number_of(slide_id)])
+    if settings.views == 0:
+        view = replace(view, tiles=len(features), windows=0)
     count = settings.views if len(features) > view.tiles else 1
     a_pass = max(1, TILES_A_PASS // min(view.tiles, len(features)))
     device = next(encoder.parameters()).device

@@ -56,7 +56,7 @@ class EncoderSettings:
     """
 
     in_dim: int = 256
-    dim: int = 512
+    dim: int = 128
     inlet: str = "centred"
     tile_mean: bool = True
     arch: str = "sparse"
