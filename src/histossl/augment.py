@@ -1,4 +1,5 @@
-"""One augmentation shared by all tiles of a view: its colours compose to one matrix, its geometry to one resampling.
+"""Augmentations whose colours compose to one matrix and whose geometry is one resampling: one that all tiles of a view
+share, for slides, or one of its own for every tile, for tile encoders.
 
 Domain of Giga-SSL (Lazard et al., CVPRW 2023; numbers from its public code): resized crop, flip, rotation, colour
 jitter, grayscale, blur. We differ from a chain of library operations in three places, each so that all colour
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from histossl.errors import SettingsError
 
+# Rows: hematoxylin, eosin, residual; optical densities of red, green, blue (Ruifrok and Johnston, 2001).
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 LUMA = np.array([0.299, 0.587, 0.114])
 TISSUE_GREY = 0.7  # the mean grey of stained tissue under a bright field
 
@@ -182,3 +185,88 @@ def _grid(t: Augmentation, h: int, w: int, margin: int, device: torch.device) ->
 def to_float(tiles: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Tiles as they are: (B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], channels-last in memory."""
     return tiles.permute(0, 3, 1, 2).to(dtype).div_(255)
+
+
+@dataclass(frozen=True)
+class TileAugmentSettings:
+    """The domain of augmentations of single tiles, made for stained tissue.
+
+    Args:
+        view: side of a view in pixels; at most three quarters of the tile's, so that two views of a tile differ.
+        zoom: a view's pixel is up to this many of the tile's, or its inverse, as far as the tile reaches; near 1, since
+            at a known mpp size tells cells apart.
+        stain: each stain's optical density is multiplied by a factor in [1 - s, 1 + s] (one for each of hematoxylin,
+            eosin and what is left).
+        tint: added to the optical density of each channel, in [-t, t]: the glass, the lamp, the scanner.
+        jitter: probability of the changes of colour in `colour`.
+        colour: greatest change of brightness, contrast and saturation; hue by a quarter of it.
+        grayscale: probability of losing all colour.
+        blur: probability of a Gaussian blur with sigma up to 1 pixel.
+    """
+
+    view: int = 96
+    zoom: float = 1.25
+    stain: float = 0.5
+    tint: float = 0.1
+    jitter: float = 0.8
+    colour: float = 0.4
+    grayscale: float = 0.2
+    blur: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("stain", "jitter", "colour", "grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.view < 16 or self.zoom < 1 or self.tint < 0:
+            raise SettingsError("augment needs view >= 16, zoom >= 1 and tint >= 0")
+
+
+def draw_tile_augmentations(s: TileAugmentSettings, count: int, px: int, rng: np.random.Generator) -> NDArray:
+    """(count, 31) float32: for each tile an affine map of places, of optical density and of colours, and its blur."""
+    return np.stack([_draw_one(s, px, rng) for _ in range(count)]).astype(np.float32)
+
+
+def _draw_one(s: TileAugmentSettings, px: int, rng: np.random.Generator) -> NDArray:
+    half = min(1.0, view_side(s, px) / px * s.zoom ** rng.uniform(-1, 1))
+    centre = rng.uniform(-1, 1, 2) * (1 - half)
+    turn = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), rng.integers(4)) @ np.diag([rng.choice([-1, 1]), 1])
+    affine = np.column_stack([half * turn, centre])
+    factors = np.diag(1 + rng.uniform(-s.stain, s.stain, 3))
+    # Densities are rows times `STAINS`: to amounts of stain, changed, and back; transposed, since pixels are columns.
+    density = np.column_stack([(np.linalg.inv(STAINS) @ factors @ STAINS).T, rng.uniform(-s.tint, s.tint, 3)])
+    chain = AugmentSettings(
+        jitter=s.jitter, brightness=s.colour, contrast=s.colour, saturation=s.colour, hue=s.colour / 4,
+        grayscale=s.grayscale,
+    )  # fmt: skip
+    blur = rng.random() if rng.random() < s.blur else 0.0
+    return np.concatenate([affine.ravel(), density.ravel(), _draw_colour(chain, rng).ravel(), [blur]])
+
+
+def view_side(s: TileAugmentSettings, px: int) -> int:
+    """Pixels of a view's side, of tiles with `px` pixels a side."""
+    return min(s.view, max(1, px * 3 // 4))
+
+
+def augment_each(tiles: Tensor, drawn: Tensor, side: int) -> Tensor:
+    """Apply to every tile its own augmentation.
+
+    Args:
+        tiles: (B, H, W, 3) uint8.
+        drawn: (B, 31), of `draw_tile_augmentations`.
+        side: pixels of a view's side.
+
+    Returns:
+        (B, 3, side, side) float32 in [0, 1], channels-last in memory.
+    """
+    affine, density, colour = (drawn[:, a:b].unflatten(1, (-1, n)) for a, b, n in ((0, 6, 3), (6, 18, 4), (18, 30, 4)))
+    grid = F.affine_grid(affine, [len(tiles), 3, side, side], align_corners=False)
+    x = F.grid_sample(tiles.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=False)
+    x = x.flatten(2)
+    od = torch.baddbmm(density[:, :, 3:], density[:, :, :3], torch.log((x + 1) / 256), beta=-1)
+    x = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], od.exp_().mul_(256 / 255).sub_(1 / 255).clamp_(0, 1))
+    x = x.clamp_(0, 1).unflatten(2, (side, side)).contiguous(memory_format=torch.channels_last)
+    spot = torch.tensor([1.0, 2.0, 1.0], device=x.device)  # sigma 0.7; twice is sigma 1
+    kernel = (spot[:, None] * spot / 16).expand(3, 1, 3, 3)
+    soft = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), kernel, groups=3)
+    soft = F.conv2d(F.pad(soft, (1, 1, 1, 1), "reflect"), kernel, groups=3)
+    return torch.lerp(x, soft, drawn[:, 30, None, None, None])

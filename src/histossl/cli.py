@@ -14,7 +14,13 @@ from importlib import import_module
 COMMANDS = {
     "run": ("histossl.commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
     "inspect": ("histossl.commands", "inspect", "a table of the slides and what is wrong with them"),
+    "encoder pretrain": (
+        "histossl.encoders.commands",
+        "pretrain_encoder",
+        "train a tile encoder, without labels",
+    ),
     "encode": ("histossl.commands", "encode_stage", "tiles to features and augmented views"),
+    "features convert": ("histossl.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
     "pretrain": ("histossl.commands", "pretrain_stage", "train the slide encoder, without labels"),
     "embed": ("histossl.commands", "embed_stage", "one vector a slide: embeddings.h5ad"),
     "probe": ("histossl.evaluate.commands", "probe_vectors", "a linear classifier on the vectors, beside its rivals"),

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from histossl import stages
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings
-from histossl.encoders.zoo import load_encoder
+from histossl.encoders.moco import TileTrainSettings
 from histossl.errors import StudyError
 from histossl.evaluate.probe import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings
@@ -32,6 +32,7 @@ def run(
     encoder: str = "random",
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
+    tile_encoder: TileTrainSettings = TileTrainSettings(),
     encode: EncodeSettings = EncodeSettings(),
     pretrain: PretrainSettings = PretrainSettings(),
     embed: EmbedSettings = EmbedSettings(),
@@ -49,9 +50,11 @@ def run(
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
         mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
-        encoder: of tiles: random (seeded, the dumb baseline), imagenet, or the path of ResNet-18 weights.
+        encoder: of tiles: random (seeded, the dumb baseline), self (learned on these slides, without labels),
+            imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
         tissue: how tissue is found.
         tile: how tiles are laid.
+        tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and augmented views.
         pretrain: how the slide encoder learns.
         embed: how a slide's vector is made.
@@ -64,7 +67,7 @@ def run(
         say(f"1/6 inspect   {slides}")
         failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         say(f"2/6 encode    {_count(study)} slides")
-        network = load_encoder(encoder, encode.seed, device, encode.precision)
+        network = stages.encoder_of(study, encoder, tile_encoder, encode, pool, device)
         failed = max(failed, stages.encode_study(study, network, encode, pool))
         pool.close()
         say("3/6 pretrain")
@@ -118,6 +121,7 @@ def inspect(
 def encode_stage(
     study: Path,
     encoder: str = "random",
+    tile_encoder: TileTrainSettings = TileTrainSettings(),
     encode: EncodeSettings = EncodeSettings(),
     workers: int | None = None,
     device: str = "auto",
@@ -126,14 +130,16 @@ def encode_stage(
 
     Args:
         study: the folder that `inspect --out` made.
-        encoder: of tiles: random, imagenet, or the path of ResNet-18 weights.
+        encoder: of tiles: random (seeded, the dumb baseline), self (learned on these slides, without labels),
+            imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
+        tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.
         device: auto, cpu or cuda.
     """
     place = _existing(study)
     with place.lock(), Workers(workers) as pool:
-        network = load_encoder(encoder, encode.seed, device, encode.precision)
+        network = stages.encoder_of(place, encoder, tile_encoder, encode, pool, device)
         return _code(stages.encode_study(place, network, encode, pool))
 
 

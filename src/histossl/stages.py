@@ -21,7 +21,8 @@ from histossl.config import fingerprint, from_dict, to_dict
 from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
 from histossl.encode import EncodeJob, EncodeSettings, encode_fingerprint, encode_slides
-from histossl.encoders.zoo import TileEncoder, pick_device
+from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
+from histossl.encoders.zoo import TileEncoder, load_encoder, pick_device
 from histossl.errors import HistosslError, StudyError
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import ProbeSettings, write_probe
@@ -163,6 +164,38 @@ def _number(text: str) -> tuple[float | None, bool]:
         return float(text), False
     except ValueError:
         return None, True
+
+
+def encoder_of(
+    study: Study, name: str, training: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
+) -> TileEncoder:
+    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if it is not there.
+
+    Raises:
+        FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.
+    """
+    if name == "self":
+        _pretrain_tiles(study, training, workers, device)
+        name = str(study.tile_encoder)
+    return load_encoder(name, encode.seed, device, encode.precision)
+
+
+def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers, device: str) -> None:
+    study.settle("tile-encoder", settings, study.tile_encoder)
+    slides = [row for row in study.slides() if row["status"] != "failed"]
+    if study.tile_encoder.is_dir():
+        new = len({row["slide_id"] for row in slides} - tiles_trained_on(study.tile_encoder))
+        if new:
+            say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+        return
+    tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
+    sources = [
+        TileSource(row["slide_id"], Path(row["path"]), float(row["mpp"]), tile, study.tiles(row["slide_id"]))
+        for row in slides
+    ]
+    unread = pretrain_tiles(sources, settings, study.tile_encoder, study.logs / "tile-encoder", workers, device)
+    for complaint in unread.values():
+        say(f"LEFT OUT of the training of tiles: {complaint}", "yellow")
 
 
 def encode_study(study: Study, encoder: TileEncoder, settings: EncodeSettings, workers: Workers) -> int:
