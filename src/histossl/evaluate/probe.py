@@ -286,9 +286,9 @@ def _score(task: _Task, scores: dict[tuple[str, str], np.ndarray], settings: Pro
     reference = next(iter(scores))[0]
     rows, first = [], np.empty(0)
     for (name, n), values in scores.items():
-        samples = np.mean(
-            [macro_auroc(s, task.classes, f, patient, weights) for s, f in zip(values, task.folds, strict=True)], axis=0
-        )
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            each = pool.map(lambda s, f: macro_auroc(s, task.classes, f, patient, weights), values, task.folds)
+            samples = np.mean(list(each), axis=0)
         if name == reference:
             first = samples
         rows.append(
