@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.errors import SettingsError, TrainingError
-from histossl.nuclei.contrast import Contrast, ContrastSettings, Sample, learn
+from histossl.nuclei.contrast import Contrast, Sample, learn
 from histossl.nuclei.export import label_image
+from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import read_model
 from histossl.nuclei.paper import Paper
 from histossl.nuclei.predict import Method, SegmentSettings, Survey, picture_slide, segment_slide, survey
