@@ -129,7 +129,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
         for p in lists:
             kind = typing.get_args(p.annotation)[0]
             parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
-        own = {p.name for p in (*flags, *lists)}
+        own: set[str | int] = {p.name for p in (*flags, *lists)}
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
         found = parser.parse_args([_underscored(SHORT.get(word, word)) for word in argv])
         values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
