@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from histossl.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.audit import near_duplicates
+from histossl.evaluate.auroc import macro_auroc, resample
 from histossl.evaluate.figures import file_names
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.probe import ProbeSettings, macro_auroc, probe, resample, write_probe
+from histossl.evaluate.probe import ProbeSettings, probe, write_probe
 from histossl.evaluate.splits import grouped_folds
 
 QUICK = ProbeSettings(repeats=2, bootstraps=100, shots=(10,))

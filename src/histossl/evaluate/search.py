@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from histossl.errors import SlideError
+from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.probe import resample
 from histossl.slide import open_slide
 
 RANKS = (1, 5, 10)
