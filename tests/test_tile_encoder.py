@@ -101,16 +101,20 @@ def test_other_architectures_are_refused(tmp_path):
 
 
 class Bomb:
+    def __init__(self, path):
+        self.path = str(path)
+
     def __reduce__(self):
-        return (open, ("/tmp/histossl-bomb", "w"))
+        return (open, (self.path, "w"))
 
 
 def test_pickles_truncated_and_absent_files_are_refused(tmp_path):
     path = tmp_path / "w.pth"
     with path.open("wb") as file:
-        pickle.dump(Bomb(), file)
+        pickle.dump(Bomb(tmp_path / "crater"), file)
     with pytest.raises(FileFormatError):
         load_encoder(str(path))
+    assert not (tmp_path / "crater").exists()
     torch.save(ResNet18(3).state_dict(), path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(FileFormatError, match="truncated or not a weight file"):
