@@ -70,8 +70,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written; only for who holds the folder alone."""
-    for room in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        for part in room.glob(".*.part*"):
+    # By name of the rooms: to search them all would enter a folder for every slide.
+    for where in (".*.part*", "*/.*.part*", "logs/*/.*.part*"):
+        for part in folder.glob(where):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
