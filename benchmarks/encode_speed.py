@@ -30,7 +30,7 @@ from histossl.tiles import TileSpec
 from histossl.tissue import TissueSettings
 
 TILE = TileSpec(px=224, mpp=1.0)
-SECONDS = 4  # of repetitions behind each rate of the network alone
+SECONDS = 15  # of repetitions behind each rate of the network alone
 
 
 def rate(function: Callable[[], object], tiles: int) -> float:
