@@ -12,7 +12,7 @@ from histossl.errors import SettingsError
 from histossl.geometry import Region, Size
 from histossl.slide import Slide
 
-_LONGEST, _SHORTEST = 4096, 512  # pixels of the picture that is looked at, whatever the slide's size
+_LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
 _CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could not be told from red ink
 _DARK = 12.0  # intensities below are a camera's noise, and have no colour
 
