@@ -239,6 +239,11 @@ def test_an_empty_or_absent_folder_is_an_error(tmp_path, capsys):
     assert "not a study" in capsys.readouterr().err
 
 
+def test_one_slide_may_stand_for_a_folder(cohort, tmp_path):
+    assert inspect(cohort / "slides" / "slide-001.tiff", tmp_path / "out") == 0
+    assert list(rows(tmp_path / "out")) == ["slide-001.tiff"]
+
+
 def labels(path: Path, table: list[tuple[str, ...]]) -> str:
     path.write_text("\n".join(",".join(row) for row in [("slide_id", "patient_id", "label"), *table]))
     return str(path)

@@ -58,7 +58,8 @@ def inspect_slides(
         SettingsError: `mpp_default` is out of range.
         StudyError: no slides, or a study made with other settings.
     """
-    paths = find_slides(Path(os.path.abspath(slides)))
+    place = Path(os.path.abspath(slides))
+    paths = [place] if place.is_file() else find_slides(place)
     if not paths:
         raise StudyError(f"{slides}: no slides in it", "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
     study.settle("inspect", Laying(tissue, tile), study.folder / "tiles")
