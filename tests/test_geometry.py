@@ -53,8 +53,11 @@ def test_neighbours_in_the_grid_are_one_tile_apart(row, column, stride):
     xy = np.rint(np.array([[column, row], [column + 1, row], [column, row + 1]]) * stride)
     units = tile_units(xy, stride)
     assert units.dtype == np.float32
-    np.testing.assert_allclose(units[0], (row, column), atol=0.51 / stride)
-    np.testing.assert_allclose(units[1:] - units[0], [[0, 1], [1, 0]], atol=1.01 / stride)
+    np.testing.assert_array_equal(units, [[row, column], [row, column + 1], [row + 1, column]])
+
+
+def test_a_corner_that_is_of_no_grid_from_the_origin_stays_where_it_is():
+    np.testing.assert_allclose(tile_units(np.array([[300, 812], [724, 388]]), 424.0)[:, 0], [812 / 424, 388 / 424])
 
 
 @pytest.mark.parametrize("stride", [0, -1, math.nan, math.inf])

@@ -72,11 +72,14 @@ def tile_units(xy: NDArray, stride: float) -> NDArray[np.float32]:
 
     Args:
         xy: (N, 2) level-0 pixels, top-left corners.
-        stride: level-0 pixels from a tile to the next.
+        stride: level-0 pixels from a tile to the next, fractions allowed.
 
     Returns:
-        (N, 2) float32 in (row, column).
+        (N, 2) float32 in (row, column); whole numbers for corners that are those of a grid from (0, 0), rounded to
+        pixels: half a pixel less, rounded down, would be the place of the tile before.
     """
     if not (math.isfinite(stride) and stride > 0):
         raise ValueError(f"the stride of a tile grid must be positive, got {stride}")
-    return (np.asarray(xy, np.float64)[:, ::-1] / stride).astype(np.float32)
+    units = np.asarray(xy, np.float64)[:, ::-1] / stride
+    whole = np.rint(units)
+    return np.where(np.abs(units - whole) * stride <= 0.5 + 1e-6, whole, units).astype(np.float32)
