@@ -97,6 +97,25 @@ def test_a_pair_is_drawn_under_two_augmentations():
     assert len(one) == len(other) == 3
 
 
+def test_without_pixel_augmentations_views_are_samples_that_are_disturbed_together():
+    rng = np.random.default_rng(0)
+    tiles = rng.normal(3, 2, (1, len(LATTICE), 400)).astype(np.float16)
+    chosen = ViewSettings(10_000, 1, share=0.5, dropout=0.3, noise=0.5)
+    one, other = draw_pair(tiles, LATTICE[None], chosen, np.random.default_rng(1))
+    assert len(one[0]) == len(other[0]) == round(len(LATTICE) / 2)
+    dropped = (one[0] == 0).all(0)
+    assert dropped.mean() == pytest.approx(0.3, abs=0.08)
+    assert not np.array_equal(dropped, (other[0] == 0).all(0))
+    calm = draw_pair(tiles, LATTICE[None], ViewSettings(10_000, 1, share=0.5, dropout=0, noise=0), rng)[0][0]
+    assert {row.tobytes() for row in calm} <= {row.tobytes() for row in tiles[0].astype(np.float32)}
+    moved = one[0][:, ~dropped].mean(0) - 3  # by half a deviation of 2 together; tiles alone average out
+    assert moved.std() == pytest.approx(1, abs=0.15)
+    assert one[0][:, ~dropped].std(0).mean() == pytest.approx(2 * 1.25**0.5, rel=0.05)
+    both = draw_pair(np.repeat(tiles, 2, 0), np.repeat(LATTICE[None], 2, 0), chosen, rng)[0][0]
+    assert len(both) == len(LATTICE)  # pixel augmentations need no more
+    np.testing.assert_array_equal(np.sort(both, 0), np.sort(tiles[0], 0))
+
+
 def test_a_batch_keeps_the_place_of_a_view_without_tiles():
     views = [draw_view(FEATURES[:n], LATTICE[:n], ViewSettings(7, 0), np.random.default_rng(n)) for n in (30, 0, 4)]
     batch = collate(views)
@@ -107,7 +126,18 @@ def test_a_batch_keeps_the_place_of_a_view_without_tiles():
     np.testing.assert_array_equal(batch.positions[:7], views[0][1])
 
 
-@pytest.mark.parametrize("wrong", [{"tiles": 0}, {"windows": -1}, {"scale_min": 2, "scale_max": 1}, {"scale_min": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tiles": 0},
+        {"windows": -1},
+        {"scale_min": 2, "scale_max": 1},
+        {"scale_min": 0},
+        {"share": 0},
+        {"dropout": 1},
+        {"noise": -1},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError):
         ViewSettings(**wrong)

@@ -6,7 +6,7 @@ Everything is in tile units: neighbouring tiles are 1 apart, positions are (row,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ class ViewSettings:
         scale_min, scale_max: range of the factors, uniform and independent, by which rows and columns are stretched;
             above 1 neighbours come apart, below 1 they fall on one site and are averaged.
         any_angle: turn by any angle; otherwise by quarters, which keep neighbours neighbours.
+        share: where a slide comes without pixel augmentations, at most this share of its tiles are in one view, so that
+            two views of a small slide differ.
+        dropout: there, the share of the features that are zero in all tiles of a view.
+        noise: there, how far a view's features are moved, in their standard deviations over the view: by as much all
+            tiles together, as another stain would, and each tile for itself.
     """
 
     tiles: int = 256
@@ -33,6 +38,9 @@ class ViewSettings:
     scale_min: float = 1.0
     scale_max: float = 1.0
     any_angle: bool = False
+    share: float = 0.7
+    dropout: float = 0.1
+    noise: float = 0.1
 
     def __post_init__(self) -> None:
         if self.tiles < 1 or not 0 <= self.windows <= self.tiles:
@@ -41,6 +49,11 @@ class ViewSettings:
             )
         if not 0 < self.scale_min <= self.scale_max < np.inf:
             raise SettingsError(f"scales must be 0 < min <= max, got {self.scale_min} and {self.scale_max}")
+        if not (0 < self.share <= 1 and 0 <= self.dropout < 1 and 0 <= self.noise < np.inf):
+            raise SettingsError(
+                f"a view needs share in (0, 1], dropout in [0, 1) and noise >= 0, got {self.share}, {self.dropout} "
+                f"and {self.noise}"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,8 @@ def draw_view(features: NDArray, positions: NDArray, settings: ViewSettings, rng
 def draw_pair(
     features: NDArray, positions: NDArray, settings: ViewSettings, rng: np.random.Generator
 ) -> tuple[View, View]:
-    """Two views of a slide for a positive pair, under two different pixel augmentations where it has several.
+    """Two views of a slide for a positive pair: under two different pixel augmentations where it has several, and
+    otherwise of two samples of its tiles with their features disturbed.
 
     Args:
         features: (K, n, D), the tiles under K augmentations.
@@ -91,9 +105,26 @@ def draw_pair(
         rng: the only source of chance.
     """
     count = len(features)
-    first, second = rng.choice(count, 2, replace=False) if count > 1 else (0, 0)
+    if count == 1:
+        most = max(1, round(settings.share * features.shape[1]))
+        fewer = replace(settings, tiles=min(settings.tiles, most), windows=min(settings.windows, settings.tiles, most))
+        views = [draw_view(features[0], positions[0], fewer, rng) for _ in range(2)]
+        one, other = [(disturb(rows, settings, rng), places) for rows, places in views]
+        return one, other
+    first, second = rng.choice(count, 2, replace=False)
     one = draw_view(features[first], positions[first], settings, rng)
     return one, draw_view(features[second], positions[second], settings, rng)
+
+
+def disturb(features: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Features (T, D) of a view, some of them dropped and all of them moved; see `ViewSettings`."""
+    rows = features.astype(np.float32)
+    if settings.noise and len(rows):
+        together, alone = rng.standard_normal((1, rows.shape[1])), rng.standard_normal(rows.shape)
+        rows += (settings.noise * rows.std(0) * (together + alone)).astype(np.float32)
+    if settings.dropout:
+        rows *= rng.random(rows.shape[1]) >= settings.dropout
+    return rows
 
 
 def draw_tiles(positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.int64]:
