@@ -1,0 +1,216 @@
+"""Claims: which run is at work on which slide, so that runs on several machines share the slides of one study.
+
+A claim is a file that only one process can create. Its owner touches it again and again; a claim that nobody has
+touched for long, or whose process is known to be dead, is taken over by creating the next of its number. Should an
+owner that was merely asleep wake up then, a slide is made twice and its files are replaced by the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+EXPIRY = 180.0
+"""Seconds without a sign of life after which a claim of another machine is nobody's."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, told apart from all others on all machines and at all times."""
+
+    host: str
+    system: str
+    pid: int
+    born: float
+
+    @property
+    def token(self) -> str:
+        """Short and fit for a file name."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    def dead(self) -> bool:
+        """Whether it is known to be: only of processes of this system can it be."""
+        if self.system != this_process().system:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            # The clock that its birth is told by may be set in between.
+            return abs(process.create_time() - self.born) > 2 or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as others see it: whose, on what, whether its owner lives, and seconds since its last sign of life."""
+
+    name: str
+    owner: Owner | None
+    alive: bool
+    age: float
+
+
+@functools.cache
+def _this_system() -> str:
+    """One boot of one machine, and in it one space of process numbers: a container has its own."""
+    marks = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        with suppress(OSError):
+            marks.append(read())
+    return " ".join(marks)
+
+
+def this_process() -> Owner:
+    """The process that asks."""
+    return _owner(os.getpid())
+
+
+@functools.cache
+def _owner(pid: int) -> Owner:
+    return Owner(socket.gethostname(), _this_system(), pid, psutil.Process(pid).create_time())
+
+
+class Claims:
+    """The claims in a folder, and those of this process among them, kept alive until the block is left.
+
+    Args:
+        folder: on a disk that all runs see; it comes and goes with the claims.
+        expiry: seconds, the same for all runs.
+    """
+
+    def __init__(self, folder: Path, expiry: float = EXPIRY) -> None:
+        self.folder, self.expiry = folder, expiry
+        self._held: dict[str, list[Path]] = {}  # name -> the claims it follows, and its own at the end
+        self._change = threading.Lock()
+        self._over = threading.Event()
+        self._beat = threading.Thread(target=self._keep_alive, daemon=True)
+        self._clock = folder / f"clock-{this_process().token}"
+
+    def __enter__(self) -> Claims:
+        self._beat.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._beat.join()
+        for name in list(self._held):
+            self.release(name)
+        with suppress(OSError):  # others have claims in it
+            self._clock.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def take(self, name: str) -> bool:
+        """Claim `name`; False where another process holds it, or has just let it go.
+
+        What the claim is for may have been done in between: look once more when it is yours.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if name in self._held:
+            return True
+        seen: list[tuple[Path, int]] = []
+        while True:
+            path = self._path(name, len(seen) + 1)
+            if self._create(path, name):
+                break
+            claim, touched = self._look(path)
+            if claim is None or claim.alive:
+                return False
+            seen.append((path, touched))
+        # Those that it follows must still be there as they were, and none may have followed already.
+        if any(_touched(old) != then for old, then in seen) or self._path(name, len(seen) + 2).exists():
+            path.unlink(missing_ok=True)
+            return False
+        with self._change:
+            self._held[name] = [*(old for old, _ in seen), path]
+        return True
+
+    def release(self, name: str) -> None:
+        """Let go of a claim of this process."""
+        with self._change:
+            paths = self._held.pop(name)
+        for path in paths:  # its own is the last: until then nobody takes it
+            path.unlink(missing_ok=True)
+
+    def all(self) -> list[Claim]:
+        """Every claim in the folder."""
+        try:
+            names = sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("clock-"))
+        except OSError:
+            return []
+        last = {name.partition(".")[0]: name for name in names}  # of one thing's claims the highest number counts
+        found = (self._look(self.folder / name)[0] for name in last.values())
+        return [claim for claim in found if claim is not None]
+
+    def _path(self, name: str, number: int) -> Path:
+        # Names of slides may be as long as the disk takes, and hold anything.
+        return self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.{number:04d}"
+
+    def _create(self, path: Path, name: str) -> bool:
+        while True:
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:  # another run has left and cleared up
+                self.folder.mkdir(parents=True, exist_ok=True)
+                continue
+            with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+                json.dump({"name": name, **asdict(this_process())}, file)
+            return True
+
+    def _look(self, path: Path) -> tuple[Claim | None, int]:
+        """(The claim, its time of change in ns); None where it has gone."""
+        try:
+            text = path.read_text("utf-8", "surrogateescape")
+            touched = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None, 0
+        age = (self._now() - touched) / 1e9
+        try:
+            found = json.loads(text)
+            name = found.pop("name")
+            owner = Owner(**found)
+        except (ValueError, TypeError, AttributeError, KeyError):  # being written, or its writer was killed
+            return Claim("?", None, age < self.expiry, age), touched
+        return Claim(name, owner, age < self.expiry and not owner.dead(), age), touched
+
+    def _now(self) -> int:
+        """The time by the clock of the disk that holds the claims: those of two machines may differ by hours."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clock.touch()
+            return self._clock.stat().st_mtime_ns
+        except OSError:  # read-only, for who merely looks
+            return time.time_ns()
+
+    def _keep_alive(self) -> None:
+        while not self._over.wait(self.expiry / 9):
+            with self._change:
+                paths = [paths[-1] for paths in self._held.values()]
+            for path in paths:
+                with suppress(OSError):  # let go of in between, or the disk is away for a while
+                    os.utime(path)
+
+
+def _touched(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
