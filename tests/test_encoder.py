@@ -240,3 +240,13 @@ def test_autocast_moves_the_vector_little():
             rounded = encoder(tiles, positions, views, 3)
     assert rounded.dtype == torch.float32
     assert 0 < (1 - F.cosine_similarity(exact.double(), rounded.double())).max() < 1e-3
+
+
+def test_with_spacing_neighbours_lie_sites_apart():
+    tiles, positions, views = batch(size=1)
+    wide, plain = small(spacing=4.0), small()
+    with torch.no_grad():
+        torch.testing.assert_close(wide(tiles, positions, views, 1), plain(tiles, positions * 4, views, 1))
+        assert not torch.allclose(wide(tiles, positions, views, 1), plain(tiles, positions, views, 1), atol=1e-3)
+    with pytest.raises(SettingsError, match="spacing"):
+        EncoderSettings(spacing=0)

@@ -9,6 +9,10 @@ import sys
 import typing
 from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 # Command -> (module, function, one line of help). Modules are imported when their command is called.
 COMMANDS = {
@@ -131,11 +135,27 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
         own: set[str | int] = {p.name for p in (*flags, *lists)}
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        found = parser.parse_args([_underscored(SHORT.get(word, word)) for word in argv])
+        words = [_underscored(SHORT.get(word, word)) for word in argv]
+        if "pretrain" in {p.name for p in signature}:
+            _take_preset(parser, words)
+        found = parser.parse_args(words)
         values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
     return {p.name: getattr(values, p.name) for p in signature}
+
+
+def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
+    """Add --preset, and have the settings of the chosen one be the defaults of the parser's other flags."""
+    from histossl.config import to_dict
+    from histossl.presets import PRESETS
+
+    about = "settings chosen together, `paper` as published; what else is given counts more"
+    parser.add_argument("--preset", choices=list(PRESETS), default="default", help=about)
+    if not {"-h", "--help"} & set(words):
+        groups = parser.groups or {}
+        chosen = PRESETS[parser.parse_args(words).preset]
+        parser.set_defaults({name: to_dict(value) for name, value in chosen.items() if name in groups})
 
 
 def _with_dashes(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import save_file
 
 from histossl import store
 from histossl.config import fingerprint, from_dict, to_dict
@@ -22,7 +23,7 @@ from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
 from histossl.encode import EncodeJob, EncodeSettings, encode_fingerprint, encode_slides
 from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
-from histossl.encoders.zoo import TileEncoder, load_encoder, pick_device
+from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder, pick_device
 from histossl.errors import HistosslError, StudyError
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import ProbeSettings, write_probe
@@ -172,13 +173,22 @@ def encoder_of(
 ) -> TileEncoder:
     """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if it is not there.
 
+    Of a whole ResNet-18 the fourth stage is kept in the study, for a slide encoder that begins with it.
+
     Raises:
         FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.
     """
     if name == "self":
         _pretrain_tiles(study, training, workers, device)
         name = str(study.tile_encoder)
-    return load_encoder(name, encode.seed, device, encode.precision)
+    found = load_encoder(name, encode.seed, device, encode.precision)
+    fourth = fourth_stage(name)
+    if fourth:
+        with store.whole(study.fourth_stage) as part:
+            save_file(fourth, part)
+    else:
+        study.fourth_stage.unlink(missing_ok=True)
+    return found
 
 
 def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers, device: str) -> None:
@@ -256,7 +266,7 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
             say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         return 0
     sources = [SlideSource(s, study.features(s), study.views(s)) for s in slides]
-    pretrain_slides(sources, settings, study.slide_encoder, study.logs / "pretrain", of, device)
+    pretrain_slides(sources, settings, study.slide_encoder, study.logs / "pretrain", of, device, study.fourth_stage)
     return 0
 
 

@@ -40,6 +40,7 @@ class Study:
             raise StudyError(f"{folder}: cannot be made a study ({error.strerror})", "choose another --out") from error
         self.slides_csv = self.folder / "slides.csv"
         self.tile_encoder = self.folder / "tile-encoder"
+        self.fourth_stage = self.folder / "fourth-stage.safetensors"
         self.slide_encoder = self.folder / "slide-encoder"
         self.embeddings = self.folder / "embeddings.h5ad"
         self.report = self.folder / "report.html"

@@ -132,6 +132,21 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
 
 
+def fourth_stage(name: str) -> dict[str, Tensor]:
+    """The fourth stage of a ResNet-18, which is no part of the tile encoder: `layer4.` weights, none where it has none.
+
+    Args:
+        name: of a tile encoder, as `load_encoder` takes it.
+
+    Raises:
+        FileFormatError: see `load_encoder`.
+    """
+    if name == "random" or name.partition(":")[0] in KINDS:
+        return {}
+    path = _imagenet_file() if name == "imagenet" else Path(name)
+    return {n: v.contiguous() for n, v in state_of(read_weights(path)).items() if n.startswith("layer4.")}
+
+
 def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:
     found = load_foreign(kind, name)
     exact = found.dtypes == "float32" and precision == "auto"

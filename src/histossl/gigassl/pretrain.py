@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from histossl import store
 from histossl.config import fingerprint, to_dict
-from histossl.encoders.zoo import pick_device, pick_dtype
+from histossl.console import say
+from histossl.encoders.foreign import hash_of
+from histossl.encoders.resnet import state_of
+from histossl.encoders.zoo import pick_device, pick_dtype, read_weights
 from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.geometry import tile_units
 from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
@@ -33,11 +36,14 @@ class PretrainSettings:
         epochs: times that every slide is seen.
         batch: B, slides a step, all of them where there are fewer; each gives two views.
         rate: Adam's highest learning rate.
-        warmup: share of the training in which the rate rises.
+        rate_batch: the batch that `rate` is meant for: others take more or less in proportion; 0 takes it as it is.
+        warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
         weight_decay: on matrices and kernels, decoupled.
         temperature: of NT-Xent.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the initial weights, the order of the slides and the views.
+        start: what the slide encoder begins with: random weights, `tile-encoder` (the fourth stage of the tile encoder
+            where that is a whole ResNet-18, else random), or the path of ResNet-18 weights.
         view: how a view is drawn.
         encoder: what the slide encoder is made of; `in_dim` follows the features.
     """
@@ -45,19 +51,29 @@ class PretrainSettings:
     epochs: int = 200
     batch: int = 256
     rate: float = 1e-3
+    rate_batch: int = 0
     warmup: float = 0.05
     weight_decay: float = 0.0
     temperature: float = 0.1
     precision: str = "auto"
     seed: int = 0
+    start: str = "random"
     view: ViewSettings = field(default_factory=ViewSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 2:
             raise SettingsError(f"pretrain needs epochs >= 1 and batch >= 2, got {self.epochs} and {self.batch}")
-        if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1):
-            raise SettingsError("pretrain needs rate > 0, temperature > 0 and warmup in [0, 1]")
+        if not (self.rate > 0 and self.temperature > 0 and self.warmup >= 0 and self.rate_batch >= 0):
+            raise SettingsError("pretrain needs rate > 0, temperature > 0, rate_batch >= 0 and warmup >= 0")
+
+    def schedule(self, slides: int) -> Schedule:
+        """The steps and rates of a training on so many slides."""
+        per_epoch = math.ceil(slides / self.batch)
+        steps = self.epochs * per_epoch
+        rate = self.rate * slides / per_epoch / self.rate_batch if self.rate_batch else self.rate
+        warmup = self.warmup * (per_epoch if self.warmup >= 1 else steps)
+        return Schedule(steps, rate, min(round(warmup), steps), self.weight_decay, checkpoints=max(1, steps // 200))
 
 
 def trained_as(folder: Path) -> dict[str, Any]:
@@ -166,6 +182,7 @@ def pretrain_slides(
     logs: Path,
     made_of: str,
     device: str = "auto",
+    tile_encoder: Path | None = None,
 ) -> None:
     """Train a slide encoder and write it to `folder`, whole or absent.
 
@@ -176,10 +193,12 @@ def pretrain_slides(
         logs: of log.csv, TensorBoard and checkpoints.
         made_of: fingerprint of the features.
         device: auto, cpu or cuda.
+        tile_encoder: the fourth stage of the ResNet-18 whose first three made the features, as `fourth_stage` gives
+            it, where there is one; for `settings.start`.
 
     Raises:
         TrainingError: fewer than two slides, or a loss that is not finite.
-        FileFormatError: damaged features, or features of different encoders.
+        FileFormatError: damaged features or features of different encoders; weights to start with of another network.
     """
     if len(sources) < 2:
         raise TrainingError(f"{len(sources)} slide to learn from", "contrast needs two or more")
@@ -191,21 +210,29 @@ def pretrain_slides(
     where = pick_device(device)
     dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
     per_epoch = math.ceil(len(sources) / settings.batch)
-    steps = settings.epochs * per_epoch
-    schedule = Schedule(
-        steps,
-        settings.rate,
-        round(settings.warmup * steps),
-        settings.weight_decay,
-        checkpoints=max(1, steps // 200),
-    )
-    made = fingerprint(settings, made_of, [source.slide_id for source in sources], dtype)
+    schedule = settings.schedule(len(sources))
     task = PretrainTask(settings)
+    started = _start(task.encoder, settings.start, tile_encoder)
+    made = fingerprint(settings, made_of, [source.slide_id for source in sources], dtype, started)
     fit(task, lambda step: _batch(step, per_epoch, sources, settings), schedule, logs, made, where.type, dtype)
     names = [source.slide_id for source in sources]
-    about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings)}
+    about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings), "start": started}
     task.encoder.save(folder, about)
     end_of_training(logs)
+
+
+def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
+    """Give the encoder the weights that it begins with; returns `random`, or their hash."""
+    fits = encoder.settings.arch == "sparse" and encoder.settings.dim == 512
+    if start == "tile-encoder" and not (fits and tile_encoder is not None and tile_encoder.exists()):
+        why = "the tile encoder has no fourth stage to begin with" if fits else "only `sparse` of dim 512 can do so"
+        say(f"the slide encoder begins at random: {why}", "yellow")
+        return "random"
+    if start == "random":
+        return start
+    path = tile_encoder if start == "tile-encoder" and tile_encoder is not None else Path(start)
+    encoder.load_dense(state_of(read_weights(path)))
+    return hash_of(encoder.stage)
 
 
 def _batch(
