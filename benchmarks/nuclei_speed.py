@@ -77,7 +77,7 @@ def main() -> None:
     core = (0, 0, rgb.shape[1], rgb.shape[0])
 
     def parted() -> Nuclei:
-        return nuclei_of_tile(rgb, confidence, stains, 0.5, InstanceSettings(), core)
+        return nuclei_of_tile(rgb, confidence, stains, 0.5, InstanceSettings(), core, True)
 
     nuclei = parted()
     macs = multiplications(NucleusNet(), rgb.shape[0] * rgb.shape[1])
@@ -97,7 +97,7 @@ def main() -> None:
             "network's multiplications as one GEMM": gemm,
             "confidence (network, 2 turns)": best(lambda: method.confidence(rgb, stains)),
             "part, outline, measure": best(
-                lambda: nuclei_of_tile(rgb, confidence, stains, 0.5, InstanceSettings(), core)
+                lambda: nuclei_of_tile(rgb, confidence, stains, 0.5, InstanceSettings(), core, True)
             ),
             "GeoJSON": best(lambda: write_geojson(Path(folder) / "a.geojson", [nuclei], 0.25)),
             "stains and sample": best(lambda: survey(slide, 0.5)),

@@ -204,9 +204,9 @@ def test_tables_shift_choose_and_join() -> None:
 def test_a_nucleus_belongs_to_one_core_only() -> None:
     rgb, labels = field()
     confidence = (np.stack([labels > 0, labels > 0]) * 255).astype(np.uint8)
-    whole = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (0, 0, 240, 180))
-    left = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (0, 0, 101, 180))
-    right = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (101, 0, 240, 180))
+    whole = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (0, 0, 240, 180), True)
+    left = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (0, 0, 101, 180), True)
+    right = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (101, 0, 240, 180), True)
     assert len(whole) == labels.max()
     both = joined([left, right])
     assert sorted(map(tuple, both.measures.tolist())) == sorted(map(tuple, whole.measures.tolist()))
@@ -234,7 +234,7 @@ def test_prior_finds_discs() -> None:
     rgb, labels = field()
     for method in (Prior(), Prior(PriorSettings(stains="estimated"))):
         context = method.prepare([rgb], STAINS)
-        found = label_instances(method.confidence(rgb, STAINS, context), 0.5)
+        found = label_instances(method.confidence(rgb, STAINS, context), 0.5, learned=False)
         assert score(found, labels).pq > 0.85
 
 

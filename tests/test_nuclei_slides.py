@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+import torch
 from PIL import Image
 
 from histossl.errors import FileFormatError, LabelError, SettingsError, SlideError, TrainingError
@@ -323,3 +324,19 @@ def test_a_real_slide_yields_nuclei(data_dir: Path) -> None:
         assert len(nuclei) > 10
         assert (nuclei.measures[:, 0] < slide.size.width).all()
         assert 15 < np.median(nuclei.measures[:, 2]) < 120  # µm²
+
+
+def test_gradients_in_bfloat16_are_the_same_every_time() -> None:
+    network = NucleusNet()
+    x = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    seen = []
+    for _ in range(6):
+        # What memory holds that is given out again must not matter.
+        rubbish = [torch.full((n,), float("nan")) for n in (1000, 10_000, 100_000)]
+        del rubbish
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(x)
+        logits.float().square().mean().backward()
+        seen.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert all(torch.equal(seen[0], other) for other in seen)

@@ -40,6 +40,7 @@ class Contrast:
 
     name = "contrast"
     mpp = MPP
+    learned = True
 
     def __init__(self, settings: ContrastSettings, network: NucleusNet, device: str = "auto") -> None:
         self.settings, self.network = settings, network.eval()

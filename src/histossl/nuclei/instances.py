@@ -9,6 +9,7 @@ import shapely
 from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
@@ -26,13 +27,15 @@ class InstanceSettings:
         smallest: µm², least area of a nucleus.
         hole: µm², holes up to this area are filled.
         smooth: µm, sigma of the Gaussian on the depth before nuclei are parted.
-        parts: what the middles of nuclei must look like.
+        parts: what the middles of nuclei must look like, where the depth was learned.
+        apart: µm, least distance of two middles, where the depth is the plain distance to the outline.
     """
 
     threshold: float = 0.5
     smallest: float = 8.0
     hole: float = 40.0
     smooth: float = 0.35
+    apart: float = 2.0
     parts: TreeSettings = field(
         default_factory=lambda: TreeSettings(
             smallest=1.5, largest=300, hole=0, roundness=16, longest=20, edges=False, whole=1.0, nested=1.1
@@ -41,16 +44,22 @@ class InstanceSettings:
 
 
 def label_instances(
-    confidence: NDArray[np.float32], mpp: float, settings: InstanceSettings = InstanceSettings()
+    confidence: NDArray[np.float32],
+    mpp: float,
+    settings: InstanceSettings = InstanceSettings(),
+    learned: bool = True,
 ) -> NDArray[np.int32]:
     """Separate the nuclei of a confidence map.
 
-    Where the depth has several round middles, each becomes a marker of a watershed; which middles is decided by the
-    tree of `best_objects`.
+    Where the depth has several middles, each becomes a marker of a watershed. Which middles is decided by the tree of
+    `best_objects` where the depth was learned and so is 1 in the middle of every nucleus; the plain distance to the
+    outline grows with the nucleus, and its local maxima serve.
 
     Args:
         confidence: (2, H, W) in [0, 1]: that a pixel is nucleus, and how deep inside of one it lies (1 in the middle).
         mpp: µm per pixel.
+        settings: how confidence becomes nuclei.
+        learned: whether the depth was.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -59,8 +68,14 @@ def label_instances(
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
     depth = np.where(mask, smoothed(confidence[1], settings.smooth / mpp), 0)
-    thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
-    markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
+    if learned:
+        thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
+        markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
+    else:
+        markers = np.zeros(mask.shape, np.int32)
+        peaks = peak_local_max(depth, min_distance=max(1, round(settings.apart / mpp)), exclude_border=False)
+        # By place, not by height: what lies elsewhere in the picture must not change an order.
+        markers[tuple(peaks[np.lexsort(peaks.T[::-1])].T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(-depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
     keep = areas >= settings.smallest
@@ -278,6 +293,7 @@ def nuclei_of_tile(
     mpp: float,
     settings: InstanceSettings,
     core: tuple[int, int, int, int],
+    learned: bool,
 ) -> Nuclei:
     """The nuclei of a tile whose centroids lie in its core, in pixels of the tile.
 
@@ -288,9 +304,10 @@ def nuclei_of_tile(
         mpp: µm per pixel.
         settings: how confidence becomes nuclei.
         core: x0, y0, x1, y1 with x0 <= x < x1.
+        learned: whether the depth was.
     """
     certain = confidence.astype(np.float32) / np.float32(255)
-    labels = label_instances(certain, mpp, settings)
+    labels = label_instances(certain, mpp, settings, learned)
     if not labels.any():
         return joined([])
     amounts = concentrations(optical_density(rgb, stains.white), stains)

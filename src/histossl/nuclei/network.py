@@ -34,6 +34,16 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: i
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
+class _Depthwise(nn.Conv2d):
+    """A convolution a channel, in the precision of its weights: under autocast oneDNN's bfloat16 gradient of a dilated
+    depthwise kernel reads memory that nobody wrote (seen with torch 2.13: other bytes each time, and now and then NaN).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class NucleusNet(nn.Module):
     """A U-shaped network of three resolutions, 41,934 parameters with the default widths.
 
@@ -51,7 +61,7 @@ class NucleusNet(nn.Module):
             self.halved = nn.Sequential(_conv(a, b, stride=2), _conv(b, b))
             self.quartered = nn.Sequential(_conv(b, c, stride=2), _conv(c, c, dilation=2))
             self.context = nn.Sequential(
-                nn.Conv2d(c, c, 3, padding=4, dilation=4, groups=c, bias=False), _conv(c, c, size=1)
+                _Depthwise(c, c, 3, padding=4, dilation=4, groups=c, bias=False), _conv(c, c, size=1)
             )
             self.to_half = _conv(c + b, b)
             self.to_full = _conv(b + a, a)

@@ -288,6 +288,7 @@ class Paper:
     """
 
     name = "paper"
+    learned = False
 
     def __init__(self, settings: PaperSettings, network: ConfidenceNet, choice: Choice) -> None:
         self.settings, self.network, self.choice = settings, network.eval(), choice

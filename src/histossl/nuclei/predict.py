@@ -43,6 +43,11 @@ class Method(Protocol):
         """µm per pixel of the pictures that it takes."""
         ...
 
+    @property
+    def learned(self) -> bool:
+        """Whether the depth was learned, or is the plain distance to the outline."""
+        ...
+
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
         """A number of the slide that `confidence` needs, from a sample of it."""
         ...
@@ -214,7 +219,7 @@ def _by_row(
             assert known.stains is not None
             # A byte is fine enough for a confidence, and a fourth of what travels.
             confidence = np.rint(method.confidence(rgb, known.stains, context) * 255).astype(np.uint8)
-            task = (rgb, confidence, known.stains, method.mpp, settings.instances, _inside(tile))
+            task = (rgb, confidence, known.stains, method.mpp, settings.instances, _inside(tile), method.learned)
             waiting.append((k, tile, _submit(workers, task)))
             while len(waiting) > limit:
                 row, done, result = waiting.popleft()

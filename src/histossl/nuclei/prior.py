@@ -43,6 +43,7 @@ class Prior:
 
     name = "prior"
     mpp = 0.5
+    learned = False
 
     def __init__(self, settings: PriorSettings = PriorSettings()) -> None:
         self.settings = settings
