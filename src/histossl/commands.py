@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from histossl import stages
+from histossl.adopt import Origin, adopt
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings
 from histossl.encoders.moco import TileTrainSettings
@@ -143,18 +144,40 @@ def encode_stage(
         return _code(stages.encode_study(place, network, encode, pool))
 
 
-def pretrain_stage(study: Path, pretrain: PretrainSettings = PretrainSettings(), device: str = "auto") -> int:
-    """Train the slide encoder on the encoded slides, without labels.
+def pretrain_stage(
+    study: Path,
+    out: Path | None = None,
+    stride: float | None = None,
+    mpp: float | None = None,
+    slides: Path | None = None,
+    pretrain: PretrainSettings = PretrainSettings(),
+    embed: EmbedSettings = EmbedSettings(),
+    device: str = "auto",
+) -> int:
+    """Train the slide encoder, without labels: on the encoded slides of a study, or on features that another tool made.
+
+    With --out the study is made from a folder of features, of TRIDENT, CLAM (h5 and pt), STAMP or ours, and ends with
+    embeddings.h5ad, as `histossl run` does.
 
     Args:
-        study: the folder of the study.
+        study: the folder of the study; with --out, a folder of features, a file a slide.
+        out: the folder of the study to be made from features.
+        stride: level-0 pixels from a tile to the next, where the files of features do not say it.
+        mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
+        slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
         pretrain: how the slide encoder learns.
+        embed: how a slide's vector is made, with --out.
         device: auto, cpu or cuda.
     """
-    place = _existing(study)
+    place, failed = _existing(study) if out is None else Study(out), 0
     with place.lock():
+        if out is not None:
+            failed = adopt(place, Origin(study, stride, mpp, slides), spatial=pretrain.encoder.arch == "sparse")
         stages.pretrain_study(place, pretrain, device)
-    return 0
+        if out is not None:
+            failed = max(failed, stages.embed_study(place, embed, device))
+            say(f"done: {place.embeddings}", "green")
+    return _code(failed)
 
 
 def embed_stage(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "auto") -> int:
@@ -198,7 +221,8 @@ def report(study: Path) -> int:
 
 def _existing(folder: Path) -> Study:
     if not (folder / "slides.csv").exists():
-        raise StudyError(f"{folder}: not a study, it has no slides.csv", "run `histossl inspect SLIDES --out` first")
+        hint = "run `histossl inspect SLIDES --out` first; for a folder of features name the study: --out"
+        raise StudyError(f"{folder}: not a study, it has no slides.csv", hint)
     return Study(folder)
 
 

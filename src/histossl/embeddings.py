@@ -43,6 +43,7 @@ def write_embeddings(
     from anndata import AnnData
 
     obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error"])
+    obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)
     baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}

@@ -3,7 +3,7 @@
 | layout | features | places | what it does not carry |
 |---|---|---|---|
 | trident (and ours) | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels, attributes | |
-| clam | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels | size of a tile and of the slide |
+| clam | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels | mostly, size of a tile and of the slide |
 | clam-pt | tensor (N, D) float32 in a .pt file | none | places |
 | stamp | h5 `feats` (N, D) float16 | `coords` (N, 2) float32 µm, `tile_size_um`, `tile_size_px` | mpp, slide size |
 """
@@ -36,6 +36,9 @@ class Bag:
         px: pixels of a tile's side as the encoder saw it, or None.
         mpp: µm per level-0 pixel, or None.
         attributes: of `coords`, as TRIDENT and we write them, where the file has them.
+        stride: level-0 pixels from a tile to the next, fractions allowed, or None.
+        in_um: `xy`, `extent` and `stride` are in µm, since nobody said how many make a pixel.
+        dataset: of the features in the HDF5 file; "" where they are not in one.
     """
 
     name: str
@@ -45,14 +48,18 @@ class Bag:
     px: int | None = None
     mpp: float | None = None
     attributes: dict[str, Any] | None = None
+    stride: float | None = None
+    in_um: bool = False
+    dataset: str = ""
 
 
-def read_bag(path: Path, mpp: float | None = None) -> Bag:
+def read_bag(path: Path, mpp: float | None = None, in_um: bool = False) -> Bag:
     """Read a file of any of the layouts.
 
     Args:
         path: .h5 or .pt.
         mpp: µm per level-0 pixel; STAMP's µm cannot be turned into pixels without, elsewhere it overrides.
+        in_um: take STAMP's µm as they are where `mpp` is not known.
 
     Raises:
         FileFormatError: not one of the layouts, damaged, or STAMP's without `mpp`.
@@ -71,30 +78,42 @@ def read_bag(path: Path, mpp: float | None = None) -> Bag:
             f"{path}: holds {', '.join(content) or 'nothing known'}", "coords and features are needed"
         )
     if "feats" in content:
-        return _from_stamp(path, content, top, mpp)
-    bag = Bag(path.stem, _checked(content["features"], path), _places(content["coords"], path), mpp=mpp)
-    return _from_trident(bag, about) if "patch_size_level0" in about else bag
+        return _from_stamp(path, content, top, mpp, in_um)
+    features, xy = _checked(content["features"], path), _places(content["coords"], path)
+    bag = Bag(path.stem, features, xy, mpp=mpp, dataset="features")
+    if "patch_size_level0" in about:
+        return _from_trident(bag, about)
+    return _from_clam(bag, about) if {"patch_size", "downsample"} <= set(about) else bag
 
 
 def _from_trident(bag: Bag, about: dict[str, Any]) -> Bag:
     extent = float(about.get("extent_level0", about["patch_size_level0"]))
     px = int(about["patch_size"]) if "patch_size" in about else None
-    mpp = bag.mpp
+    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else float(about["mpp"])
     if mpp is None and px and "target_magnification" in about:
         mpp = px * 10 / float(about["target_magnification"]) / extent  # ten is 1 µm a pixel
-    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about)
+    share = 1 - float(about.get("overlap", 0)) / px if px else 1.0
+    stride = float(about.get("stride_level0", extent * share))
+    in_um = about.get("unit", "px") == "um"
+    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about, stride=stride, in_um=in_um)
 
 
-def _from_stamp(path: Path, content: dict[str, NDArray], top: dict[str, Any], mpp: float | None) -> Bag:
-    if mpp is None:
+def _from_clam(bag: Bag, about: dict[str, Any]) -> Bag:
+    """As CLAM's files of patches, and features made with them, say it: pixels of a level and its downsampling."""
+    extent = float(about["patch_size"]) * float(np.ravel(about["downsample"])[0])
+    return replace(bag, extent=extent, px=int(about["patch_size"]), stride=extent)
+
+
+def _from_stamp(path: Path, content: dict[str, NDArray], top: dict[str, Any], mpp: float | None, in_um: bool) -> Bag:
+    if mpp is None and not in_um:
         raise FileFormatError(f"{path}: its places are in µm, and it does not carry the slide's mpp", "give --mpp")
     if top.get("unit", "um") != "um" or "tile_size_um" not in top:
         raise FileFormatError(f"{path}: no places in µm with tile_size_um, as STAMP writes since 2.0", "extract anew")
-    xy = np.rint(content["coords"].astype(np.float64) / mpp).astype(np.int64)
+    xy = _places(content["coords"], path, scale=mpp or 1)
     px = int(top["tile_size_px"]) if "tile_size_px" in top else None
-    return Bag(
-        path.stem, _checked(content["feats"], path), _places(xy, path), float(top["tile_size_um"]) / mpp, px, mpp
-    )
+    extent = float(top["tile_size_um"]) / (mpp or 1)
+    features = _checked(content["feats"], path)
+    return Bag(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
 
 
 def _read_tensor(path: Path) -> NDArray:
@@ -112,15 +131,29 @@ def _read_tensor(path: Path) -> NDArray:
 def _checked(features: NDArray, path: Path) -> NDArray[np.float32]:
     if features.ndim == 3 and len(features) == 1:
         features = features[0]
-    if features.ndim != 2 or not np.isfinite(features).all():
-        raise FileFormatError(f"{path}: features of shape {features.shape} are not (tiles, dimension), or not finite")
-    return features.astype(np.float32, copy=False)
+    if features.ndim != 2 or not features.shape[1]:
+        raise FileFormatError(f"{path}: features of shape {features.shape} are not (tiles, dimension)")
+    if features.dtype.kind not in "fiu":
+        raise FileFormatError(f"{path}: features of {features.dtype} are no numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is caught below
+        features = features.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise FileFormatError(f"{path}: {len(bad)} features are not finite, the first of tile {bad[0]}", "extract anew")
+    return features
 
 
-def _places(coords: NDArray, path: Path) -> NDArray[np.int64]:
+def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
+    """Coordinates as whole pixels of `scale` each."""
+    if coords.ndim == 3 and len(coords) == 1:
+        coords = coords[0]
     if coords.ndim != 2 or coords.shape[1] != 2:
         raise FileFormatError(f"{path}: coords of shape {coords.shape} are not (tiles, 2)")
-    return coords.astype(np.int64)
+    if coords.dtype.kind not in "fiu" or not np.isfinite(coords).all():
+        raise FileFormatError(f"{path}: coords of {coords.dtype} are no numbers, or not finite", "extract anew")
+    if coords.dtype.kind != "f" and scale == 1:
+        return coords.astype(np.int64)
+    return np.rint(coords.astype(np.float64) / scale).astype(np.int64)
 
 
 def write_bag(bag: Bag, folder: Path, layout: str) -> Path:
@@ -158,21 +191,38 @@ def _trident(bag: Bag, part: Path) -> None:
             raise FileFormatError(
                 f"{bag.name}: the source does not say how large its tiles are", "convert from STAMP's"
             )
-        low = np.ceil(bag.xy.max(axis=0) + bag.extent).astype(int) if len(bag.xy) else (0, 0)
-        about = {
-            "patch_size": bag.px,
-            "patch_size_level0": round(bag.extent),
-            "level0_width": int(low[0]),  # the least that holds all tiles: the source does not carry the slide's
-            "level0_height": int(low[1]),
-            "level0_magnification": round(10 / bag.mpp, 3),
-            "target_magnification": round(10 * bag.px / (bag.extent * bag.mpp), 3),
-            "overlap": 0,
-            "name": bag.name,
-            "savetodir": part.parent.name,
-            "extent_level0": bag.extent,
-            "stride_level0": bag.extent,
-        }
+        about = attributes_of(bag, part.parent.name)
     _write_h5(part, "features", bag.features, bag.xy, about, {})
+
+
+def attributes_of(bag: Bag, folder: str) -> dict[str, Any]:
+    """What TRIDENT and we write beside `coords`, as far as it is known; the places and the extent are needed.
+
+    Where the source does not carry the slide's size, the least that holds all tiles stands for it.
+    """
+    assert bag.xy is not None
+    assert bag.extent is not None
+    known, stride = bag.attributes or {}, bag.stride or bag.extent
+    low = np.ceil(bag.xy.max(axis=0, initial=0) + bag.extent).astype(int)
+    px = bag.px or round(bag.extent)
+    about = {
+        "patch_size": px,
+        "patch_size_level0": round(bag.extent),
+        "level0_width": int(known.get("level0_width", low[0])),
+        "level0_height": int(known.get("level0_height", low[1])),
+        "overlap": round(px * (1 - stride / bag.extent)),
+        "name": bag.name,
+        "savetodir": folder,
+        "extent_level0": bag.extent,
+        "stride_level0": stride,
+    }
+    if bag.mpp:
+        about["mpp"] = bag.mpp
+        about["level0_magnification"] = round(10 / bag.mpp, 3)
+        about["target_magnification"] = round(10 * px / (bag.extent * bag.mpp), 3)
+    if bag.in_um:
+        about["unit"] = "um"
+    return about
 
 
 def _clam(bag: Bag, part: Path) -> None:
