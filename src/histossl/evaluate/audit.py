@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,41 +12,64 @@ import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from histossl.errors import LabelError
-from histossl.evaluate.labels import PATIENT_COLUMNS, SLIDE_COLUMNS, find_column, read_rows, unique_lines
+from histossl.evaluate.labels import (
+    BARCODE,
+    PATIENT_COLUMNS,
+    SITE_COLUMNS,
+    SLIDE_COLUMNS,
+    find_column,
+    read_rows,
+    unique_lines,
+)
 from histossl.evaluate.split_files import SIDES, Split
-
-SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
-BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")
 
 
 def audit_line(
-    slides: Sequence[str], patients: np.ndarray, labels: np.ndarray, folds: np.ndarray, vectors: Iterable[np.ndarray]
+    slides: Sequence[str],
+    patients: np.ndarray,
+    balance: str,
+    folds: np.ndarray,
+    vectors: Iterable[np.ndarray],
+    sites: np.ndarray | None = None,
+    seen: Collection[str] | None = None,
 ) -> str:
-    """What is to be known of a split in one line: sizes, classes, patients on both sides, near-duplicates.
+    """What is to be known of a split in one line: sizes, classes, patients and sites on both sides, near-duplicates.
 
     Args:
         slides: N names.
         patients: (N,) patient of each slide.
-        labels: (N,) class of each slide.
+        balance: the classes and their sizes, in words.
         folds: (repeats, N) the fold in which each slide is tested.
         vectors: (N, d) each; a pair counts where any of them finds it.
+        sites: (N,) site of each slide, where known.
+        seen: slides that the slide encoder was trained on without labels, where known.
     """
-    names, patient = np.unique(patients, return_inverse=True)
-    one_of = np.zeros(len(names), int)
-    one_of[patient] = np.arange(len(patient))
-    apart = (folds != folds[:, one_of[patient]]).any(axis=0)
-    straddling = len(np.unique(patient[apart]))
+    patient = np.unique(patients, return_inverse=True)[1]
     pairs = sorted({pair for values in vectors for pair in near_duplicates(values)})
     pairs = [(a, b) for a, b in pairs if patient[a] != patient[b]]
     some = ", ".join(f"{slides[a]} ~ {slides[b]}" for a, b in pairs[:3])
-    twins = (
+    said = [
+        f"{len(slides)} slides of {patient.max() + 1} patients ({balance})",
+        f"{_straddling(patients, folds) or 'no'} patients on both sides of a fold",
+    ]
+    if sites is not None:
+        of = len(np.unique(sites))
+        said.append(f"{_straddling(sites, folds) or 'none'} of {of} sites on both sides")
+    said.append(
         f"{len(pairs)} pairs of near-duplicate slides of different patients ({some})" if pairs else "no near-duplicates"
     )
-    counts = ", ".join(f"{name} {n}" for name, n in zip(*np.unique(labels, return_counts=True), strict=True))
-    return (
-        f"{len(slides)} slides of {len(names)} patients ({counts}); "
-        f"{straddling or 'no'} patients on both sides of a fold; {twins}"
-    )
+    if seen is not None:
+        count = len(set(slides) & set(seen))
+        said.append(f"{count or 'none'} of the slides seen in pretraining, without labels")
+    return "; ".join(said)
+
+
+def _straddling(groups: np.ndarray, folds: np.ndarray) -> int:
+    """How many groups (N,) have slides in several folds of any row of `folds` (repeats, N)."""
+    names, group = np.unique(groups, return_inverse=True)
+    one_of = np.zeros(len(names), int)
+    one_of[group] = np.arange(len(group))
+    return len(np.unique(group[(folds != folds[:, one_of[group]]).any(axis=0)]))
 
 
 def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[int, int]]:
@@ -66,8 +88,9 @@ def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[in
     found = []
     for start in range(0, len(x) if limit > 0 else 0, 1024):
         block = slice(start, start + 1024)
-        apart = square[block, None] + square[None, start:] - 2 * (x[block] @ x[start:].T)
-        a, b = np.nonzero(apart <= limit)
+        alike = x[block] @ x[start:].T
+        alike -= square[start:] / 2
+        a, b = np.nonzero(alike >= (square[block, None] - limit) / 2)  # |a − b|² ≤ limit
         found += [(int(i + start), int(j + start)) for i, j in zip(a, b, strict=True) if i < j]
     return found
 

@@ -1,8 +1,9 @@
-"""AUROC on many resamples of the patients at once."""
+"""AUROC and average precision on many resamples of the patients at once."""
 
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 
 
 def resample(patients: int, times: int, rng: np.random.Generator) -> np.ndarray:
@@ -16,7 +17,14 @@ def resample(patients: int, times: int, rng: np.random.Generator) -> np.ndarray:
 def macro_auroc(
     probabilities: np.ndarray, classes: np.ndarray, folds: np.ndarray, patient: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """AUROC within folds on many resamples at once; of several classes the mean of one against the rest.
+    """The first of what `macro_ranks` finds."""
+    return macro_ranks(probabilities, classes, folds, patient, weights)[0]
+
+
+def macro_ranks(
+    probabilities: np.ndarray, classes: np.ndarray, folds: np.ndarray, patient: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision within folds on many resamples; of several classes the mean of one against the rest.
 
     Args:
         probabilities: (n, classes).
@@ -26,30 +34,50 @@ def macro_auroc(
         weights: (B, patients) from `resample`.
 
     Returns:
-        (B,) float64; nan where a resample holds no pair for some class.
+        AUROC, the share of rightly ordered pairs over all folds, ties by half; nan where a resample holds no pair for
+        some class. And average precision, Σ (rise of recall) · precision over the thresholds, the mean over the folds
+        that hold the class; nan where none does. Both (B,) float64.
     """
     columns = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    return np.mean([_auroc(probabilities[:, c], classes == c, folds, patient, weights) for c in columns], axis=0)
-
-
-def _auroc(
-    score: np.ndarray, positive: np.ndarray, folds: np.ndarray, patient: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Count, for each positive, the negatives below and not above it by one running sum over the sorted negatives.
-
-    Resamples run along the second axis, so that every step takes whole rows of memory. Counts are integers: exact.
-    """
-    by_patient = np.ascontiguousarray(weights.T)
-    ordered, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    for fold in np.unique(folds):
-        up = np.flatnonzero((folds == fold) & positive)
-        down = np.flatnonzero((folds == fold) & ~positive)
-        up, down = up[np.argsort(score[up])], down[np.argsort(score[down])]
-        below = np.zeros((len(down) + 1, len(weights)))
-        np.cumsum(by_patient[patient[down]], axis=0, out=below[1:])
-        mass = by_patient[patient[up]]
-        for side in ("left", "right"):
-            ordered += np.einsum("ib,ib->b", mass, below[np.searchsorted(score[down], score[up], side)]) / 2
-        pairs += mass.sum(axis=0) * below[-1]
+    drawn = np.ascontiguousarray(weights, np.uint16)
+    areas, precisions = [], []
+    for c in columns:
+        sums = np.zeros((4, len(weights)))
+        for fold in np.unique(folds):
+            rows = np.flatnonzero(folds == fold)
+            rows = rows[np.argsort(-probabilities[rows, c], kind="stable")]
+            score = probabilities[rows, c]
+            last = np.append(score[1:] != score[:-1], True)
+            _count(drawn, patient[rows].astype(np.int32), (classes[rows] == c).astype(np.int64), last, sums)
+        with np.errstate(invalid="ignore"):
+            areas.append(sums[0] / 2 / sums[1])
+            precisions.append(sums[2:])
+    total, held = np.sum(precisions, axis=0)
     with np.errstate(invalid="ignore"):
-        return ordered / pairs
+        return np.mean(areas, axis=0), total / held
+
+
+@njit(cache=True, nogil=True)
+def _count(drawn, patient, positive, last, sums):
+    """Add what one fold holds to `sums` (4, B): twice the ordered pairs, pairs, average precision, 1 where it is one.
+
+    Slides come with falling score, `last` marks where a group of ties ends. Counts are integers: exact.
+    """
+    for b in range(len(drawn)):
+        above = twice = seen = up = down = 0
+        area = 0.0
+        for k in range(len(patient)):
+            weight = np.int64(drawn[b, patient[k]])
+            up += weight * positive[k]
+            down += weight * (1 - positive[k])
+            if last[k]:
+                twice += down * (2 * above + up)
+                above += up
+                seen += up + down
+                area += up * above / max(seen, 1)
+                up = down = 0
+        sums[0, b] += twice
+        sums[1, b] += above * (seen - above)
+        if above:
+            sums[2, b] += area / above
+            sums[3, b] += 1

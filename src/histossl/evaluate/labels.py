@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +17,8 @@ from histossl.errors import LabelError
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
+SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
+BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
 EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
 
 
@@ -30,12 +33,14 @@ class Labels:
         chosen: whether the targets were named (by setting, or as `label`) rather than found.
         complaints: one line each for what was passed over: absent slides, slides without labels, missing patients. The
             run went on without them, and should end with a non-zero exit code.
+        sites: slide -> where it was made, for the slides of which that is known.
     """
 
     table: pd.DataFrame
     targets: tuple[str, ...]
     chosen: bool = True
     complaints: tuple[str, ...] = ()
+    sites: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_labels(
@@ -46,16 +51,17 @@ def read_labels(
 ) -> Labels:
     """Read a CSV of labels and fit it to the slides at hand.
 
-    Columns: `slide_id`; optional `patient_id`; the targets are `targets` where given, else `label` where there is
-    such a column, else every other column. Separated by comma, semicolon or tab; UTF-8 with or without a mark. Every
-    value is text: slide "007" stays "007"; numbers written differently ("1", "1.0") are one class.
+    Columns: `slide_id`; optional `patient_id` and `site`; the targets are `targets` where given, else `label` where
+    there is such a column, else every other column. Separated by comma, semicolon or tab; UTF-8 with or without a
+    mark. Every value is text: slide "007" stays "007"; numbers written differently ("1", "1.0") are one class.
 
     Args:
         path: the file.
         slide_ids: the known slides, those with a vector.
         targets: names of the columns to take.
         patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are passed over. Where neither
-            the file nor this names a patient, the slide counts as a patient of its own.
+            the file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site
+            A2), and else the slide counts as a patient of its own.
 
     Raises:
         LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in case or
@@ -70,17 +76,19 @@ def read_labels(
             f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
         )
     patient_column = find_column(columns, PATIENT_COLUMNS)
-    names, chosen = _choose_targets(path, columns, {slide_column, patient_column}, targets)
+    site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
+    names, chosen = _choose_targets(path, columns, {slide_column, patient_column, site_column}, targets)
     lines = unique_lines(path, rows, slide_column)
     absent = _absent(path, lines, slide_ids)
 
     values = {name: _classes(path, rows, name) for name in names}
-    records, unnamed, complaints = {}, [], list(absent)
+    records, sites, unnamed, complaints = {}, {}, [], list(absent)
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
             patient, named = _patient(path, line, slide, rows[line].get(patient_column or "", ""), patients or {})
             records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
+            sites[slide] = _known(rows[line].get(site_column or "", "")) or _barcode(slide)[1]
             if patient_column and not named:
                 unnamed.append(line)
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
@@ -99,7 +107,8 @@ def read_labels(
             f"{path.name}: none of its {len(lines)} slides has both a label and a vector",
             f"the slides are called {_some(sorted(known))}",
         )
-    return Labels(table, tuple(names), chosen, tuple(complaints))
+    sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites)
 
 
 def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
@@ -204,15 +213,24 @@ def _loose(slide: str) -> str:
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
     """The patient of a slide, and whether anyone named it."""
-    here = "" if here.lower() in EMPTY else here
-    there = str(elsewhere.get(slide) or "").strip()
-    there = "" if there.lower() in EMPTY else there
+    here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
     if here and there and here != there:
         raise LabelError(
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
             "correct one of the two",
         )
-    return here or there or slide, bool(here or there)
+    named = here or there or _barcode(slide)[0]
+    return named or slide, bool(named)
+
+
+def _known(value: str) -> str:
+    return "" if value.lower() in EMPTY else value
+
+
+def _barcode(slide: str) -> tuple[str, str]:
+    """Patient and site of a slide with a TCGA barcode, else nothing."""
+    found = BARCODE.match(slide)
+    return (found[0], found[0].split("-")[1]) if found else ("", "")
 
 
 def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:

@@ -6,28 +6,32 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
+from scipy.linalg import eigh, get_blas_funcs
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import softmax
+
+BLOCK = 1024  # slides whose features stay in a core's cache between the two products of a step
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Slides to learn from, turned so that a fit takes few steps; once turned, it serves any penalty.
+    """Slides to learn from, with axes along which a fit takes few steps; once prepared, it serves any penalty.
 
     Along the principal axes the features are uncorrelated, and divided by the root of a bound on the curvature there
     (Böhning, 1992: that of even probabilities) the loss is nearly as steep in all directions, which is what L-BFGS
     needs. A rotation leaves the penalty what it was.
 
     Attributes:
-        turned: (n, r) features along the axes, r = min(n, d).
-        axes: (d, r) orthonormal.
-        spread: (r,) Σ over the slides of the square of each turned feature.
+        x: (n, r) features, where n < d within the span of the slides, r = min(n, d).
+        span: (d, r) orthonormal: features are x @ span.T; None where r = d.
+        axes: (r, r) orthonormal, in the terms of x.
+        spread: (r,) Σ over the slides of the weighted square along each axis.
         classes: (n,) int.
         weights: (n,) of the slides.
     """
 
-    turned: NDArray[np.float64]
+    x: NDArray[np.float64]
+    span: NDArray[np.float64] | None
     axes: NDArray[np.float64]
     spread: NDArray[np.float64]
     classes: NDArray[np.int64]
@@ -35,17 +39,19 @@ class Problem:
 
 
 def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
-    """Turn features (n, d) of slides with classes (n,) 0, 1, ..., all of which occur; weigh them to even classes."""
+    """Find the axes of features (n, d) of slides with classes (n,) 0, 1, ..., all of which occur; weigh them to even
+    classes where `balanced`."""
     counts = np.bincount(classes)
     weights = (len(classes) / (len(counts) * counts))[classes] if balanced else np.ones(len(classes))
-    x = np.asarray(x, np.float64)
-    span = np.eye(x.shape[1])
+    x, span = np.ascontiguousarray(x, np.float64), None
     if len(x) < x.shape[1]:  # no solution leaves the span of the slides
         span, inner = np.linalg.qr(x.T)
-        x = inner.T
-    gram = (x * weights[:, None]).T @ x
+        x = np.ascontiguousarray(inner.T)
+    # Half of the products suffice for a symmetric matrix.
+    half_product = get_blas_funcs("syrk", dtype=np.float64)
+    gram = half_product(1.0, (x * np.sqrt(weights)[:, None]).T, lower=True)
     spread, axes = eigh(gram, overwrite_a=True, check_finite=False)
-    return Problem(x @ axes, span @ axes, np.maximum(spread, 0), classes, weights)
+    return Problem(x, span, axes, np.maximum(spread, 0), classes, weights)
 
 
 def solve(problem: Problem, C: float, most: int = 500, tolerance: float = 1e-8) -> tuple[NDArray, NDArray, bool]:
@@ -60,32 +66,46 @@ def solve(problem: Problem, C: float, most: int = 500, tolerance: float = 1e-8) 
     Returns:
         W (d, k) and the intercept (k,), k = 1 for two classes; and whether it came to rest.
     """
-    z, classes, weights = problem.turned, problem.classes, problem.weights
-    kinds = int(classes.max()) + 1
+    x, classes, weights = problem.x, problem.classes, problem.weights
+    (n, r), kinds = x.shape, int(classes.max()) + 1
     k = 1 if kinds == 2 else kinds
     curvature = (kinds - 1) / kinds**2
-    scale = 1 / np.sqrt(curvature * problem.spread + 1 / C)[:, None]
+    turn = problem.axes / np.sqrt(curvature * problem.spread + 1 / C)
     lift = 1 / np.sqrt(curvature * weights.sum())
-    rows, r = np.arange(len(z)), z.shape[1]
 
     def loss(flat: NDArray) -> tuple[float, NDArray]:
-        w, b = flat[: r * k].reshape(r, k) * scale, flat[r * k :] * lift
-        score = z @ w + b
-        logs = log_softmax(np.hstack([np.zeros_like(score), score]) if k == 1 else score, axis=1)
-        gap = np.exp(logs)
-        gap[rows, classes] -= 1
-        gap = (gap[:, 1:] if k == 1 else gap) * weights[:, None]
-        value = -(weights * logs[rows, classes]).sum() + (w * w).sum() / (2 * C)
-        slope = np.concatenate([((z.T @ gap + w / C) * scale).ravel(), gap.sum(axis=0) * lift])
-        return float(value) / len(z), slope / len(z)
+        w, b = turn @ flat[: r * k].reshape(r, k), flat[r * k :] * lift
+        value, slope, slope_b = (w * w).sum() / (2 * C), w / C, np.zeros(k)
+        for start in range(0, n, BLOCK):
+            rows = slice(start, start + BLOCK)
+            cost, gap = _cost(x[rows] @ w + b, classes[rows], weights[rows])
+            value += cost
+            slope += x[rows].T @ gap
+            slope_b += gap.sum(axis=0)
+        return float(value) / n, np.concatenate([(turn.T @ slope).ravel(), slope_b * lift]) / n
 
     options = {"maxiter": most, "gtol": tolerance, "ftol": 1e-14, "maxcor": 20}
     found = minimize(loss, np.zeros((r + 1) * k), jac=True, method="L-BFGS-B", options=options)
-    w = problem.axes @ (found.x[: r * k].reshape(r, k) * scale)
-    return w, found.x[r * k :] * lift, found.nit < most
+    w = turn @ found.x[: r * k].reshape(r, k)
+    return w if problem.span is None else problem.span @ w, found.x[r * k :] * lift, found.nit < most
+
+
+def _cost(score: NDArray, classes: NDArray, weights: NDArray) -> tuple[float, NDArray]:
+    """The weighted cross-entropy of scores (m, k), and its slope by them (m, k)."""
+    if score.shape[1] == 1:
+        sign = np.where(classes == 1, 1.0, -1.0)
+        against = np.exp(-np.logaddexp(0, sign * score[:, 0]))  # the probability of the other class
+        return float(weights @ np.logaddexp(0, -sign * score[:, 0])), (-sign * against * weights)[:, None]
+    score = score - score.max(axis=1, keepdims=True)
+    gap, rows = np.exp(score), np.arange(len(score))
+    total = gap.sum(axis=1)
+    cost = float(weights @ (np.log(total) - score[rows, classes]))
+    gap /= total[:, None]
+    gap[rows, classes] -= 1
+    return cost, gap * weights[:, None]
 
 
 def predict(x: NDArray, w: NDArray, b: NDArray) -> NDArray[np.float64]:
     """(m, classes) probabilities of rows x (m, d)."""
     score = x @ w + b
-    return np.exp(log_softmax(np.hstack([np.zeros_like(score), score]) if w.shape[1] == 1 else score, axis=1))
+    return softmax(np.hstack([np.zeros_like(score), score]) if w.shape[1] == 1 else score, axis=1)

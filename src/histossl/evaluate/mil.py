@@ -1,4 +1,4 @@
-"""Networks that learn from the labels alone: tiles of labelled slides in, classes out.
+"""Networks that learn from the labels alone: tiles of labelled slides in, classes or numbers out.
 
 `attention`: gated attention over the tiles (Ilse et al., ICML 2018). `sparse`: convolutions on the map of the tiles,
 trained end to end (SparseConvMIL; Lerousseau et al., MICCAI COMPAY 2021). `finetune`: the pretrained slide encoder,
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,38 +18,13 @@ from torch import Tensor, nn
 
 from histossl.encoders.zoo import pick_device, pick_dtype
 from histossl.errors import FileFormatError
+from histossl.evaluate.methods import Recipe
 from histossl.evaluate.probe import Rival
 from histossl.gigassl.encoder import EncoderSettings, GatedAttention, SlideEncoder, view_sum
 from histossl.gigassl.pretrain import plain_tiles
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseMap
 from histossl.gigassl.views import ViewSettings, collate, draw_view
 from histossl.train import Schedule, fit
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained on labelled slides.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: slides a step.
-        tiles: of a slide in a step, drawn anew; at the test all are looked at.
-        kept: tiles of a slide that are held in memory, drawn once where there are more.
-        rate: AdamW's highest.
-        weight_decay: decoupled.
-        dropout: before the classes.
-        dim: of the slide's vector in front of the classes.
-    """
-
-    steps: int = 150
-    batch: int = 16
-    tiles: int = 256
-    kept: int = 4096
-    rate: float = 5e-4
-    weight_decay: float = 1e-2
-    dropout: float = 0.25
-    dim: int = 128
-
 
 Bag = tuple[NDArray[np.float16], NDArray[np.float32]]  # (n, D) features, (n, 2) positions in tile units
 
@@ -89,28 +63,31 @@ class AttentionPool(nn.Module):
 
 
 class BagTask(nn.Module):
-    """A network over bags, the classes on top, and the loss of a batch.
+    """A network over bags, the classes or a number on top, and the loss of a batch.
 
     Args:
         network: (features, positions, views, size) -> (size, dim) vectors.
         dim: of these vectors.
-        weights: (classes,) of the classes in the loss.
-        dropout: in front of the classes.
+        weights: (classes,) of the classes in the loss; None predicts one number, by squared error.
+        dropout: in front of the last layer.
     """
 
-    def __init__(self, network: nn.Module, dim: int, weights: Tensor, dropout: float) -> None:
+    def __init__(self, network: nn.Module, dim: int, weights: Tensor | None, dropout: float) -> None:
         super().__init__()
         self.network = network
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, len(weights)))
-        self.weights = nn.Buffer(weights)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, 1 if weights is None else len(weights)))
+        self.weights = None if weights is None else nn.Buffer(weights)
 
-    def logits(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> Tensor:
-        """(size, classes)."""
+    def outputs(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> Tensor:
+        """(size, classes) logits, or (size, 1) numbers."""
         return self.head(self.network(*batch)).float()
 
     def forward(self, batch: tuple[Tensor, NDArray, NDArray, int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(features, positions, views, size, classes) -> (loss, nothing to log)."""
-        return nn.functional.cross_entropy(self.logits(batch[:4]), batch[4], self.weights), {}
+        """(features, positions, views, size, truth) -> (loss, nothing to log)."""
+        found, truth = self.outputs(batch[:4]), batch[4]
+        if self.weights is None:
+            return nn.functional.mse_loss(found[:, 0], truth), {}
+        return nn.functional.cross_entropy(found, truth, self.weights), {}
 
 
 def trained_rival(
@@ -129,9 +106,14 @@ def trained_rival(
     dtype = str(pick_dtype("auto", where)).removeprefix("torch.")
     view = ViewSettings(recipe.tiles, windows=0 if kind == "attention" else 1)
 
-    def predict(train: NDArray, classes: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
-        counts = np.bincount(classes)
-        weights = torch.tensor(len(classes) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
+        weights, middle, unit = None, 0.0, 1.0
+        if truth.dtype.kind == "f":
+            middle, unit = truth.mean(), truth.std() or 1.0
+            truth = ((truth - middle) / unit).astype(np.float32)
+        else:
+            counts = np.bincount(truth)
+            weights = torch.tensor(len(truth) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
         with (
             torch.random.fork_rng(devices=[where] if where.type == "cuda" else []),
             tempfile.TemporaryDirectory() as logs,
@@ -141,7 +123,7 @@ def trained_rival(
             schedule = Schedule(recipe.steps, recipe.rate, recipe.steps // 20, recipe.weight_decay, recipe.steps)
             fit(
                 task,
-                lambda step: _batch(step, bags, train, classes, view, recipe, seed),
+                lambda step: _batch(step, bags, train, truth, view, recipe, seed),
                 schedule,
                 Path(logs),
                 "",
@@ -150,8 +132,9 @@ def trained_rival(
             )
         task.eval()
         with torch.inference_mode():
-            found = [torch.softmax(task.to(where).logits(_whole(bags[int(row)], where)), dim=1) for row in test]
-        return torch.cat(found).double().cpu().numpy()
+            found = torch.cat([task.to(where).outputs(_whole(bags[int(row)], where)) for row in test])
+            found = torch.softmax(found, dim=1) if weights is not None else found
+        return found.double().cpu().numpy() * unit + middle
 
     return predict
 
@@ -168,7 +151,7 @@ def _network(kind: str, in_dim: int, encoder: Path | None, recipe: Recipe, seed:
 
 
 def _batch(
-    step: int, bags: Sequence[Bag], train: NDArray, classes: NDArray, view: ViewSettings, recipe: Recipe, seed: int
+    step: int, bags: Sequence[Bag], train: NDArray, truth: NDArray, view: ViewSettings, recipe: Recipe, seed: int
 ) -> tuple[Tensor, NDArray, NDArray, int, Tensor]:
     """Slides in a shuffled order, epoch after epoch: a function of seed and step alone."""
     chosen = []
@@ -177,7 +160,7 @@ def _batch(
         chosen.append(int(np.random.default_rng([seed, epoch]).permutation(len(train))[k]))
     rng = np.random.default_rng([seed, 0, step])
     batch = collate([draw_view(*bags[int(train[k])], view, rng) for k in chosen])
-    return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size, torch.as_tensor(classes[chosen])
+    return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size, torch.as_tensor(truth[chosen])
 
 
 def _whole(bag: Bag, where: torch.device) -> tuple[Tensor, NDArray, NDArray, int]:

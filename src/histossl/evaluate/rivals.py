@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from histossl.errors import FileFormatError, SettingsError
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.methods import NEIGHBOURS, TRAINED
 from histossl.evaluate.probe import ProbeResult, ProbeSettings, Rival, probe
 from histossl.evaluate.sources import Source
 from histossl.store import read_features
 
-NEIGHBOURS = 10
-POOLED = {"deviation": "mean and deviation", "max": "max pooling"}
-TRAINED = {"attention": "attention MIL", "sparse": "SparseConvMIL", "finetune": "fine-tuned encoder"}
+POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
 
 
 def judge(source: Source, labels: Labels, settings: ProbeSettings) -> ProbeResult:
     """Probe the vectors of a source beside the rivals that `settings.rivals` names.
 
     - `knn`: the 10 nearest labelled slides by the first vectors, cosine of standardised features, weighted by distance;
-    - `deviation`, `max`: logistic regression on mean and standard deviation, or on the maximum, of the tiles' features;
+    - `mean`, `deviation`, `max`: the probe on the mean, on mean and standard deviation, or on the maximum, of the
+      tiles' features; those that the source already has are not made twice;
     - `attention`, `sparse`, `finetune`: networks trained on the labels, see `histossl.evaluate.mil`.
 
     Raises:
         SettingsError: the features of the tiles, or the pretrained encoder, are not there.
         LabelError, FileFormatError: see `probe`.
     """
-    wanted = tuple(dict.fromkeys(settings.rivals))
+    wanted = [name for name in dict.fromkeys(settings.rivals) if POOLED.get(name) not in source.vectors]
     needing = [name for name in wanted if name in (*POOLED, *TRAINED)]
     lost = [name for name in source.ids if name not in source.tiles] if needing else []
     if lost:
@@ -52,20 +53,24 @@ def judge(source: Source, labels: Labels, settings: ProbeSettings) -> ProbeResul
             raise SettingsError("probe.rivals: finetune needs a pretrained slide encoder", "probe a study that has one")
         bags = read_bags([source.tiles[name] for name in source.ids])
         rivals |= {TRAINED[name]: trained_rival(name, bags, source.encoder) for name in trained}
-    return probe(vectors, source.ids, labels, settings, rivals)
+    labels = replace(labels, sites={**source.sites, **labels.sites})
+    return probe(vectors, source.ids, labels, settings, rivals, source.seen)
 
 
 def neighbours(values: NDArray) -> Rival:
-    """Classes by the vote of the nearest labelled slides.
+    """Classes by the vote of the nearest labelled slides, numbers by their mean.
 
     Args:
         values: (N, d), a row a slide.
     """
 
-    def predict(train: NDArray, classes: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
+    def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         scaler = StandardScaler().fit(values[train])
-        model = KNeighborsClassifier(min(NEIGHBOURS, len(train)), weights="distance", metric="cosine")
-        return model.fit(scaler.transform(values[train]), classes).predict_proba(scaler.transform(values[test]))
+        x, x_test = scaler.transform(values[train]), scaler.transform(values[test])
+        how = {"n_neighbors": min(NEIGHBOURS, len(train)), "weights": "distance", "metric": "cosine"}
+        if truth.dtype.kind == "f":
+            return KNeighborsRegressor(**how).fit(x, truth).predict(x_test)[:, None]
+        return KNeighborsClassifier(**how).fit(x, truth).predict_proba(x_test)
 
     return predict
 
@@ -74,9 +79,10 @@ def _pooled(source: Source, wanted: list[str]) -> Mapping[str, NDArray[np.float3
     rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in wanted}
     for slide in source.ids:
         features = read_features(source.tiles[slide])
+        mean = features.mean(axis=0)
+        made = {"mean": mean, "deviation": np.concatenate([mean, features.std(axis=0)]), "max": features.max(axis=0)}
         for name, found in rows.items():
-            both = (features.mean(axis=0), features.std(axis=0))
-            found.append(features.max(axis=0) if name == "max" else np.concatenate(both))
+            found.append(made[name])
     try:
         return {POOLED[name]: np.stack(values) for name, values in rows.items()}
     except ValueError as error:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from histossl.embeddings import read_embeddings
 from histossl.errors import FileFormatError
-from histossl.evaluate.labels import PATIENT_COLUMNS, SLIDE_COLUMNS
+from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Source:
         ids: N unique slide ids, the order of the rows.
         vectors: name -> (N, d) float32; the first is the one to be judged, the others are its rivals.
         patients: slide id -> patient, "" where unknown; empty where nobody says.
+        sites: slide id -> where the slide was made; empty where nobody says.
         paths: slide id -> the slide's file, where known; it need not be there any more.
         pictures: slide id -> a picture of the slide that stands already.
         tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
@@ -35,6 +36,7 @@ class Source:
     ids: tuple[str, ...]
     vectors: dict[str, NDArray[np.float32]]
     patients: dict[str, str] = field(default_factory=dict)
+    sites: dict[str, str] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
     tiles: dict[str, Path] = field(default_factory=dict)
@@ -49,7 +51,7 @@ def read_source(path: Path) -> Source:
     - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
       features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
     - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
-    - `.csv` or `.parquet`: a column slide_id, optionally patient_id, all further columns numbers.
+    - `.csv` or `.parquet`: a column slide_id, optionally patient_id and site, all further columns numbers.
 
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged; slides named twice; vectors not finite.
@@ -102,6 +104,7 @@ def _anndata(path: Path) -> Source:
     ids = [str(name) for name in slides.index]
     columns = {str(name).lower(): slides[name].astype(str).tolist() for name in slides.columns}
     patients = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
+    sites = next((columns[name] for name in SITE_COLUMNS if name in columns), ())
     rooms = {
         room: {n: path.parent / room / f"{n}{end}" for n in ids} for room, end in (("qc", ".jpg"), ("features", ".h5"))
     }
@@ -111,6 +114,7 @@ def _anndata(path: Path) -> Source:
         tuple(ids),
         vectors,
         patients=dict(zip(ids, patients, strict=True)) if patients else {},
+        sites={name: site for name, site in zip(ids, sites, strict=False) if site.lower() not in EMPTY},
         paths={name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
         pictures=standing["qc"],
         tiles=standing["features"],
@@ -180,7 +184,7 @@ def _arrays(path: Path) -> Source:
 
 
 def _table(path: Path) -> Source:
-    names = (*SLIDE_COLUMNS, *PATIENT_COLUMNS)
+    names = (*SLIDE_COLUMNS, *PATIENT_COLUMNS, *SITE_COLUMNS)
     try:
         if path.suffix.lower() == ".csv":
             heads = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
@@ -199,10 +203,13 @@ def _table(path: Path) -> Source:
     patient = next((lowered[name] for name in PATIENT_COLUMNS if name in lowered), None)
     if slide is None:
         raise FileFormatError(f"{path}: no column slide_id", "name the column of slides slide_id")
-    numbers = table.drop(columns=[name for name in (slide, patient) if name is not None])
+    site = next((lowered[name] for name in SITE_COLUMNS if name in lowered), None)
+    numbers = table.drop(columns=[name for name in (slide, patient, site) if name is not None])
     words = [str(name) for name in numbers.columns if not pd.api.types.is_numeric_dtype(numbers[name])]
     if words or numbers.empty:
         raise FileFormatError(f"{path}: columns without numbers: {', '.join(words[:5]) or 'all'}", "drop them")
     ids = [str(name).strip() for name in table[slide]]
     patients = {} if patient is None else dict(zip(ids, table[patient].fillna("").astype(str), strict=True))
-    return Source(tuple(ids), {path.stem: numbers.to_numpy(np.float32)}, patients)
+    known = {} if site is None else dict(zip(ids, table[site].fillna("").astype(str), strict=True))
+    sites = {name: place for name, place in known.items() if place}
+    return Source(tuple(ids), {path.stem: numbers.to_numpy(np.float32)}, patients, sites)

@@ -1,10 +1,12 @@
-"""Who trains and who is tested: never the same patient."""
+"""Who trains and who is tested: never the same patient, and where asked never the same site."""
 
 from __future__ import annotations
 
 import warnings
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold
 
 from histossl.errors import LabelError
@@ -46,7 +48,7 @@ def grouped_folds(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
             "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
         )
-    stratum = np.where(has, has.sum(axis=0), len(names) + 1).argmin(axis=1)
+    stratum = _rarest(has)
     fewest = min(int(has.sum(axis=0)[has.any(axis=0)].min()), int(np.bincount(stratum).max()))
     if fewest < folds:
         way_out = f"--probe.folds {fewest}" if fewest >= 2 else "label more patients, or leave that class out"
@@ -59,6 +61,65 @@ def grouped_folds(
         if mixed_patients and any(np.ptp(fold_of[repeat, of_class]) == 0 for of_class in has.T if of_class.any()):
             raise LabelError("one fold holds all patients of a class", "fewer --probe.folds, or another --probe.seed")
     return fold_of[:, patient]
+
+
+def _rarest(has: np.ndarray) -> np.ndarray:
+    """(patients,): of the classes that a patient has, (patients, classes) bool, the one that fewest patients have."""
+    return np.where(has, has.sum(axis=0), len(has) + 1).argmin(axis=1)
+
+
+def site_folds(
+    strata: np.ndarray, patients: np.ndarray, sites: np.ndarray, folds: int, repeats: int, seed: int
+) -> np.ndarray:
+    """Deal whole sites into folds; sites that share a patient stay together, so that neither is on both sides.
+
+    The largest are dealt first, each to the fold with the least of what the site has; with as many folds as sites every
+    site is left out once, and the repeats differ in nothing but the few labels that are drawn.
+
+    Args:
+        strata: (N,) integer class of each slide.
+        patients: (N,) patient of each slide.
+        sites: (N,) site of each slide.
+        folds: number of folds, ≥ 2.
+        repeats: number of times to deal anew.
+        seed: the deal.
+
+    Returns:
+        (repeats, N) int16: the fold in which each slide is tested.
+
+    Raises:
+        LabelError: fewer sites than folds, a class that only one fold has, or no site with two classes.
+    """
+    names, site = np.unique(sites, return_inverse=True)
+    patient = np.unique(patients, return_inverse=True)[1]
+    edges = coo_array((np.ones(len(site)), (site, len(names) + patient)), shape=(len(names) + patient.max() + 1,) * 2)
+    unit = np.unique(connected_components(edges, directed=False)[1][site], return_inverse=True)[1]
+    if unit.max() + 1 < folds:
+        way_out = f"--probe.folds {unit.max() + 1}" if unit.max() else "leave whole patients out instead"
+        raise LabelError(f"{folds} folds, but {unit.max() + 1} sites that share no patient", way_out)
+    counts = np.zeros((unit.max() + 1, int(strata.max()) + 1))
+    np.add.at(counts, (unit, strata), 1)
+    if ((counts > 0).sum(axis=1) < 2).all():
+        raise LabelError("every site has slides of one class only", "site and class cannot be told apart here")
+    alone = np.flatnonzero((counts > 0).sum(axis=0) == 1)
+    if len(alone):
+        of = names[np.unique(site[strata == alone[0]])]
+        raise LabelError(
+            f"all slides of a class are at {', '.join(map(repr, map(str, of[:3])))}, so no other site can teach it",
+            "leave that class out, or leave whole patients out instead: --probe.hold_out patients",
+        )
+    share = counts / counts.sum(axis=0)
+    found = np.empty((repeats, len(counts)), np.int16)
+    for repeat, number in enumerate(np.random.SeedSequence(seed).generate_state(repeats)):
+        order = np.random.default_rng(int(number)).permutation(len(counts))
+        held = np.zeros((folds, counts.shape[1]))
+        for k in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
+            # An empty fold has the least of everything, so that none stays empty.
+            found[repeat, k] = np.lexsort([held.sum(axis=1), held @ share[k]])[0]
+            held[found[repeat, k]] += share[k]
+        if ((held > 0).sum(axis=0) < 2).any():
+            raise LabelError("one fold holds all sites of a class", "other --probe.folds, or another --probe.seed")
+    return found[:, unit]
 
 
 def _deal(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -93,3 +154,28 @@ def draw_shots(classes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
         share[owed.argmax()] += 1
     drawn = [rng.choice(np.flatnonzero(classes == c), k, replace=False) for c, k in zip(found, share, strict=True)]
     return np.sort(np.concatenate(drawn))
+
+
+def draw_patients(classes: np.ndarray, patients: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw n patients of whom all slides are labelled, in the proportions of the classes and some slide of each.
+
+    Args:
+        classes: (N,) integer class of each slide that may be drawn.
+        patients: (N,) patient of each slide.
+        n: how many patients to draw, number of classes ≤ n ≤ number of patients.
+        rng: the draw.
+
+    Returns:
+        Sorted int64 indices into `classes`.
+
+    Raises:
+        LabelError: patients who have slides of several classes, and no draw was found that holds all classes.
+    """
+    names, patient = np.unique(patients, return_inverse=True)
+    has = np.zeros((len(names), int(classes.max()) + 1), bool)
+    has[patient, classes] = True
+    for _ in range(100):
+        rows = np.flatnonzero(np.isin(patient, draw_shots(_rarest(has), n, rng)))
+        if len(np.unique(classes[rows])) == len(np.unique(classes)):
+            return rows
+    raise LabelError(f"no {n} patients found who have all classes between them", "larger --probe.shots")

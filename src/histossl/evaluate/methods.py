@@ -1,0 +1,139 @@
+"""What stands beside the linear probe, and what was done in the words of a paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import histossl
+
+if TYPE_CHECKING:
+    from histossl.evaluate.probe import ProbeSettings
+
+NEIGHBOURS = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on labelled slides.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: slides a step.
+        tiles: of a slide in a step, drawn anew; at the test all are looked at.
+        kept: tiles of a slide that are held in memory, drawn once where there are more.
+        rate: AdamW's highest.
+        weight_decay: decoupled.
+        dropout: before the classes.
+        dim: of the slide's vector in front of the classes.
+    """
+
+    steps: int = 150
+    batch: int = 16
+    tiles: int = 256
+    kept: int = 4096
+    rate: float = 5e-4
+    weight_decay: float = 1e-2
+    dropout: float = 0.25
+    dim: int = 128
+
+
+# Each with its words in a paragraph of method; `histossl.evaluate.rivals` makes them.
+METHODS = {
+    "knn": f"Nearest neighbours: the {NEIGHBOURS} nearest labelled slides by the cosine of standardised features, "
+    "weighted by the inverse of the distance.",
+    "mean": "Mean pooling: the same regression on the mean of the tiles' features.",
+    "deviation": "Mean and deviation: the same regression on mean and standard deviation of the tiles' features.",
+    "max": "Max pooling: the same regression on the maximum of the tiles' features.",
+    "attention": "Attention MIL: gated attention over tiles.",
+    "sparse": "SparseConvMIL: sparse convolutions on the map of tiles, trained end to end.",
+    "finetune": "Fine-tuned encoder: the pretrained slide encoder, all of it trained on.",
+}
+TRAINED = {"attention": "attention MIL", "sparse": "SparseConvMIL", "finetune": "fine-tuned encoder"}
+
+
+def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False) -> str:
+    """A paragraph of method with every setting, in words, for a paper.
+
+    Args:
+        settings: of the probe.
+        classes: whether some target was of classes.
+        numbers: whether some target was of numbers.
+    """
+    parts = [_classes(settings)] if classes else []
+    parts += [_numbers(settings)] if numbers else []
+    parts += [
+        f"Features are standardised and divided by the root of their number, by the training slides alone "
+        f"(histossl {histossl.__version__}).",
+        _splits(settings),
+        _figures(settings, classes, numbers),
+        *(METHODS[name] for name in dict.fromkeys(settings.rivals)),
+        *([_recipe(Recipe())] if set(settings.rivals) & set(TRAINED) else []),
+    ]
+    return " ".join(parts)
+
+
+def _classes(settings: ProbeSettings) -> str:
+    grid = ", ".join(f"{C:g}" for C in settings.choose_C)
+    chosen = f"C of {grid} by 3 folds of the training patients, {settings.C:g} where they are too few"
+    weights = "classes weighted by their inverse frequency" if settings.balanced else "slides weighted equally"
+    targets = f" of {', '.join(settings.targets)}" if settings.targets else ""
+    return f"Logistic regression{targets} (L2 penalty, {chosen if grid else f'C = {settings.C:g}'}, {weights})."
+
+
+def _numbers(settings: ProbeSettings) -> str:
+    grid = ", ".join(f"{alpha:g}" for alpha in settings.alphas)
+    targets = f" of {', '.join(settings.targets)}" if settings.targets else ""
+    return (
+        f"Ridge regression{targets}, the target standardised by the training slides, the penalty the one of {grid} "
+        "with the least squared error in 3 folds of the training patients."
+    )
+
+
+def _splits(settings: ProbeSettings) -> str:
+    whole = {
+        "patients": "whole patients",
+        "sites": "whole sites, and with them whole patients",
+    }[settings.hold_out]
+    mixed = " Patients may have slides of several classes and stay together." if settings.mixed_patients else ""
+    kinds = {
+        "auto": "",
+        "classes": " Targets are taken as classes.",
+        "numbers": " Targets are taken as numbers.",
+    }[settings.task]
+    shots = ", ".join(map(str, sorted(set(settings.shots))))
+    unit = settings.shots_of
+    drawn = f" From the training folds {shots} {unit}, where there are as many, are drawn in the proportions of the "
+    few = f"{drawn}classes, anew in each fold." if shots else ""
+    return (
+        f"{settings.folds} folds of {whole}, stratified by class or fifth of the values, dealt "
+        f"{settings.repeats} times with seed {settings.seed}.{mixed}{kinds}{few}"
+    )
+
+
+def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
+    parts = []
+    if classes:
+        parts.append(
+            "AUROC (of several classes the mean of one against the rest) compares slides within a test fold; average "
+            "precision is a mean over folds; balanced accuracy and F1 are of the most probable class; calibration is "
+            "told by the Brier score and by the expected calibration error over tenths of the probability."
+        )
+    if numbers:
+        parts.append("Spearman's correlation is taken within test folds; R² and mean absolute error over all slides.")
+    parts.append(
+        "All are averaged over the repeats; their intervals and those of the differences are the 2.5 and 97.5 "
+        f"percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all methods. They "
+        "tell what other patients would change, not what other labelled slides would."
+    )
+    return " ".join(parts)
+
+
+def _recipe(recipe: Recipe) -> str:
+    return (
+        f"Networks are trained on the labels by one recipe fixed beforehand: {recipe.steps} steps of AdamW with "
+        f"{recipe.batch} slides and {recipe.tiles} of each slide's tiles, rate {recipe.rate:g} after a linear rise in "
+        f"the first twentieth and a cosine to zero, weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, "
+        f"slide vectors of {recipe.dim} numbers (those of the pretrained encoder where it is fine-tuned), at most "
+        f"{recipe.kept} tiles of a slide; tested on all of these."
+    )

@@ -1,0 +1,130 @@
+"""Figures of predictions, each with a 95 % interval from resamples of the patients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from histossl.evaluate.auroc import macro_ranks
+
+BINS = 10  # of probabilities, in calibration
+Samples = dict[str, NDArray[np.float64]]  # figure -> (B,): of the patients as they are, then of each resample
+
+
+def samples_of(
+    values: NDArray, truth: NDArray, folds: NDArray, patient: NDArray, weights: NDArray, classes: bool
+) -> Samples:
+    """The figures of one method, each a mean over the repeats.
+
+    Args:
+        values: (repeats, n, classes) probabilities or (repeats, n, 1) numbers.
+        truth: (n,) classes as int, or numbers.
+        folds: (repeats, n) the fold in which each slide was tested.
+        patient: (n,) int column of `weights`.
+        weights: (B, patients) from `resample`.
+        classes: whether these are classes.
+    """
+    figures: Callable[..., Samples] = _of_classes if classes else _of_numbers
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        each = list(pool.map(lambda v, f: figures(v, truth, f, patient, weights), values, folds))
+    return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
+
+
+def interval(samples: NDArray) -> tuple[float, float, float]:
+    """The value itself (resample 0) and the 95 % interval of the others; those that are nan do not count."""
+    low, high = np.nanpercentile(samples[1:], [2.5, 97.5]) if np.isfinite(samples[1:]).any() else (np.nan, np.nan)
+    return float(samples[0]), float(low), float(high)
+
+
+def _of_classes(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weights: NDArray) -> Samples:
+    """Of (n, classes) probabilities: see `ProbeResult` for what each figure is."""
+    count = p.shape[1]
+    is_class, called = np.eye(count, dtype=bool)[y], np.eye(count, dtype=bool)[p.argmax(axis=1)]
+    kinds = slice(1 if count == 2 else 0, None)
+    gaps = np.zeros((len(y), count, BINS))
+    rows, columns = np.indices(p.shape)
+    gaps[rows, columns, np.minimum((p * BINS).astype(int), BINS - 1)] = p - is_class
+    columns = [is_class, called, is_class & called, ((p - is_class) ** 2).sum(axis=1)[:, None], np.ones((len(y), 1))]
+    parts = _summed([*columns, gaps[:, kinds].reshape(len(y), -1)], patient, weights)
+    true, positive, hits, errors, total, gaps = parts
+    auroc, precision = macro_ranks(p, y, folds, patient, weights)
+    with np.errstate(invalid="ignore"):
+        recall, f1 = hits / true, 2 * hits / (true + positive)
+        return {
+            "auroc": auroc,
+            "balanced_accuracy": recall.mean(axis=1),
+            "average_precision": precision,
+            "f1": f1[:, kinds].mean(axis=1),
+            "brier": errors[:, 0] / total[:, 0],
+            "ece": np.abs(gaps).sum(axis=1) / total[:, 0] / (1 if count == 2 else count),
+        }
+
+
+def _summed(columns: list[NDArray], patient: NDArray, weights: NDArray) -> list[NDArray[np.float64]]:
+    """Each (n, m) summed over the slides of every resample, (B, m): all by one product over the patients."""
+    flat = np.hstack(columns).astype(np.float64).T
+    by_patient = np.stack([np.bincount(patient, column, weights.shape[1]) for column in flat], axis=1)
+    ends = np.cumsum([part.shape[1] for part in columns])
+    found = weights @ by_patient
+    return [found[:, end - part.shape[1] : end] for end, part in zip(ends, columns, strict=True)]
+
+
+def _of_numbers(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weights: NDArray) -> Samples:
+    """Of (n, 1) predicted numbers: Spearman within folds, weighted by the slides in them; R² and MAE of all."""
+    p = p[:, 0]
+    columns = np.column_stack([(p - y) ** 2, np.abs(p - y), y, y**2, np.ones(len(y))])
+    errors, absolute, first, second, total = _summed([columns], patient, weights)[0].T
+    ranks, slides = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        mass = weights[:, patient[rows]]
+        found = spearman(p[rows], y[rows], mass)
+        known = np.isfinite(found)
+        ranks[known] += (found * mass.sum(axis=1))[known]
+        slides[known] += mass.sum(axis=1)[known]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "spearman": ranks / slides,
+            "r2": 1 - errors / (second - first**2 / total),
+            "mae": absolute / total,
+        }
+
+
+def spearman(a: NDArray, b: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """Rank correlation of a and b (n,), taken weights (B, n) times, ties by their middle; nan where all are tied."""
+    x, y = (_ranks(values, weights) for values in (a, b))
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (ranks - (weights * ranks).sum(axis=1, keepdims=True) / total for ranks in (x, y))
+        spread = np.sqrt((weights * x * x).sum(axis=1) * (weights * y * y).sum(axis=1))
+        return np.where(spread > 1e-9, (weights * x * y).sum(axis=1) / spread, np.nan)
+
+
+def _ranks(values: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    """(B, n): the rank of each value among values taken that many times, up to a constant."""
+    group = rankdata(values, "dense") - 1
+    order = np.argsort(group, kind="stable")
+    mass = np.add.reduceat(weights[:, order], np.flatnonzero(np.diff(group[order], prepend=-1)), axis=1)
+    return (np.cumsum(mass, axis=1) - mass / 2)[:, group]
+
+
+def reliability(p: NDArray, is_class: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Where the slides of each tenth of the probabilities lie, empty ones left out.
+
+    Args:
+        p: (n,) probabilities of one class.
+        is_class: (n,) whether the slide is of it.
+
+    Returns:
+        The mean probability, the share that is of the class, and the number of slides.
+    """
+    tenth = np.minimum((p * BINS).astype(int), BINS - 1)
+    counts = np.bincount(tenth, minlength=BINS)
+    held = counts > 0
+    means = [np.bincount(tenth, values, BINS)[held] / counts[held] for values in (p, is_class.astype(float))]
+    return means[0], means[1], counts[held]
