@@ -1,6 +1,6 @@
 """Nuclei scored organ by organ: trained on the other organs, or on the organ's own unlabelled images.
 
-python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--seeds 0 1 2] [--organs breast ...]
+python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method contrast|paper] [--seeds 0 1 2]
 
 FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images.
 """
@@ -8,6 +8,7 @@ FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from dataclasses import astuple
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, score
+from histossl.nuclei.paper import PaperSettings, learn_paper
+from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.segmenter import NucleiSegmenter
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
@@ -41,11 +44,25 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, steps: int) -> NucleiSegmenter:
+    """A segmenter that learned on pictures without labels."""
+    if method == "contrast":
+        return NucleiSegmenter(ContrastSettings(seed=seed, steps=steps)).fit(pictures, mpp)
+    settings = PaperSettings(seed=seed)
+    known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
+    fields = [(field, one.stains) for one in known for field in one.fields if one.stains is not None]
+    segmenter = NucleiSegmenter()
+    with tempfile.TemporaryDirectory() as logs:
+        segmenter.method = learn_paper(fields, settings, Path(logs))
+    return segmenter
+
+
 def main() -> None:
     """Print a row an organ and their mean, a block a seed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=("prior", "self", "others", "all"), default="self")
+    parser.add_argument("--method", choices=("contrast", "paper"), default="contrast")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
     parser.add_argument("--steps", type=int, default=ContrastSettings().steps)
@@ -59,14 +76,13 @@ def main() -> None:
             own = [f for f in files if organ_of(f) == organ]
             taught = {"self": own, "others": [f for f in files if f not in own], "all": files, "prior": []}
             start = time.monotonic()
-            settings = ContrastSettings(seed=seed, steps=options.steps)
             if options.mode == "prior":
                 model = NucleiSegmenter.load("prior")
             elif shared is not None:
                 model = shared
             else:
                 pictures = [read(f)[..., :3] for f in taught[options.mode]]
-                model = NucleiSegmenter(settings).fit(pictures, options.mpp)
+                model = learned(pictures, options.mpp, options.method, seed, options.steps)
                 shared = model if options.mode == "all" else None
             seconds = time.monotonic() - start
             found = [

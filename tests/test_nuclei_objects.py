@@ -148,7 +148,8 @@ def test_touching_discs_are_parted_and_a_single_one_is_not() -> None:
 def test_a_mask_without_depth_is_not_lost() -> None:
     confidence = np.zeros((2, 40, 60), np.float32)
     confidence[0, 10:30, 15:45] = 1
-    assert label_instances(confidence, 0.5).max() == 1
+    assert label_instances(confidence, 0.5, InstanceSettings(middle=0)).max() == 1
+    assert label_instances(confidence, 0.5).max() == 0  # but what has no middle is no nucleus
     assert label_instances(np.zeros((2, 40, 60), np.float32), 0.5).max() == 0
 
 

@@ -27,6 +27,8 @@ class InstanceSettings:
         smallest: µm², least area of a nucleus.
         hole: µm², holes up to this area are filled.
         smooth: µm, sigma of the Gaussian on the depth before nuclei are parted.
+        middle: least depth in the middle of a nucleus, where the depth was learned: what is nowhere half as deep as a
+            nucleus is no nucleus.
         parts: what the middles of nuclei must look like, where the depth was learned.
         apart: µm, least distance of two middles, where the depth is the plain distance to the outline.
     """
@@ -36,6 +38,7 @@ class InstanceSettings:
     hole: float = 40.0
     smooth: float = 0.35
     apart: float = 2.0
+    middle: float = 0.5
     parts: TreeSettings = field(
         default_factory=lambda: TreeSettings(
             smallest=1.5, largest=300, hole=0, roundness=16, longest=20, edges=False, whole=1.0, nested=1.1
@@ -79,6 +82,8 @@ def label_instances(
     labels = watershed(-depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
     keep = areas >= settings.smallest
+    if learned:
+        keep &= np.asarray(ndimage.maximum(confidence[1], labels, np.arange(len(areas)))) >= settings.middle
     keep[0] = False
     return (np.cumsum(keep) * keep).astype(np.int32)[labels]
 

@@ -58,7 +58,7 @@ class ContrastSettings:
         lessons: what is learned from.
     """
 
-    steps: int = 400
+    steps: int = 800
     batch: int = 12
     crop: int = 128
     rate: float = 4e-3
