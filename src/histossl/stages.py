@@ -320,7 +320,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """
     source = read_source(study.embeddings)
     table = read_labels(labels, source.ids, settings.targets, source.patients)
-    result = judge(source, table, settings)
+    result = judge(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
     for line in result.audit:

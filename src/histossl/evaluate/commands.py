@@ -41,7 +41,7 @@ def probe_vectors(
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
     table = read_labels(labels, source.ids, settings.targets, source.patients)
-    result = judge(source, table, settings)
+    result = judge(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
     for line in result.audit:
         say(line)

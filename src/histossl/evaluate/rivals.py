@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
+import histossl
+from histossl.config import fingerprint
 from histossl.errors import FileFormatError, SettingsError
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.methods import NEIGHBOURS, TRAINED
+from histossl.evaluate.methods import NEIGHBOURS, TRAINED, Recipe
 from histossl.evaluate.probe import ProbeResult, ProbeSettings, Rival, probe
 from histossl.evaluate.sources import Source
-from histossl.store import read_features
+from histossl.store import fingerprint_of, read_features, whole
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
 
 
-def judge(source: Source, labels: Labels, settings: ProbeSettings) -> ProbeResult:
+def judge(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
     """Probe the vectors of a source beside the rivals that `settings.rivals` names.
 
     - `knn`: the 10 nearest labelled slides by the first vectors, cosine of standardised features, weighted by distance;
     - `mean`, `deviation`, `max`: the probe on the mean, on mean and standard deviation, or on the maximum, of the
       tiles' features; those that the source already has are not made twice;
     - `attention`, `sparse`, `finetune`: networks trained on the labels, see `histossl.evaluate.mil`.
+
+    Args:
+        source: from `read_source`.
+        labels: from `read_labels`.
+        settings: of the probe.
+        keep: a folder for what each trained network predicted: what stands there is not trained again, so that an
+            interrupted run goes on where it was.
 
     Raises:
         SettingsError: the features of the tiles, or the pretrained encoder, are not there.
@@ -52,9 +63,50 @@ def judge(source: Source, labels: Labels, settings: ProbeSettings) -> ProbeResul
         if "finetune" in trained and source.encoder is None:
             raise SettingsError("probe.rivals: finetune needs a pretrained slide encoder", "probe a study that has one")
         bags = read_bags([source.tiles[name] for name in source.ids])
-        rivals |= {TRAINED[name]: trained_rival(name, bags, source.encoder) for name in trained}
+        for name in trained:
+            rival = trained_rival(name, bags, source.encoder)
+            rivals[TRAINED[name]] = rival if keep is None else remembered(rival, _made(name, source), source.ids, keep)
     labels = replace(labels, sites={**source.sites, **labels.sites})
     return probe(vectors, source.ids, labels, settings, rivals, source.seen)
+
+
+def remembered(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:
+    """A rival that trains once for the same slides, truth and seed.
+
+    Args:
+        rival: to be remembered.
+        made: a fingerprint of everything else that its predictions depend on.
+        ids: the slides, by row.
+        folder: where predictions are kept, an array of each training.
+    """
+
+    def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
+        sides = [[ids[int(row)] for row in rows] for rows in (train, test)]
+        path = folder / f"{fingerprint(made, *sides, truth.tolist(), seed)}.npy"
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+        found = rival(train, truth, test, seed)
+        with whole(path) as part:
+            np.save(part, found)
+        return found
+
+    return predict
+
+
+def _made(kind: str, source: Source) -> str:
+    """All that predictions of a trained rival depend on, beside the labels."""
+    encoder = ""
+    if kind == "finetune" and source.encoder is not None:
+        with (source.encoder / "model.safetensors").open("rb") as file:
+            encoder = hashlib.file_digest(file, "sha256").hexdigest()
+    tiles = {name: fingerprint_of(file) or _stamp(file) for name, file in source.tiles.items()}
+    return fingerprint(kind, Recipe(), histossl.__version__, encoder, tiles)
+
+
+def _stamp(file: Path) -> list[int]:
+    """What tells versions of a file of another tool apart."""
+    about = file.stat()
+    return [about.st_size, about.st_mtime_ns]
 
 
 def neighbours(values: NDArray) -> Rival:
