@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from histossl.errors import LabelError
-from histossl.evaluate.splits import draw_shots, grouped_folds
+from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, site_folds
 
 
 @st.composite
@@ -100,3 +100,54 @@ def test_shots_refuse_what_cannot_be_drawn():
         draw_shots(np.array([0, 0, 1, 1]), 1, np.random.default_rng(0))
     with pytest.raises(ValueError, match="cannot draw 5 of 4"):
         draw_shots(np.array([0, 0, 1, 1]), 5, np.random.default_rng(0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 5), st.integers(0, 2**31))
+def test_neither_sites_nor_patients_are_on_both_sides(sites, folds, seed):
+    rng = np.random.default_rng(seed)
+    n = 12 * sites
+    site, patient, classes = np.arange(n) % sites, rng.integers(n // 2, size=n), rng.integers(3, size=n)
+    try:
+        found = site_folds(classes, patient, site, folds, repeats=2, seed=seed)
+    except LabelError:
+        return
+    for fold_of in found:
+        assert set(fold_of) == set(range(folds))
+        for groups in (site, patient):
+            assert all(len(set(fold_of[groups == group])) == 1 for group in np.unique(groups))
+        for fold in range(folds):
+            assert set(classes[fold_of != fold]) == set(classes)
+
+
+def test_with_as_many_folds_as_sites_each_is_left_out_once_and_large_sites_are_spread():
+    site = np.repeat(np.arange(4), [40, 30, 20, 10])
+    classes, patient = np.arange(100) % 2, np.arange(100)
+    found = site_folds(classes, patient, site, 4, repeats=3, seed=0)
+    for fold_of in found:
+        assert sorted(len(set(site[fold_of == fold])) for fold in range(4)) == [1, 1, 1, 1]
+    two = site_folds(classes, patient, site, 2, repeats=3, seed=0)
+    assert all(np.bincount(fold_of).tolist() == [50, 50] for fold_of in two)
+
+
+def test_sites_that_cannot_teach_are_refused():
+    site, patient = np.repeat(["a", "b", "c"], 10), np.arange(30)
+    with pytest.raises(LabelError, match=r"5 folds, but 3 sites that share no patient; --probe\.folds 3"):
+        site_folds(np.arange(30) % 2, patient, site, 5, 1, 0)
+    with pytest.raises(LabelError, match=r"all slides of a class are at 'c', so no other site can teach it"):
+        site_folds(np.where(site == "c", 2, np.arange(30) % 2), patient, site, 3, 1, 0)
+    with pytest.raises(LabelError, match="every site has slides of one class only"):
+        site_folds((site == "a").astype(int), patient, site, 3, 1, 0)
+    with pytest.raises(LabelError, match="1 sites that share no patient"):  # one patient was seen everywhere
+        site_folds(np.arange(30) % 2, np.where(np.arange(30) % 10 == 0, 0, patient), site, 2, 1, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cohorts(), st.integers(3, 20), st.integers(0, 2**31))
+def test_whole_patients_are_drawn_and_every_class_is_among_them(cohort, n, seed):
+    classes, patients, _ = cohort
+    n = min(max(n, len(set(classes))), len(set(patients)))
+    drawn = draw_patients(classes, patients, n, np.random.default_rng(seed))
+    assert len(set(patients[drawn])) == n
+    assert set(drawn) == set(np.flatnonzero(np.isin(patients, patients[drawn])))
+    assert set(classes[drawn]) == set(classes)

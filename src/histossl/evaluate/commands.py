@@ -16,27 +16,38 @@ from histossl.errors import LabelError, SettingsError
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.probe import ProbeSettings, write_probe
 from histossl.evaluate.rivals import judge
-from histossl.evaluate.sources import Source, read_source
+from histossl.evaluate.sources import Source, read_source, side_by_side
 
 
 def probe_vectors(
-    vectors: Path, *, labels: Path, out: Path | None = None, probe: ProbeSettings = ProbeSettings()
+    vectors: Path,
+    *,
+    labels: Path,
+    against: Path | None = None,
+    out: Path | None = None,
+    probe: ProbeSettings = ProbeSettings(),
 ) -> int:
-    """A logistic regression on slide vectors, grouped by patient: probe.csv, probe.json, predictions.csv.
+    """A linear model on slide vectors, whole patients held out: probe.csv, probe.json, predictions.csv, figures.
 
     Args:
         vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
-        labels: a CSV with slide_id, optionally patient_id, and label.
+        labels: a CSV with slide_id, optionally patient_id and site, and label; columns of numbers are regressed.
+        against: other vectors of the same slides, of any of these kinds: the difference is given with its interval.
         out: the folder of the results; of a study the study itself.
-        probe: how the classifier is trained and scored.
+        probe: how the model is trained and scored.
     """
+    if against is not None and out is None:
+        raise SettingsError("a comparison of two files of vectors has no place", "name a folder: --out FOLDER")
     if (vectors / "slides.csv").exists() and out is None:
         from histossl.commands import probe_stage
 
         return probe_stage(vectors, labels=labels, probe=probe)
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
-    return _probe_into(out, read_source(vectors), labels, probe)
+    source = read_source(vectors)
+    if against is not None:
+        source = side_by_side(source, read_source(against), against.stem)
+    return _probe_into(out, source, labels, probe)
 
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
@@ -45,7 +56,9 @@ def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings
     write_probe(result, out)
     for line in result.audit:
         say(line)
-    _show(result.table.iloc[:, :7])
+    for found in (result.table, result.numbers):
+        if not found.empty:
+            _show(found.iloc[:, :9])
     return _complain(result.complaints)
 
 

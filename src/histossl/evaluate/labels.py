@@ -34,6 +34,7 @@ class Labels:
         complaints: one line each for what was passed over: absent slides, slides without labels, missing patients. The
             run went on without them, and should end with a non-zero exit code.
         sites: slide -> where it was made, for the slides of which that is known.
+        lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
     """
 
     table: pd.DataFrame
@@ -41,6 +42,12 @@ class Labels:
     chosen: bool = True
     complaints: tuple[str, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, slides: Sequence[str], most: int = 5) -> str:
+        """These slides by their rows in the file, or by name where they are in none."""
+        lines = [self.lines[slide] for slide in slides if slide in self.lines]
+        return _rows(lines[:most], len(lines) - most) if lines else _some(slides, most)
 
 
 def read_labels(
@@ -108,7 +115,7 @@ def read_labels(
             f"the slides are called {_some(sorted(known))}",
         )
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
-    return Labels(table, tuple(names), chosen, tuple(complaints), sites)
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines)
 
 
 def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
@@ -271,5 +278,6 @@ def _some(names: Iterable[str], most: int = 5, quote: bool = True) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _rows(lines: Collection[int]) -> str:
-    return ("row " if len(lines) == 1 else "rows ") + _some(map(str, lines), quote=False)
+def _rows(lines: Collection[int], more: int = 0) -> str:
+    rest = f" and {more} more" if more > 0 else ""
+    return ("row " if len(lines) == 1 else "rows ") + _some(map(str, lines), quote=False) + rest

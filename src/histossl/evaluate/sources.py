@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -67,6 +68,32 @@ def read_source(path: Path) -> Source:
         what = "no vectors of slides" if path.exists() else "is not there"
         raise FileFormatError(f"{path}: {what}", "give a study, .h5ad, .csv, .parquet, a folder of .h5, embeddings.npy")
     return _checked(path, read(path))
+
+
+def side_by_side(source: Source, other: Source, name: str) -> Source:
+    """The vectors of a source, then the first of another; the slides must be the same.
+
+    Args:
+        source: what is to be judged; what it knows of the slides is kept.
+        other: the rival.
+        name: what to call the rival's vectors where the source has some of that name.
+
+    Raises:
+        FileFormatError: they are not of the same slides; names some.
+    """
+    title, values = next(iter(other.vectors.items()))
+    lost = [slide for slide in source.ids if slide not in set(other.ids)]
+    if lost or len(other.ids) != len(source.ids):
+        extra = [slide for slide in other.ids if slide not in set(source.ids)]
+        what = f"{len(lost)} slides only in the first, {lost[:3]}, {len(extra)} only in the second, {extra[:3]}"
+        near = difflib.get_close_matches(lost[0], extra, 1) if lost else []
+        hint = f"is {lost[0]!r} the same as {near[0]!r}?" if near else "compare vectors of the same slides"
+        raise FileFormatError(f"the two files have different slides: {what}", hint)
+    row = {slide: k for k, slide in enumerate(other.ids)}
+    title = title if title not in source.vectors else f"{title} ({name})"
+    if title in source.vectors:
+        raise FileFormatError(f"both files call their vectors {title!r}", "rename one of the files")
+    return replace(source, vectors={**source.vectors, title: values[[row[slide] for slide in source.ids]]})
 
 
 def _checked(path: Path, source: Source) -> Source:

@@ -74,6 +74,8 @@ def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSe
     sites = np.array(known, dtype=str) if known and all(known) else None
     try:
         names, truth = _truth(column.loc[slides].to_numpy(dtype=str), settings.task)
+        if names is not None:
+            _check_classes(names[truth], patients, slides, labels, settings)
         strata = _fifths(truth, patients, settings.folds) if names is None else truth
         if settings.hold_out == "sites":
             _all_known(slides, known)
@@ -102,6 +104,35 @@ def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
     if len(names) > max(MANY, len(values) // 2):
         raise LabelError(f"{len(names)} different values on {len(values)} slides", "give it as classes")
     return names, classes
+
+
+def _check_classes(
+    classes: NDArray, patients: NDArray, slides: NDArray, labels: Labels, settings: ProbeSettings
+) -> None:
+    """What `grouped_folds` would refuse, refused with the rows of the file."""
+    of_patient: dict[str, dict[str, list[str]]] = {}
+    for slide, patient, name in zip(slides, patients, classes, strict=True):
+        of_patient.setdefault(patient, {}).setdefault(name, []).append(slide)
+    mixed = {patient: found for patient, found in of_patient.items() if len(found) > 1}
+    if mixed and not settings.mixed_patients:
+        some = "; ".join(
+            f"{patient!r} has " + " and ".join(f"{name!r} in {labels.where(rows)}" for name, rows in found.items())
+            for patient, found in list(mixed.items())[:3]
+        )
+        more = f"; and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+        raise LabelError(
+            f"{len(mixed)} patients have slides of different classes: {some}{more}",
+            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
+        )
+    names = np.unique(classes)
+    if len(names) < 2:
+        raise LabelError(f"all {len(slides)} slides are {names[0]!r}", "a probe needs two classes or more")
+    for name in names if settings.hold_out == "patients" else ():
+        count = len(np.unique(patients[classes == name]))
+        if count < settings.folds:
+            way_out = f"--probe.folds {count}" if count >= 2 else "label more patients, or leave that class out"
+            rows = labels.where(list(slides[classes == name]))
+            raise LabelError(f"{settings.folds} folds, but class {name!r} has {count} patients ({rows})", way_out)
 
 
 def _numbers(values: NDArray) -> NDArray[np.float64] | None:
