@@ -21,6 +21,7 @@ from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import NucleusNet
+from histossl.nuclei.paper import PaperSettings, PaperTask
 from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.prior import Prior
 from histossl.synth import SynthSettings, paint_region
@@ -106,8 +107,19 @@ def main() -> None:
     print(f"{len(nuclei)} nuclei, {megapixels:.2f} megapixels of 0.25 µm, {options.threads} threads, {method.dtype}")
     for name, seconds in rows.items():
         print(f"{name:40} {1000 * seconds / megapixels:8.1f} ms/MP   {seconds / gemm:7.1f} x GEMM")
-    whole, bare = best(lambda: step(True)), best(lambda: step(False))
-    print(f"{'training step':40} {1000 * whole:8.1f} ms      {whole / bare:7.2f} x forward and backward alone")
+    paper = PaperTask(PaperSettings()).train()
+    crops = torch.rand(PaperSettings().batch, 3, PaperSettings().crop, PaperSettings().crop)
+    drawn = torch.rand(2, len(crops), PaperSettings().channels, PaperSettings().places)
+    steps = {
+        "training step of contrast": (lambda: step(True), lambda: step(False)),
+        "training step of paper": (
+            lambda: paper((crops, drawn))[0].backward(),
+            lambda: paper.network(crops).mean().backward(),
+        ),
+    }
+    for name, (entire, network) in steps.items():
+        whole, bare = best(entire), best(network)
+        print(f"{name:40} {1000 * whole:8.1f} ms      {whole / bare:7.2f} x the network's forward and backward alone")
 
 
 if __name__ == "__main__":
