@@ -21,7 +21,7 @@ from histossl.gigassl import pretrain as room
 from histossl.gigassl.encoder import Projector, SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, pretrain_slides, trained_as
 from histossl.presets import PAPER
-from histossl.train import rate_at
+from histossl.train import Outcome, rate_at
 from test_pretrain import write_source
 
 
@@ -92,7 +92,7 @@ def test_training_under_it_starts_from_the_dense_stage_and_runs(tmp_path, whole_
 
 
 def test_what_it_starts_from_is_part_of_its_key(tmp_path, whole_resnet, capsys, monkeypatch):
-    monkeypatch.setattr(room, "fit", lambda *_: None)
+    monkeypatch.setattr(room, "fit", lambda *_, **__: Outcome(1, 1, 1))
     rng = np.random.default_rng(0)
     sources = [write_source(tmp_path, f"s{k}", rng, dim=16) for k in range(2)]
     keys = {}

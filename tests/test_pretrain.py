@@ -16,7 +16,8 @@ from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.gigassl import pretrain as room
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
-from histossl.gigassl.pretrain import PretrainSettings, SlideSource, gauges, plain_tiles, pretrain_slides, trained_as
+from histossl.gigassl.gauges import gauges
+from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
 from histossl.gigassl.views import ViewSettings
 
 SMALL = PretrainSettings(epochs=30, batch=12, precision="float32", view=ViewSettings(tiles=24))
@@ -88,7 +89,7 @@ def test_every_slide_comes_once_an_epoch_in_views_of_two_augmentations(sources, 
     monkeypatch.setattr(SlideSource, "load", watched)
     settings = replace(SMALL, batch=5)
     for step in range(3):
-        features, positions, views, size = room._batch(step, 3, sources, settings)
+        ((features, positions, views, size),), _ = room._batch(step, 3, sources, settings)
         pairs = size // 2
         assert len(features) == size * 24
         for k in range(pairs):

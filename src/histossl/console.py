@@ -34,7 +34,7 @@ class Bar:
 
 
 @contextmanager
-def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[Bar]:
+def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True) -> Iterator[Bar]:
     """A bar with counts and the time left, which goes when the work is over."""
     columns = (
         TextColumn("{task.description}"),
@@ -43,5 +43,5 @@ def progress_bar(what: str, total: int | None, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
         yield Bar(progress, progress.add_task(what, total=total, completed=done, text=""))

@@ -297,7 +297,7 @@ class Projector(nn.Sequential):
             torch.manual_seed(seed)
             layers: list[nn.Module] = []
             for inputs in (dim, 512):
-                layers += [nn.Linear(inputs, 512, bias=False), nn.BatchNorm1d(512), nn.ReLU()]
+                layers += [nn.Linear(inputs, 512, bias=False), SiteNorm(512), nn.ReLU()]
             super().__init__(*layers, nn.Linear(512, out))
 
 

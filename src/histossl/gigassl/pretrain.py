@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from histossl.encoders.resnet import state_of
 from histossl.encoders.zoo import pick_device, pick_dtype, read_weights
 from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.geometry import tile_units
+from histossl.gigassl.chunked import encode_twice
 from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
+from histossl.gigassl.gauges import effective_rank, gauges
 from histossl.gigassl.views import ViewSettings, collate, draw_pair
 from histossl.losses import nt_xent
+from histossl.parallel import first, gather, place, shares
 from histossl.train import Schedule, end_of_training, fit
 
 
@@ -40,6 +44,10 @@ class PretrainSettings:
         warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
         weight_decay: on matrices and kernels, decoupled.
         temperature: of NT-Xent.
+        chunk: slides that are in memory at once with all that their gradient needs, in each process; 0: the batch.
+        patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
+        keep: what becomes the slide encoder: the `last` weights, or the `best`: those of the lowest loss where the
+            last have clearly fallen behind them, as after a collapse.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the initial weights, the order of the slides and the views.
         start: what the slide encoder begins with: random weights, `tile-encoder` (the fourth stage of the tile encoder
@@ -55,6 +63,9 @@ class PretrainSettings:
     warmup: float = 0.05
     weight_decay: float = 0.0
     temperature: float = 0.1
+    chunk: int = 0
+    patience: float = 0.25
+    keep: str = "best"
     precision: str = "auto"
     seed: int = 0
     start: str = "random"
@@ -67,13 +78,17 @@ class PretrainSettings:
         if not (self.rate > 0 and self.temperature > 0 and self.warmup >= 0 and self.rate_batch >= 0):
             raise SettingsError("pretrain needs rate > 0, temperature > 0, rate_batch >= 0 and warmup >= 0")
 
+        if self.chunk < 0 or not 0 <= self.patience <= 1 or self.keep not in ("last", "best"):
+            raise SettingsError("pretrain needs chunk >= 0, patience in [0, 1] and keep last or best")
+
     def schedule(self, slides: int) -> Schedule:
         """The steps and rates of a training on so many slides."""
         per_epoch = math.ceil(slides / self.batch)
         steps = self.epochs * per_epoch
         rate = self.rate * slides / per_epoch / self.rate_batch if self.rate_batch else self.rate
         warmup = self.warmup * (per_epoch if self.warmup >= 1 else steps)
-        return Schedule(steps, rate, min(round(warmup), steps), self.weight_decay, checkpoints=max(1, steps // 200))
+        rows = max(1, steps // 200)
+        return Schedule(steps, rate, min(round(warmup), steps), self.weight_decay, rows, self.patience)
 
 
 def trained_as(folder: Path) -> dict[str, Any]:
@@ -137,6 +152,11 @@ def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return features, tile_units(tiles.xy, tiles.stride)
 
 
+Chunk = tuple[
+    Tensor, NDArray, NDArray, int
+]  # as `SlideEncoder` takes it; the first half of the views pairs with the last
+
+
 class PretrainTask(nn.Module):
     """The slide encoder, its projector and the loss of a batch of pairs."""
 
@@ -145,34 +165,33 @@ class PretrainTask(nn.Module):
         self.encoder = SlideEncoder(settings.encoder, seed=settings.seed)
         self.projector = Projector(settings.encoder.vector_dim, seed=settings.seed)
         self.temperature = settings.temperature
+        self.last: tuple[Tensor, int] | None = None
 
-    def forward(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(features, positions, view of each tile, 2B views: the first B pair with the last B) -> (loss, gauges)."""
-        vectors = self.encoder(*batch)
-        a, b = self.projector(vectors).chunk(2)
+    def forward(self, batch: tuple[tuple[Chunk, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(this process's chunks of the batch, pairs that all processes have) -> (loss of the whole batch, gauges).
+
+        Several chunks pass the encoder one after the other and again in the backward pass, so that only one of them
+        and all slide vectors are in memory at a time (Gao et al., RepL4NLP 2021); the encoder's batch norms then take
+        the statistics of a chunk.
+        """
+        chunks, pairs = batch
+        encode = self.encoder if len(chunks) == 1 else partial(encode_twice, self.encoder)
+        halves = [encode(*chunk).chunk(2) for chunk in chunks]
+        vectors = torch.cat([one for one, _ in halves] + [other for _, other in halves])
+        a, b = gather_pairs(self.projector(vectors), pairs)
+        self.last = vectors.detach(), pairs
         return nt_xent(a, b, self.temperature), gauges(a.detach(), b.detach())
 
+    def measure(self) -> dict[str, Tensor]:
+        """What is too costly to measure at every step: the effective rank of the last batch's slide vectors."""
+        assert self.last is not None
+        return {"effective_rank": effective_rank(torch.cat(gather_pairs(*self.last)))}
 
-def gauges(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """What tells a healthy training from a collapsed one, without labels; a, b are (B, d) projections.
 
-    `spread`: root mean square deviation of the normalised projections, times the root of d: 1 where they fill the
-    sphere, 0 where they have collapsed. `matched`: share of views whose nearest other view is their partner.
-    `alignment` and `uniformity` as in Wang and Isola, ICML 2020; lower is better for both.
-    """
-    z = nn.functional.normalize(torch.cat([a, b]).float(), dim=1)
-    similarity = z @ z.T
-    index = torch.arange(len(z), device=z.device)
-    partner = (index + len(a)) % len(z)
-    others = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -2)
-    squares = (2 - 2 * similarity).clamp(min=0)
-    off = (torch.exp(-2 * squares).sum() - len(z)) / (len(z) * (len(z) - 1))
-    return {
-        "spread": z.var(dim=0, correction=0).sum().sqrt(),
-        "matched": (others.argmax(dim=1) == partner).float().mean(),
-        "alignment": squares[index, partner].mean(),
-        "uniformity": torch.log(off),
-    }
+def gather_pairs(views: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """The two views (pairs, d) of all pairs, from those of each process (2n, d): its first n pair with its last."""
+    a, b = gather(torch.cat(views.chunk(2), dim=1), shares(pairs)).chunk(2, dim=1)
+    return a, b
 
 
 def pretrain_slides(
@@ -201,7 +220,14 @@ def pretrain_slides(
         FileFormatError: damaged features or features of different encoders; weights to start with of another network.
     """
     if len(sources) < 2:
-        raise TrainingError(f"{len(sources)} slide to learn from", "contrast needs two or more")
+        only = sources[0].slide_id if sources else "nothing"
+        raise TrainingError(f"{len(sources)} slide to learn from ({only})", "contrast needs two or more")
+    per_epoch, processes = math.ceil(len(sources) / settings.batch), place()[1]
+    if len(sources) // per_epoch < processes:
+        raise TrainingError(
+            f"{processes} processes for batches of {len(sources) // per_epoch} slides",
+            "start as many as slides, or fewer",
+        )
     dims = {source.slide_id: source.load()[0].shape[2] for source in sources}
     if len(set(dims.values())) > 1:
         odd = min(dims, key=lambda name: list(dims.values()).count(dims[name]))
@@ -209,16 +235,27 @@ def pretrain_slides(
     settings = replace(settings, encoder=replace(settings.encoder, in_dim=next(iter(dims.values()))))
     where = pick_device(device)
     dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
-    per_epoch = math.ceil(len(sources) / settings.batch)
     schedule = settings.schedule(len(sources))
     task = PretrainTask(settings)
     started = _start(task.encoder, settings.start, tile_encoder)
     made = fingerprint(settings, made_of, [source.slide_id for source in sources], dtype, started)
-    fit(task, lambda step: _batch(step, per_epoch, sources, settings), schedule, logs, made, where.type, dtype)
     names = [source.slide_id for source in sources]
     about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings), "start": started}
-    task.encoder.save(folder, about)
-    end_of_training(logs)
+    outcome = fit(
+        task,
+        lambda step: _batch(step, per_epoch, sources, settings),
+        schedule,
+        logs,
+        made,
+        where.type,
+        dtype,
+        about=about | {"slides": len(names)},
+        measure=task.measure,
+        best=settings.keep == "best",
+    )
+    if first():
+        task.encoder.save(folder, about | {"training": vars(outcome)})
+        end_of_training(logs)
 
 
 def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
@@ -237,13 +274,27 @@ def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
 
 def _batch(
     step: int, per_epoch: int, sources: Sequence[SlideSource], settings: PretrainSettings
-) -> tuple[Tensor, NDArray, NDArray, int]:
-    """The views of one step: a function of seed and step alone. Every slide comes once an epoch, none is dropped."""
+) -> tuple[tuple[Chunk, ...], int]:
+    """This process's chunks of one step, and the pairs of all processes: a function of seed and step alone.
+
+    Every slide comes once an epoch, none is dropped. What is drawn of a slide does not depend on who draws it.
+    """
     epoch, part = divmod(step, per_epoch)
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(sources))
-    rng = np.random.default_rng([settings.seed, epoch, part])
-    loaded = (sources[k].load() for k in np.array_split(order, per_epoch)[part])
-    pairs = [draw_pair(features, positions, settings.view, rng) for features, positions in loaded]
+    together = np.array_split(order, per_epoch)[part]
+    rank, processes = place()
+    mine = together[rank::processes]
+    # As many chunks in each process, since they meet in every one.
+    count = math.ceil(math.ceil(len(together) / processes) / settings.chunk) if settings.chunk else 1
+    return tuple(_chunk(epoch, k, sources, settings) for k in np.array_split(mine, count)), len(together)
+
+
+def _chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
+    pairs = []
+    for k in slides:
+        features, positions = sources[k].load()
+        rng = np.random.default_rng([settings.seed, epoch, int(k)])
+        pairs.append(draw_pair(features, positions, settings.view, rng))
     batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
     # Positions stay on the CPU, where the kernel maps are built.
     return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from histossl.parallel import norm_together, several
+
 BLOCK = 4096  # rows a matrix product takes at once: bounds the buffers, and they stay in the cache
 Rows = Tensor | slice  # a choice of rows
 
@@ -233,9 +235,12 @@ class SparseConv(nn.Module):
 
 
 class SiteNorm(nn.BatchNorm1d):
-    """Batch norm over sites; where fewer than two sites give no statistics, the running ones serve in training too."""
+    """Batch norm over the sites of all processes that train together; where fewer than two sites give no statistics,
+    the running ones serve in training too."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and several():
+            return norm_together(self, input)
         if self.training and len(input) < 2:
             return nn.functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps

@@ -1,0 +1,144 @@
+"""Processes that train together, on one machine or several, as torchrun starts them; a process alone is one of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor, distributed, nn
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process, and how many train together."""
+    if not distributed.is_torchelastic_launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return place()[0] == 0
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """A device for this process, and the way to the others.
+
+    Args:
+        device: cpu or cuda.
+        precision: as Fabric names it.
+    """
+    kind = "cuda" if device.startswith("cuda") else "cpu"
+    if place()[1] == 1:
+        return Fabric(accelerator=kind, devices=1, precision=precision)  # type: ignore[arg-type]
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    # Batch norms see the rows of all processes, so that their running statistics are the same everywhere.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    nodes = place()[1] // here
+    fabric = Fabric(accelerator=kind, strategy=strategy, devices=here, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def joined(device: str) -> Iterator[bool]:
+    """Meet the other processes; yields whether this is the first, which alone writes.
+
+    Args:
+        device: cpu or cuda.
+    """
+    if place()[1] > 1:
+        make_fabric(device, "32-true")
+    yield first()
+    if several():
+        distributed.destroy_process_group()
+
+
+def several() -> bool:
+    """Whether other processes have been met."""
+    return distributed.is_initialized()
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if several():
+        distributed.barrier()
+
+
+def shares(count: int) -> list[int]:
+    """How many of so many things each process takes, where process r takes those at r, r + W, r + 2W, ..."""
+    _, processes = place()
+    return [len(range(rank, count, processes)) for rank in range(processes)]
+
+
+def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """The rows (n, ...) of all processes, in the order of their ranks, with gradients.
+
+    Every process then computes the same loss of all rows; the mean over the processes of the gradients, which DDP
+    takes, is the gradient of one process that has all rows.
+
+    Args:
+        rows: of this process.
+        counts: rows of each process.
+    """
+    if not several():
+        return rows
+    most = max(counts)
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    every = _Gather.apply(padded)
+    return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
+
+
+def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows (n, C) of all processes: their number (), mean and variance (C,), with gradients.
+
+    The variance is that of the population; the parts are combined as Chan et al. (1979) do, so that nothing cancels.
+    """
+    count = rows.new_full((1,), len(rows))
+    own = rows.sum(0) / count.clamp(min=1)
+    every = _Gather.apply(torch.cat([count, own, ((rows - own) ** 2).sum(0)]))
+    counts, (means, squares) = every[:, :1], every[:, 1:].chunk(2, dim=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total.clamp(min=1)
+    variance = (squares + counts * (means - mean) ** 2).sum(0) / total.clamp(min=1)
+    return total, mean, variance
+
+
+def norm_together(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
+    """What a batch norm in training makes of the rows (n, C) of all processes, for those of this one.
+
+    Where there are fewer than two rows, the running statistics serve.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    wide = rows.to(norm.running_mean.dtype)
+    count, mean, variance = moments(wide)
+    enough = count > 1
+    with torch.no_grad():
+        share = norm.momentum * enough
+        norm.running_mean.lerp_(mean, share)
+        norm.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), share)
+    mean, variance = torch.where(enough, mean, norm.running_mean), torch.where(enough, variance, norm.running_var)
+    found = (wide - mean) * torch.rsqrt(variance + norm.eps)
+    return (found * norm.weight + norm.bias if norm.affine else found).to(rows.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    """(W, ...) from the same shape (...) in each of W processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, rows.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(gradient)
+        return gradient[distributed.get_rank()]
