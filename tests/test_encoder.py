@@ -66,7 +66,9 @@ def dense_stage() -> nn.Sequential:
 def test_a_full_map_gives_what_the_dense_stage_gives(dense_stage):
     rows, columns = 9, 13  # odd: a full map without padding has no partly covered outputs inside
     tiles = normal(rows * columns, 256)
-    encoder = SlideEncoder(EncoderSettings(dim=512, inlet="plain", tile_mean=False, hard_border=True)).eval()
+    encoder = SlideEncoder(
+        EncoderSettings(dim=512, inlet="plain", tile_mean=False, prototypes=0, hard_border=True)
+    ).eval()
     encoder.load_dense({f"layer4.{k}": v for k, v in dense_stage.state_dict().items()})
     at = np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2)
     x = F.pad(tiles.T.reshape(1, 256, rows, columns), (0, 2, 0, 2))  # the sparse map goes on to the right and below
@@ -118,7 +120,8 @@ def test_only_the_sparse_encoder_sees_who_is_beside_whom():
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("tile_mean", [True, False])
 def test_shares_of_tiles_add_up_to_the_scores_of_the_slide(arch, tile_mean):
-    encoder, (tiles, positions, views) = small(arch, tile_mean=tile_mean), batch()
+    encoder, (tiles, positions, views) = small(arch, tile_mean=tile_mean, prototypes=5), batch()
+    encoder.fit_prototypes([(tiles[views == view], positions[views == view]) for view in range(3)])
     with torch.no_grad():
         encoder.train()(tiles, positions, views, 3)  # moves the running statistics
         encoder.eval()
@@ -130,7 +133,7 @@ def test_shares_of_tiles_add_up_to_the_scores_of_the_slide(arch, tile_mean):
 
 
 def test_a_tile_s_share_comes_from_the_sites_that_cover_it():
-    encoder, tiles = small(tile_mean=False), normal(2, 16)
+    encoder, tiles = small(tile_mean=False, prototypes=0), normal(2, 16)
     positions, views = np.array([[0, 0], [0, 40]]), np.zeros(2, int)  # too far apart to meet
     directions = normal(24, 1, seed=5)
     with torch.no_grad():
@@ -152,7 +155,7 @@ def test_a_centred_inlet_does_not_see_what_all_tiles_of_a_slide_share():
 
 
 def test_the_mean_of_the_tiles_is_part_of_the_vector():
-    encoder, (tiles, positions, views) = small(), batch()
+    encoder, (tiles, positions, views) = small(prototypes=0), batch()
     positions = np.arange(len(tiles))[:, None] * [1, 1]  # a site each
     with torch.no_grad():
         vector = encoder(tiles, positions, views, 4)

@@ -32,6 +32,7 @@ from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
+from histossl.parallel import first
 from histossl.scale import Workers
 from histossl.slide import find_slides
 from histossl.study import COLUMNS, Row, Study, slide_names
@@ -252,7 +253,8 @@ def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> 
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
     """Train the slide encoder on all encoded slides: slide-encoder/."""
     slides = [row["slide_id"] for row in study.encoded()]
-    study.settle("pretrain", settings, study.slide_encoder)
+    if first():
+        study.settle("pretrain", settings, study.slide_encoder)
     of = fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
     if study.slide_encoder.is_dir():
         about = trained_as(study.slide_encoder)
@@ -281,7 +283,7 @@ def embed_study(study: Study, settings: EmbedSettings, device: str) -> int:
         return report_failures(rows)
     encoder = SlideEncoder.load(study.slide_encoder).to(where).eval()
     trained = from_dict(PretrainSettings, about["pretrain"])
-    untrained = SlideEncoder(encoder.settings, seed=trained.seed).to(where).eval()
+    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
     # The strongest form of that rival: all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
     vectors: dict[str, list[np.ndarray]] = {GIGA: [], MEAN: [], UNTRAINED: []}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +146,10 @@ def _network(kind: str, in_dim: int, encoder: Path | None, recipe: Recipe, seed:
     if kind == "finetune":
         assert encoder is not None
         found = SlideEncoder.load(encoder)
+        # Prototypes are no weights, and have no gradient.
+        found.settings, found.prototypes = replace(found.settings, prototypes=0), None
         return found, found.settings.vector_dim
-    settings = EncoderSettings(in_dim=in_dim, dim=recipe.dim, inlet="standard", tile_mean=False)
+    settings = EncoderSettings(in_dim=in_dim, dim=recipe.dim, inlet="standard", tile_mean=False, prototypes=0)
     return SlideEncoder(settings, seed=seed), settings.vector_dim
 
 

@@ -8,7 +8,7 @@ same with gated attention (Ilse et al., ICML 2018).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from histossl.config import from_dict, to_dict
 from histossl.errors import FileFormatError, SettingsError
+from histossl.gigassl.prototypes import SCALES, Prototypes
 from histossl.gigassl.sparse import (
     Grid,
     KernelMap,
@@ -50,9 +51,12 @@ class EncoderSettings:
             shared augmentation, so that the stage sees in what the tiles differ.
         tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
             no training can then lose.
+        prototypes: append the shares of as many typical tiles and, at two larger scales, typical neighbourhoods, so
+            that what is rare is not lost in a mean; see `Prototypes`. 0: none.
         arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
+        linear: whether tiles of another length than 256 pass a linear layer first, or the stage takes them as they are.
         spacing: sites from a tile to its neighbour; the published code has 4 on slides scanned at 40x.
     """
 
@@ -60,9 +64,11 @@ class EncoderSettings:
     dim: int = 128
     inlet: str = "centred"
     tile_mean: bool = True
+    prototypes: int = 64
     arch: str = "sparse"
     hard_border: bool = False
     spacing: float = 1.0
+    linear: bool = True
 
     def __post_init__(self) -> None:
         if self.arch not in ("sparse", "mlp", "attention"):
@@ -71,13 +77,20 @@ class EncoderSettings:
             raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, standard or centred")
         if self.in_dim < 1 or self.dim < 1:
             raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
+        if self.prototypes < 0:
+            raise SettingsError(f"encoder.prototypes must not be negative, got {self.prototypes}")
         if not 0 < self.spacing < np.inf:
             raise SettingsError(f"encoder.spacing must be positive, got {self.spacing}")
 
     @property
+    def contrasted_dim(self) -> int:
+        """Length of the part of the slide's vector that takes part in the contrast, and comes first."""
+        return self.dim + self.in_dim * self.tile_mean
+
+    @property
     def vector_dim(self) -> int:
         """Length of the slide's vector."""
-        return self.dim + self.in_dim * self.tile_mean
+        return self.contrasted_dim + len(SCALES) * self.prototypes
 
 
 class SlideEncoder(nn.Module):
@@ -94,10 +107,12 @@ class SlideEncoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
-            self.linear = SparseConv(chosen.in_dim, WIDTH, 1) if chosen.in_dim != WIDTH else None
-            self.stage = Stage(WIDTH, chosen.dim, spatial=chosen.arch == "sparse")
+            width = WIDTH if chosen.linear else chosen.in_dim
+            self.linear = SparseConv(chosen.in_dim, width, 1) if chosen.in_dim != width else None
+            self.stage = Stage(width, chosen.dim, spatial=chosen.arch == "sparse")
             self.attention = GatedAttention(chosen.dim) if chosen.arch == "attention" else None
             self.tile_norm = SiteNorm(chosen.in_dim, affine=False) if chosen.tile_mean else None
+            self.prototypes = Prototypes(chosen.in_dim, chosen.prototypes) if chosen.prototypes else None
 
     def forward(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
         """Slide vectors of a batch of views.
@@ -110,7 +125,8 @@ class SlideEncoder(nn.Module):
             size: number of views.
 
         Returns:
-            (size, settings.vector_dim), zeros for a view without tiles.
+            (size, settings.vector_dim), zeros for a view without tiles; in training `settings.contrasted_dim`, for
+            prototypes take no part in it.
 
         Raises:
             SettingsError: the tiles' vectors are not `in_dim` long.
@@ -121,6 +137,8 @@ class SlideEncoder(nn.Module):
         parts = [view_sum(last.features * self._weights(last)[:, None], last.grid)]
         if self.tile_norm is not None:
             parts.append(self.tile_norm(tiles.mean()) * (tiles.grid.counts > 0)[:, None])
+        if self.prototypes is not None and not self.training:
+            parts.append(tiles.with_features(self.prototypes(tiles)).mean())
         return torch.cat(parts, 1)
 
     def tile_shares(
@@ -142,11 +160,25 @@ class SlideEncoder(nn.Module):
         scores = last.features @ directions[: self.settings.dim] * self._weights(last)[:, None]
         under, sites = _tiles_under(site_of_tile.cpu().numpy(), tiles.grid, self.stage.pairs(tiles.grid))
         shares = _shared_out(scores, under.to(scores.device), sites.to(scores.device), len(features))
+        own = tiles.features.new_zeros(len(tiles.grid), directions.shape[1])
         if self.tile_norm is not None:
-            scores = self.tile_norm(tiles.features) @ directions[self.settings.dim :] * _even(tiles.grid)[:, None]
-            every = torch.arange(len(features), device=scores.device)
-            shares = shares + _shared_out(scores, every, site_of_tile, len(features))
-        return shares
+            own = own + self.tile_norm(tiles.features) @ directions[self.settings.dim : self.settings.contrasted_dim]
+        if self.prototypes is not None:
+            own = own + self.prototypes(tiles) @ directions[self.settings.contrasted_dim :]
+        every = torch.arange(len(features), device=own.device)
+        scores = own * _even(tiles.grid)[:, None]
+        return shares + _shared_out(scores, every, site_of_tile, len(features))
+
+    def fit_prototypes(self, slides: Sequence[tuple[Tensor, NDArray]], seed: int = 0) -> None:
+        """Find the prototypes of a cohort; nothing where there are none to find.
+
+        Args:
+            slides: of each slide some tiles, (n, in_dim) features and (n, 2) positions, un-augmented.
+            seed: of the clusters.
+        """
+        if self.prototypes is not None:
+            maps = [self._placed(f, p, np.zeros(len(f), np.int64), 1)[1] for f, p in slides]
+            self.prototypes.fit(maps, seed)
 
     def _placed(
         self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int

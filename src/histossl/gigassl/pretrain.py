@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from histossl.geometry import tile_units
 from histossl.gigassl.chunked import encode_twice
 from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
 from histossl.gigassl.gauges import effective_rank, gauges
-from histossl.gigassl.views import ViewSettings, collate, draw_pair
+from histossl.gigassl.views import ViewSettings, collate, draw_pair, draw_tiles
 from histossl.losses import nt_xent
 from histossl.parallel import first, gather, place, shares
 from histossl.train import Schedule, end_of_training, fit
+
+SAMPLE = 65_536  # tiles that statistics of a cohort are taken of
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,22 @@ def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return features, tile_units(tiles.xy, tiles.stride)
 
 
+def sample_tiles(
+    sources: Sequence[SlideSource], view: ViewSettings, seed: int
+) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+    """Un-augmented tiles for statistics of the cohort: (n, D) features and (n, 2) positions of a view a slide.
+
+    At most `SAMPLE` tiles in all: of very many slides some, drawn at random.
+    """
+    rng = np.random.default_rng([seed, len(sources)])
+    most = max(1, SAMPLE // view.tiles)
+    chosen = np.sort(rng.choice(len(sources), most, replace=False)) if len(sources) > most else range(len(sources))
+    for k in chosen:
+        features, positions = plain_tiles(sources[k].features)
+        rows = np.sort(draw_tiles(positions, view, rng))
+        yield torch.from_numpy(features[rows]).float(), positions[rows]
+
+
 Chunk = tuple[
     Tensor, NDArray, NDArray, int
 ]  # as `SlideEncoder` takes it; the first half of the views pairs with the last
@@ -163,7 +181,7 @@ class PretrainTask(nn.Module):
     def __init__(self, settings: PretrainSettings) -> None:
         super().__init__()
         self.encoder = SlideEncoder(settings.encoder, seed=settings.seed)
-        self.projector = Projector(settings.encoder.vector_dim, seed=settings.seed)
+        self.projector = Projector(settings.encoder.contrasted_dim, seed=settings.seed)
         self.temperature = settings.temperature
         self.last: tuple[Tensor, int] | None = None
 
@@ -254,6 +272,7 @@ def pretrain_slides(
         best=settings.keep == "best",
     )
     if first():
+        task.encoder.fit_prototypes(list(sample_tiles(sources, settings.view, settings.seed)), settings.seed)
         task.encoder.save(folder, about | {"training": vars(outcome)})
         end_of_training(logs)
 

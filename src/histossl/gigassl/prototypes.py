@@ -1,0 +1,99 @@
+"""What a slide is made of, in the words of its cohort: the shares of typical tiles and of typical neighbourhoods.
+
+A mean forgets what is rare: a lesion of four tiles in a hundred moves it less than the stain does. A cluster that the
+lesion falls into keeps it apart, and its share of the slide is a number of its own: a bag of visual words (Csurka et
+al., ECCV workshops 2004) at several scales. The clusters are found by k-means over the cohort, without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from histossl.gigassl.sparse import Grid, SparseMap
+
+SCALES = (0, 2, 4)
+"""How often the tiles are averaged with their neighbours (3x3): tiles themselves, about 3x3 and about 5x5 of them."""
+AXES = 16  # principal axes of the tiles in which clusters are looked for
+
+
+class Prototypes(nn.Module):
+    """Shares of a map's sites that are nearest to each prototype.
+
+    Args:
+        in_dim: length of a tile's vector.
+        count: K, prototypes a scale.
+    """
+
+    axes: Tensor
+    centres: Tensor
+
+    def __init__(self, in_dim: int, count: int) -> None:
+        super().__init__()
+        self.register_buffer("axes", torch.zeros(in_dim, min(AXES, in_dim)))
+        self.register_buffer("centres", torch.zeros(len(SCALES), count, min(AXES, in_dim)))
+
+    def forward(self, tiles: SparseMap) -> Tensor:
+        """(S, scales * K) float32: 1 for the nearest prototype of each scale, 0 elsewhere."""
+        found = []
+        for rows, centres in zip(self.seen(tiles), self.centres, strict=True):
+            nearest = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+            found.append(nn.functional.one_hot(nearest, len(centres)).float())
+        return torch.cat(found, 1)
+
+    def seen(self, tiles: SparseMap) -> list[Tensor]:
+        """(S, axes) float32 for each scale: in what a site, with its neighbours, differs from the mean of its map."""
+        rows = (tiles.features - tiles.mean()[tiles.grid.views]).float() @ self.axes
+        found = []
+        for times in range(max(SCALES) + 1):
+            if times:
+                rows = neighbourhood_mean(rows, tiles.grid)
+            if times in SCALES:
+                found.append(rows)
+        return found
+
+    @torch.no_grad()
+    def fit(self, maps: Sequence[SparseMap], seed: int = 0) -> None:
+        """Find the prototypes of a cohort.
+
+        Args:
+            maps: some tiles of each slide where they lie, un-augmented.
+            seed: of the k-means.
+        """
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        centred = torch.cat([m.features.float() - m.mean().float()[m.grid.views] for m in maps]).cpu()
+        self.axes.copy_(_whitening(centred, self.axes.shape[1]))
+        scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
+        count = self.centres.shape[1]
+        for k, rows in enumerate(scales):
+            with threadpool_limits(1):  # sums of several threads come in no fixed order
+                found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed).fit(rows)
+            centres = np.asarray(found.cluster_centers_, np.float32)
+            # Prototypes that a small cohort has no use for lie where no tile comes.
+            filled = np.full((count, rows.shape[1]), 1e6, np.float32)
+            filled[: len(centres)] = centres
+            self.centres[k].copy_(torch.from_numpy(filled))
+
+
+def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
+    """(S, C): the mean of each site's row and those of its neighbours in the 3x3 around it, as many as there are."""
+    pairs = grid.neighbours
+    sums = rows.index_add(0, pairs.target, rows.index_select(0, pairs.source))
+    counts = torch.bincount(pairs.target, minlength=len(rows)) + 1
+    return sums / counts[:, None]
+
+
+def _whitening(centred: Tensor, count: int) -> Tensor:
+    """(D, count): the principal axes of rows (N, D), every feature first brought to variance 1, the scores too."""
+    spread = centred.std(0).clamp(min=1e-6)
+    scaled = centred / spread
+    values, vectors = torch.linalg.eigh((scaled.T @ scaled / max(1, len(scaled) - 1)).double())
+    top, axes = values.flip(0)[:count].clamp(min=1e-12), vectors.flip(1)[:, :count]
+    # The sign of an axis is nobody's choice: its largest entry is positive.
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return (axes / top.sqrt() / spread[:, None].double()).float()

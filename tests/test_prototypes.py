@@ -1,0 +1,95 @@
+"""Typical tiles and neighbourhoods of a cohort: found without labels, counted exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from histossl.errors import SettingsError
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.prototypes import SCALES, neighbourhood_mean
+from histossl.gigassl.sparse import SparseMap
+
+
+def squares(side: int) -> np.ndarray:
+    """(side * side, 2) positions of a full map."""
+    return np.argwhere(np.ones((side, side), bool)).astype(np.float32)
+
+
+def cohort(lesions: int) -> list[tuple[torch.Tensor, np.ndarray]]:
+    """Slides of noise, each with a stain of its own, the first `lesions` of them with a small square of other tiles."""
+    rng = np.random.default_rng(0)
+    slides = []
+    for k in range(12):
+        tiles = rng.standard_normal((20, 20, 16)).astype(np.float32) + rng.standard_normal(16).astype(np.float32) * 3
+        if k < lesions:
+            row, column = rng.integers(0, 16, 2)
+            tiles[row : row + 4, column : column + 4, :4] += 2.5
+        slides.append((torch.from_numpy(tiles.reshape(-1, 16)), squares(20)))
+    return slides
+
+
+def test_neighbourhood_mean_is_that_of_the_tiles_that_are_there() -> None:
+    rng = np.random.default_rng(1)
+    sites = np.unique(rng.integers(0, 7, (60, 3)) % [2, 7, 7], axis=0)
+    rows = torch.from_numpy(rng.standard_normal((len(sites), 3)))
+    found = neighbourhood_mean(rows, SparseMap.of(rows, sites, 2).grid)
+    for k, (view, row, column) in enumerate(sites):
+        near = (sites[:, 0] == view) & (abs(sites[:, 1] - row) <= 1) & (abs(sites[:, 2] - column) <= 1)
+        torch.testing.assert_close(found[k], rows[torch.from_numpy(near)].mean(0))
+
+
+def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
+    slides = cohort(lesions=6)
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
+    encoder.fit_prototypes(slides)
+    encoder.eval()
+    with torch.inference_mode():
+        vectors = torch.cat([encoder(f, p, np.zeros(len(f), np.int64), 1) for f, p in slides])
+    shares = vectors[:, encoder.settings.contrasted_dim :].reshape(12, len(SCALES), 12)
+    torch.testing.assert_close(shares.sum(2), torch.ones(12, len(SCALES)))
+    assert (shares >= 0).all()
+    # At the largest scale some prototype is found in every slide with the focus, and hardly in any other.
+    with_focus, without = shares[:6, -1].amin(0), shares[6:, -1].amax(0)
+    assert (with_focus - without).max() > 0.01
+
+
+def test_prototypes_do_not_see_the_stain_of_a_slide_nor_where_it_lies() -> None:
+    slides = cohort(lesions=6)
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
+    encoder.fit_prototypes(slides)
+    encoder.eval()
+    tiles, positions = slides[0]
+    nobody = np.zeros(len(tiles), np.int64)
+    start = encoder.settings.contrasted_dim
+    with torch.inference_mode():
+        one = encoder(tiles, positions, nobody, 1)[0, start:]
+        moved = encoder(tiles + 5, positions + 40, nobody, 1)[0, start:]
+    torch.testing.assert_close(one, moved, atol=0.01, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
+    found = []
+    for _ in range(2):
+        encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
+        encoder.fit_prototypes(cohort(lesions=3))
+        assert encoder.prototypes is not None
+        found.append(encoder.prototypes.state_dict())
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
+    encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
+    with torch.inference_mode():
+        vector = encoder.eval()(torch.ones(3, 16), squares(2)[:3], np.zeros(3, np.int64), 1)
+    assert torch.isfinite(vector).all()
+    assert vector[0, encoder.settings.contrasted_dim :].sum() == pytest.approx(len(SCALES))
+
+
+def test_training_leaves_prototypes_out() -> None:
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12)).train()
+    tiles, positions = cohort(lesions=0)[0]
+    vector = encoder(tiles, positions, np.zeros(len(tiles), np.int64), 1)
+    assert vector.shape == (1, encoder.settings.contrasted_dim)
+    with pytest.raises(SettingsError, match="prototypes"):
+        EncoderSettings(prototypes=-1)
