@@ -1,6 +1,7 @@
 """The probe against brute force, against scikit-learn, and against what must be so."""
 
 import json
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from histossl.evaluate.audit import near_duplicates
 from histossl.evaluate.auroc import macro_auroc, resample
 from histossl.evaluate.figures import file_names
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.methods import Recipe, describe
 from histossl.evaluate.probe import ProbeSettings, probe, write_probe
 from histossl.evaluate.splits import grouped_folds
 
@@ -273,3 +275,131 @@ def test_the_penalty_is_chosen_by_patients_that_train_and_helps_where_it_matters
     one = probe({"x": x}, ids, labels, ProbeSettings(C=1e4, choose_C=(1e4,), **quick)).table["auroc"][0]
     assert one == weak
     assert chosen > weak + 0.02
+
+
+def test_numbers_are_regressed_on_patients_held_out():
+    rng = np.random.default_rng(11)
+    patients = np.arange(120) // 2
+    signal = rng.normal(size=60)[patients]
+    x = rng.normal(size=(120, 10))
+    x[:, 0] += 3 * signal
+    mark = np.eye(60)[patients] + 0.01 * rng.normal(size=(120, 60))  # knows the patient, and nothing else
+    labels = labels_of(np.zeros(120), patients)
+    labels.table["label"] = [f"{value:.4f}" for value in 50 + 7 * signal]
+    ids = list(labels.table.index)
+    result = probe({"x": x, "x in other units": x * 1e3 - 5, "mark": mark}, ids, labels, replace(QUICK, shots=(20,)))
+    assert result.table.empty
+    table = result.numbers.set_index(["n_labelled", "embedding"])
+    best, last = table.loc[("all", "x")], table.loc[("all", "mark")]
+    assert best["spearman"] > 0.85
+    assert best["low"] < best["spearman"] < best["high"]
+    assert best["r2"] > 0.7
+    assert best["mae"] < 4 < last["mae"]  # the mean of |7 z| is 5.6
+    assert abs(last["spearman"]) < 0.35
+    assert last["difference_low"] > 0.4
+    assert table.loc[("20", "x"), "spearman"] < best["spearman"]
+    same = table.loc[("all", "x in other units")]
+    assert same["spearman"] == pytest.approx(best["spearman"], abs=1e-3)
+    found = result.predictions.query("embedding == 'x'")
+    assert np.corrcoef(found["truth"].astype(float), found["predicted"].astype(float))[0, 1] > 0.85
+    assert "numbers from " in result.audit[0]
+
+
+def test_what_is_a_class_and_what_a_number():
+    rng = np.random.default_rng(12)
+    x, patients = rng.normal(size=(60, 3)), np.arange(60)
+
+    def kind(values, task="auto"):
+        labels = labels_of(np.zeros(60), patients)
+        labels.table["label"] = [str(value) for value in values]
+        result = probe({"x": x}, list(labels.table.index), labels, replace(QUICK, task=task, shots=(), folds=2))
+        return "classes" if len(result.table) else "numbers"
+
+    grades, ages = np.arange(60) % 4 + 1, rng.integers(20, 90, size=60)
+    assert (kind(grades), kind(ages), kind(grades, "numbers")) == ("classes", "numbers", "numbers")
+    with pytest.raises(LabelError, match="different values"):
+        kind(np.arange(60), "classes")
+    with pytest.raises(LabelError, match="'a' is no number"):
+        kind(["a", "b"] * 30, "numbers")
+    with pytest.raises(LabelError, match="all slides have the value 3"):
+        kind([3] * 60, "numbers")
+
+
+def test_sites_are_left_out_whole_where_asked():
+    """The vectors know the site alone, and sites differ in how common the class is."""
+    rng = np.random.default_rng(13)
+    site = np.arange(240) % 6
+    classes = (rng.random(240) < np.where(site < 3, 0.15, 0.85)).astype(int)
+    x = np.eye(6)[site] + 0.05 * rng.normal(size=(240, 6))
+    plain = labels_of(classes, np.arange(240))
+    labels = replace(plain, sites={f"s{k:03d}": f"site {site[k]}" for k in range(240)})
+    ids, once = list(labels.table.index), replace(QUICK, shots=(), folds=3, repeats=1)
+    known = probe({"x": x}, ids, labels, once)
+    unknown = probe({"x": x}, ids, labels, replace(once, hold_out="sites"))
+    assert "6 of 6 sites on both sides" in known.audit[0]
+    assert "none of 6 sites on both sides" in unknown.audit[0]
+    assert known.table["auroc"][0] > 0.8 > 0.7 > unknown.table["auroc"][0]
+
+
+def test_shots_may_count_patients():
+    patients = np.arange(90) // 3
+    classes = (np.arange(30) % 2)[patients]
+    x, seen = np.random.default_rng(14).normal(size=(90, 2)), []
+
+    def spy(train, truth, test, seed):
+        seen.append((len(set(patients[train])), len(train)))
+        return np.tile([0.5, 0.5], (len(test), 1))
+
+    labels = labels_of(classes, patients)
+    found = replace(QUICK, shots=(4, 10, 25), shots_of="patients")
+    result = probe({"x": x}, list(labels.table.index), labels, found, {"spy": spy})
+    assert set(seen) == {(4, 12), (10, 30), (24, 72)}
+    assert list(result.table["n_labelled"].unique()) == ["4", "10", "all"]
+
+
+def test_the_audit_says_what_was_seen_in_pretraining():
+    labels = labels_of(np.arange(40) % 2, np.arange(40))
+    ids, x = list(labels.table.index), np.random.default_rng(0).normal(size=(40, 3))
+    assert (
+        "12 of the slides seen in pretraining, without labels"
+        in probe({"x": x}, ids, labels, QUICK, seen=set(ids[:12]) | {"another"}).audit[0]
+    )
+    assert "pretraining" not in probe({"x": x}, ids, labels, QUICK).audit[0]
+
+
+def test_the_paragraph_of_method_tells_every_setting():
+    plain = ProbeSettings()
+    others: dict[str, Any] = {
+        "targets": ("grade",), "task": "classes", "hold_out": "sites", "folds": 4, "repeats": 3, "C": 2.0,
+        "choose_C": (0.3, 3.0), "balanced": False, "alphas": (0.7,), "shots": (17,), "shots_of": "patients",
+        "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5,
+    }  # fmt: skip
+    assert set(others) == {field.name for field in fields(ProbeSettings)}
+    said = describe(plain, True, True)
+    told = {name: describe(replace(plain, **{name: value}), True, True) for name, value in others.items()}
+    assert all(text != said for text in told.values())
+    for name, word in {"folds": "4 folds", "C": "C = 2", "choose_C": "0.3, 3", "shots": "17 slides", "seed": "seed 5",
+                       "alphas": "0.7", "bootstraps": "777", "targets": "grade"}.items():  # fmt: skip
+        assert word in told[name]
+    for field in fields(Recipe):  # of the trained rivals
+        assert f"{getattr(Recipe(), field.name):g}" in describe(replace(plain, rivals=("sparse",)))
+
+
+def test_numbers_are_written_beside_classes(tmp_path):
+    rng = np.random.default_rng(15)
+    labels = labels_of(np.arange(40) % 2, range(40), "kind", age=[str(v) for v in rng.normal(50, 9, size=40)])
+    labels = Labels(labels.table, ("kind", "age"))
+    ids = list(labels.table.index)
+    write_probe(probe({"x": rng.normal(size=(40, 3))}, ids, labels, QUICK), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions.csv", "probe.csv", "numbers.csv", "probe.json",
+        "probe-kind.png", "probe-kind.svg", "probe-age.png", "probe-age.svg",
+    }  # fmt: skip
+    content = json.loads((tmp_path / "probe.json").read_text())
+    assert [row["target"] for row in content["numbers"]] == ["age", "age"]
+    assert "Ridge regression" in content["method"]
+    found = pd.read_csv(tmp_path / "predictions.csv")
+    assert found.query("target == 'age'")["p(c0)"].isna().all()
+    kinds = Labels(labels.table, ("kind",))
+    write_probe(probe({"x": rng.normal(size=(40, 3))}, ids, kinds, QUICK), tmp_path)
+    assert not (tmp_path / "numbers.csv").exists()

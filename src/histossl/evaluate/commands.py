@@ -24,15 +24,21 @@ def probe_vectors(
     *,
     labels: Path,
     against: Path | None = None,
+    splits: Path | None = None,
+    pickles: bool = False,
     out: Path | None = None,
     probe: ProbeSettings = ProbeSettings(),
 ) -> int:
     """A linear model on slide vectors, whole patients held out: probe.csv, probe.json, predictions.csv, figures.
 
+    With --splits instead: AUROC on splits that others published, their mean and standard deviation: splits.csv.
+
     Args:
         vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
         labels: a CSV with slide_id, optionally patient_id and site, and label; columns of numbers are regressed.
         against: other vectors of the same slides, of any of these kinds: the difference is given with its interval.
+        splits: a split file or a folder of them, columns train and test among others.
+        pickles: read a .npy file of a dictionary, which is a pickle; nothing in it is executed.
         out: the folder of the results; of a study the study itself.
         probe: how the model is trained and scored.
     """
@@ -41,12 +47,16 @@ def probe_vectors(
     if (vectors / "slides.csv").exists() and out is None:
         from histossl.commands import probe_stage
 
-        return probe_stage(vectors, labels=labels, probe=probe)
+        if splits is None:
+            return probe_stage(vectors, labels=labels, probe=probe)
+        out = vectors
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
-    source = read_source(vectors)
+    source = read_source(vectors, pickles)
     if against is not None:
-        source = side_by_side(source, read_source(against), against.stem)
+        source = side_by_side(source, read_source(against, pickles), against.stem)
+    if splits is not None:
+        return _probe_splits(out, source, labels, splits, probe)
     return _probe_into(out, source, labels, probe)
 
 
@@ -60,6 +70,21 @@ def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings
         if not found.empty:
             _show(found.iloc[:, :9])
     return _complain(result.complaints)
+
+
+def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, settings: ProbeSettings) -> int:
+    from histossl.evaluate.audit import audit_split, read_cohort, verdicts
+    from histossl.evaluate.given_splits import probe_splits, summary
+    from histossl.evaluate.split_files import read_splits
+
+    table, named = read_labels(labels, source.ids, settings.targets, source.patients), read_splits(splits)
+    found = probe_splits(source, table, named, settings)
+    _write(out / "splits.csv", found)
+    _show(summary(found))
+    cohort = read_cohort(labels)
+    for line in verdicts([audit_split(split, cohort) for split in named], cohort, False):
+        say(line, "yellow" if line.startswith("LEAK") else "")
+    return _complain(table.complaints)
 
 
 def search(

@@ -120,7 +120,10 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
             "told by the Brier score and by the expected calibration error over tenths of the probability."
         )
     if numbers:
-        parts.append("Spearman's correlation is taken within test folds; R² and mean absolute error over all slides.")
+        parts.append(
+            "Spearman's correlation is of predictions from which the mean of their test fold was taken; R² and mean "
+            "absolute error are of all slides."
+        )
     parts.append(
         "All are averaged over the repeats; their intervals and those of the differences are the 2.5 and 97.5 "
         f"percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all methods. They "

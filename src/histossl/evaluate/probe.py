@@ -109,8 +109,9 @@ class ProbeResult:
             the classes, in [0, 2]; `ece`, the expected calibration error: mean distance, over tenths of the
             probability, between what was predicted and what came true, of several classes the mean; `n_slides`,
             `n_patients`, `n_classes`, `repeats`.
-        numbers: the same of targets with numbers: `spearman` within folds in the place of `auroc`, then `difference`,
-            `r2` (1 where all is predicted, 0 where the mean does as well) and `mae`, in the target's unit.
+        numbers: the same of targets with numbers: in the place of `auroc` `spearman`, of what remains when the mean of
+            each fold's predictions is taken away, then `difference`, `r2` (1 where all is predicted, 0 where the mean
+            does as well) and `mae`, in the target's unit.
         predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
             means over the repeats.
@@ -143,10 +144,9 @@ def probe(
 
     AUROC is the share of rightly ordered pairs (ties count half) among the slides of different class *that the same
     model scored*, that is within a fold, pooled over the folds: scores of different models have no common zero, and a
-    shift between them says nothing about the embedding. Several classes: mean of one against the rest. The same holds
-    for Spearman's correlation of numbers. Intervals: percentiles over resamples of the patients of the mean over
-    repeats; resamples that lost a class do not count. They are the same for all embeddings, which makes the
-    differences paired.
+    shift between them says nothing about the embedding. Several classes: mean of one against the rest. Intervals:
+    percentiles over resamples of the patients of the mean over repeats; resamples that lost a class do not count. They
+    are the same for all embeddings, which makes the differences paired.
 
     Args:
         embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from histossl.embeddings import read_embeddings
 from histossl.errors import FileFormatError
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
+from histossl.evaluate.pickled import read_pickled_vectors
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,24 @@ class Source:
     seen: frozenset[str] | None = None
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path, pickles: bool = False) -> Source:
     """Read vectors of slides, by what lies at `path`.
 
     - the folder of a study, or an `.h5ad` file: X and, of ours, the baselines in obsm;
     - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
       features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
     - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
-    - `.csv` or `.parquet`: a column slide_id, optionally patient_id and site, all further columns numbers.
+    - `.csv` or `.parquet`: a column slide_id, optionally patient_id and site, all further columns numbers;
+    - with `pickles` also the `.npy` files of a dictionary, slide -> vector, that Giga-SSL's authors publish later.
 
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged; slides named twice; vectors not finite.
     """
     path = Path(path)
+    if pickles and path.suffix == ".npy" and not (path.parent / "ids.npy").exists():
+        found = read_pickled_vectors(path)
+        values = np.stack(list(found.values())) if found else np.empty((0, 0), np.float32)
+        return _checked(path, Source(tuple(found), {path.stem: values}))
     kinds: dict[str, Callable[[Path], Source]] = {".h5ad": _anndata, ".npy": _arrays, ".csv": _table}
     kinds |= {".parquet": _table}
     if path.is_dir():
@@ -203,7 +209,8 @@ def _arrays(path: Path) -> Source:
         ids = np.load(folder / "ids.npy", allow_pickle=False)
     except (OSError, ValueError) as error:
         # Objects in an array are pickles, which run whatever they hold.
-        hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text; save ids with np.save(..., ids.astype(str))"
+        hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
+        hint += "a dictionary of vectors is a pickle, and is read where it is asked for: --pickles true"
         raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
     if ids.ndim != 1 or values.dtype.kind not in "fiu":
         raise FileFormatError(f"{folder}: {ids.shape} ids, embeddings of {values.dtype}", "(N,) text and (N, d) floats")

@@ -103,9 +103,9 @@ def site_folds(
         raise LabelError("every site has slides of one class only", "site and class cannot be told apart here")
     alone = np.flatnonzero((counts > 0).sum(axis=0) == 1)
     if len(alone):
-        of = names[np.unique(site[strata == alone[0]])]
+        of = ", ".join(repr(str(name)) for name in names[np.unique(site[strata == alone[0]])][:3])
         raise LabelError(
-            f"all slides of a class are at {', '.join(map(repr, map(str, of[:3])))}, so no other site can teach it",
+            f"all slides of a class are at {of}, so no other site can teach it",
             "leave that class out, or leave whole patients out instead: --probe.hold_out patients",
         )
     share = counts / counts.sum(axis=0)

@@ -96,7 +96,7 @@ def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
     numbers = _numbers(values)
     many = len(names) > min(MANY, len(values) // 2)
     if task == "numbers" and numbers is None:
-        raise LabelError(f"{names[0]!r} is no number", "--probe.task classes")
+        raise LabelError(f"{str(names[0])!r} is no number", "--probe.task classes")
     if numbers is not None and (task == "numbers" or (task == "auto" and many)):
         if np.ptp(numbers) == 0:
             raise LabelError(f"all slides have the value {numbers[0]:g}", "a probe needs values that differ")
@@ -112,7 +112,7 @@ def _check_classes(
     """What `grouped_folds` would refuse, refused with the rows of the file."""
     of_patient: dict[str, dict[str, list[str]]] = {}
     for slide, patient, name in zip(slides, patients, classes, strict=True):
-        of_patient.setdefault(patient, {}).setdefault(name, []).append(slide)
+        of_patient.setdefault(str(patient), {}).setdefault(str(name), []).append(slide)
     mixed = {patient: found for patient, found in of_patient.items() if len(found) > 1}
     if mixed and not settings.mixed_patients:
         some = "; ".join(
@@ -124,7 +124,7 @@ def _check_classes(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
             "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
         )
-    names = np.unique(classes)
+    names = list(map(str, np.unique(classes)))
     if len(names) < 2:
         raise LabelError(f"all {len(slides)} slides are {names[0]!r}", "a probe needs two classes or more")
     for name in names if settings.hold_out == "patients" else ():
