@@ -9,11 +9,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
-from histossl import stages
+from histossl import parallel, stages
 from histossl.adopt import Origin, adopt
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings
 from histossl.encoders.moco import TileTrainSettings
+from histossl.encoders.zoo import pick_device
 from histossl.errors import StudyError
 from histossl.evaluate.probe import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings
@@ -157,7 +158,7 @@ def pretrain_stage(
     """Train the slide encoder, without labels: on the encoded slides of a study, or on features that another tool made.
 
     With --out the study is made from a folder of features, of TRIDENT, CLAM (h5 and pt), STAMP or ours, and ends with
-    embeddings.h5ad, as `histossl run` does.
+    embeddings.h5ad, as `histossl run` does. On several devices or machines: `torchrun ... -m histossl pretrain ...`.
 
     Args:
         study: the folder of the study; with --out, a folder of features, a file a slide.
@@ -170,11 +171,12 @@ def pretrain_stage(
         device: auto, cpu or cuda.
     """
     place, failed = _existing(study) if out is None else Study(out), 0
-    with place.lock():
-        if out is not None:
+    with parallel.joined(pick_device(device).type) as first, place.lock() if first else nullcontext():
+        if out is not None and first:
             failed = adopt(place, Origin(study, stride, mpp, slides), spatial=pretrain.encoder.arch == "sparse")
+        parallel.wait()
         stages.pretrain_study(place, pretrain, device)
-        if out is not None:
+        if out is not None and first:
             failed = max(failed, stages.embed_study(place, embed, device))
             say(f"done: {place.embeddings}", "green")
     return _code(failed)

@@ -26,12 +26,12 @@ from histossl.geometry import tile_units
 from histossl.gigassl.chunked import encode_twice
 from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
 from histossl.gigassl.gauges import effective_rank, gauges
-from histossl.gigassl.views import ViewSettings, collate, draw_pair, draw_tiles
+from histossl.gigassl.views import ViewSettings, collate, draw_pair
 from histossl.losses import nt_xent
 from histossl.parallel import first, gather, place, shares
 from histossl.train import Schedule, end_of_training, fit
 
-SAMPLE = 65_536  # tiles that statistics of a cohort are taken of
+SAMPLE = 100_000  # tiles, about: statistics of a cohort are taken of so many
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class PretrainSettings:
         warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
         weight_decay: on matrices and kernels, decoupled.
         temperature: of NT-Xent.
-        chunk: slides that are in memory at once with all that their gradient needs, in each process; 0: the batch.
+        chunk: slides (or one more) that are in memory at once with all that their gradient needs, in each process; 0:
+            the batch.
         patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
         keep: what becomes the slide encoder: the `last` weights, or the `best`: those of the lowest loss where the
             last have clearly fallen behind them, as after a collapse.
@@ -154,25 +155,21 @@ def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return features, tile_units(tiles.xy, tiles.stride)
 
 
-def sample_tiles(
-    sources: Sequence[SlideSource], view: ViewSettings, seed: int
-) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-    """Un-augmented tiles for statistics of the cohort: (n, D) features and (n, 2) positions of a view a slide.
+def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+    """Whole slides for statistics of the cohort: (n, D) features and (n, 2) positions, un-augmented.
 
-    At most `SAMPLE` tiles in all: of very many slides some, drawn at random.
+    In random order, up to `SAMPLE` tiles in all; the first slide comes whatever its size.
     """
-    rng = np.random.default_rng([seed, len(sources)])
-    most = max(1, SAMPLE // view.tiles)
-    chosen = np.sort(rng.choice(len(sources), most, replace=False)) if len(sources) > most else range(len(sources))
-    for k in chosen:
+    total = 0
+    for k in np.random.default_rng([seed, len(sources)]).permutation(len(sources)):
         features, positions = plain_tiles(sources[k].features)
-        rows = np.sort(draw_tiles(positions, view, rng))
-        yield torch.from_numpy(features[rows]).float(), positions[rows]
+        total += len(features)
+        if total > SAMPLE and total > len(features):
+            return
+        yield torch.from_numpy(features).float(), positions
 
 
-Chunk = tuple[
-    Tensor, NDArray, NDArray, int
-]  # as `SlideEncoder` takes it; the first half of the views pairs with the last
+Chunk = tuple[Tensor, NDArray, NDArray, int]
 
 
 class PretrainTask(nn.Module):
@@ -272,7 +269,7 @@ def pretrain_slides(
         best=settings.keep == "best",
     )
     if first():
-        task.encoder.fit_prototypes(list(sample_tiles(sources, settings.view, settings.seed)), settings.seed)
+        task.encoder.fit_prototypes(list(sample_slides(sources, settings.seed)), settings.seed)
         task.encoder.save(folder, about | {"training": vars(outcome)})
         end_of_training(logs)
 
@@ -303,8 +300,8 @@ def _batch(
     together = np.array_split(order, per_epoch)[part]
     rank, processes = place()
     mine = together[rank::processes]
-    # As many chunks in each process, since they meet in every one.
-    count = math.ceil(math.ceil(len(together) / processes) / settings.chunk) if settings.chunk else 1
+    # As many chunks in each process, since they meet in every one, and none empty.
+    count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1
     return tuple(_chunk(epoch, k, sources, settings) for k in np.array_split(mine, count)), len(together)
 
 
