@@ -39,6 +39,7 @@ COMMANDS = {
         "what a split has on both of its sides: patients, sites, duplicates",
     ),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
+    "view": ("histossl.view.commands", "view", "look at the cohort, its slides and what was found, in a browser"),
     "nuclei train": ("histossl.nuclei.commands", "train", "learn nuclei from images or slides, without labels"),
     "nuclei segment": ("histossl.nuclei.commands", "segment", "find the nuclei of images and slides, for QuPath"),
     "nuclei score": ("histossl.nuclei.commands", "score", "Dice, AJI, PQ against ground truth"),

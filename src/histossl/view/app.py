@@ -1,0 +1,246 @@
+"""The answers of the viewer: every address names a slide by its number, and none of them is ever part of a path."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from histossl.errors import HistosslError
+from histossl.study import Study
+from histossl.view.cohort import Cohort, read_cohort
+from histossl.view.guard import App, Guard
+from histossl.view.maps import map_names, slide_places
+from histossl.view.overlays import Overlays, slide_facts, slide_words
+from histossl.view.pyramid import SIDE, NoTile
+from histossl.view.reading import Kept, Shelf, thumbnail, tile_picture
+
+_WAITING = 256  # requests; more than a page makes
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
+_DAY = {"cache-control": "private, max-age=86400"}  # the address changes with every start
+_NOT = {"cache-control": "no-store"}
+
+
+class Count(Convertor[int]):
+    """A number of at most nine digits."""
+
+    regex = "[0-9]{1,9}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("count", Count())
+
+
+class Viewer:
+    """A study to look at.
+
+    Args:
+        study: its folder.
+        nuclei: folder of nuclei, a file a slide.
+        threads: that read slides.
+        room: bytes of pictures that are kept.
+
+    Raises:
+        StudyError: there are no slides in it.
+    """
+
+    def __init__(self, study: Study, nuclei: Path, threads: int | None = None, room: int = 64 * 2**20) -> None:
+        self.study = study
+        self.cohort: Cohort = read_cohort(study)
+        self.shelf = Shelf()
+        self.overlays = Overlays(study, self.cohort, self.shelf, nuclei)
+        self.kept = Kept(room)
+        self.readers = ThreadPoolExecutor(threads or max(2, min(4, os.cpu_count() or 2)), "read")
+        self.alone = ThreadPoolExecutor(1, "alone")  # for what takes long or much memory
+        self.waiting = 0
+        here = Path(__file__).parent / "static"
+        self.files = {path.name: path.read_bytes() for path in here.iterdir() if path.suffix in _KINDS}
+
+    def app(self) -> Starlette:
+        """The routes, unguarded."""
+        of = "/slides/{slide:count}"
+        routes = {
+            "/": self.page("atlas.html"),
+            "/static/{name}": self.static,
+            "/cohort.json": self.cohort_json,
+            "/maps/{name}.json": self.map_json,
+            of: self.page("slide.html"),
+            f"{of}/words.json": self.words,
+            f"{of}/facts.json": self.facts,
+            f"{of}/thumbnail.jpg": self.thumbnail,
+            f"{of}/tiles/{{level:count}}/{{column:count}}_{{row:count}}.jpg": self.tile,
+            f"{of}/tissue.json": self.overlay("tissue", "application/json"),
+            f"{of}/tiles.bin": self.overlay("tiles", "application/octet-stream"),
+            f"{of}/heat/{{number:count}}.bin": self.overlay("heat", "application/octet-stream"),
+            f"{of}/nuclei.json": self.overlay("nuclei_about", "application/json"),
+            f"{of}/nuclei.png": self.overlay("nuclei_density", "image/png"),
+            f"{of}/nuclei/{{cell:count}}.bin": self.overlay("nuclei_cell", "application/octet-stream"),
+        }
+
+        @asynccontextmanager
+        async def lifespan(_: Starlette):
+            yield
+            self.close()
+
+        return Starlette(
+            routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
+            exception_handlers={HistosslError: _told, NoTile: _absent},
+            lifespan=lifespan,
+        )
+
+    def guarded(self, token: str, host: str = "127.0.0.1") -> App:
+        """The routes behind `Guard`."""
+        return Guard(self.app(), token, host)
+
+    def close(self) -> None:
+        """Give back threads and files; what waits is dropped."""
+        for pool in (self.readers, self.alone):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.shelf.close()
+
+    def page(self, name: str) -> Callable:
+        async def answer(request: Request) -> Response:
+            if "slide" in request.path_params:
+                self._slide(request)
+            return Response(self.files[name], media_type="text/html", headers=_NOT)
+
+        return answer
+
+    async def static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.files:
+            raise HTTPException(404)
+        return Response(self.files[name], media_type=_KINDS[Path(name).suffix], headers=_DAY)
+
+    async def cohort_json(self, _: Request) -> Response:
+        vectors = self.cohort.vectors
+        return _json(
+            {
+                "title": self.cohort.title,
+                "names": [row["slide_id"] for row in self.cohort.rows],
+                "failed": {k: row["error"] for k, row in enumerate(self.cohort.rows) if row["status"] == "failed"},
+                "columns": self.cohort.columns,
+                "maps": map_names(0 if vectors is None else len(vectors)),
+            }
+        )
+
+    async def map_json(self, request: Request) -> Response:
+        name, vectors = request.path_params["name"], self.cohort.vectors
+        if vectors is None or name not in map_names(len(vectors)):
+            raise HTTPException(404)
+
+        def make() -> bytes:
+            xy, told = slide_places(name, vectors)
+            places: list[list[float] | None] = [None] * len(self.cohort)
+            for slide, row in self.cohort.row_of.items():
+                places[slide] = [round(float(value), 3) for value in xy[row]]
+            return json.dumps({"places": places, "told": told}).encode()
+
+        return await self._made(request, self.alone, ("map", name), make, "application/json")
+
+    async def words(self, request: Request) -> Response:
+        return _json(slide_words(self.cohort, self._slide(request)))
+
+    async def facts(self, request: Request) -> Response:
+        slide = self._slide(request)
+
+        def make() -> bytes:
+            facts = slide_facts(self.cohort, self.overlays, self.shelf, slide)
+            return json.dumps(facts | {"side": SIDE}).encode()
+
+        return await self._made(request, self.readers, None, make, "application/json")
+
+    async def thumbnail(self, request: Request) -> Response:
+        slide = self._slide(request)
+        place, drawn = self.cohort.place(slide), self.study.qc(self.cohort.rows[slide]["slide_id"])
+        make = lambda: thumbnail(self.shelf, place, drawn)  # noqa: E731
+        return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg")
+
+    async def tile(self, request: Request) -> Response:
+        slide = self._slide(request)
+        level, column, row = (request.path_params[name] for name in ("level", "column", "row"))
+        place = self.cohort.place(slide)
+        make = lambda: tile_picture(self.shelf, place, level, column, row)  # noqa: E731
+        return await self._made(request, self.readers, (slide, level, column, row), make, "image/jpeg")
+
+    def overlay(self, what: str, kind: str) -> Callable:
+        async def answer(request: Request) -> Response:
+            parameters = {**request.path_params, "slide": self._slide(request)}
+            make = lambda: getattr(self.overlays, what)(**parameters)  # noqa: E731
+            return await self._made(request, self.alone, (what, *parameters.values()), make, kind)
+
+        return answer
+
+    def _slide(self, request: Request) -> int:
+        slide = request.path_params["slide"]
+        if slide >= len(self.cohort):
+            raise HTTPException(404)
+        return slide
+
+    async def _made(
+        self, request: Request, pool: ThreadPoolExecutor, key: object, make: Callable[[], bytes | None], kind: str
+    ) -> Response:
+        """What `make` gives, in a thread of the pool; who goes away before its turn is not served."""
+        answer = None if key is None else self.kept.get(key)
+        if answer is None:
+            if self.waiting >= _WAITING:
+                raise HTTPException(503, "too many requests at once", {"retry-after": "1"})
+            self.waiting += 1
+            work = pool.submit(make)
+            try:
+                answer = await _unless_gone(request, asyncio.wrap_future(work))
+            finally:
+                self.waiting -= 1
+                work.cancel()
+            if answer is None:
+                raise HTTPException(404)
+            if key is not None:
+                self.kept.put(key, answer)
+        return Response(answer, media_type=kind, headers=_DAY)
+
+
+async def _unless_gone(request: Request, work: asyncio.Future[bytes | None]) -> bytes | None:
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        watch.cancel()
+        work.cancel()
+
+
+def _json(content: Any) -> Response:
+    # Names of files that are not Unicode carry surrogates: as ASCII they can be written.
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False)
+    return Response(text.encode(), media_type="application/json", headers=_NOT)
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    response = _json({"error": str(error)})
+    response.status_code = 409
+    return response
+
+
+async def _absent(_: Request, error: Exception) -> Response:
+    raise HTTPException(404, str(error)) from error

@@ -1,0 +1,48 @@
+"""Places of slides on a map: principal components, or neighbourhoods."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.report.figures import slide_map
+
+_LEAST = 3  # vectors that make a map
+
+
+def map_names(count: int) -> dict[str, str]:
+    """The maps that can be drawn of so many vectors: name -> what to call it."""
+    if count < _LEAST:
+        return {}
+    return (
+        {"pca": "Principal components"}
+        | ({"tsne": "Neighbourhoods (t-SNE)"} if count >= 2 * _LEAST else {})
+        | ({"umap": "Neighbourhoods (UMAP)"} if count >= 4 * _LEAST and find_spec("umap") else {})
+    )
+
+
+def slide_places(name: str, vectors: NDArray[np.float32]) -> tuple[NDArray, str]:
+    """(V, 2) x to the right and y down, and a line about what the map shows; seeded.
+
+    Args:
+        name: of `map_names`.
+        vectors: (V, d) finite.
+    """
+    if name == "pca":
+        xy, _, share = slide_map(vectors)
+        return xy, f"The first two principal components: {share:.0%} of the variance."
+    from histossl.evaluate.search import directions  # numba takes a second to import
+
+    told = "Near slides are alike by the cosine of standardised features; far distances mean nothing."
+    if name == "umap":
+        from umap import UMAP  # type: ignore[import-not-found]
+
+        neighbours = min(15, len(vectors) - 1)
+        return np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=0).fit_transform(vectors)), told
+    from sklearn.manifold import TSNE
+
+    rows = directions(vectors)
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows), told

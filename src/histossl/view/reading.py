@@ -1,0 +1,159 @@
+"""Open slides, at hand but bounded, and pictures of them as JPEG."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from histossl.errors import SlideError
+from histossl.slide import Slide, open_slide
+from histossl.view.pyramid import Pyramid
+
+_OPEN = 12 * 2**20  # bytes of an idle slide's reader, and it holds a file
+_QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slide lies.
+
+    Attributes:
+        key: of the slide, unique in the study.
+        path: of its file.
+        mpp: µm per level-0 pixel, or None: then lengths in µm are not known, and it is shown all the same.
+    """
+
+    key: int
+    path: Path
+    mpp: float | None
+
+
+class Shelf:
+    """Open slides for many threads: each is in the hands of one at a time, and few lie idle.
+
+    Args:
+        room: bytes that idle slides may take, roughly; a plain picture counts with all of its pixels.
+    """
+
+    def __init__(self, room: int = 256 * 2**20) -> None:
+        self._room = room
+        self._idle: OrderedDict[int, tuple[int, Slide]] = OrderedDict()
+        self._serial = 0
+        self._guard = threading.Lock()
+        self._opening: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+
+    @contextmanager
+    def slide(self, place: Place) -> Iterator[Slide]:
+        """A slide for the time of the block.
+
+        Raises:
+            SlideError: it cannot be opened, or read in the block; it is opened anew the next time.
+        """
+        with ExitStack() as stack:
+            with self._guard:
+                alone = self._opening[place.key]
+            stack.enter_context(alone)
+            slide = self._taken(place.key) or open_slide(place.path, place.mpp, 1.0)
+            if slide.vendor != "plain":  # of which each copy would hold all of its pixels
+                stack.pop_all().close()
+            try:
+                yield slide
+            except SlideError:
+                slide.close()
+                raise
+            except BaseException:
+                self._put(place.key, slide)
+                raise
+            self._put(place.key, slide)
+
+    def close(self) -> None:
+        """Close what lies idle."""
+        with self._guard:
+            while self._idle:
+                self._idle.popitem()[1][1].close()
+
+    def _taken(self, key: int) -> Slide | None:
+        with self._guard:
+            found = next((serial for serial in reversed(self._idle) if self._idle[serial][0] == key), None)
+            return None if found is None else self._idle.pop(found)[1]
+
+    def _put(self, key: int, slide: Slide) -> None:
+        with self._guard:
+            self._serial += 1
+            self._idle[self._serial] = key, slide
+            while len(self._idle) > 1 and sum(_weight(s) for _, s in self._idle.values()) > self._room:
+                self._idle.popitem(last=False)[1][1].close()
+
+
+def _weight(slide: Slide) -> int:
+    return slide.size.width * slide.size.height * 3 if slide.vendor == "plain" else _OPEN
+
+
+class Kept:
+    """The answers given last, within a number of bytes; for many threads."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._bytes = room, 0
+        self._guard = threading.Lock()
+        self._answers: OrderedDict[object, bytes] = OrderedDict()
+
+    def get(self, key: object) -> bytes | None:
+        """What was kept under a key, or None."""
+        with self._guard:
+            if key in self._answers:
+                self._answers.move_to_end(key)
+            return self._answers.get(key)
+
+    def put(self, key: object, answer: bytes) -> None:
+        """Keep an answer; the ones asked for longest ago go."""
+        with self._guard:
+            self._bytes += len(answer) - len(self._answers.pop(key, b""))
+            self._answers[key] = answer
+            while self._bytes > self._room:
+                self._bytes -= len(self._answers.popitem(last=False)[1])
+
+    def __len__(self) -> int:
+        """Bytes that are kept."""
+        return self._bytes
+
+
+def tile_picture(shelf: Shelf, place: Place, level: int, column: int, row: int) -> bytes:
+    """A tile of a slide's pyramid as JPEG.
+
+    Raises:
+        NoTile: there is no such tile.
+        SlideError: the slide cannot be read there.
+    """
+    with shelf.slide(place) as slide:
+        pyramid = Pyramid(slide.size)
+        return jpeg(slide.read(pyramid.region(level, column, row), slide.mpp * pyramid.step(level)))
+
+
+def thumbnail(shelf: Shelf, place: Place, fallback: Path, longest: int = 320) -> bytes | None:
+    """A slide as a small JPEG; where it cannot be read, the picture that stands in the study, if there is one."""
+    try:
+        with shelf.slide(place) as slide:
+            return jpeg(slide.thumbnail(longest))
+    except SlideError:
+        try:
+            with Image.open(fallback) as picture:
+                picture.thumbnail((longest, longest))
+                return jpeg(np.asarray(picture.convert("RGB")))
+        except OSError:
+            return None
+
+
+def jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """(H, W, 3) uint8 RGB as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()

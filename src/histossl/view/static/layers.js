@@ -1,0 +1,168 @@
+// What is drawn over a slide. A layer draws into a context whose unit is a level-0 pixel; `seen` is what is on the screen.
+import { fetched } from "./common.js";
+
+const GRID = 9; // screen pixels of a tile from which on its frame is drawn
+const FINE = 5; // screen pixels of 8 µm, a nucleus, from which on outlines are drawn
+const CELLS = 400; // of nuclei that stay at hand
+
+export class Tissue {
+  static colour = "#00783c";
+  async load(base) {
+    const rings = await fetched(`${base}/tissue.json`);
+    this.path = new Path2D();
+    for (const ring of rings) { ring.forEach(([x, y], k) => (k ? this.path.lineTo(x, y) : this.path.moveTo(x, y))); this.path.closePath(); }
+    return rings.length === 1 ? "One piece of tissue." : `${rings.length} outlines of tissue and holes.`;
+  }
+  draw(context, seen, strength) {
+    context.strokeStyle = Tissue.colour;
+    context.globalAlpha = 0.3 + 0.7 * strength;
+    context.lineWidth = 2.2 / seen.scale;
+    context.stroke(this.path);
+    return 1;
+  }
+}
+
+// Stride and extent, a corner a tile and, of heatmaps, a share a tile.
+function places(data, shared) {
+  const [stride, extent] = new Float32Array(data, 0, 2), count = (data.byteLength - 8) / (shared ? 12 : 8);
+  return { stride, extent, xy: new Int32Array(data, 8, 2 * count), shares: shared && new Float32Array(data, 8 + 8 * count, count) };
+}
+
+// A pixel a tile: however many there are, one picture is drawn.
+function sheet({ stride, xy }, colour) {
+  const column = (k) => Math.round(xy[2 * k] / stride), row = (k) => Math.round(xy[2 * k + 1] / stride), count = xy.length / 2;
+  let width = 1, height = 1;
+  for (let k = 0; k < count; k++) { width = Math.max(width, column(k) + 1); height = Math.max(height, row(k) + 1); }
+  const canvas = Object.assign(document.createElement("canvas"), { width, height }), context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  for (let k = 0; k < count; k++) image.data.set(colour(k), 4 * (row(k) * width + column(k)));
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
+function spread(context, canvas, stride, smooth) {
+  context.imageSmoothingEnabled = smooth;
+  context.drawImage(canvas, 0, 0, canvas.width * stride, canvas.height * stride);
+}
+
+export class Tiles {
+  static colour = "#143cc8";
+  async load(base) {
+    this.tiles = places(await fetched(`${base}/tiles.bin`, "arrayBuffer"), false);
+    this.sheet = sheet(this.tiles, () => [20, 60, 200, 255]);
+    return `${(this.tiles.xy.length / 2).toLocaleString("en")} tiles.`;
+  }
+  draw(context, seen, strength) {
+    const { stride, extent, xy } = this.tiles;
+    if (extent * seen.scale < GRID) {
+      context.globalAlpha = 0.45 * strength;
+      spread(context, this.sheet, stride, false);
+      return xy.length / 2;
+    }
+    context.globalAlpha = strength;
+    context.strokeStyle = Tiles.colour;
+    context.lineWidth = 1.2 / seen.scale;
+    context.beginPath();
+    let drawn = 0;
+    for (let k = 0; k < xy.length; k += 2) {
+      if (xy[k] > seen.right || xy[k + 1] > seen.bottom || xy[k] + extent < seen.left || xy[k + 1] + extent < seen.top) continue;
+      context.rect(xy[k], xy[k + 1], extent, extent);
+      drawn++;
+    }
+    context.stroke();
+    return drawn;
+  }
+}
+
+// Orange speaks for the class, blue against it: told apart by those who mix up red and green.
+const FOR = [224, 110, 10], AGAINST = [30, 100, 200];
+
+export class Heat {
+  constructor(number) { this.number = number; }
+  async load(base) {
+    this.tiles = places(await fetched(`${base}/heat/${this.number}.bin`, "arrayBuffer"), true);
+    const { shares } = this.tiles, sizes = Float32Array.from(shares, Math.abs).sort();
+    const most = sizes[Math.floor((sizes.length - 1) * 0.98)] || 1;
+    this.sheet = sheet(this.tiles, (k) => [...(shares[k] > 0 ? FOR : AGAINST), 255 * Math.min(1, Math.abs(shares[k]) / most)]);
+    return "Orange tiles speak for the class, blue ones against it.";
+  }
+  draw(context, seen, strength) {
+    context.globalAlpha = 0.9 * strength;
+    spread(context, this.sheet, this.tiles.stride, false);
+    return this.tiles.xy.length / 2;
+  }
+}
+
+export class Nuclei {
+  static colour = "#00a050";
+  constructor(changed) { this.changed = changed; this.cells = new Map(); this.asked = new Map(); }
+  async load(base) {
+    this.base = base;
+    this.about = await fetched(`${base}/nuclei.json`);
+    this.picture = await createImageBitmap(await fetched(`${base}/nuclei.png`, "blob"));
+    return `${this.about.count.toLocaleString("en")} nuclei${this.about.count ? "; closer, their outlines are shown." : "."}`;
+  }
+  draw(context, seen, strength) {
+    const { side, columns, cells } = this.about;
+    const fine = (8 / (seen.mpp || 0.5)) * seen.scale >= FINE;
+    if (!fine) {
+      this.drop(new Set());
+      context.globalAlpha = strength;
+      context.imageSmoothingEnabled = true;
+      context.drawImage(this.picture, 0, 0, seen.width, seen.height);
+      return 0;
+    }
+    const wanted = new Set();
+    for (let row = Math.max(0, Math.floor(seen.top / side) - 1); row <= Math.floor(seen.bottom / side) + 1; row++) {
+      for (let column = Math.max(0, Math.floor(seen.left / side) - 1); column <= Math.min(columns - 1, Math.floor(seen.right / side) + 1); column++) {
+        const cell = row * columns + column;
+        if (cells[cell]) wanted.add(cell);
+      }
+    }
+    this.drop(wanted);
+    context.globalAlpha = strength;
+    context.strokeStyle = Nuclei.colour;
+    context.lineWidth = Math.min(2, 0.8 + seen.scale) / seen.scale;
+    let drawn = 0;
+    for (const cell of wanted) {
+      const path = this.cells.get(cell);
+      if (!path) { this.ask(cell); continue; }
+      this.cells.delete(cell);
+      this.cells.set(cell, path); // the last used stand last
+      context.stroke(path);
+      drawn += cells[cell];
+    }
+    for (const cell of this.cells.keys()) { if (this.cells.size <= CELLS) break; this.cells.delete(cell); }
+    return drawn;
+  }
+  // What left the screen is not waited for.
+  drop(wanted) {
+    for (const [cell, stop] of this.asked) if (!wanted.has(cell)) { stop.abort(); this.asked.delete(cell); }
+  }
+  async ask(cell) {
+    if (this.asked.has(cell)) return;
+    const stop = new AbortController();
+    this.asked.set(cell, stop);
+    try {
+      this.cells.set(cell, this.path(cell, await fetched(`${this.base}/nuclei/${cell}.bin`, "arrayBuffer", stop.signal)));
+      this.asked.delete(cell);
+      this.changed();
+    } catch (error) {
+      if (error.name !== "AbortError") console.warn(error.message); // and it is not asked for again
+    }
+  }
+  path(cell, data) {
+    const { side, columns } = this.about, left = (cell % columns) * side, top = Math.floor(cell / columns) * side;
+    const count = new Uint32Array(data, 0, 1)[0], sizes = new Uint16Array(data, 4, count);
+    const steps = new Int16Array(data, 4 + 2 * count), path = new Path2D();
+    let at = 0;
+    for (const size of sizes) {
+      for (let k = 0; k < size; k++, at += 2) {
+        const x = left + steps[at] / 4, y = top + steps[at + 1] / 4;
+        if (k) path.lineTo(x, y); else path.moveTo(x, y);
+      }
+      path.closePath();
+    }
+    return path;
+  }
+}
