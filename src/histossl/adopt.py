@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from histossl import store
-from histossl.config import fingerprint
+from histossl.config import fingerprint, to_dict
 from histossl.console import progress_bar
+from histossl.encoders.foreign import hash_of
 from histossl.errors import FileFormatError, HistosslError, SettingsError, StudyError
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.pretrain import PretrainSettings, trained_as
+from histossl.gigassl.published import load_published
+from histossl.gigassl.views import ViewSettings
 from histossl.interchange import Bag, attributes_of, read_bag
 from histossl.slide import find_slides, open_slide
 from histossl.stages import fail, reason, report_failures
@@ -92,6 +97,33 @@ def adopt(study: Study, origin: Origin, spatial: bool = True) -> int:
         _leave_out_other_encoders(study, {row["slide_id"]: row for row in table}, dims)
         study.write_slides(table)
     return report_failures(table)
+
+
+def take_encoder(study: Study, weights: Path) -> None:
+    """Make a slide encoder that was trained elsewhere the one of a study: slide-encoder/.
+
+    Args:
+        study: locked.
+        weights: the slide-encoder folder of another study, or a checkpoint that Giga-SSL's authors publish: views are
+            then of five tiles drawn at random, as theirs.
+
+    Raises:
+        StudyError: the study has another slide encoder.
+        FileFormatError: no slide encoder can be read there.
+    """
+    if weights.is_dir():
+        encoder, about = SlideEncoder.load(weights), trained_as(weights)
+    else:
+        encoder = load_published(weights)
+        view = ViewSettings(tiles=5, windows=0, scale_min=0.5, scale_max=2.0, any_angle=True)
+        settings = to_dict(PretrainSettings(view=view, encoder=encoder.settings))
+        about = {"fingerprint": hash_of(encoder), "features": "published", "slides": None, "pretrain": settings}
+    if study.slide_encoder.is_dir():
+        if trained_as(study.slide_encoder)["fingerprint"] == about["fingerprint"]:
+            return
+        hint = f"use another --out, or remove {study.slide_encoder}"
+        raise StudyError(f"{study.slide_encoder}: another slide encoder than {weights}", hint)
+    encoder.save(study.slide_encoder, about)
 
 
 def feature_files(folder: Path) -> list[Path]:

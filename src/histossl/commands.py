@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from histossl import parallel, stages
-from histossl.adopt import Origin, adopt
+from histossl.adopt import Origin, adopt, take_encoder
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings
 from histossl.encoders.moco import TileTrainSettings
@@ -182,17 +182,36 @@ def pretrain_stage(
     return _code(failed)
 
 
-def embed_stage(study: Path, embed: EmbedSettings = EmbedSettings(), device: str = "auto") -> int:
+def embed_stage(
+    study: Path,
+    out: Path | None = None,
+    weights: Path | None = None,
+    stride: float | None = None,
+    mpp: float | None = None,
+    slides: Path | None = None,
+    embed: EmbedSettings = EmbedSettings(),
+    device: str = "auto",
+) -> int:
     """One vector a slide, with the two baselines beside it: embeddings.h5ad.
 
     Args:
-        study: the folder of the study.
+        study: the folder of the study; with --out, a folder of features, a file a slide.
+        out: the folder of the study to be made from features, with --weights.
+        weights: a slide encoder that was trained elsewhere: the slide-encoder folder of another study, or a checkpoint
+            that Giga-SSL's authors publish.
+        stride: level-0 pixels from a tile to the next, where the files of features do not say it.
+        mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
+        slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
         embed: how a slide's vector is made.
         device: auto, cpu or cuda.
     """
-    place = _existing(study)
+    place, failed = _existing(study) if out is None else Study(out), 0
     with place.lock():
-        return _code(stages.embed_study(place, embed, device))
+        if out is not None:
+            failed = adopt(place, Origin(study, stride, mpp, slides))
+        if weights is not None:
+            take_encoder(place, weights)
+        return _code(max(failed, stages.embed_study(place, embed, device)))
 
 
 def probe_stage(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
@@ -206,6 +225,33 @@ def probe_stage(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettin
     place = _existing(study)
     with place.lock():
         return _code(stages.probe_study(place, labels, probe))
+
+
+def heatmap(
+    study: Path,
+    *,
+    labels: Path,
+    slides: tuple[str, ...] = (),
+    probe: ProbeSettings = ProbeSettings(),
+    device: str = "auto",
+) -> int:
+    """Every tile's exact share of a linear probe's score: heatmaps/TARGET/SLIDE.csv, .geojson for QuPath and .png.
+
+    The shares of a slide's tiles add up to its logit. Each slide is judged by a probe that no slide of its patient
+    taught, those without a label by one that all others did.
+
+    Args:
+        study: the folder of the study.
+        labels: a CSV with slide_id, optionally patient_id, and label.
+        slides: slide ids; by default all.
+        probe: how the classifier is trained; its first repeat is explained.
+        device: auto, cpu or cuda.
+    """
+    from histossl.heatmaps import heatmaps_study
+
+    place = _existing(study)
+    with place.lock():
+        return _code(heatmaps_study(place, labels, probe, slides, device))
 
 
 def report(study: Path) -> int:

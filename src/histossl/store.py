@@ -94,6 +94,7 @@ class Tiles:
         extent: level-0 pixels of a tile's side.
         size: of the slide at level 0.
         fingerprint: of the settings that laid them.
+        in_um: all of these are in µm, since nobody said how many make a pixel.
     """
 
     xy: NDArray[np.int64]
@@ -101,6 +102,7 @@ class Tiles:
     extent: float
     size: Size
     fingerprint: str
+    in_um: bool = False
 
 
 @contextmanager
@@ -168,7 +170,8 @@ def read_tiles_of(path: Path) -> Tiles:
         share = 1 - attrs.get("overlap", 0) / attrs["patch_size"] if "patch_size" in attrs else 1.0
         size = Size(int(attrs["level0_width"]), int(attrs["level0_height"]))
         stride = float(attrs.get("stride_level0", extent * share))
-        return Tiles(coords[:].astype(np.int64), stride, float(extent), size, str(file.attrs.get("fingerprint", "")))
+        made, in_um = str(file.attrs.get("fingerprint", "")), attrs.get("unit", "px") == "um"
+        return Tiles(coords[:].astype(np.int64), stride, float(extent), size, made, in_um)
 
 
 def read_features(path: Path) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
-"""A slide encoder and the tiles of a slide in, the slide's vector out."""
+"""A slide encoder and the tiles of a slide in, the slide's vector out; and what every tile gives to a score of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from histossl.config import number_of
+from histossl.encoders.zoo import pick_dtype
 from histossl.errors import SettingsError
 from histossl.gigassl.encoder import SlideEncoder
-from histossl.gigassl.views import ViewSettings, collate, draw_tiles
+from histossl.gigassl.views import Batch, ViewSettings, collate, draw_tiles
 
 # Bounds the memory of a pass: views are grouped up to this many tiles.
 TILES_A_PASS = 8192
@@ -25,14 +27,19 @@ class EmbedSettings:
         views: R, random views of un-augmented tiles that are averaged; 0 is one pass over all tiles, and so is any R
             where a view holds all tiles of a slide.
         seed: of the views.
+        precision: float32, bfloat16 or auto (bfloat16 where the hardware multiplies it natively): the latter two are
+            faster there, and vectors differ between machines in the third digit.
     """
 
     views: int = 50
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.views < 0:
             raise SettingsError(f"embed.views must not be negative, got {self.views}")
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise SettingsError(f"embed.precision is {self.precision!r}", "it must be float32, bfloat16 or auto")
 
 
 @torch.inference_mode()
@@ -44,7 +51,7 @@ def embed_slide(
     settings: EmbedSettings,
     slide_id: str,
 ) -> NDArray[np.float32]:
-    """The mean over R views of un-augmented tiles, then the L2 norm.
+    """The mean over R views of un-augmented tiles, the shares of prototypes in the whole slide, then the L2 norm.
 
     Args:
         encoder: in evaluation mode.
@@ -57,19 +64,110 @@ def embed_slide(
     Returns:
         (vector_dim,) of length 1.
     """
+    total, count = torch.zeros(encoder.settings.contrasted_dim), 0
+    for batch, _ in _passes(encoder, features, positions, view, settings, slide_id):
+        total += _vectors(encoder, batch, settings).sum(dim=0)
+        count += batch.size
+    parts = _prototype_shares(encoder, features, positions).sum(0)
+    return torch.nn.functional.normalize(torch.cat([total / count, parts]), dim=0).numpy()
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What every tile of a slide gives to linear scores of its vector.
+
+    Attributes:
+        vector: (vector_dim,) float32, as `embed_slide` makes it.
+        shares: (N, C) float64; they add up to the vector times the scores' weights.
+        looked_at: (N,) float64, the part of what was looked at that a tile took, 0 where none did; they add up to 1.
+    """
+
+    vector: NDArray[np.float32]
+    shares: NDArray[np.float64]
+    looked_at: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def explain_slide(
+    encoder: SlideEncoder,
+    features: NDArray[np.float32],
+    positions: NDArray[np.float32],
+    view: ViewSettings,
+    settings: EmbedSettings,
+    slide_id: str,
+    weights: NDArray,
+) -> Shares:
+    """The exact share of every tile in scores of the slide's vector: the vector is a mean over sites of views.
+
+    Args:
+        encoder, features, positions, view, settings, slide_id: as of `embed_slide`.
+        weights: (vector_dim, C) of C scores.
+    """
+    weights = np.asarray(weights, np.float32)
+    split = encoder.settings.contrasted_dim
+    directions = torch.from_numpy(weights[:split]).to(_device(encoder))
+    total, count = torch.zeros(split), 0
+    shares, seen = np.zeros((len(features), directions.shape[1])), np.zeros(len(features))
+    for batch, rows in _passes(encoder, features, positions, view, settings, slide_id):
+        total += _vectors(encoder, batch, settings).sum(dim=0)
+        count += batch.size
+        with _autocast(encoder, settings):
+            tiles = batch.features.to(directions.device)
+            found = encoder.tile_shares(tiles, batch.positions.numpy(), batch.views.numpy(), batch.size, directions)
+        np.add.at(shares, rows, found.double().cpu().numpy())
+        np.add.at(seen, rows, 1)
+    parts = _prototype_shares(encoder, features, positions)
+    if encoder.prototypes is not None:
+        seen += 1  # they look at every tile
+    whole = torch.cat([total / count, parts.sum(0)])
+    shares = shares / count + (parts @ torch.from_numpy(weights[split:])).double().numpy()
+    length = max(float(whole.norm()), 1e-12)  # as of `normalize`
+    vector = torch.nn.functional.normalize(whole, dim=0).numpy()
+    return Shares(vector, shares / length, seen / max(1, seen.sum()))
+
+
+def _prototype_shares(encoder: SlideEncoder, features: NDArray, positions: NDArray) -> torch.Tensor:
+    """(N, prototypes of all scales), on the CPU."""
+    tiles = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(_device(encoder))
+    return encoder.prototype_shares(tiles, positions).cpu()
+
+
+def _passes(
+    encoder: SlideEncoder,
+    features: NDArray[np.float32],
+    positions: NDArray[np.float32],
+    view: ViewSettings,
+    settings: EmbedSettings,
+    slide_id: str,
+) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+    """The views of a slide, as many in a batch as its memory allows, and which tile each of their tiles is."""
     rng = np.random.default_rng([settings.seed, number_of(slide_id)])
     if settings.views == 0:
-        view = replace(view, tiles=len(features), windows=0)
+        view = replace(view, tiles=max(1, len(features)), windows=0)
     count = settings.views if len(features) > view.tiles else 1
-    a_pass = max(1, TILES_A_PASS // min(view.tiles, len(features)))
-    device = next(encoder.parameters()).device
-    total = torch.zeros(encoder.settings.vector_dim)
+    a_pass = max(1, TILES_A_PASS // max(1, min(view.tiles, len(features))))
     for start in range(0, count, a_pass):
         chosen = [np.sort(draw_tiles(positions, view, rng)) for _ in range(min(a_pass, count - start))]
-        batch = collate([(features[rows], positions[rows]) for rows in chosen])
-        vectors = encoder(batch.features.to(device), batch.positions.numpy(), batch.views.numpy(), batch.size)
-        total += vectors.float().sum(dim=0).cpu()
-    return torch.nn.functional.normalize(total, dim=0).numpy()
+        views = [(features[rows], positions[rows]) for rows in chosen]
+        if encoder.settings.hard_border:  # in the published code a view begins at its own first row and column
+            views = [(tiles, places - np.floor(places.min(0, initial=np.inf))) for tiles, places in views]
+        yield collate(views), np.concatenate(chosen)
+
+
+def _vectors(encoder: SlideEncoder, batch: Batch, settings: EmbedSettings) -> torch.Tensor:
+    with _autocast(encoder, settings):
+        tiles = batch.features.to(_device(encoder))
+        return encoder(tiles, batch.positions.numpy(), batch.views.numpy(), batch.size).float().cpu()
+
+
+def _device(encoder: SlideEncoder) -> torch.device:
+    return next(encoder.parameters()).device
+
+
+def _autocast(encoder: SlideEncoder, settings: EmbedSettings) -> torch.autocast:
+    device = _device(encoder)
+    dtype = pick_dtype(settings.precision, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def mean_pool(features: NDArray[np.float32]) -> NDArray[np.float32]:
