@@ -28,6 +28,7 @@ COMMANDS = {
     "pretrain": ("histossl.commands", "pretrain_stage", "train the slide encoder, without labels"),
     "embed": ("histossl.commands", "embed_stage", "one vector a slide: embeddings.h5ad"),
     "probe": ("histossl.evaluate.commands", "probe_vectors", "a linear classifier on the vectors, beside its rivals"),
+    "heatmap": ("histossl.commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.evaluate.commands",
         "search",
