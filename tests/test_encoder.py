@@ -120,12 +120,11 @@ def test_only_the_sparse_encoder_sees_who_is_beside_whom():
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("tile_mean", [True, False])
 def test_shares_of_tiles_add_up_to_the_scores_of_the_slide(arch, tile_mean):
-    encoder, (tiles, positions, views) = small(arch, tile_mean=tile_mean, prototypes=5), batch()
-    encoder.fit_prototypes([(tiles[views == view], positions[views == view]) for view in range(3)])
+    encoder, (tiles, positions, views) = small(arch, tile_mean=tile_mean), batch()
     with torch.no_grad():
         encoder.train()(tiles, positions, views, 3)  # moves the running statistics
         encoder.eval()
-        directions = normal(encoder.settings.vector_dim, 2, seed=5)
+        directions = normal(encoder.settings.contrasted_dim, 2, seed=5)
         shares = encoder.tile_shares(tiles, positions, views, 4, directions)
         vectors = encoder(tiles, positions, views, 4)
     for view in range(3):

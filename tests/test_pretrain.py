@@ -140,7 +140,7 @@ def test_a_vector_has_length_one_and_depends_on_its_slide_alone(sources):
 
 
 def test_all_tiles_in_one_view_equal_the_encoder(sources):
-    encoder = SlideEncoder(EncoderSettings(in_dim=32), seed=0).eval()
+    encoder = SlideEncoder(EncoderSettings(in_dim=32, prototypes=0), seed=0).eval()
     features, positions = plain_tiles(sources[0].features)
     vector = embed_slide(encoder, features, positions, ViewSettings(tiles=10_000, windows=0), EmbedSettings(), "s0")
     with torch.inference_mode():

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from histossl.errors import SettingsError
+from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.prototypes import SCALES, neighbourhood_mean
 from histossl.gigassl.sparse import SparseMap
+from histossl.gigassl.views import ViewSettings
 
 
 def squares(side: int) -> np.ndarray:
@@ -44,10 +46,7 @@ def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
     slides = cohort(lesions=6)
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
-    encoder.eval()
-    with torch.inference_mode():
-        vectors = torch.cat([encoder(f, p, np.zeros(len(f), np.int64), 1) for f, p in slides])
-    shares = vectors[:, encoder.settings.contrasted_dim :].reshape(12, len(SCALES), 12)
+    shares = torch.stack([encoder.prototype_shares(*slide).sum(0) for slide in slides]).reshape(12, len(SCALES), 12)
     torch.testing.assert_close(shares.sum(2), torch.ones(12, len(SCALES)))
     assert (shares >= 0).all()
     # At the largest scale some prototype is found in every slide with the focus, and hardly in any other.
@@ -59,13 +58,9 @@ def test_prototypes_do_not_see_the_stain_of_a_slide_nor_where_it_lies() -> None:
     slides = cohort(lesions=6)
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
-    encoder.eval()
     tiles, positions = slides[0]
-    nobody = np.zeros(len(tiles), np.int64)
-    start = encoder.settings.contrasted_dim
-    with torch.inference_mode():
-        one = encoder(tiles, positions, nobody, 1)[0, start:]
-        moved = encoder(tiles + 5, positions + 40, nobody, 1)[0, start:]
+    one, moved = encoder.prototype_shares(tiles, positions), encoder.prototype_shares(tiles + 5, positions + 40)
+    one, moved = one.sum(0), moved.sum(0)
     torch.testing.assert_close(one, moved, atol=0.01, rtol=0)
 
 
@@ -80,16 +75,24 @@ def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
-    with torch.inference_mode():
-        vector = encoder.eval()(torch.ones(3, 16), squares(2)[:3], np.zeros(3, np.int64), 1)
-    assert torch.isfinite(vector).all()
-    assert vector[0, encoder.settings.contrasted_dim :].sum() == pytest.approx(len(SCALES))
+    shares = encoder.prototype_shares(torch.ones(3, 16), squares(2)[:3])
+    torch.testing.assert_close(shares.sum(1), torch.full((3,), len(SCALES) / 3))
 
 
-def test_training_leaves_prototypes_out() -> None:
-    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12)).train()
-    tiles, positions = cohort(lesions=0)[0]
-    vector = encoder(tiles, positions, np.zeros(len(tiles), np.int64), 1)
-    assert vector.shape == (1, encoder.settings.contrasted_dim)
+def test_shares_of_tiles_add_up_to_the_scores_of_the_slide_with_its_prototypes() -> None:
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12)).eval()
+    slides = cohort(lesions=6)
+    encoder.fit_prototypes(slides)
+    tiles, positions = slides[0]
+    weights = np.random.default_rng(2).standard_normal((encoder.settings.vector_dim, 2)).astype(np.float32)
+    given = tiles.numpy(), positions, ViewSettings(tiles=50), EmbedSettings(views=7), "a"
+    found = explain_slide(encoder, *given, weights)
+    np.testing.assert_allclose(found.vector, embed_slide(encoder, *given), atol=1e-6)
+    np.testing.assert_allclose(found.shares.sum(0), found.vector @ weights, atol=1e-4)
+
+
+def test_settings() -> None:
+    assert EncoderSettings(in_dim=16, dim=8, prototypes=12).vector_dim == 8 + 16 + 3 * 12
+    assert EncoderSettings(in_dim=16, dim=8, prototypes=0).vector_dim == 8 + 16
     with pytest.raises(SettingsError, match="prototypes"):
         EncoderSettings(prototypes=-1)

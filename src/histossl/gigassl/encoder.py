@@ -125,8 +125,7 @@ class SlideEncoder(nn.Module):
             size: number of views.
 
         Returns:
-            (size, settings.vector_dim), zeros for a view without tiles; in training `settings.contrasted_dim`, for
-            prototypes take no part in it.
+            (size, settings.contrasted_dim), zeros for a view without tiles.
 
         Raises:
             SettingsError: the tiles' vectors are not `in_dim` long.
@@ -137,8 +136,6 @@ class SlideEncoder(nn.Module):
         parts = [view_sum(last.features * self._weights(last)[:, None], last.grid)]
         if self.tile_norm is not None:
             parts.append(self.tile_norm(tiles.mean()) * (tiles.grid.counts > 0)[:, None])
-        if self.prototypes is not None and not self.training:
-            parts.append(tiles.with_features(self.prototypes(tiles)).mean())
         return torch.cat(parts, 1)
 
     def tile_shares(
@@ -150,7 +147,7 @@ class SlideEncoder(nn.Module):
 
         Args:
             features, positions, views, size: as of `forward`.
-            directions: (vector_dim, C), the weights of C scores.
+            directions: (contrasted_dim, C), the weights of C scores.
 
         Returns:
             (N, C); the sum over the tiles of a view is its vector times `directions`.
@@ -160,14 +157,28 @@ class SlideEncoder(nn.Module):
         scores = last.features @ directions[: self.settings.dim] * self._weights(last)[:, None]
         under, sites = _tiles_under(site_of_tile.cpu().numpy(), tiles.grid, self.stage.pairs(tiles.grid))
         shares = _shared_out(scores, under.to(scores.device), sites.to(scores.device), len(features))
-        own = tiles.features.new_zeros(len(tiles.grid), directions.shape[1])
         if self.tile_norm is not None:
-            own = own + self.tile_norm(tiles.features) @ directions[self.settings.dim : self.settings.contrasted_dim]
-        if self.prototypes is not None:
-            own = own + self.prototypes(tiles) @ directions[self.settings.contrasted_dim :]
-        every = torch.arange(len(features), device=own.device)
-        scores = own * _even(tiles.grid)[:, None]
-        return shares + _shared_out(scores, every, site_of_tile, len(features))
+            scores = self.tile_norm(tiles.features) @ directions[self.settings.dim :] * _even(tiles.grid)[:, None]
+            every = torch.arange(len(features), device=scores.device)
+            shares = shares + _shared_out(scores, every, site_of_tile, len(features))
+        return shares
+
+    def prototype_shares(self, features: Tensor, positions: Tensor | NDArray) -> Tensor:
+        """What every tile of one whole slide gives to the shares of the prototypes in it.
+
+        Args:
+            features, positions: as of `forward`, all tiles of the slide: views would hide who is rare, and where.
+
+        Returns:
+            (N, vector_dim - contrasted_dim) float32; the sum over the tiles is the last part of the slide's vector, and
+            1 over the prototypes of each scale.
+        """
+        if self.prototypes is None:
+            return torch.zeros(len(features), 0, device=features.device)
+        site_of_tile, tiles = self._placed(features, positions, np.zeros(len(features), np.int64), 1)
+        every = torch.arange(len(features), device=features.device)
+        parts = self.prototypes(tiles) * _even(tiles.grid)[:, None]
+        return _shared_out(parts, every, site_of_tile, len(features))
 
     def fit_prototypes(self, slides: Sequence[tuple[Tensor, NDArray]], seed: int = 0) -> None:
         """Find the prototypes of a cohort; nothing where there are none to find.

@@ -169,6 +169,7 @@ def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[T
         yield torch.from_numpy(features).float(), positions
 
 
+# As `SlideEncoder` takes it: n first views, then their n partners.
 Chunk = tuple[Tensor, NDArray, NDArray, int]
 
 
