@@ -194,6 +194,7 @@ def command(args: argparse.Namespace) -> str:
     for name, usual in (("slides", 192), ("repeats", 5), ("folds", 5), ("bootstraps", 1000)):
         if getattr(args, name) != usual:
             words.append(f"--{name} {getattr(args, name)}")
+    words += [f"--shots {' '.join(map(str, args.shots))}"] if args.shots != [25, 50, 100] else []
     words += [f"--flags '{args.flags}'"] if args.flags != "--encoder random" else []
     words += [f"--rivals {' '.join(args.rivals)}"] if args.rivals != list(TRAINED) else []
     return " ".join(words)

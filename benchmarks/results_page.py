@@ -145,9 +145,10 @@ def pretence(split: pd.DataFrame) -> str:
         one, other = (rows.loc[name] for rows in wide.values())
         lines.append(f"| {name} | {cell(one)} | {cell(other)} | {points(one['auroc'] - other['auroc'])} |")
     return (
-        "The 374 lymphoma fields are of 30 patients. Where a patient has fields on both sides of a split, a model may "
-        "know the patient, by the stain, instead of the disease. *Colour and texture*: means, deviations, percentiles "
-        "and differences of neighbours of five colour planes, and local binary patterns; no learning at all.\n\n"
+        f"The {split['n_slides'].iloc[0]} lymphoma fields are of {split['n_patients'].iloc[-1]} patients. Where a "
+        "patient has fields on both sides of a split, a model may know the patient, by the stain, instead of the "
+        "disease. *Colour and texture*: means, deviations, percentiles and differences of neighbours of five colour "
+        "planes, and local binary patterns; no learning at all.\n\n"
         + "\n".join(lines)
         + "\n\n`histossl probe` holds out whole patients, and `histossl audit` finds such a leak in any split."
     )

@@ -104,10 +104,11 @@ def _splits(settings: ProbeSettings) -> str:
     shots = ", ".join(map(str, sorted(set(settings.shots))))
     unit = settings.shots_of
     drawn = f" From the training folds {shots} {unit}, where there are as many, are drawn in the proportions of the "
+    dealt = f"{settings.repeats} times" if settings.repeats > 1 else "once"
     few = f"{drawn}classes, anew in each fold." if shots else ""
     return (
         f"{settings.folds} folds of {whole}, stratified by class or fifth of the values, dealt "
-        f"{settings.repeats} times with seed {settings.seed}.{mixed}{kinds}{few}"
+        f"{dealt} with seed {settings.seed}.{mixed}{kinds}{few}"
     )
 
 
