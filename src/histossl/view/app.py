@@ -171,7 +171,12 @@ class Viewer:
         slide = self._slide(request)
         place, drawn = self.cohort.place(slide), self.study.qc(self.cohort.rows[slide]["slide_id"])
         make = lambda: thumbnail(self.shelf, place, drawn)  # noqa: E731
-        return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg")
+        try:
+            return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg")
+        except HTTPException as error:
+            if error.status_code != 404:
+                raise
+            return Response(status_code=204, headers=_NOT)  # a list of slides is no worse for one without a picture
 
     async def tile(self, request: Request) -> Response:
         slide = self._slide(request)
