@@ -12,6 +12,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import ProbeSettings, probe, write_probe
 from histossl.report.figures import curve, slide_map, small_picture
 from histossl.report.page import PICTURES, POINTS, ROWS, ReportInput, write_report
+from histossl.report.sheets import Picture, Sheet, heatmaps_sheet, hits_sheet, nuclei_sheet
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & {{ 7 * 7 }} $\\frac{1}{"
 VOID = {"meta", "link", "br", "img"}
@@ -80,6 +81,7 @@ def study(tmp_path_factory):
         settings={"probe": {"folds": 5}, HOSTILE: HOSTILE},
         versions={"histossl": HOSTILE},
         durations={HOSTILE: 61.0},
+        sheets=[Sheet(HOSTILE, HOSTILE, [Picture(folder / "qc.png", HOSTILE, HOSTILE), Picture(folder / "no", "no")])],
     )
 
 
@@ -91,7 +93,7 @@ def page(study, tmp_path):
 
 def test_names_are_shown_and_never_run(page):
     assert "script" not in page.tags
-    assert page.tags.count("img") == 1
+    assert page.tags.count("img") == 2
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.text.count(HOSTILE) > 40
     assert (page.open, page.broken) == ([], [])
@@ -168,6 +170,37 @@ def test_a_large_cohort_stays_a_small_page(tmp_path):
     assert f"and {300 - ROWS} more in slides.csv" in page.text
     assert "300 × no tissue; look at it" in page.text
     assert "4 others" in page.text  # twelve classes, eight colours
+
+
+def test_five_hundred_slides_with_everything_stay_under_fifteen_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = [f"slide-{k:03d}" for k in range(500)]
+    Image.fromarray(rng.integers(0, 255, (1200, 1200, 3), np.uint8)).save(tmp_path / "noise.jpg")  # the worst to pack
+    for folder, ending in (("heatmaps/a", ".png"), ("heatmaps/b", ".png"), ("nuclei", "-overlay.jpg")):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ids[:40]:
+            (tmp_path / folder / f"{name}{ending}").symlink_to(tmp_path / "noise.jpg")
+    (tmp_path / "nuclei" / "nuclei.csv").write_text("file,nuclei\nslide-000.svs,123\n")
+    vectors = rng.normal(size=(500, 64))
+    qc = dict.fromkeys(ids, tmp_path / "noise.jpg")
+    sheets = hits_sheet(vectors, ids, {}, qc), heatmaps_sheet(tmp_path), nuclei_sheet(tmp_path)
+    assert all(sheets)
+    labels = pd.DataFrame({f"target {k}": rng.integers(5, size=500).astype(str) for k in range(6)}, index=pd.Index(ids))
+    context = ReportInput("large", table_of(ids), qc, None, vectors, ids, labels, sheets=sheets)
+    write_report(tmp_path / "r.html", context)
+    page = Page(tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size < 15_000_000
+    assert page.tags.count("img") == PICTURES + 4 * 5 + 8 + 8
+    assert "123 nuclei" in page.text
+
+
+def test_what_is_alike_is_shown_beside_what_was_asked_for():
+    vectors = np.array([[1.0, 0], [0.9, 0.1], [-1, 0.3], [0, -1]])
+    pictures = {name: "x" for name in "abcd"}  # noqa: C420
+    sheet = hits_sheet(vectors, list("abcd"), {"a": "p", "b": "p"}, pictures)
+    assert [picture.caption for picture in sheet.pictures[:3]] == ["a", "d", "c"]  # b is of the same patient
+    assert [picture.note for picture in sheet.pictures].count("asked for") == 4
+    assert hits_sheet(vectors[:2], ["a", "b"], {}, {}) is None
 
 
 def test_the_map_keeps_distances_in_proportion_and_inside():

@@ -335,10 +335,16 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
 def report_study(study: Study) -> None:
     """One page of all that stands: report.html. The same study gives the same bytes, so no times stand in it."""
     from histossl.report.page import ReportInput, write_report
+    from histossl.report.sheets import heatmaps_sheet, hits_sheet, nuclei_sheet
 
     slides = study.slides()
     vectors = read_embeddings(study.embeddings) if study.embeddings.exists() else None
     encoded = [row for row in slides if row["status"] == "encoded"]
+    qc = {row["slide_id"]: study.qc(row["slide_id"]) for row in encoded}
+    ids = [] if vectors is None else [str(name) for name in vectors.slides.index]
+    patients = {row["slide_id"]: row["patient_id"] for row in slides}
+    alike = None if vectors is None else hits_sheet(vectors.vectors[GIGA], ids, patients, qc)
+    sheets = alike, heatmaps_sheet(study.folder), nuclei_sheet(study.folder)
     probed = study.folder / "probe.json"
     log = study.logs / "pretrain" / "log.csv"
     write_report(
@@ -346,10 +352,10 @@ def report_study(study: Study) -> None:
         ReportInput(
             title=study.folder.resolve().name,
             slides=pd.DataFrame(slides, columns=pd.Index(COLUMNS)),
-            qc={row["slide_id"]: study.qc(row["slide_id"]) for row in encoded},
+            qc=qc,
             training=pd.read_csv(log) if log.exists() else None,
             vectors=None if vectors is None else vectors.vectors[GIGA],
-            ids=[] if vectors is None else [str(name) for name in vectors.slides.index],
+            ids=ids,
             labels=_probed_labels(study),
             probe=json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else None,
             slide_bytes=sum(os.path.getsize(row["path"]) for row in encoded if os.path.exists(row["path"])),
@@ -357,6 +363,7 @@ def report_study(study: Study) -> None:
             versions={
                 name: metadata.version(name) for name in ("histossl", "torch", "scikit-learn", "openslide-python")
             },
+            sheets=[sheet for sheet in sheets if sheet],
         ),
     )
 

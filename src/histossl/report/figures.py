@@ -46,15 +46,21 @@ def curve(steps: Sequence[float], values: Sequence[float], longest: int = 300) -
     return _svg(figure)
 
 
-def shots_chart(counts: Sequence[str], lines: Sequence[Sequence[tuple[float, float, float]]]) -> Markup:
-    """AUROC over the number of labelled slides, a line an embedding, with intervals.
+def shots_chart(
+    counts: Sequence[str],
+    lines: Sequence[Sequence[tuple[float, float, float]]],
+    figure_of: tuple[str, float] = ("AUROC", 0.5),
+) -> Markup:
+    """AUROC, or another figure, over the number of labelled slides, a line an embedding, with intervals.
 
     Args:
         counts: m names of the places on the x axis, "25", "all".
-        lines: for each embedding m triples (auroc, low, high).
+        lines: for each embedding m triples (figure, low, high).
+        figure_of: the name of the figure, and what chance gives.
     """
+    name, chance = figure_of
     figure, axes = _axes(4.6, 2.9)
-    axes.axhline(0.5, color=_MUTED, linewidth=0.8)  # chance
+    axes.axhline(chance, color=_MUTED, linewidth=0.8)
     for k, line in enumerate(lines):
         colour, dashes, marker = _STYLES[k % len(_STYLES)]
         at = np.arange(len(counts)) + (k - (len(lines) - 1) / 2) * 0.09
@@ -64,9 +70,9 @@ def shots_chart(counts: Sequence[str], lines: Sequence[Sequence[tuple[float, flo
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlim(-0.4, len(counts) - 0.6)
     axes.set_xlabel("labelled slides in training")
-    axes.set_ylabel("AUROC")
-    bottom = min(0.45, np.nanmin([point for line in lines for point in line]) - 0.02) if lines else 0
-    axes.set_ylim(max(bottom, 0), 1.01)
+    axes.set_ylabel(name)
+    bottom = min(chance - 0.05, np.nanmin([point for line in lines for point in line]) - 0.02) if lines else 0
+    axes.set_ylim(max(bottom, 2 * chance - 1), 1.01)
     return _svg(figure)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from histossl.report.figures import Point, curve, key_line, shots_chart, slide_map, small_picture
+from histossl.report.sheets import Sheet
 from histossl.store import whole
 
 COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
@@ -51,6 +52,7 @@ class ReportInput:
         settings: the resolved settings, nested dictionaries.
         versions: program -> version.
         durations: stage -> seconds.
+        sheets: of example pictures.
     """
 
     title: str
@@ -65,6 +67,7 @@ class ReportInput:
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     durations: Mapping[str, float] = field(default_factory=dict)
+    sheets: Sequence[Sheet] = ()
 
 
 def write_report(path: Path, context: ReportInput) -> None:
@@ -91,6 +94,7 @@ def write_report(path: Path, context: ReportInput) -> None:
         summary=_summary(context, slides),
         slides=_slides(slides),
         pictures=_pictures(context.qc, slides),
+        sheets=[found for found in map(_sheet, context.sheets) if found["shown"]],
         training=_training(context.training),
         maps=_maps(context, slides),
         probe=_probe(context.probe),
@@ -149,13 +153,23 @@ def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str,
     """The slides with the fewest tiles first: where finding the tissue went wrong, if anywhere."""
     tiles = {row["slide_id"]: _tiles(row) for row in slides}
     there = sorted((slide for slide in qc if Path(qc[slide]).is_file()), key=lambda slide: (tiles.get(slide, 0), slide))
-    shown = []
-    for slide in there[:PICTURES]:
-        try:
-            shown.append({"slide": slide, "tiles": tiles.get(slide, 0), "uri": small_picture(Path(qc[slide]))})
-        except OSError:  # a damaged picture is no reason to have no report
-            continue
+    drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
+    shown = [{"slide": slide, "tiles": tiles.get(slide, 0), "uri": uri} for slide, uri in drawn if uri]
     return {"shown": shown, "more": max(0, len(there) - PICTURES)}
+
+
+def _sheet(sheet: Sheet) -> dict[str, Any]:
+    drawn = [(picture, _drawn(picture.path)) for picture in sheet.pictures]
+    shown = [{"caption": picture.caption, "note": picture.note, "uri": uri} for picture, uri in drawn if uri]
+    return {"title": sheet.title, "text": sheet.text, "shown": shown}
+
+
+def _drawn(path: Path) -> str | None:
+    """A picture as a data URI; None where it is not there or damaged, which is no reason to have no report."""
+    try:
+        return small_picture(Path(path))
+    except OSError:
+        return None
 
 
 def _training(log: pd.DataFrame | None) -> list[dict[str, Any]]:
@@ -241,11 +255,17 @@ def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], draw
 
 
 def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not content or not content["table"]:
+    rows = [*content["table"], *content.get("numbers", ())] if content else []
+    if not content or not rows:
         return None
-    targets = dict.fromkeys(row["target"] for row in content["table"])
+    kinds = ["AUROC"] if content["table"] else []
+    kinds += ["Spearman's correlation"] if content.get("numbers") else []
     return {
-        "targets": [_target(name, [row for row in content["table"] if row["target"] == name]) for name in targets],
+        "targets": [
+            _target(name, [row for row in rows if row["target"] == name])
+            for name in dict.fromkeys(row["target"] for row in rows)
+        ],
+        "figures": " or ".join(kinds),
         "audit": content.get("audit", ()),
         "complaints": content.get("complaints", ()),
         "method": content.get("method", ""),
@@ -253,6 +273,9 @@ def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
+    numbers = "spearman" in table[0]
+    score, second = ("spearman", "r2") if numbers else ("auroc", "balanced_accuracy")
+    table = [{**row, "score": row[score], "second": row[second]} for row in table]
     counts = list(dict.fromkeys(str(row["n_labelled"]) for row in table))
     embeddings = list(dict.fromkeys(row["embedding"] for row in table))
     at = {(row["embedding"], str(row["n_labelled"])): row for row in table}
@@ -264,15 +287,22 @@ def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
             {"name": e, "key": key_line(k), "cells": [at[e, n] for n in counts], "last": at[e, last]}
             for k, e in enumerate(embeddings)
         ],
-        "chart": shots_chart(counts, [[_interval(at[e, n]) for n in counts] for e in embeddings]),
+        "figure": "a Spearman's correlation of" if numbers else "an AUROC of",
+        "kinds": "numbers" if numbers else f"{table[0]['n_classes']} classes",
+        "second": "R²" if numbers else Markup("balanced<br>accuracy"),
+        "chart": shots_chart(
+            counts,
+            [[_interval(at[e, n]) for n in counts] for e in embeddings],
+            ("Spearman's correlation", 0.0) if numbers else ("AUROC", 0.5),
+        ),
         "first": at[embeddings[0], last],
         "verdict": _verdict(embeddings[0], [at[e, last] for e in embeddings[1:]]),
     }
 
 
 def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    auroc, low, high = (float("nan") if row[name] is None else row[name] for name in ("auroc", "low", "high"))
-    return auroc, low, high
+    score, low, high = (float("nan") if row[name] is None else row[name] for name in ("score", "low", "high"))
+    return score, low, high
 
 
 def _verdict(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
