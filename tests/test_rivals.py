@@ -11,7 +11,7 @@ from histossl.errors import SettingsError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.mil import Recipe, trained_rival
 from histossl.evaluate.probe import ProbeSettings, probe
-from histossl.evaluate.rivals import judge
+from histossl.evaluate.rivals import judge, neighbours, remembered
 from histossl.evaluate.sources import Source
 
 QUICK = ProbeSettings(repeats=1, folds=2, bootstraps=100, shots=())
@@ -141,3 +141,46 @@ def test_rivals_that_cannot_run_say_what_they_need(source):
         judge(replace(vectors, tiles={}), labels, replace(QUICK, rivals=("max",)))
     with pytest.raises(SettingsError, match="no 'transformer'; there are knn"):
         ProbeSettings(rivals=("transformer",))
+
+
+def test_rivals_predict_numbers_too():
+    """The share of dark tiles, which attention can weigh up; neighbours know it from the mean."""
+    rng = np.random.default_rng(5)
+    share = rng.uniform(0.1, 0.9, size=60)
+    bags = []
+    for part in share:
+        x = rng.normal(size=(48, 8)) * 0.3
+        x[:, 0] += np.where(rng.random(48) < part, 1, -1)
+        bags.append((x.astype(np.float16), board(6, 8).astype(np.float32)))
+    train, test = np.arange(40), np.arange(40, 60)
+    network = trained_rival("attention", bags, recipe=SMALL, device="cpu")(train, 100 * share[train], test, 1)
+    mean = np.stack([features.astype(float).mean(axis=0) for features, _ in bags])
+    near = neighbours(mean)(train, 100 * share[train], test, 1)
+    for found in (network, near):
+        assert found.shape == (20, 1)
+        assert np.corrcoef(found[:, 0], share[test])[0, 1] > 0.8
+        assert 35 < found.mean() < 65
+    assert np.abs(network[:, 0] - 100 * share[test]).mean() < 15  # the mean of all errs by 20
+
+
+def test_what_was_trained_once_is_remembered_and_nothing_else_is_taken_for_it(tmp_path):
+    calls = []
+
+    def rival(train, truth, test, seed):
+        calls.append(seed)
+        return np.full((len(test), 2), float(len(calls)))
+
+    ids = [f"s{k}" for k in range(9)]
+    rows, truth, test = np.arange(4), np.array([0, 1, 0, 1]), np.arange(4, 9)
+    first = remembered(rival, "made", ids, tmp_path)
+    np.testing.assert_array_equal(first(rows, truth, test, 0), first(rows, truth, test, 0))
+    assert len(calls) == 1
+    first(rows, 1 - truth, test, 0)
+    first(rows, truth, test[1:], 0)
+    first(rows[:2], truth[:2], test, 0)
+    first(rows, truth, test, 1)
+    remembered(rival, "made otherwise", ids, tmp_path)(rows, truth, test, 0)
+    remembered(rival, "made", ids[::-1], tmp_path)(rows, truth, test, 0)
+    assert len(calls) == 7
+    again = remembered(rival, "made", ids, tmp_path)(rows, truth, test, 0)
+    assert (again == 1).all()

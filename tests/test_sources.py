@@ -8,6 +8,7 @@ import pytest
 
 from histossl.cli import main
 from histossl.errors import FileFormatError
+from histossl.evaluate.labels import read_labels
 from histossl.evaluate.sources import read_source
 
 IDS = ["007", "TCGA-A2-0001.x", "ü 3"]
@@ -107,3 +108,45 @@ def test_a_table_of_vectors_is_probed_from_the_command_line(tmp_path, capsys):
     found = pd.read_csv(tmp_path / "out" / "probe.csv")
     assert found["auroc"].iloc[-1] > 0.99
     assert "v" in capsys.readouterr().out
+
+
+def test_two_files_of_vectors_are_compared_as_a_pair(tmp_path, capsys):
+    rng = np.random.default_rng(3)
+    ids, classes = [f"s{k:02d}" for k in range(40)], np.arange(40) % 2
+    good = pd.DataFrame({"slide_id": ids, "a": classes + 0.3 * rng.normal(size=40), "b": rng.normal(size=40)})
+    poor = pd.DataFrame({"slide_id": ids, "a": rng.normal(size=40)}).sample(frac=1, random_state=0)
+    good.to_csv(tmp_path / "good.csv", index=False)
+    poor.to_csv(tmp_path / "poor.csv", index=False)
+    pd.DataFrame({"slide_id": ids, "label": classes}).to_csv(tmp_path / "labels.csv", index=False)
+
+    def run(other, *more):
+        flags = ["--labels", str(tmp_path / "labels.csv"), "--against", str(tmp_path / other), *more]
+        return main(["probe", str(tmp_path / "good.csv"), *flags])
+
+    quick = ["--probe.repeats", "1", "--probe.bootstraps", "100", "--probe.shots", "[]", "--out", str(tmp_path / "out")]
+    assert run("poor.csv", *quick) == 0
+    found = pd.read_csv(tmp_path / "out" / "probe.csv").set_index("embedding")
+    assert list(found.index) == ["good", "poor"]
+    assert found.loc["poor", "difference_low"] > 0.2
+    poor.replace("s07", "s7").to_csv(tmp_path / "other.csv", index=False)
+    assert run("other.csv", *quick) == 2
+    assert "1 slides only in the first, ['s07'], 1 only in the second, ['s7']" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert run("poor.csv") == 2
+    assert "name a folder: --out FOLDER" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_tcga_barcode_tells_patient_and_site(tmp_path):
+    ids = [
+        f"TCGA-{site}-{patient}-01Z-00-DX{k}" for site in ("A2", "BH") for patient in ("A1FZ", "A0E7") for k in (1, 2)
+    ]
+    (tmp_path / "labels.csv").write_text("slide_id,label\n" + "".join(f"{name},x\n" for name in ids))
+    labels = read_labels(tmp_path / "labels.csv", ids)
+    assert labels.table["patient_id"].nunique() == 4
+    assert labels.table.loc[ids[0], "patient_id"] == "TCGA-A2-A1FZ"
+    assert set(labels.sites.values()) == {"A2", "BH"}
+    rows = "".join(f"{name},x,hospital {k % 3}\n" for k, name in enumerate(ids))
+    (tmp_path / "labels.csv").write_text("slide_id,label,Center\n" + rows)
+    labels = read_labels(tmp_path / "labels.csv", ids)
+    assert (set(labels.sites.values()), labels.targets) == ({"hospital 0", "hospital 1", "hospital 2"}, ("label",))
