@@ -46,7 +46,8 @@ def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
     slides = cohort(lesions=6)
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
-    shares = torch.stack([encoder.prototype_shares(*slide).sum(0) for slide in slides]).reshape(12, len(SCALES), 12)
+    roots = torch.stack([encoder.prototype_shares(*slide).sum(0) for slide in slides])
+    shares = roots.square().reshape(12, len(SCALES), 12)
     torch.testing.assert_close(shares.sum(2), torch.ones(12, len(SCALES)))
     assert (shares >= 0).all()
     # At the largest scale some prototype is found in every slide with the focus, and hardly in any other.
@@ -76,6 +77,7 @@ def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
     shares = encoder.prototype_shares(torch.ones(3, 16), squares(2)[:3])
+    torch.testing.assert_close(shares.sum(0).square().sum(), torch.tensor(float(len(SCALES))))
     torch.testing.assert_close(shares.sum(1), torch.full((3,), len(SCALES) / 3))
 
 

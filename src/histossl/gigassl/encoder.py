@@ -51,8 +51,8 @@ class EncoderSettings:
             shared augmentation, so that the stage sees in what the tiles differ.
         tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
             no training can then lose.
-        prototypes: append the shares of as many typical tiles and, at two larger scales, typical neighbourhoods, so
-            that what is rare is not lost in a mean; see `Prototypes`. 0: none.
+        prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
+            neighbourhoods, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
         arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
@@ -164,20 +164,24 @@ class SlideEncoder(nn.Module):
         return shares
 
     def prototype_shares(self, features: Tensor, positions: Tensor | NDArray) -> Tensor:
-        """What every tile of one whole slide gives to the shares of the prototypes in it.
+        """What every tile of one whole slide gives to the roots of the prototypes' shares in it.
+
+        Roots, as of counts, so that a share that grows from nothing to a hundredth weighs like one that grows from a
+        tenth to an eighth; each tile of a prototype gives an equal part of its root.
 
         Args:
             features, positions: as of `forward`, all tiles of the slide: views would hide who is rare, and where.
 
         Returns:
-            (N, vector_dim - contrasted_dim) float32; the sum over the tiles is the last part of the slide's vector, and
-            1 over the prototypes of each scale.
+            (N, vector_dim - contrasted_dim) float32; the sum over the tiles is the last part of the slide's vector: by
+            prototype the root of its share, the squares of which add up to 1 in each scale.
         """
         if self.prototypes is None:
             return torch.zeros(len(features), 0, device=features.device)
         site_of_tile, tiles = self._placed(features, positions, np.zeros(len(features), np.int64), 1)
         every = torch.arange(len(features), device=features.device)
         parts = self.prototypes(tiles) * _even(tiles.grid)[:, None]
+        parts = parts / parts.sum(0).clamp(min=1e-12).sqrt()
         return _shared_out(parts, every, site_of_tile, len(features))
 
     def fit_prototypes(self, slides: Sequence[tuple[Tensor, NDArray]], seed: int = 0) -> None:

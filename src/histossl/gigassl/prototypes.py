@@ -17,7 +17,7 @@ from histossl.gigassl.sparse import Grid, SparseMap
 
 SCALES = (0, 2, 4)
 """How often the tiles are averaged with their neighbours (3x3): tiles themselves, about 3x3 and about 5x5 of them."""
-AXES = 16  # principal axes of the tiles in which clusters are looked for
+AXES = 128  # principal axes of the tiles, whitened, in which clusters are looked for: what is rare varies little
 
 
 class Prototypes(nn.Module):
