@@ -19,6 +19,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.methods import Recipe, describe
 from histossl.evaluate.probe import ProbeSettings, probe, write_probe
 from histossl.evaluate.splits import grouped_folds
+from histossl.report.page import ReportInput, write_report
 
 QUICK = ProbeSettings(repeats=2, bootstraps=100, shots=(10,))
 
@@ -398,6 +399,11 @@ def test_numbers_are_written_beside_classes(tmp_path):
     content = json.loads((tmp_path / "probe.json").read_text())
     assert [row["target"] for row in content["numbers"]] == ["age", "age"]
     assert "Ridge regression" in content["method"]
+    write_report(tmp_path / "report.html", ReportInput("ages", pd.DataFrame({"slide_id": ids}), probe=content))
+    page = (tmp_path / "report.html").read_text()
+    assert "40 patients, numbers</span>" in page
+    assert "40 patients, 2 classes</span>" in page
+    assert "AUROC or Spearman&#39;s correlation with its 95 % interval" in page
     found = pd.read_csv(tmp_path / "predictions.csv")
     assert found.query("target == 'age'")["p(c0)"].isna().all()
     kinds = Labels(labels.table, ("kind",))
