@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.gigassl import pretrain as room
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
-from histossl.gigassl.gauges import gauges
+from histossl.gigassl.gauges import effective_rank, gauges
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
 from histossl.gigassl.views import ViewSettings
 
@@ -113,7 +114,7 @@ def test_without_views_plain_features_serve(tmp_path):
 
 
 def test_what_cannot_be_learned_from_is_said(sources, tmp_path):
-    with pytest.raises(TrainingError, match="two or more"):
+    with pytest.raises(TrainingError, match=r"1 slide to learn from \(s0\); contrast needs two or more"):
         pretrain_slides(sources[:1], SMALL, tmp_path / "e", tmp_path / "l", "f", "cpu")
     odd = write_source(tmp_path, "odd", np.random.default_rng(1), dim=48)
     with pytest.raises(FileFormatError, match="odd: features of 48"):
@@ -123,6 +124,8 @@ def test_what_cannot_be_learned_from_is_said(sources, tmp_path):
         pretrain_slides(sources, SMALL, tmp_path / "e", tmp_path / "l", "f", "cpu")
     with pytest.raises(SettingsError, match="epochs"):
         PretrainSettings(epochs=0)
+    with pytest.raises(SettingsError, match="keep last or best"):
+        PretrainSettings(keep="first")
     with pytest.raises(FileFormatError, match="pretrain first"):
         trained_as(tmp_path / "nothing")
 
@@ -147,6 +150,26 @@ def test_all_tiles_in_one_view_equal_the_encoder(sources):
         direct = encoder(torch.from_numpy(features), positions, np.zeros(60, np.int64), 1)[0]
     np.testing.assert_allclose(vector, torch.nn.functional.normalize(direct, dim=0).numpy(), atol=1e-6)
     np.testing.assert_allclose(mean_pool(features), features.mean(0), rtol=1e-5)
+
+
+def test_the_effective_rank_counts_the_directions_in_which_vectors_differ():
+    generator = torch.Generator().manual_seed(0)
+    even = torch.linalg.qr(torch.randn(64, 8, generator=generator))[0]
+    even = torch.linalg.qr(even - even.mean(0))[0]  # eight directions of equal weight, about a mean of zero
+    assert effective_rank(even) == pytest.approx(8, rel=1e-3)
+    assert effective_rank(3 * even + 5) == pytest.approx(8, rel=1e-3)  # neither length nor place matters
+    weights = torch.tensor([3.0, 1.0])  # shares 3/4 and 1/4
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(even[:, :2] * weights) == pytest.approx(math.exp(entropy), rel=1e-3)
+    line = torch.arange(9.0)[:, None] * torch.ones(1, 5)
+    assert effective_rank(line) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.ones(9, 5)) == 0
+
+
+def test_a_batch_larger_than_the_cohort_is_the_cohort(sources):
+    ((_, _, _, size),), pairs = room._batch(0, 1, sources, replace(SMALL, batch=256))
+    assert (size, pairs) == (24, 12)
+    assert replace(SMALL, batch=256).schedule(12).steps == SMALL.epochs
 
 
 def test_gauges_tell_collapse_from_health():

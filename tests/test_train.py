@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from histossl.errors import StudyError, TrainingError
-from histossl.train import Schedule, end_of_training, fit, optimiser, rate_at
+from histossl.train import Schedule, end_of_training, fit, judge, lowest, nothing_moves, optimiser, rate_at
 
 
 class Line(nn.Module):
@@ -83,6 +84,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit(Line(), batch_of, Schedule(2, 0.1, 0), tmp_path, "one")
     with pytest.raises(StudyError, match="other settings or slides"):
         fit(Line(), batch_of, Schedule(2, 0.1, 0), tmp_path, "two")
+    end_of_training(tmp_path)
+    fit(Line(), batch_of, Schedule(2, 0.1, 0), tmp_path, "one", about={"rate": 0.1, "view": {"tiles": 5}})
+    with pytest.raises(StudyError, match=r"\(view\.tiles: 5 -> 7\)"):
+        fit(Line(), batch_of, Schedule(2, 0.1, 0), tmp_path, "two", about={"rate": 0.1, "view": {"tiles": 7}})
     (tmp_path / "checkpoint.pt").write_bytes(b"no")
     with pytest.raises(StudyError, match="not a checkpoint"):
         fit(Line(), batch_of, Schedule(2, 0.1, 0), tmp_path, "one")
@@ -100,6 +105,71 @@ def test_the_rate_rises_then_falls_along_a_cosine():
     assert rate_at(60, s) == pytest.approx(1.0)
     assert rate_at(110, s) == pytest.approx(0.0)
     assert all(rate_at(k, s) > rate_at(k + 1, s) for k in range(10, 109))
+
+
+def log_of(losses, ranks=None) -> list[dict[str, str]]:
+    rows = [{"step": str(2 * k), "loss": repr(loss)} for k, loss in enumerate(losses, 1)]
+    return [row | {"effective_rank": repr(r)} for row, r in zip(rows, ranks, strict=True)] if ranks else rows
+
+
+WATCHED = Schedule(steps=200, rate=1.0, warmup=20, checkpoints=2, patience=0.1)  # windows of ten rows
+
+
+def test_training_ends_early_once_neither_loss_nor_rank_moves():
+    falling, flat = [5 - 0.1 * k for k in range(40)], [2.0 + 0.02 * (-1) ** k for k in range(30)]
+    assert not nothing_moves(log_of(falling), WATCHED)
+    assert not nothing_moves(log_of(falling[:30] + flat[:15]), WATCHED)
+    assert nothing_moves(log_of(falling[:30] + flat), WATCHED)
+    rising = [3.0 + 0.1 * k for k in range(60)]
+    assert not nothing_moves(log_of(falling[:30] + flat, rising), WATCHED)
+    assert nothing_moves(log_of(falling[:30] + flat, [3.0] * 60), WATCHED)
+    assert not nothing_moves(log_of(flat[:29]), WATCHED)  # the rate still rises in the first ten rows
+    assert nothing_moves(log_of(flat), WATCHED)
+    assert not nothing_moves(log_of(flat), Schedule(200, 1.0, 20, checkpoints=2))
+
+
+def test_the_rate_falls_to_zero_from_where_the_training_is_ended():
+    rates = [rate_at(k, WATCHED, ending=100) for k in range(WATCHED.end(100) + 1)]
+    assert len(rates) == 111
+    assert rates[:101] == [rate_at(k, WATCHED) for k in range(101)]
+    assert rates[110] == 0
+    assert all(before > after for before, after in itertools.pairwise(rates[100:]))
+    assert WATCHED.end(None) == WATCHED.end(195) == 200
+
+
+def test_the_best_weights_are_kept_only_where_the_last_have_fallen_behind():
+    falling = [5 - 0.04 * k for k in range(100)]
+    assert lowest(log_of(falling), WATCHED) == judge(log_of(falling), WATCHED).kept == 200
+    noise = falling[:90] + [falling[89] + 0.02] * 10
+    assert judge(log_of(noise), WATCHED).kept == 200
+    collapsed = falling[:60] + [4.8] * 40
+    outcome = judge(log_of(collapsed), WATCHED)
+    assert (outcome.steps, outcome.best, outcome.kept) == (200, 120, 120)
+
+
+def test_weights_of_the_lowest_loss_come_back(tmp_path):
+    """Up to step 40 the line can be learned, then its points are taken away and only noise is left."""
+    noise = torch.randn(32, generator=torch.Generator().manual_seed(1)) * 50
+    spoilt = lambda step: batch_of(step) if step < 40 else (batch_of(step)[0], noise)  # noqa: E731
+    schedule = Schedule(steps=80, rate=0.1, warmup=0, checkpoints=4)
+    best, last, until = Line(), Line(), Line()
+    outcome = fit(best, spoilt, schedule, tmp_path / "best", "made", best=True)
+    assert outcome.steps == 80
+    assert 20 < outcome.best == outcome.kept <= 40
+    assert fit(last, spoilt, schedule, tmp_path / "last", "made").kept == 80
+
+    def no_further(step: int):
+        if step == outcome.best + 1:  # it is read a step ahead
+            raise Killed
+        return batch_of(step)
+
+    with pytest.raises(Killed):
+        fit(until, no_further, schedule, tmp_path / "until", "made")
+    for name, value in torch.load(tmp_path / "until" / "checkpoint.pt")["task"].items():
+        assert torch.equal(value, best.state_dict()[name]), name
+    assert not torch.equal(best.layers[1].weight, last.layers[1].weight)
+    end_of_training(tmp_path / "best")
+    assert not list((tmp_path / "best").glob("*.pt"))
 
 
 def test_only_matrices_decay():

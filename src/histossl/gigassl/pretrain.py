@@ -280,7 +280,8 @@ def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
     fits = encoder.settings.arch == "sparse" and encoder.settings.dim == 512
     if start == "tile-encoder" and not (fits and tile_encoder is not None and tile_encoder.exists()):
         why = "the tile encoder has no fourth stage to begin with" if fits else "only `sparse` of dim 512 can do so"
-        say(f"the slide encoder begins at random: {why}", "yellow")
+        if first():
+            say(f"the slide encoder begins at random: {why}", "yellow")
         return "random"
     if start == "random":
         return start
