@@ -22,8 +22,7 @@ async function start() {
   try {
     facts = await fetched(`${base}/facts.json`);
   } catch (error) {
-    byId("overlays-box").hidden = true;
-    byId("scale").hidden = true;
+    document.body.classList.add("shut");
     trouble(error.message);
     return;
   }
