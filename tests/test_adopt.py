@@ -21,6 +21,7 @@ from histossl.study import Study
 
 IJ = np.stack(np.divmod(np.arange(40), 8), axis=1)  # 5 rows of 8
 FAST = ["--pretrain.epochs=2", "--pretrain.view.tiles=16", "--pretrain.encoder.dim=8", "--device=cpu"]
+FAST += ["--pretrain.encoder.prototypes=0"]
 
 
 def features(name: str, dim: int = 24, tiles: int = 40) -> np.ndarray:

@@ -121,9 +121,8 @@ def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None)
     tiles = store.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
     write_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    write_picture(
-        folder / f"{heatmap.slide_id}.png", heatmap, tiles.xy, tiles.extent, tiles.size, _thumbnail(slide_path)
-    )
+    picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
+    write_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles lie in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:

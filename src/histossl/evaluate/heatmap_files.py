@@ -66,7 +66,13 @@ def write_geojson(path: Path, heatmap: Heatmap, xy: NDArray, extent: float) -> N
 
 
 def write_picture(
-    path: Path, heatmap: Heatmap, xy: NDArray, extent: float, size: Size, picture: NDArray[np.uint8] | None = None
+    path: Path,
+    heatmap: Heatmap,
+    xy: NDArray,
+    extent: float,
+    size: Size,
+    picture: NDArray[np.uint8] | None = None,
+    target: str = "",
 ) -> None:
     """A PNG of the slide under its tiles' scores, of the class with the highest logit: red speaks for it, blue against.
 
@@ -77,6 +83,7 @@ def write_picture(
         extent: level-0 pixels of a tile's side.
         size: of the slide at level 0.
         picture: (h, w, 3) of the whole slide; without it the ground is white.
+        target: what the classes are of, for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -97,7 +104,9 @@ def write_picture(
     shown = axes.imshow(np.ma.masked_invalid(ground), cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.55)
     axes.set_axis_off()
     name = heatmap.names[chosen]
-    axes.set_title(f"{heatmap.slide_id}\nlogit of {name}: {heatmap.logits[chosen]:.2f}", parse_math=False, wrap=True)
+    what = f"{target}: " if target else ""
+    title = f"{heatmap.slide_id}\n{what}logit of {name} is {heatmap.logits[chosen]:.2f}"
+    axes.set_title(title, parse_math=False, wrap=True)
     bar = figure.colorbar(shown, ax=axes, shrink=0.7, extend="both")
     bar.set_label(f"score of a tile for {name}; the mean is the slide's logit", parse_math=False)
     with whole(path) as part:
