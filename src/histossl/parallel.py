@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 
 
@@ -32,14 +32,13 @@ def make_fabric(device: str, precision: str) -> Fabric:
         device: cpu or cuda.
         precision: as Fabric names it.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what was asked for
     kind = "cuda" if device.startswith("cuda") else "cpu"
     if place()[1] == 1:
         return Fabric(accelerator=kind, devices=1, precision=precision)  # type: ignore[arg-type]
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    # Batch norms see the rows of all processes, so that their running statistics are the same everywhere.
-    strategy = DDPStrategy(broadcast_buffers=False)
     nodes = place()[1] // here
-    fabric = Fabric(accelerator=kind, strategy=strategy, devices=here, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=kind, strategy="ddp", devices=here, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -124,7 +123,6 @@ def fit(
         TrainingError: a loss is not finite.
         StudyError: the checkpoint is of other settings.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what was asked for
     fabric = make_fabric(device, "bf16-mixed" if precision == "bfloat16" else "32-true")
     adam = optimiser(task, schedule)
     run = Run(logs, fingerprint, about or {}, task, adam)
