@@ -55,6 +55,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(place)
+        listening.listen(256)  # before the address is told: who opens it at once waits, and is not refused
     except (OSError, OverflowError) as error:
         raise SettingsError(
             f"cannot listen on {host} port {port} ({error})", "leave --port out to take a free one"
