@@ -4,7 +4,7 @@
     python benchmarks/results.py --lymphoma-study STUDY --synthetic-study STUDY
     python benchmarks/results.py --only sparse                          # one step; the last, page, needs no other
 
-Steps, in order: studies (made where no --…-study is given), colours, attention, sparse, finetune, page. Whatever stands
+Steps, in order: studies (made where no --…-study is given), attention, sparse, finetune, split, page. Whatever stands
 under --out is not made again, so that an interrupted run goes on where it was, and steps may run side by side. The
 lymphoma fields are looked for in $HISTOSSL_DATA/cohort/lymphoma (slides/ and labels.csv); the painted study keeps its
 slides and labels.csv in its own cohort/, as `histossl demo` does.
@@ -30,7 +30,7 @@ from histossl.evaluate.sources import Source, read_source
 from histossl.store import whole
 from results_page import Found, draw_shots_picture, draw_split_picture, page
 
-STEPS = ("studies", "colours", *TRAINED, "page")
+STEPS = ("studies", *TRAINED, "split", "page")
 CHEAP = ("mean", "deviation", "max", "knn")
 LYMPHOMA_FLAGS = "--mpp-default 0.5 --tile.px 105 --tile.mpp 0.5 --encode.views 16 --encode.tiles 64 --encode.window 16"
 SYNTHETIC_FLAGS = "--tile.px 64 --tile.mpp 1.0 --encode.views 6 --encode.tiles 256 --pretrain.epochs 150"
@@ -47,6 +47,9 @@ class Cohort:
 
     def source(self) -> Source:
         return read_source(self.study)
+
+    def embedded(self) -> bool:
+        return (self.study / "embeddings.h5ad").exists()
 
     def table(self, source: Source) -> Labels:
         return read_labels(self.labels, source.ids, (), source.patients)
@@ -80,8 +83,11 @@ def main(argv: list[str] | None = None) -> None:
         print(f"== {step}", flush=True)
         if step == "studies":
             make_studies(cohorts, args)
-        elif step == "colours":
-            colours(cohorts[0], args.out)
+        elif step == "split":
+            split = by_field_and_by_patient(cohorts[0], settings, args.out)
+            print(split[["split", "embedding", "auroc", "low", "high"]].round(3).to_string(index=False))
+            args.docs.mkdir(parents=True, exist_ok=True)
+            draw_split_picture(split, args.docs / "split.png")
         elif step == "page":
             write_page(cohorts, replace(settings, rivals=(*CHEAP, *args.rivals)), args)
         else:
@@ -172,15 +178,17 @@ def write_page(cohorts: list[Cohort], settings: ProbeSettings, args: argparse.Na
 
 
 def by_field_and_by_patient(cohort: Cohort, settings: ProbeSettings, out: Path) -> pd.DataFrame:
-    """AUROC of the same vectors and the same fields, once with each field and once with each patient held out whole."""
-    source = cohort.source()
+    """AUROC of the same vectors and the same fields, once with each field and once with each patient held out whole;
+    where no study stands, of colour and texture alone."""
     plain = colours(cohort, out)
-    kept = [name for name in source.ids if name in plain.index]
-    rows = [source.ids.index(name) for name in kept]
-    vectors = {"colour and texture": plain.loc[kept].to_numpy(np.float32)}
-    vectors |= {name: values[rows] for name, values in source.vectors.items()}
-    same = Source(tuple(kept), vectors)
-    by_patient = read_labels(cohort.labels, kept, (), source.patients)
+    kept, vectors = list(plain.index), {}
+    if cohort.embedded():
+        source = cohort.source()
+        kept = [name for name in source.ids if name in plain.index]
+        rows = [source.ids.index(name) for name in kept]
+        vectors = {name: values[rows] for name, values in source.vectors.items()}
+    same = Source(tuple(kept), {"colour and texture": plain.loc[kept].to_numpy(np.float32), **vectors})
+    by_patient = read_labels(cohort.labels, kept)
     by_field = replace(by_patient, table=by_patient.table.assign(patient_id=by_patient.table.index))
     quick, tables = replace(settings, shots=(), rivals=()), []
     for way, labels in (("by field", by_field), ("by patient", by_patient)):

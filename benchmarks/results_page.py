@@ -150,7 +150,8 @@ def pretence(split: pd.DataFrame) -> str:
         "disease. *Colour and texture*: means, deviations, percentiles and differences of neighbours of five colour "
         "planes, and local binary patterns; no learning at all.\n\n"
         + "\n".join(lines)
-        + "\n\n`histossl probe` holds out whole patients, and `histossl audit` finds such a leak in any split."
+        + "\n\nThe intervals by field are narrow for the same reason: they take each field for a patient of its own. "
+        "`histossl probe` holds out whole patients, and `histossl audit` finds such a leak in any split."
     )
 
 

@@ -95,6 +95,9 @@ def test_fields_of_one_patient_flatter(pages, tmp_path):
 
     @dataclass(frozen=True)
     class Made(script.Cohort):
+        def embedded(self):
+            return True
+
         def source(self):
             return Source(ids, {"marks": (np.eye(12)[patient] + 0.01 * rng.normal(size=(60, 12))).astype(np.float32)})
 
