@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from histossl.cli import parse
 from histossl.commands import pretrain_stage, run
 from histossl.encode import EncodeSettings
+from histossl.encoders.moco import TileTrainSettings
 from histossl.encoders.resnet import ResNet18
 from histossl.encoders.zoo import fourth_stage
 from histossl.errors import FileFormatError, SettingsError
@@ -21,6 +22,9 @@ from histossl.gigassl import pretrain as room
 from histossl.gigassl.encoder import Projector, SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, pretrain_slides, trained_as
 from histossl.presets import PAPER
+from histossl.scale import Workers
+from histossl.stages import encoder_of
+from histossl.study import Study
 from histossl.train import Outcome, rate_at
 from test_pretrain import write_source
 
@@ -75,6 +79,17 @@ def test_a_preset_may_stand_in_a_file(tmp_path):
     assert found["pretrain"] == replace(PAPER, epochs=12)
     with pytest.raises((SettingsError, SystemExit)):
         parse("pretrain", pretrain_stage, ["S", "--preset=papers"])
+
+
+def test_encoding_keeps_the_fourth_stage_in_the_study(tmp_path, whole_resnet):
+    study = Study(tmp_path / "study")
+    with Workers(1) as pool:
+        encoder_of(study, str(whole_resnet), TileTrainSettings(), EncodeSettings(precision="float32"), pool, "cpu")
+        kept, whole = load_file(study.fourth_stage), load_file(whole_resnet)
+        assert kept.keys() == {name for name in whole if name.startswith("layer4.")}
+        assert all(torch.equal(value, whole[name]) for name, value in kept.items())
+        encoder_of(study, "random", TileTrainSettings(), EncodeSettings(precision="float32"), pool, "cpu")
+    assert not study.fourth_stage.exists()
 
 
 def test_training_under_it_starts_from_the_dense_stage_and_runs(tmp_path, whole_resnet):
