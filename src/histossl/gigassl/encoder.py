@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from histossl.config import from_dict, to_dict
 from histossl.errors import FileFormatError, SettingsError
-from histossl.gigassl.prototypes import SCALES, Prototypes
+from histossl.gigassl.prototypes import RUNS, SCALES, Prototypes
 from histossl.gigassl.sparse import (
     Grid,
     KernelMap,
@@ -52,7 +52,7 @@ class EncoderSettings:
         tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
             no training can then lose.
         prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
-            neighbourhoods, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
+            neighbourhoods, of each clustering, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
         arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
@@ -90,7 +90,7 @@ class EncoderSettings:
     @property
     def vector_dim(self) -> int:
         """Length of the slide's vector."""
-        return self.contrasted_dim + len(SCALES) * self.prototypes
+        return self.contrasted_dim + len(SCALES) * RUNS * self.prototypes
 
 
 class SlideEncoder(nn.Module):
@@ -174,7 +174,7 @@ class SlideEncoder(nn.Module):
 
         Returns:
             (N, vector_dim - contrasted_dim) float32; the sum over the tiles is the last part of the slide's vector: by
-            prototype the root of its share, the squares of which add up to 1 in each scale.
+            prototype the root of its share, the squares of which add up to 1 in each clustering.
         """
         if self.prototypes is None:
             return torch.zeros(len(features), 0, device=features.device)

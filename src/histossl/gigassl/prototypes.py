@@ -17,6 +17,8 @@ from histossl.gigassl.sparse import Grid, SparseMap
 
 SCALES = (0, 2, 4)
 """How often the tiles are averaged with their neighbours (3x3): tiles themselves, about 3x3 and about 5x5 of them."""
+RUNS = 4
+"""Clusterings at each scale: whether one k-means gives something rare a cluster of its own is a matter of luck."""
 AXES = 128  # principal axes of the tiles, whitened, in which clusters are looked for: what is rare varies little
 
 
@@ -25,7 +27,7 @@ class Prototypes(nn.Module):
 
     Args:
         in_dim: length of a tile's vector.
-        count: K, prototypes a scale.
+        count: K, prototypes a clustering.
     """
 
     axes: Tensor
@@ -34,14 +36,15 @@ class Prototypes(nn.Module):
     def __init__(self, in_dim: int, count: int) -> None:
         super().__init__()
         self.register_buffer("axes", torch.zeros(in_dim, min(AXES, in_dim)))
-        self.register_buffer("centres", torch.zeros(len(SCALES), count, min(AXES, in_dim)))
+        self.register_buffer("centres", torch.zeros(len(SCALES), RUNS, count, min(AXES, in_dim)))
 
     def forward(self, tiles: SparseMap) -> Tensor:
-        """(S, scales * K) float32: 1 for the nearest prototype of each scale, 0 elsewhere."""
+        """(S, scales * runs * K) float32: 1 for the nearest prototype of each clustering, 0 elsewhere."""
         found = []
-        for rows, centres in zip(self.seen(tiles), self.centres, strict=True):
-            nearest = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-            found.append(nn.functional.one_hot(nearest, len(centres)).float())
+        for rows, runs in zip(self.seen(tiles), self.centres, strict=True):
+            for centres in runs:
+                nearest = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+                found.append(nn.functional.one_hot(nearest, len(centres)).float())
         return torch.cat(found, 1)
 
     def seen(self, tiles: SparseMap) -> list[Tensor]:
@@ -69,15 +72,15 @@ class Prototypes(nn.Module):
         centred = torch.cat([m.features.float() - m.mean().float()[m.grid.views] for m in maps]).cpu()
         self.axes.copy_(_whitening(centred, self.axes.shape[1]))
         scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
-        count = self.centres.shape[1]
-        for k, rows in enumerate(scales):
-            with threadpool_limits(1):  # sums of several threads come in no fixed order
-                found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed).fit(rows)
-            centres = np.asarray(found.cluster_centers_, np.float32)
+        count = self.centres.shape[2]
+        for rows, runs in zip(scales, self.centres, strict=True):
             # Prototypes that a small cohort has no use for lie where no tile comes.
-            filled = np.full((count, rows.shape[1]), 1e6, np.float32)
-            filled[: len(centres)] = centres
-            self.centres[k].copy_(torch.from_numpy(filled))
+            runs.fill_(1e6)
+            for run, centres in enumerate(runs):
+                with threadpool_limits(1):  # sums of several threads come in no fixed order
+                    found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)
+                    found.fit(rows)
+                centres[: found.n_clusters] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))
 
 
 def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
