@@ -18,7 +18,7 @@ from histossl.evaluate.sources import read_source
 NAMES = [f"TCGA-{k // 2 % 9:02d}-{k // 2:04d}-01Z-00-DX{k % 2 + 1}" for k in range(60)]
 RNG = np.random.default_rng(0)
 CLASSES = np.array(["a", "b", "c"])[np.arange(60) // 2 % 3]
-VECTORS = (RNG.normal(size=(60, 5)) * [0.3, 5, 1, 1, 1] + np.eye(5)[np.arange(60) // 2 % 3]).astype(np.float32)
+VECTORS = (RNG.normal(size=(60, 5)) * [1.5, 5, 1, 1, 1] + np.eye(5)[np.arange(60) // 2 % 3]).astype(np.float32)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -161,3 +162,20 @@ def test_scores_are_painted_where_the_tiles_lie():
     wanted = np.full((10, 20), np.nan)
     wanted[:5, :5], wanted[:5, 10:15] = 1, 2
     np.testing.assert_array_equal(ground, wanted)
+
+
+def test_16_bit_products_move_a_vector_little_and_follow_the_weights():
+    rng = np.random.default_rng(2)
+    features, positions = rng.normal(size=(40, 12)).astype(np.float32), rng.uniform(0, 9, (40, 2)).astype(np.float32)
+    encoder = SlideEncoder(EncoderSettings(in_dim=12, dim=8, tile_mean=False, prototypes=0), seed=1).eval()
+
+    def vector(precision: str) -> np.ndarray:
+        return embed_slide(encoder, features, positions, ViewSettings(8), EmbedSettings(5, 0, precision), "x")
+
+    exact, rounded = vector("float32"), vector("bfloat16")
+    assert 0 < np.abs(exact - rounded).max() < 1e-2
+    with torch.no_grad():
+        encoder.stage.blocks[1].conv2.weight.mul_(-3)
+    changed, rounded_again = vector("float32"), vector("bfloat16")
+    assert np.abs(changed - exact).max() > 0.02
+    assert np.abs(changed - rounded_again).max() < 1e-2

@@ -228,10 +228,21 @@ class SparseConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(offsets, 1, inputs, outputs))
         nn.init.normal_(self.weight, std=(2 / (offsets * outputs)) ** 0.5)  # as He et al. do for ResNets
+        self._rounded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, rows: Tensor, kernel: KernelMap) -> Tensor:
         """(kernel.inputs, in) to (kernel.outputs, out), in the dtype of `rows`."""
-        return sparse_conv(rows, self.weight.squeeze(1), kernel)
+        return sparse_conv(rows, self._kernel(rows.device.type), kernel)
+
+    def _kernel(self, device: str) -> Tensor:
+        """The weight; in inference under autocast a rounded copy, made once: small batches would round it as long as
+        they multiply by it."""
+        if not (torch.is_inference_mode_enabled() and torch.is_autocast_enabled(device)):
+            return self.weight.squeeze(1)
+        key = (self.weight.data_ptr(), self.weight._version, torch.get_autocast_dtype(device))
+        if self._rounded is None or self._rounded[0] != key:
+            self._rounded = key, self.weight.squeeze(1).to(key[-1])
+        return self._rounded[1]
 
 
 class SiteNorm(nn.BatchNorm1d):
