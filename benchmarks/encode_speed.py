@@ -54,10 +54,10 @@ def end_to_end(slide: Path, folder: Path, encoder: TileEncoder, settings: Encode
         list(workers.map(time.sleep, [0.1] * workers.count))
         start = time.perf_counter()
         done = 0
-        for _, count, error in encode_slides([todo], encoder, settings, workers):
-            if error:
-                raise error
-            done += count
+        for step in encode_slides([todo], encoder, settings, workers):
+            if step.error:
+                raise step.error
+            done += step.tiles
         return done / (time.perf_counter() - start), survey.tiles
 
 

@@ -50,7 +50,8 @@ def run(jobs: list[EncodeJob], folder: Path, settings: EncodeSettings = SETTINGS
         for j in jobs
     ]
     with Workers(1) as workers:
-        return [(job.slide_id, count, error) for job, count, error in encode_slides(moved, encoder, settings, workers)]
+        steps = encode_slides(moved, encoder, settings, workers)
+        return [(step.job.slide_id, step.tiles, step.error) for step in steps]
 
 
 def expected_tiles(job: EncodeJob) -> torch.Tensor:

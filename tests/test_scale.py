@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from histossl.errors import SlideError
-from histossl.scale import WorkerDied, Workers
+from histossl.scale import WorkerDied, WorkerHung, Workers
 
 
 def job(item: int) -> int:
@@ -53,3 +56,54 @@ def test_nothing_to_do_starts_no_process(count):
     with Workers(count) as workers:
         assert list(workers.map(job, [])) == []
         assert workers._pool is None
+
+
+def hang(item: int) -> int:
+    if item in (2, 3):
+        signal.pause()
+    return os.getpid()
+
+
+def test_a_task_that_hangs_is_ended_and_costs_itself_only():
+    with Workers(2) as workers:
+        list(workers.map(hang, [0, 1]))  # processes take long to start where the machine is busy
+        workers.timeout = 3.0
+        answers = dict(workers.map(hang, range(6)))
+    assert {k: type(v) for k, v in answers.items()} == {k: WorkerHung if k in (2, 3) else int for k in range(6)}
+    assert "in 3 s" in str(answers[2])
+
+
+def greedy(size: int) -> int:
+    return len(bytearray(size))
+
+
+def test_a_task_that_wants_too_much_memory_fails_and_its_process_goes_on():
+    with Workers(1, memory=4 * 2**30) as workers:
+        answers = [answer for _, answer in workers.map(greedy, [10, 8 * 2**30, 20])]
+    assert (answers[0], answers[2]) == (10, 20)
+    assert isinstance(answers[1], MemoryError)
+
+
+def test_an_error_does_not_wait_for_what_workers_are_at():
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Workers(1) as workers:
+        workers.submit(time.sleep, 600)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 300
+
+
+def test_workers_die_with_the_main_process():
+    code = """
+import os, sys, time
+from histossl.scale import Workers
+workers = Workers(1)
+print(workers.submit(os.getpid).result(), flush=True)
+workers.submit(time.sleep, 600)
+os.kill(os.getpid(), 9)
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pid = int(process.stdout)
+    end = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.01)

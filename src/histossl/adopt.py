@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from histossl import store
+from histossl.cohort import fail, reason, report_failures
 from histossl.config import fingerprint, to_dict
 from histossl.console import progress_bar
 from histossl.encoders.foreign import hash_of
@@ -27,7 +28,6 @@ from histossl.gigassl.published import load_published
 from histossl.gigassl.views import ViewSettings
 from histossl.interchange import Bag, attributes_of, read_bag
 from histossl.slide import find_slides, open_slide
-from histossl.stages import fail, reason, report_failures
 from histossl.study import COLUMNS, Row, Study, slide_names
 
 HALF_MAX = float(np.finfo(np.float16).max)

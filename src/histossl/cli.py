@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable
 from importlib import import_module
@@ -39,6 +41,7 @@ COMMANDS = {
         "audit",
         "what a split has on both of its sides: patients, sites, duplicates",
     ),
+    "status": ("histossl.status", "status", "what is done, who is at work, how fast, how long it will take"),
     "report": ("histossl.commands", "report", "one self-contained page of all that was found"),
     "view": ("histossl.view.commands", "view", "look at the cohort, its slides and what was found, in a browser"),
     "nuclei train": ("histossl.nuclei.commands", "train", "learn nuclei from images or slides, without labels"),
@@ -87,8 +90,11 @@ def call(name: str, argv: list[str]) -> int:
     from histossl.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
-    command = getattr(import_module(module), function)
+    # So ends a cluster's job that is over its time: as by Ctrl-C.
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
     try:
+        command = getattr(import_module(module), function)
         arguments = parse(name, command, argv)
         return int(command(**arguments) or 0)
     except HistosslError as error:
@@ -101,6 +107,9 @@ def call(name: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         say("stopped; the same command goes on where it was", "yellow")
         return 130
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[str, object]:

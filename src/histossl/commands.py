@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from histossl import parallel, stages
 from histossl.adopt import Origin, adopt, take_encoder
+from histossl.cohort import inspect_slides
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings
 from histossl.encoders.moco import TileTrainSettings
@@ -21,6 +22,7 @@ from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
 from histossl.scale import Workers
 from histossl.study import Study
+from histossl.study import existing_study as _existing
 from histossl.tiles import TileSpec
 from histossl.tissue import TissueSettings
 
@@ -65,13 +67,13 @@ def run(
         device: auto, cpu or cuda.
     """
     study = Study(out)
-    with study.lock(), Workers(workers) as pool:
-        say(f"1/6 inspect   {slides}")
-        failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+    with Workers(workers) as pool:
+        with study.share(_waiting):
+            say(f"1/6 inspect   {slides}")
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         say(f"2/6 encode    {_count(study)} slides")
-        network = stages.encoder_of(study, encoder, tile_encoder, encode, pool, device)
-        failed = max(failed, stages.encode_study(study, network, encode, pool))
-        pool.close()
+        failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device))
+    with study.lock(_waiting):
         say("3/6 pretrain")
         stages.pretrain_study(study, pretrain, device)
         say("4/6 embed")
@@ -114,8 +116,8 @@ def inspect(
     """
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         study = Study(Path(str(folder)))
-        with study.lock(), Workers(workers) as pool:
-            failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        with study.share(_waiting), Workers(workers) as pool:
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         _show(study)
     return _code(failed)
 
@@ -139,10 +141,8 @@ def encode_stage(
         workers: processes that read slides.
         device: auto, cpu or cuda.
     """
-    place = _existing(study)
-    with place.lock(), Workers(workers) as pool:
-        network = stages.encoder_of(place, encoder, tile_encoder, encode, pool, device)
-        return _code(stages.encode_study(place, network, encode, pool))
+    with Workers(workers) as pool:
+        return _code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
 
 
 def pretrain_stage(
@@ -267,11 +267,17 @@ def report(study: Path) -> int:
     return 0
 
 
-def _existing(folder: Path) -> Study:
-    if not (folder / "slides.csv").exists():
-        hint = "run `histossl inspect SLIDES --out` first; for a folder of features name the study: --out"
-        raise StudyError(f"{folder}: not a study, it has no slides.csv", hint)
-    return Study(folder)
+def _encode(
+    study: Study, encoder: str, training: TileTrainSettings, settings: EncodeSettings, pool: Workers, device: str
+) -> int:
+    with study.lock(_waiting) if encoder == "self" else study.share(_waiting):
+        network = stages.encoder_of(study, encoder, training, settings, pool, device)
+    with study.share(_waiting):
+        return stages.encode_study(study, network, settings, pool)
+
+
+def _waiting(holder: str) -> None:
+    say(f"waiting for another run that needs the study for itself ({holder})", "yellow")
 
 
 def _count(study: Study) -> int:

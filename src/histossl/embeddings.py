@@ -42,7 +42,7 @@ def write_embeddings(
     """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings."""
     from anndata import AnnData
 
-    obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error"])
+    obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error", "made"], errors="ignore")
     obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,8 +22,9 @@ from histossl.augment import Augmentation, AugmentSettings, augment, draw_augmen
 from histossl.config import fingerprint, number_of
 from histossl.encoders.zoo import TileEncoder
 from histossl.errors import HistosslError, SettingsError, SlideError
-from histossl.read import ReadJob, read_tiles
+from histossl.read import Batch, ReadJob, read_batch
 from histossl.scale import Workers
+from histossl.slide import slide_state
 from histossl.tiles import TileSpec
 
 # A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
@@ -38,6 +43,7 @@ class EncodeSettings:
         batch: tiles a forward pass.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the augmentations and of the tiles drawn.
+        max_lost: a slide is given up when more than this share of its tiles cannot be decoded; fewer are left out.
         augment: the domain of augmentations.
     """
 
@@ -47,12 +53,15 @@ class EncodeSettings:
     batch: int = 64
     precision: str = "auto"
     seed: int = 0
+    max_lost: float = 0.05
     augment: AugmentSettings = field(default_factory=AugmentSettings)
 
     def __post_init__(self) -> None:
         for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.max_lost < 1:
+            raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,36 @@ class EncodeJob:
 
 
 def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
-    """The key of a slide's features and views: of its tiles, the encoder's weights, and every setting."""
-    return fingerprint(tiles, encoder.identity, settings)
+    """The key of a slide's features and views: that of its tiles, a dash, that of the encoder and every setting."""
+    return f"{tiles}-{fingerprint(encoder.identity, settings)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What has happened to a slide.
+
+    Attributes:
+        job: the slide.
+        tiles: that were encoded.
+        finished: whether both products stand.
+        error: why it is given up, or None.
+        lost: tiles that cannot be decoded and are left out.
+        why: of the first of them.
+        made: the fingerprint of what was finished.
+        waited: seconds for the batch.
+        read, cpu: seconds that reading it took in its worker, by the clock and of the processor.
+    """
+
+    job: EncodeJob
+    tiles: int = 0
+    finished: bool = False
+    error: Exception | None = None
+    lost: int = 0
+    why: str = ""
+    made: str = ""
+    waited: float = 0.0
+    read: float = 0.0
+    cpu: float = 0.0
 
 
 class SlideEncoding:
@@ -81,11 +118,29 @@ class SlideEncoding:
         position: of the slide in the caller's list; batches carry it.
         encoder: what turns tiles into features.
         settings: of the stage.
+        lost: of its tiles, that cannot be decoded; they are left out.
+        why: of the first of them.
+
+    Raises:
+        SlideError: the file is not the one that was inspected.
     """
 
-    def __init__(self, job: EncodeJob, position: int, encoder: TileEncoder, settings: EncodeSettings) -> None:
+    def __init__(
+        self,
+        job: EncodeJob,
+        position: int,
+        encoder: TileEncoder,
+        settings: EncodeSettings,
+        lost: frozenset[int] = frozenset(),
+        why: str = "",
+    ) -> None:
         self.job, self.position, self.encoder, self.settings = job, position, encoder, settings
+        self.lost, self.why = lost, why
         self.tiles = store.read_tiles_of(job.tiles_path)
+        self.all, self.state = len(self.tiles.xy), store.slide_state_of(job.tiles_path)
+        self._unchanged()
+        self.kept = np.array([k for k in range(self.all) if k not in lost], np.int64)
+        self.tiles = replace(self.tiles, xy=self.tiles.xy[self.kept])
         self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
         count, px = len(self.tiles.xy), job.tile.px
         self.chunks = [slice(a, min(a + settings.batch, count)) for a in range(0, count, settings.batch)]
@@ -94,7 +149,12 @@ class SlideEncoding:
         self.cache: list[NDArray[np.uint8]] = []
         self.stack = ExitStack()
         self.step = 0
+        self.lost_now: set[int] = set()
         self.finished = False
+
+    def _unchanged(self) -> None:
+        if self.state and slide_state(self.job.path) != self.state:
+            raise SlideError(self.job.path, "has changed since it was inspected", "run `histossl inspect` again")
 
     def reads(self) -> Iterator[ReadJob]:
         """The batches that workers should read, in the order in which `add` wants them."""
@@ -107,8 +167,42 @@ class SlideEncoding:
                 self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
             )
 
-    def add(self, tiles: NDArray[np.uint8]) -> None:
-        """Take the next batch; with the last one the products stand under their names and `finished` is true."""
+    def add(self, batch: Batch) -> None:
+        """Take the next batch; with the last one the products stand under their names and `finished` is true.
+
+        Once a tile was lost, batches are only looked through for more: see `incomplete`.
+
+        Raises:
+            SlideError: too many tiles cannot be decoded, or the file was changed under way.
+        """
+        if len(batch.lost):
+            self._lose(batch)
+        if self.lost_now:
+            self.step += 1
+        else:
+            self._take(batch.tiles)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether tiles were lost, and all that are is known: the slide has to begin again without them."""
+        return bool(self.lost_now) and self.step >= len(self.chunks)
+
+    def _lose(self, batch: Batch) -> None:
+        plain = self.step < len(self.chunks)
+        asked = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
+        self.lost_now |= {int(k) for k in self.kept[asked[batch.lost]]}
+        self.why = self.why or batch.why.removeprefix(f"{self.job.path.name}: ")
+        count = len(self.lost | self.lost_now)
+        if count > self.settings.max_lost * self.all:
+            what = f"{count} of {self.all} tiles or more cannot be decoded: {self.why}"
+            raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
+
+    def _drawn(self, step: int) -> NDArray[np.int64]:
+        parts = self._parts(len(self.plan[0][1]))
+        k, part = divmod(step - len(self.chunks), len(parts))
+        return self.plan[k][1][parts[part]]
+
+    def _take(self, tiles: NDArray[np.uint8]) -> None:
         if self.step == 0:
             self._begin()
         if self.step < len(self.chunks):
@@ -121,6 +215,7 @@ class SlideEncoding:
         if self.step == len(self.chunks) and self.cached:
             self._views_from_cache()
         if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
+            self._unchanged()
             self.stack.close()
             self.finished = True
 
@@ -134,7 +229,9 @@ class SlideEncoding:
         if self.settings.views:
             self._begin_views(self.stack.enter_context(store.whole_folder(job.views_path)))
         # Entered last, so closed first: features stand before views, and a slide with views is a finished one.
-        file = self.stack.enter_context(store.new_features_file(job.features_path, job.tiles_path, self.made))
+        file = self.stack.enter_context(
+            store.new_features_file(job.features_path, job.tiles_path, self.made, self.kept)
+        )
         self.features: h5py.Dataset = store.create_features(file, count, dim)
 
     def _begin_views(self, folder: Path) -> None:
@@ -211,46 +308,79 @@ def draw_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Genera
 
 
 def encode_slides(
-    jobs: Sequence[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Workers
-) -> Iterator[tuple[EncodeJob, int, Exception | None]]:
-    """Encode slides one after the other while workers read ahead, across slides too.
+    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Workers
+) -> Iterator[Step]:
+    """Encode slides one after the other while workers read ahead, across slides too; jobs are drawn as late as may be.
 
-    Yields:
-        (job, tiles since the last yield, None) while a slide goes on and when it is finished: finished once both
-        products stand; or (job, 0, error) for a slide that is given up, after which the others go on.
+    A slide with tiles that cannot be decoded is begun again without them. One that fails is given up, and the others
+    go on; what is under way when the caller leaves is dropped.
     """
     at_work: dict[int, SlideEncoding] = {}
-    unfit: list[tuple[EncodeJob, int, Exception]] = []
+    again: deque[SlideEncoding] = deque()
+    unfit: deque[Step] = deque()
+    positions, jobs = itertools.count(), iter(jobs)
+
+    def begin(job: EncodeJob, before: SlideEncoding | None = None) -> Iterator[ReadJob]:
+        position = next(positions)
+        lost, why = (before.lost | before.lost_now, before.why) if before else (frozenset[int](), "")
+        try:
+            at_work[position] = SlideEncoding(job, position, encoder, settings, lost, why)
+        except HistosslError as error:
+            unfit.append(Step(job, error=error))
+            return
+        yield from itertools.takewhile(lambda _: position in at_work, at_work[position].reads())
 
     def reads() -> Iterator[ReadJob]:
-        for position, job in enumerate(jobs):
-            try:
-                at_work[position] = SlideEncoding(job, position, encoder, settings)
-            except HistosslError as error:
-                unfit.append((job, 0, error))
-                continue
-            for read in at_work[position].reads():
-                if position not in at_work:
-                    break
-                yield read
+        for job in jobs:
+            yield from begin(job)
+            while again:
+                yield from begin(again[0].job, again.popleft())
+        while again:
+            yield from begin(again[0].job, again.popleft())
 
-    for read, answer in workers.map(read_tiles, reads()):
-        slide = at_work.get(read.slide)
-        if slide is not None:
-            error = answer if isinstance(answer, Exception) else _add(slide, answer)
-            if error is not None:
-                slide.drop(error)
-            if error is not None or slide.finished:
-                del at_work[read.slide]
-            yield slide.job, 0 if error else len(read.xy), error
-        while unfit:
-            yield unfit.pop()
-    yield from unfit
-
-
-def _add(slide: SlideEncoding, tiles: NDArray[np.uint8]) -> Exception | None:
     try:
-        slide.add(tiles)
+        while True:
+            for read, answer, waited in _timed(workers.map(read_batch, reads())):
+                slide = at_work.get(read.slide)
+                if slide is not None:
+                    step = _step(slide, read, answer, waited)
+                    if step.finished or step.error or slide.incomplete:
+                        del at_work[read.slide]
+                    if slide.incomplete and not step.error:
+                        slide.drop(Incomplete())
+                        again.append(slide)
+                    yield step
+                while unfit:
+                    yield unfit.popleft()
+            yield from unfit
+            unfit.clear()
+            if not again:
+                return
+    finally:
+        for slide in at_work.values():
+            slide.drop(GeneratorExit())
+
+
+class Incomplete(Exception):
+    """A slide has to begin again, without the tiles that it lost."""
+
+
+def _timed(answers: Iterator[tuple[ReadJob, Any]]) -> Iterator[tuple[ReadJob, Any, float]]:
+    start = time.perf_counter()
+    for read, answer in answers:
+        yield read, answer, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+def _step(slide: SlideEncoding, read: ReadJob, answer: Batch | Exception, waited: float) -> Step:
+    if isinstance(answer, Exception):
+        slide.drop(answer)
+        return Step(slide.job, error=answer)
+    try:
+        slide.add(answer)
     except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
-        return error
-    return None
+        slide.drop(error)
+        return Step(slide.job, error=error)
+    tiles = 0 if slide.lost_now else len(read.xy)
+    seconds = (waited, answer.seconds, answer.cpu)
+    return Step(slide.job, tiles, slide.finished, None, len(slide.lost), slide.why, slide.made, *seconds)

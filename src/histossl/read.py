@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,23 +39,60 @@ class ReadJob:
     px: int
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What was read.
+
+    Attributes:
+        tiles: (n, px, px, 3) uint8; zeros where a tile cannot be decoded.
+        lost: (k,) indices of those, ascending.
+        why: of the first of them; empty where there is none.
+        seconds, cpu: that reading took, by the clock and of the processor: where they differ, it was the disk.
+    """
+
+    tiles: NDArray[np.uint8]
+    lost: NDArray[np.int64]
+    why: str
+    seconds: float
+    cpu: float
+
+
 @functools.lru_cache(maxsize=1)
 def _slide(path: Path, mpp: float) -> Slide:
     return open_slide(path, mpp)
 
 
+def read_batch(job: ReadJob) -> Batch:
+    """Read a batch of tiles; a worker keeps its last slide open. A tile that cannot be decoded is tried twice.
+
+    Raises:
+        SlideError: the slide cannot be opened.
+    """
+    start, busy = time.perf_counter(), time.process_time()
+    tiles = np.zeros((len(job.xy), job.px, job.px, 3), np.uint8)
+    lost: dict[int, str] = {}
+    for k, (x, y) in enumerate(job.xy):
+        region = Region(float(x), float(y), job.extent, job.extent)
+        for _ in ("with the handle that stands", "with a new one"):
+            slide = _slide(job.path, job.mpp)
+            try:
+                tiles[k] = slide.read(region, job.tile_mpp)
+                lost.pop(k, None)
+                break
+            except SlideError as error:
+                _slide.cache_clear()
+                lost[k] = error.what
+    why = next(iter(lost.values()), "")
+    return Batch(tiles, np.array(list(lost), np.int64), why, time.perf_counter() - start, time.process_time() - busy)
+
+
 def read_tiles(job: ReadJob) -> NDArray[np.uint8]:
-    """Read a batch of tiles, (n, px, px, 3) uint8; a worker keeps its last slide open.
+    """The tiles of `read_batch`, (n, px, px, 3) uint8.
 
     Raises:
         SlideError: the slide cannot be opened or a tile cannot be decoded.
     """
-    tiles = np.empty((len(job.xy), job.px, job.px, 3), np.uint8)
-    try:
-        slide = _slide(job.path, job.mpp)
-        for k, (x, y) in enumerate(job.xy):
-            tiles[k] = slide.read(Region(float(x), float(y), job.extent, job.extent), job.tile_mpp)
-    except SlideError:
-        _slide.cache_clear()
-        raise
-    return tiles
+    batch = read_batch(job)
+    if len(batch.lost):
+        raise SlideError(job.path, batch.why.removeprefix(f"{job.path.name}: "), "the file is damaged or cut short")
+    return batch.tiles

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
+
+import psutil
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -18,41 +23,66 @@ class WorkerDied(Exception):
     """The process that ran this task ended without an answer: a crash in native code, or killed for its memory."""
 
 
+class WorkerHung(Exception):
+    """The process that ran this task gave no answer in the time that a task may take, and was killed."""
+
+
 class Workers:
     """Processes that run functions over slides.
 
     Args:
         count: how many; None is one a core, but at most eight.
+        timeout: seconds that a task of `map` may take before its process is killed; None waits for ever.
+        memory: bytes of address space of a process; what would need more fails with a MemoryError. None is a fair share
+            of the machine's memory, at least 4 GiB.
     """
 
-    def __init__(self, count: int | None = None) -> None:
+    def __init__(self, count: int | None = None, timeout: float | None = None, memory: int | None = None) -> None:
         self.count = count or min(8, os.cpu_count() or 1)
+        self.timeout = timeout
+        self.memory = memory or max(4 * 2**30, psutil.virtual_memory().total * 3 // 4 // self.count)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        # After an error or Ctrl-C nobody waits for what they are at.
+        self.close() if kind is None else self.kill()
 
     def close(self) -> None:
-        """End the processes; what they are at is given up."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """End the processes once they are through with what they are at; what waits is given up."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def kill(self) -> None:
+        """End the processes now, whatever they are at."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
         """Run one task; the processes start with the first."""
         if self._pool is None:
             # spawn: neither open slides nor the threads of torch survive a fork.
-            self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"), initializer=_calm)
-        return self._pool.submit(function, *args)
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.count, context, initializer=_calm, initargs=(self.memory,))
+        # Ctrl-C ends this process, which ends its workers: from birth on they do not hear it themselves.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._pool.submit(function, *args)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """(item, result or the exception that it raised) in the order of `items`, `ahead` tasks waiting a worker.
 
         After a worker's death every task in flight runs again, one at a time, until the one that kills is known: that
-        one ends as `WorkerDied`, the others as they do.
+        one ends as `WorkerDied`, the others as they do. One that takes too long ends as `WorkerHung`, and those in
+        flight beside it run again.
         """
         window: deque[_Task] = deque()
         for item in items:
@@ -66,14 +96,20 @@ class Workers:
         task = window.popleft()
         for _ in ("among others", "alone"):
             try:
-                return task.item, task.result()
+                return task.item, task.result(self.timeout)
             except BrokenProcessPool:
-                self.close()
-                for lost in (task, *window):
-                    lost.future = None
+                self._begin_again(task, window)
             except Exception as error:  # noqa: BLE001 - the one place where any failure of a slide becomes its record
+                if isinstance(error, TimeoutError) and not task.done():
+                    self._begin_again(task, window)
+                    return task.item, WorkerHung(f"its worker process gave no answer in {self.timeout:g} s")
                 return task.item, error
         return task.item, WorkerDied("its worker process died (a crash in native code, or out of memory)")
+
+    def _begin_again(self, task: _Task, window: deque[_Task]) -> None:
+        self.kill()
+        for lost in (task, *window):
+            lost.future = None
 
 
 class _Task(Generic[A, R]):
@@ -86,17 +122,22 @@ class _Task(Generic[A, R]):
         except BrokenProcessPool:
             self.future = None
 
-    def result(self) -> R:
+    def result(self, timeout: float | None) -> R:
         if self.future is None:
             self.future = self.workers.submit(self.function, self.item)
-        return self.future.result()
+        return self.future.result(timeout)
+
+    def done(self) -> bool:
+        return self.future is not None and self.future.done()
 
 
-def _calm() -> None:
-    """Ctrl-C ends the main process, which ends its workers; they print no stack traces of their own."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _calm(memory: int) -> None:
+    """A worker takes its share of memory and processor only, and does not outlive the main process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     # The network computes in step on all cores: a reader that pushes one of its threads aside makes the others wait.
     os.nice(19)
     os.environ["OMP_NUM_THREADS"] = "1"

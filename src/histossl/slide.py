@@ -24,7 +24,7 @@ from histossl.geometry import Region, Size
 from histossl.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
 from histossl.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, reason
 
-__all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide"]
+__all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -192,6 +192,19 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
     except SlideError:
         reader.close()
         raise
+
+
+def slide_state(path: Path) -> str:
+    """The size and the time of a slide's file: what changes when somebody replaces it.
+
+    Raises:
+        SlideError: it is gone, or out of reach.
+    """
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise SlideError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def find_slides(folder: str | Path) -> list[Path]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,10 +17,11 @@ import pandas as pd
 from safetensors.torch import save_file
 
 from histossl import store
+from histossl.cohort import Standing, failure, give_up_on_disk, reason, report_failures
 from histossl.config import fingerprint, from_dict, to_dict
 from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
-from histossl.encode import EncodeJob, EncodeSettings, encode_fingerprint, encode_slides
+from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint, encode_slides
 from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
 from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder, pick_device
 from histossl.errors import HistosslError, StudyError
@@ -32,141 +32,14 @@ from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
+from histossl.ledger import Ledger, Shift
+from histossl.pace import Pace
 from histossl.parallel import first
 from histossl.scale import Workers
-from histossl.slide import find_slides
-from histossl.study import COLUMNS, Row, Study, slide_names
-from histossl.survey import SurveyJob, survey_fingerprint, survey_slide
+from histossl.study import COLUMNS, Row, Study
 from histossl.tiles import TileSpec
-from histossl.tissue import TissueSettings
 
 GIGA, MEAN, UNTRAINED = "giga-ssl", "mean pooling", "untrained encoder"
-
-
-@dataclass(frozen=True)
-class Laying:
-    """How tissue is found and tiles are laid: the settings of `inspect`."""
-
-    tissue: TissueSettings
-    tile: TileSpec
-
-
-def inspect_slides(
-    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Workers
-) -> int:
-    """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
-
-    Raises:
-        SettingsError: `mpp_default` is out of range.
-        StudyError: no slides, or a study made with other settings.
-    """
-    place = Path(os.path.abspath(slides))
-    paths = [place] if place.is_file() else find_slides(place)
-    if not paths:
-        raise StudyError(f"{slides}: no slides in it", "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
-    study.settle("inspect", Laying(tissue, tile), study.folder / "tiles")
-    rows = merge(study.slides(), paths)
-    jobs: list[tuple[Row, SurveyJob]] = []
-    for row in rows:
-        mpp, wrong = _number(row["mpp"])
-        if wrong:
-            fail(row, f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")
-        elif not row["error"].startswith(NOT_OURS) and not _surveyed(study, row, mpp, tissue, tile):
-            name, path = row["slide_id"], Path(row["path"])
-            jobs.append((row, SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))))
-    _survey(study, rows, jobs, workers)
-    study.write_slides(rows)
-    return report_failures(rows)
-
-
-NOT_OURS = "not read: "  # how complaints begin that no opening of the slide can mend
-
-
-def merge(known: list[Row], paths: list[Path]) -> list[Row]:
-    """The rows of slides.csv for the slides at hand: what users wrote stays, new slides come, gone ones are marked."""
-    by_path = {row["path"]: row for row in known}
-    merged = []
-    for path, (name, complaint) in zip(paths, slide_names(paths), strict=True):
-        row = by_path.pop(str(path), dict.fromkeys(COLUMNS, "") | {"path": str(path)})
-        row["slide_id"] = name
-        if complaint or row["error"].startswith(NOT_OURS):
-            fail(row, NOT_OURS + complaint if complaint else "")
-        merged.append(row)
-    for row in by_path.values():
-        fail(row, f"{NOT_OURS}{Path(row['path']).name} is no longer there; put it back or delete its row")
-        merged.append(row)
-    return merged
-
-
-def fail(row: Row, error: str) -> None:
-    """Mark a slide as failed, with the reason."""
-    row |= {"status": "failed", "error": error}
-
-
-def _surveyed(study: Study, row: Row, mpp: float | None, tissue: TissueSettings, tile: TileSpec) -> bool:
-    """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
-    if mpp is None or row["status"] == "failed":
-        return False
-    try:
-        made = survey_fingerprint(Path(row["path"]), mpp, tissue, tile)
-    except HistosslError:
-        return False
-    return study.qc(row["slide_id"]).exists() and store.fingerprint_of(study.tiles(row["slide_id"])) == made
-
-
-def _survey(study: Study, rows: list[Row], jobs: list[tuple[Row, SurveyJob]], workers: Workers) -> None:
-    keeper = Keeper(study, rows)
-    answers = workers.map(survey_slide, (job for _, job in jobs))
-    with progress_bar("slides", len(jobs)) as bar:
-        for (row, _), (_, answer) in zip(jobs, answers, strict=True):
-            if isinstance(answer, Exception):
-                fail(row, reason(answer))
-            else:
-                row |= {name: repr(value) for name, value in vars(answer).items()}
-                row |= {"status": "inspected", "error": ""}
-            bar.advance(1)
-            keeper.tick()
-
-
-class Keeper:
-    """Writes slides.csv while a stage goes on, not more often than every few seconds: it may have 100,000 rows."""
-
-    def __init__(self, study: Study, rows: list[Row], seconds: float = 5) -> None:
-        self.study, self.rows, self.seconds = study, rows, seconds
-        self.start = self.written = time.monotonic()
-
-    def tick(self) -> float:
-        """Write if it is time; returns the seconds since the start."""
-        now = time.monotonic()
-        if now - self.written > self.seconds:
-            self.study.write_slides(self.rows)
-            self.written = now
-        return now - self.start
-
-
-def reason(error: Exception) -> str:
-    """An error as one line of slides.csv."""
-    if isinstance(error, HistosslError):
-        return str(error)
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def report_failures(rows: list[Row]) -> int:
-    """One line on the screen for every failed slide; returns their number."""
-    failed = [row for row in rows if row["status"] == "failed"]
-    for row in failed:
-        say(f"FAILED {row['error']}", "red")
-    return len(failed)
-
-
-def _number(text: str) -> tuple[float | None, bool]:
-    """The number in a cell, None where it is empty; and whether it is not a number."""
-    if not text.strip():
-        return None, False
-    try:
-        return float(text), False
-    except ValueError:
-        return None, True
 
 
 def encoder_of(
@@ -214,40 +87,63 @@ def encode_study(study: Study, encoder: TileEncoder, settings: EncodeSettings, w
     """Features and views of every inspected slide: features/ and views/. Returns the number of failures."""
     tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
-    rows = study.slides()
-    by_name = {row["slide_id"]: row for row in rows if row["status"] != "failed"}
-    jobs = []
-    for row in by_name.values():
-        job = _encode_job(study, row, tile)
-        row["status"] = "encoded" if _encoded(job, encoder, settings) else "inspected"
-        if row["status"] == "inspected":
-            jobs.append(job)
-    total = sum(int(by_name[job.slide_id]["tiles"]) for job in jobs)
-    done, keeper = 0, Keeper(study, rows)
-    with progress_bar("tiles", total) as bar:
-        for job, count, error in encode_slides(jobs, encoder, settings, workers):
-            if error is not None:
-                fail(by_name[job.slide_id], reason(error))
-            elif _encoded(job, encoder, settings):
-                by_name[job.slide_id]["status"] = "encoded"
-            done += count
-            bar.advance(count)
-            bar.say(f"{done / keeper.tick():.0f} tiles/s, {job.slide_id}")
-    study.write_slides(rows)
+    ledger = Ledger(study)
+    rows = ledger.rows
+    jobs, changes = _to_encode(study, rows, tile, encoder, settings)
+    ledger.write("check", changes)
+    total = sum(int(row["tiles"]) for row, _ in jobs)
+    pace = Pace("GPU" if encoder.device.type == "cuda" else "CPU")
+    with Shift(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
+        for mine in shift.rounds():
+            for step in encode_slides(mine, encoder, settings, workers):
+                pace.add(step.tiles, step.waited, step.read, step.cpu)
+                name = step.job.slide_id
+                if step.error is not None:
+                    give_up_on_disk(step.error)
+                    shift.finish(name, failure(reason(step.error, step.job.path)))
+                elif step.finished:
+                    shift.finish(name, _encoded_row(step), lost=step.lost, limit=pace.limit)
+                bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
+                bar.say(f"{pace.rate:.0f} tiles/s, {name}, {pace.limit}")
     return report_failures(rows)
 
 
-def _encode_job(study: Study, row: Row, tile: TileSpec) -> EncodeJob:
-    name = row["slide_id"]
-    return EncodeJob(
-        name, Path(row["path"]), float(row["mpp"]), tile, study.tiles(name), study.features(name), study.views(name)
-    )
+def _encoded_row(step: Step) -> Row:
+    lost = f"{step.job.path.name}: {step.lost} tiles cannot be decoded and are left out: {step.why}"
+    return {"status": "encoded", "error": lost if step.lost else "", "made": step.made}
 
 
-def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> bool:
+def _to_encode(
+    study: Study, rows: list[Row], tile: TileSpec, encoder: TileEncoder, settings: EncodeSettings
+) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
+    """(The slides that are not encoded, the changes of rows that are not true of what stands)."""
+    stand, key = Standing(study), encode_fingerprint("", encoder, settings)
+    jobs, changes = [], []
+    for row in rows:
+        if row["status"] == "failed":
+            continue
+        name = row["slide_id"]
+        there = stand("features", f"{name}.h5") and (not settings.views or stand("views", name))
+        if there and row["status"] == "encoded" and row["made"].endswith(key):
+            continue
+        job = EncodeJob(
+            name, Path(row["path"]), float(row["mpp"]), tile, study.tiles(name), study.features(name), study.views(name)
+        )
+        made = _encoded(job, encoder, settings) if there else ""
+        if made:
+            changes.append((row, {"status": "encoded", "made": made}))
+        else:
+            jobs.append((row, job))
+            if row["status"] == "encoded":
+                changes.append((row, {"status": "inspected", "made": row["made"].partition("-")[0]}))
+    return jobs, changes
+
+
+def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> str:
+    """The fingerprint of a slide's products where they stand, of these tiles and settings; or an empty one."""
     made = encode_fingerprint(store.fingerprint_of(job.tiles_path) or "", encoder, settings)
     products = [job.features_path, job.views_path] if settings.views else [job.features_path]
-    return all(store.fingerprint_of(product) == made for product in products)
+    return made if all(store.fingerprint_of(product) == made for product in products) else ""
 
 
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
@@ -275,7 +171,8 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
 def embed_study(study: Study, settings: EmbedSettings, device: str) -> int:
     """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures."""
     where = pick_device(device)
-    rows = study.slides()
+    ledger = Ledger(study)
+    rows = ledger.rows
     encoded = [row for row in rows if row["status"] == "encoded"]
     about = trained_as(study.slide_encoder)
     made = fingerprint(settings, about["fingerprint"], _features_made(study, encoded))
@@ -294,12 +191,12 @@ def embed_study(study: Study, settings: EmbedSettings, device: str) -> int:
             try:
                 features, positions = plain_tiles(study.features(name))
             except HistosslError as error:
-                fail(row, reason(error))
+                ledger.write("embed", [(row, failure(reason(error)))])
                 continue
             for key, network, view in ((GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)):
                 vectors[key].append(embed_slide(network, features, positions, view, settings, name))
             vectors[MEAN].append(mean_pool(features))
-    study.write_slides(rows)
+    ledger.flush()
     kept = [row for row in encoded if row["status"] == "encoded"]
     if not kept:
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")

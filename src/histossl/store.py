@@ -106,16 +106,17 @@ class Tiles:
 
 
 @contextmanager
-def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str) -> Iterator[h5py.File]:
+def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str, state: str = "") -> Iterator[h5py.File]:
     """An HDF5 file with `coords` and attributes as TRIDENT writes them, whole or absent; yields it for more datasets.
 
     Beside TRIDENT's attributes `coords` carries ours: `stride_level0` and `extent_level0`, which need not be whole
-    numbers, and the fingerprint of what made the file.
+    numbers; the file carries the fingerprint of what made it, and the state of the slide's own file.
     """
     with whole(path) as part, h5py.File(part, "w") as file:
         coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=_chunks(len(grid.xy), 2))
         coords.attrs.update(_attributes(path, slide_id, grid))
         file.attrs["fingerprint"] = fingerprint
+        file.attrs["slide_state"] = state
         yield file
 
 
@@ -141,10 +142,18 @@ def _chunks(rows: int, columns: int) -> tuple[int, int] | None:
 
 
 @contextmanager
-def new_features_file(path: Path, tiles_path: Path, fingerprint: str) -> Iterator[h5py.File]:
-    """As `new_tile_file`, with the places and attributes of a file that stands."""
+def new_features_file(
+    path: Path, tiles_path: Path, fingerprint: str, kept: NDArray[np.int64] | None = None
+) -> Iterator[h5py.File]:
+    """As `new_tile_file`, with the places and attributes of a file that stands, or some of its places."""
     with _open_h5(tiles_path) as source, whole(path) as part, h5py.File(part, "w") as file:
-        source.copy(_dataset(source, "coords", tiles_path), file)
+        places = _dataset(source, "coords", tiles_path)
+        if kept is None or len(kept) == len(places):
+            source.copy(places, file)
+        else:
+            coords = file.create_dataset("coords", data=places[:][kept], chunks=_chunks(len(kept), 2))
+            coords.attrs.update(places.attrs)
+            file.attrs["tiles_lost"] = len(places) - len(kept)
         file["coords"].attrs["savetodir"] = path.parent.name
         file.attrs["fingerprint"] = fingerprint
         yield file
@@ -172,6 +181,16 @@ def read_tiles_of(path: Path) -> Tiles:
         stride = float(attrs.get("stride_level0", extent * share))
         made, in_um = str(file.attrs.get("fingerprint", "")), attrs.get("unit", "px") == "um"
         return Tiles(coords[:].astype(np.int64), stride, float(extent), size, made, in_um)
+
+
+def slide_state_of(path: Path) -> str:
+    """The state of the slide's file when its tiles were laid; empty in files of other tools.
+
+    Raises:
+        FileFormatError: absent or truncated.
+    """
+    with _open_h5(path) as file:
+        return str(file.attrs.get("slide_state", ""))
 
 
 def read_features(path: Path) -> NDArray[np.float32]:

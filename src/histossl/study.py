@@ -7,18 +7,20 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from histossl import store
+from histossl.claims import Claims
 from histossl.config import differences, to_dict
 from histossl.errors import StudyError
 
-COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
 
-# A slide: text by column. Status is inspected, encoded or failed; users may edit mpp and patient_id.
+# A slide: text by column. Status is inspected, encoded or failed; users may edit mpp and patient_id. `made` is the
+# fingerprint of what stands.
 Row = dict[str, str]
 
 
@@ -45,6 +47,8 @@ class Study:
         self.embeddings = self.folder / "embeddings.h5ad"
         self.report = self.folder / "report.html"
         self.logs = self.folder / "logs"
+        self.log = self.folder / "log.jsonl"
+        self.claims = self.folder / ".claims"
 
     def qc(self, slide_id: str) -> Path:
         """The picture of a slide's tissue and tiles."""
@@ -68,31 +72,66 @@ class Study:
         return self.folder / room / f"{slide_id}{suffix}"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the study for this process; the hold ends with the process, however that ends.
+    def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hold the study for this process alone; the hold ends with the process, however that ends.
+
+        Args:
+            waiting: called with who holds it, before it is waited for; None does not wait.
 
         Raises:
             StudyError: another run holds it, or the folder cannot be written.
         """
-        try:
-            handle = open(self.folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below, after the hold
-        except OSError as error:
-            raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        with self._lock_file() as handle:
+            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
-                raise StudyError(
-                    f"{self.folder}: another run is at work on it ({holder})", "wait for it to end"
-                ) from error
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-            handle.flush()
-            store.sweep(self.folder)
+                if waiting is None:
+                    raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end")
+                waiting(holder)
+                _flock(handle, fcntl.LOCK_EX)
+            self._clear_up()
+            with _signed(handle):
+                yield
+
+    @contextmanager
+    def share(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Hold the study together with other runs that share it; who wants it alone waits for them, and they for him.
+
+        Args:
+            waiting: called with who holds it alone, before he is waited for.
+
+        Raises:
+            StudyError: the folder cannot be written.
+        """
+        with self._lock_file() as handle:
+            if _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                self._clear_up()
+                _flock(handle, fcntl.LOCK_SH)
+            elif not _flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                handle.seek(0)
+                waiting(handle.read().strip() or "unknown")
+                _flock(handle, fcntl.LOCK_SH)
+            with _signed(handle):
+                yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For moments: what is read and written in the block, no other run writes meanwhile."""
+        with (self.folder / ".writing").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-            handle.truncate(0)
+
+    def _lock_file(self) -> IO[str]:
+        try:
+            return open(self.folder / ".lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
+
+    def _clear_up(self) -> None:
+        # Where the disk's locks do not reach other machines, their claims do.
+        with Claims(self.claims) as claims:
+            if not any(claim.alive for claim in claims.all()):
+                store.sweep(self.folder)
 
     def settle(self, stage: str, settings: Any, product: Path) -> None:
         """Write down a stage's settings; refuse others than those that made what stands already.
@@ -107,6 +146,8 @@ class Study:
         """
         resolved = settings if isinstance(settings, dict) else to_dict(settings)
         everything = self.settings()
+        if everything.get(stage) == resolved:
+            return
         stands = any(product.iterdir()) if product.is_dir() else product.exists()
         if stands and stage in everything:
             changed = differences(everything[stage], resolved)
@@ -117,9 +158,9 @@ class Study:
 
     def note(self, stage: str, settings: Any) -> None:
         """Write down a stage's settings, whatever they were before."""
-        everything = self.settings()
-        everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
-        with store.whole(self.folder / "settings.json") as part:
+        with self.writing(), store.whole(self.folder / "settings.json") as part:
+            everything = self.settings()
+            everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
             part.write_text(json.dumps(everything, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
@@ -146,15 +187,17 @@ class Study:
             return []
         try:
             with self.slides_csv.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-                reader = csv.DictReader(file, restval="", strict=True)
-                missing = {"slide_id", "path"} - set(reader.fieldnames or ())
-                rows = [dict.fromkeys(COLUMNS, "") | row for row in reader]
+                reader = csv.reader(file, strict=True)
+                header = next(reader, [])
+                missing = {"slide_id", "path"} - set(header)
+                cells = [row for row in reader if row]
         except (csv.Error, OSError) as error:
             raise StudyError(f"{self.slides_csv}: cannot be read ({error})", "mend or remove it") from error
-        if missing or any(None in row for row in rows):
+        if missing or any(len(row) > len(header) for row in cells):
             what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
             raise StudyError(f"{self.slides_csv}: {what}", "separate by commas; mend or remove it")
-        return rows
+        empty = dict.fromkeys((*COLUMNS, *header), "")
+        return [empty | dict(zip(header, row, strict=False)) for row in cells]
 
     def write_slides(self, rows: list[Row]) -> None:
         """Replace slides.csv, whole; columns that users added stay."""
@@ -177,6 +220,38 @@ class Study:
         if not found:
             raise StudyError(f"{self.folder}: no encoded slide", "run `histossl encode` first, or see slides.csv")
         return found
+
+
+def _flock(handle: IO[str], how: int) -> bool:
+    """Whether a lock could be had; False where others have it."""
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise StudyError(f"{handle.name}: its disk has no locks ({error.strerror})", "choose another --out") from error
+    return True
+
+
+@contextmanager
+def _signed(handle: IO[str]) -> Iterator[None]:
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    yield
+    handle.truncate(0)
+
+
+def existing_study(folder: Path) -> Study:
+    """The study in a folder.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if not (folder / "slides.csv").exists():
+        hint = "run `histossl inspect SLIDES --out` first; for a folder of features name the study: --out"
+        raise StudyError(f"{folder}: not a study, it has no slides.csv", hint)
+    return Study(folder)
 
 
 def slide_names(paths: list[Path]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 from histossl import store
 from histossl.config import fingerprint
 from histossl.errors import SlideError
-from histossl.slide import open_slide
+from histossl.slide import open_slide, slide_state
 from histossl.tiles import TileSpec, qc_picture, tile_grid
 from histossl.tissue import TissueSettings, find_tissue
 
@@ -41,33 +40,32 @@ class SurveyJob:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found: the numbers of the slide's row in slides.csv."""
+    """What was found: cells of the slide's row in slides.csv."""
 
     mpp: float
     width: int
     height: int
     tiles: int
+    made: str
 
 
-def survey_fingerprint(path: Path, mpp: float, tissue: TissueSettings, tile: TileSpec) -> str:
-    """The key of a slide's tiles: the file's size and time, the mpp in force, and every setting.
+def laying_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
+    """The key of every setting that tiles depend on."""
+    return fingerprint(tissue, tile)
 
-    Raises:
-        SlideError: the file is gone.
-    """
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise SlideError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
-    return fingerprint(stat.st_size, stat.st_mtime_ns, mpp, tissue, tile)
+
+def survey_fingerprint(state: str, mpp: float, laying: str) -> str:
+    """The key of a slide's tiles: the file's state, the mpp in force, and `laying_fingerprint` of every setting."""
+    return fingerprint(state, mpp, laying)
 
 
 def survey_slide(job: SurveyJob) -> Survey:
     """Open a slide, find its tissue, lay its tiles, write both products; whole or absent.
 
     Raises:
-        SlideError: it cannot be opened, has no usable mpp, or holds no tile of tissue.
+        SlideError: it cannot be opened, has no usable mpp, holds no tile of tissue, or is changed while it is read.
     """
+    state = slide_state(job.path)
     with open_slide(job.path, job.mpp, job.mpp_default) as slide:
         mask = find_tissue(slide, job.tissue)
         grid = tile_grid(slide, mask, job.tile)
@@ -78,7 +76,9 @@ def survey_slide(job: SurveyJob) -> Survey:
             raise SlideError(
                 job.path, "no tile of tissue found", f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
             )
-        made = survey_fingerprint(job.path, slide.mpp, job.tissue, job.tile)
-        with store.new_tile_file(job.tiles_path, job.slide_id, grid, made):
+        if slide_state(job.path) != state:
+            raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
+        made = survey_fingerprint(state, slide.mpp, laying_fingerprint(job.tissue, job.tile))
+        with store.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
             pass
-        return Survey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy))
+        return Survey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)

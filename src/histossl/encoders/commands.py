@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from histossl import stages
+from histossl.cohort import inspect_slides
 from histossl.console import say
 from histossl.encode import EncodeSettings
 from histossl.encoders.moco import TileTrainSettings
@@ -47,7 +48,7 @@ def pretrain_encoder(
         raise StudyError(f"{out}: stands already and is no tile encoder", "choose another --out")
     study = Study(out.with_name(f"{out.name}-training"))
     with study.lock(), Workers(workers) as pool:
-        failed = stages.inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         stages.encoder_of(study, "self", tile_encoder, EncodeSettings(), pool, device)
     with whole_folder(out) as part:
         shutil.copytree(study.tile_encoder, part, dirs_exist_ok=True)
