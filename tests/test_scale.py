@@ -66,11 +66,12 @@ def hang(item: int) -> int:
 
 def test_a_task_that_hangs_is_ended_and_costs_itself_only():
     with Workers(2) as workers:
-        list(workers.map(hang, [0, 1]))  # processes take long to start where the machine is busy
-        workers.timeout = 3.0
+        start = time.monotonic()
+        list(workers.map(hang, [0, 1]))
+        workers.timeout = max(2.0, 3 * (time.monotonic() - start))  # where the machine is busy all takes longer
         answers = dict(workers.map(hang, range(6)))
     assert {k: type(v) for k, v in answers.items()} == {k: WorkerHung if k in (2, 3) else int for k in range(6)}
-    assert "in 3 s" in str(answers[2])
+    assert "no answer in" in str(answers[2])
 
 
 def greedy(size: int) -> int:

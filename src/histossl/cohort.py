@@ -10,7 +10,7 @@ from pathlib import Path
 from histossl.console import progress_bar, say
 from histossl.errors import HistosslError, StudyError
 from histossl.ledger import Ledger, Shift
-from histossl.scale import Workers
+from histossl.scale import Place
 from histossl.slide import find_slides, slide_state
 from histossl.study import COLUMNS, Row, Study, slide_names
 from histossl.survey import SurveyJob, laying_fingerprint, survey_fingerprint, survey_slide
@@ -27,7 +27,7 @@ class Laying:
 
 
 def inspect_slides(
-    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Workers
+    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Place
 ) -> int:
     """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
 
@@ -123,7 +123,7 @@ def _surveyed(row: Row, mpp: float | None, laying: str, stand: Standing) -> bool
     return row["made"].partition("-")[0] == made and stand("qc", f"{name}.jpg") and stand("tiles", f"{name}.h5")
 
 
-def _survey(ledger: Ledger, jobs: list[tuple[Row, SurveyJob]], workers: Workers) -> None:
+def _survey(ledger: Ledger, jobs: list[tuple[Row, SurveyJob]], workers: Place) -> None:
     with Shift(ledger, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
         for mine in shift.rounds():
             for job, answer in workers.map(survey_slide, mine):

@@ -11,12 +11,12 @@ from rich.table import Column, Table
 
 from histossl import parallel, stages
 from histossl.adopt import Origin, adopt, take_encoder
+from histossl.cluster import Cluster, EncoderName, encode_on, open_workers
 from histossl.cohort import inspect_slides
 from histossl.console import answers, say
-from histossl.encode import EncodeSettings
+from histossl.encode import EncodeSettings, encode_slides
 from histossl.encoders.moco import TileTrainSettings
 from histossl.encoders.zoo import pick_device
-from histossl.errors import StudyError
 from histossl.evaluate.probe import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
@@ -42,6 +42,9 @@ def run(
     embed: EmbedSettings = EmbedSettings(),
     probe: ProbeSettings = ProbeSettings(),
     workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
     device: str = "auto",
 ) -> int:
     """A folder of slides in; one vector a slide, a probe of them and a report out.
@@ -64,10 +67,14 @@ def run(
         embed: how a slide's vector is made.
         probe: how the linear classifier is trained and scored.
         workers: processes that read slides; by default one a core, at most eight.
+        timeout: seconds that a worker process may take for a slide's inspection or a batch of tiles before it is
+            killed, and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
     study = Study(out)
-    with Workers(workers) as pool:
+    with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(_waiting):
             say(f"1/6 inspect   {slides}")
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
@@ -103,6 +110,9 @@ def inspect(
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
     workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
 ) -> int:
     """A table of the slides and what is wrong with them; with --out also slides.csv and a QC picture a slide.
 
@@ -113,10 +123,13 @@ def inspect(
         tissue: how tissue is found.
         tile: how tiles are laid.
         workers: processes that read slides.
+        timeout: seconds that a worker process may take for a slide before it is killed, and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
     """
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         study = Study(Path(str(folder)))
-        with study.share(_waiting), Workers(workers) as pool:
+        with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         _show(study)
     return _code(failed)
@@ -128,6 +141,9 @@ def encode_stage(
     tile_encoder: TileTrainSettings = TileTrainSettings(),
     encode: EncodeSettings = EncodeSettings(),
     workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
     device: str = "auto",
 ) -> int:
     """Tiles of inspected slides to features and augmented views.
@@ -139,9 +155,12 @@ def encode_stage(
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.
+        timeout: seconds that a worker process may take for a batch of tiles before it is killed and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    with Workers(workers) as pool:
+    with open_workers(workers, timeout, scheduler, slurm) as pool:
         return _code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
 
 
@@ -268,12 +287,24 @@ def report(study: Path) -> int:
 
 
 def _encode(
-    study: Study, encoder: str, training: TileTrainSettings, settings: EncodeSettings, pool: Workers, device: str
+    study: Study,
+    encoder: str,
+    training: TileTrainSettings,
+    settings: EncodeSettings,
+    pool: Workers | Cluster,
+    device: str,
 ) -> int:
-    with study.lock(_waiting) if encoder == "self" else study.share(_waiting):
-        network = stages.encoder_of(study, encoder, training, settings, pool, device)
+    # To learn a tile encoder takes one machine, which reads tiles in order.
+    with study.lock(_waiting) if encoder == "self" else study.share(_waiting), Workers() as readers:
+        network = stages.encoder_of(study, encoder, training, settings, readers, device)
+    name = str(
+        study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
+    )
     with study.share(_waiting):
-        return stages.encode_study(study, network, settings, pool)
+        if isinstance(pool, Cluster):
+            built = EncoderName(name, settings.seed, device, settings.precision)
+            return stages.encode_study(study, network, settings, lambda jobs: encode_on(pool, jobs, built, settings))
+        return stages.encode_study(study, network, settings, lambda jobs: encode_slides(jobs, network, settings, pool))
 
 
 def _waiting(holder: str) -> None:

@@ -23,7 +23,7 @@ from histossl.config import fingerprint, number_of
 from histossl.encoders.zoo import TileEncoder
 from histossl.errors import HistosslError, SettingsError, SlideError
 from histossl.read import Batch, ReadJob, read_batch
-from histossl.scale import Workers
+from histossl.scale import Place
 from histossl.slide import slide_state
 from histossl.tiles import TileSpec
 
@@ -308,12 +308,12 @@ def draw_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Genera
 
 
 def encode_slides(
-    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Workers
+    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Place
 ) -> Iterator[Step]:
     """Encode slides one after the other while workers read ahead, across slides too; jobs are drawn as late as may be.
 
     A slide with tiles that cannot be decoded is begun again without them. One that fails is given up, and the others
-    go on; what is under way when the caller leaves is dropped.
+    go on; what is under way when the caller leaves is dropped. `workers` must answer in order.
     """
     at_work: dict[int, SlideEncoding] = {}
     again: deque[SlideEncoding] = deque()

@@ -11,12 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+class Place(Protocol):
+    """What runs a function over slides, somewhere: `Workers`, `cluster.Cluster`, `cluster.Here`."""
+
+    def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
+        """(item, result or the exception that it raised); in which order, and how far ahead, each says itself."""
+        ...
 
 
 class WorkerDied(Exception):
@@ -42,6 +50,7 @@ class Workers:
         self.timeout = timeout
         self.memory = memory or max(4 * 2**30, psutil.virtual_memory().total * 3 // 4 // self.count)
         self._pool: ProcessPoolExecutor | None = None
+        self.awake: Future[int]
 
     def __enter__(self) -> Workers:
         return self
@@ -66,13 +75,14 @@ class Workers:
 
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
         """Run one task; the processes start with the first."""
-        if self._pool is None:
-            # spawn: neither open slides nor the threads of torch survive a fork.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.count, context, initializer=_calm, initargs=(self.memory,))
         # Ctrl-C ends this process, which ends its workers: from birth on they do not hear it themselves.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            if self._pool is None:
+                # spawn: neither open slides nor the threads of torch survive a fork.
+                context = multiprocessing.get_context("spawn")
+                self._pool = ProcessPoolExecutor(self.count, context, initializer=_calm, initargs=(self.memory,))
+                self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -125,6 +135,7 @@ class _Task(Generic[A, R]):
     def result(self, timeout: float | None) -> R:
         if self.future is None:
             self.future = self.workers.submit(self.function, self.item)
+        self.workers.awake.result()  # processes may take long to start
         return self.future.result(timeout)
 
     def done(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from histossl.cohort import Standing, failure, give_up_on_disk, reason, report_f
 from histossl.config import fingerprint, from_dict, to_dict
 from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
-from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint, encode_slides
+from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
 from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
 from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder, pick_device
 from histossl.errors import HistosslError, StudyError
@@ -83,8 +84,20 @@ def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers,
         say(f"LEFT OUT of the training of tiles: {complaint}", "yellow")
 
 
-def encode_study(study: Study, encoder: TileEncoder, settings: EncodeSettings, workers: Workers) -> int:
-    """Features and views of every inspected slide: features/ and views/. Returns the number of failures."""
+def encode_study(
+    study: Study,
+    encoder: TileEncoder,
+    settings: EncodeSettings,
+    encoded: Callable[[Iterator[EncodeJob]], Iterator[Step]],
+) -> int:
+    """Features and views of every inspected slide: features/ and views/. Returns the number of failures.
+
+    Args:
+        study: shared or held alone.
+        encoder: of tiles.
+        settings: of the stage.
+        encoded: encodes slides with these, somewhere: what happens to each.
+    """
     tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
     ledger = Ledger(study)
@@ -95,7 +108,7 @@ def encode_study(study: Study, encoder: TileEncoder, settings: EncodeSettings, w
     pace = Pace("GPU" if encoder.device.type == "cuda" else "CPU")
     with Shift(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
         for mine in shift.rounds():
-            for step in encode_slides(mine, encoder, settings, workers):
+            for step in encoded(mine):
                 pace.add(step.tiles, step.waited, step.read, step.cpu)
                 name = step.job.slide_id
                 if step.error is not None:

@@ -35,7 +35,7 @@ class Study:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(os.path.abspath(folder))  # it travels to workers on other machines
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
