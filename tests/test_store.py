@@ -9,8 +9,9 @@ import pytest
 from histossl import store
 from histossl.config import differences, fingerprint, from_dict, to_dict
 from histossl.encode import EncodeSettings
-from histossl.errors import FileFormatError, SettingsError, SlideError
+from histossl.errors import FileFormatError, SettingsError, SlideError, StudyError
 from histossl.geometry import Size
+from histossl.study import COLUMNS, Study
 from histossl.tiles import TileGrid, TileSpec
 
 
@@ -161,3 +162,18 @@ def test_errors_travel_between_processes():
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "a b.svs: two lines; do this"
     assert again.path == error.path
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "=1+1", "'=1", "''@x", "-a", "+", "@SUM(A1)", "\t=1", "'a", "it's", "'", "-0.5"]
+)
+def test_no_cell_is_a_formula_and_each_is_read_back(tmp_path, text):
+    assert not store.cell(text).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert store.text_of(store.cell(text)) == text
+    study = Study(tmp_path)
+    row = dict.fromkeys(COLUMNS, "") | {"slide_id": text, "path": "/p", "patient_id": text, "mine": text}
+    study.write_slides([row])
+    assert study.slides() == [row]
+    for name in ("..", "a/b", "../x", "", ".", "a\\b", "a\0b"):
+        with pytest.raises(StudyError, match="cannot name a slide"):
+            study.features(name)

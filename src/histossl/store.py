@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -74,6 +75,19 @@ def sweep(folder: Path) -> None:
     for where in (".*.part*", "*/.*.part*", "logs/*/.*.part*"):
         for part in folder.glob(where):
             shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+_FORMULA = re.compile("'*[=+\\-@\\t\\r]")
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a table that people open: one more apostrophe before what a spreadsheet would compute."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def text_of(cell: str) -> str:
+    """The inverse of `cell`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _fsync(path: Path) -> None:

@@ -197,7 +197,7 @@ class Study:
             what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
             raise StudyError(f"{self.slides_csv}: {what}", "separate by commas; mend or remove it")
         empty = dict.fromkeys((*COLUMNS, *header), "")
-        return [empty | dict(zip(header, row, strict=False)) for row in cells]
+        return [empty | dict(zip(header, map(store.text_of, row), strict=False)) for row in cells]
 
     def write_slides(self, rows: list[Row]) -> None:
         """Replace slides.csv, whole; columns that users added stay."""
@@ -208,7 +208,7 @@ class Study:
         ):
             writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: store.cell(text) for name, text in row.items()} for row in rows)
 
     def encoded(self) -> list[Row]:
         """The rows of slides whose features stand.
