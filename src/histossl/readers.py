@@ -22,6 +22,9 @@ from histossl.geometry import Size
 MAX_PLAIN_PIXELS = 2**27
 """A plain picture is held in memory whole; a larger one is refused."""
 
+MAX_TILE_PIXELS = 2**26
+"""A tile is decoded whole; one that says it is larger would take the process down that reads it."""
+
 _EIGHT_BITS = "save it as RGB with 8 bits a channel"
 
 # It logs what it then raises, or what check_tiff finds.
@@ -214,7 +217,7 @@ def check_tiff(path: Path) -> None:
     """Refuse a TIFF that is cut short, before hours are spent on it; files of other kinds pass, and NDPI's own TIFF.
 
     All directories, tiles and strips must lie inside the file, and the tags that size and
-    describe the picture must be readable.
+    describe the picture must be readable, and no tile may be too large to be decoded.
 
     Raises:
         SlideError: one does not.
@@ -226,6 +229,10 @@ def check_tiff(path: Path) -> None:
     with tifffile.TiffFile(path) as tiff:
         pages = list(tiff.pages)
         pages += [below for page in pages for below in page.pages or ()]
+        bombs = [page for page in pages if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PIXELS]
+        if bombs:
+            what = f"says that its tiles have {bombs[0].tilewidth} x {bombs[0].tilelength} pixels"
+            raise SlideError(path, what, "the file is damaged, or meant to harm")
         file, form = tiff.filehandle, tiff.tiff
         file.seek(tiff.pages.next_page_offset or 0)
         places = [struct.unpack(form.offsetformat, file.read(form.offsetsize))[0]]
