@@ -308,7 +308,8 @@ byId("list").addEventListener("pointerover", (event) => {
   if (slide !== undefined && places[slide]) { under = Number(slide); draw(); }
 });
 byId("save").addEventListener("click", () => {
-  const cell = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const plain = (value) => (/^[=+@\t\r-]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value); // no formula
+  const cell = (value) => (/[",\n\r]/.test(value) ? `"${plain(value).replaceAll('"', '""')}"` : plain(value));
   const names = Object.keys(cohort.columns);
   const rows = [["slide_id", ...names], ...shown.map((slide) => [cohort.names[slide], ...names.map((name) => cohort.columns[name][slide])])];
   const file = new Blob([rows.map((row) => row.map(cell).join(",")).join("\n") + "\n"], { type: "text/csv" });
