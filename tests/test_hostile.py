@@ -157,7 +157,7 @@ def test_tiles_that_cannot_be_decoded_are_left_out_up_to_a_share(tmp_path):
     from histossl.tissue import TissueSettings
 
     path, spec = tmp_path / "s.tiff", TileSpec(px=32, mpp=1.0)
-    write_slide(path, SynthSettings(width=768, height=640, mpp=0.5))
+    write_slide(path, SynthSettings(width=1536, height=1280, mpp=0.5))
     survey = survey_slide(
         SurveyJob("s", path, None, None, TissueSettings(), spec, tmp_path / "t.h5", tmp_path / "q.jpg")
     )
@@ -170,7 +170,7 @@ def test_tiles_that_cannot_be_decoded_are_left_out_up_to_a_share(tmp_path):
             return list(encode_slides([job], encoder, settings, workers))
 
     before = path.stat()
-    assert encoded("whole", 0.5)[-1].finished
+    assert encoded("whole", 0.9)[-1].finished
     with tifffile.TiffFile(path) as tiff:
         pages = [p for page in tiff.pages for p in (page, *(page.pages or ()))]
         tiles = [(p.dataoffsets[len(p.dataoffsets) // 2], p.databytecounts[len(p.dataoffsets) // 2]) for p in pages]
@@ -180,7 +180,7 @@ def test_tiles_that_cannot_be_decoded_are_left_out_up_to_a_share(tmp_path):
             file.write(bytes(length))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # silent damage: neither size nor time tell
 
-    steps = encoded("damaged", 0.5)
+    steps = encoded("damaged", 0.9)
     last = steps[-1]
     assert last.finished
     whole, rest = store.read_tiles_of(tmp_path / "whole.h5"), store.read_tiles_of(tmp_path / "damaged.h5")
