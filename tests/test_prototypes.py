@@ -46,7 +46,7 @@ def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
     slides = cohort(lesions=6)
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
-    roots = torch.stack([encoder.prototype_shares(*slide).sum(0) for slide in slides])
+    roots = torch.stack([encoder.prototype_roots(*slide) for slide in slides])
     shares = roots.square().reshape(12, len(SCALES), RUNS * 12)
     torch.testing.assert_close(shares.sum(2), torch.full((12, len(SCALES)), float(RUNS)))
     assert (shares >= 0).all()
@@ -60,8 +60,7 @@ def test_prototypes_do_not_see_the_stain_of_a_slide_nor_where_it_lies() -> None:
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
     tiles, positions = slides[0]
-    one, moved = encoder.prototype_shares(tiles, positions), encoder.prototype_shares(tiles + 5, positions + 40)
-    one, moved = one.sum(0), moved.sum(0)
+    one, moved = encoder.prototype_roots(tiles, positions), encoder.prototype_roots(tiles + 5, positions + 40)
     torch.testing.assert_close(one, moved, atol=0.01, rtol=0)
 
 
@@ -76,9 +75,8 @@ def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
-    shares = encoder.prototype_shares(torch.ones(3, 16), squares(2)[:3])
-    torch.testing.assert_close(shares.sum(0).square().sum(), torch.tensor(float(len(SCALES) * RUNS)))
-    torch.testing.assert_close(shares.sum(1), torch.full((3,), len(SCALES) * RUNS / 3))
+    roots = encoder.prototype_roots(torch.ones(3, 16), squares(2)[:3])
+    torch.testing.assert_close(roots.square().sum(), torch.tensor(float(len(SCALES) * RUNS)))
 
 
 def test_shares_of_tiles_add_up_to_the_scores_of_the_slide_with_its_prototypes() -> None:

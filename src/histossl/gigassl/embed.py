@@ -68,8 +68,8 @@ def embed_slide(
     for batch, _ in _passes(encoder, features, positions, view, settings, slide_id):
         total += _vectors(encoder, batch, settings).sum(dim=0)
         count += batch.size
-    parts = _prototype_shares(encoder, features, positions).sum(0)
-    return torch.nn.functional.normalize(torch.cat([total / count, parts]), dim=0).numpy()
+    roots = encoder.prototype_roots(_on_device(encoder, features), positions).cpu()
+    return torch.nn.functional.normalize(torch.cat([total / count, roots]), dim=0).numpy()
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,18 @@ def explain_slide(
             found = encoder.tile_shares(tiles, batch.positions.numpy(), batch.views.numpy(), batch.size, directions)
         np.add.at(shares, rows, found.double().cpu().numpy())
         np.add.at(seen, rows, 1)
-    parts = _prototype_shares(encoder, features, positions)
+    tiles, rest = _on_device(encoder, features), torch.from_numpy(weights[split:]).to(_device(encoder))
+    whole = torch.cat([total / count, encoder.prototype_roots(tiles, positions).cpu()])
+    shares = shares / count + encoder.prototype_tile_shares(tiles, positions, rest).double().cpu().numpy()
     if encoder.prototypes is not None:
         seen += 1  # they look at every tile
-    whole = torch.cat([total / count, parts.sum(0)])
-    shares = shares / count + (parts @ torch.from_numpy(weights[split:])).double().numpy()
     length = max(float(whole.norm()), 1e-12)  # as of `normalize`
     vector = torch.nn.functional.normalize(whole, dim=0).numpy()
     return Shares(vector, shares / length, seen / max(1, seen.sum()))
 
 
-def _prototype_shares(encoder: SlideEncoder, features: NDArray, positions: NDArray) -> torch.Tensor:
-    """(N, prototypes of all scales), on the CPU."""
-    tiles = torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(_device(encoder))
-    return encoder.prototype_shares(tiles, positions).cpu()
+def _on_device(encoder: SlideEncoder, features: NDArray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(_device(encoder))
 
 
 def _passes(

@@ -163,26 +163,48 @@ class SlideEncoder(nn.Module):
             shares = shares + _shared_out(scores, every, site_of_tile, len(features))
         return shares
 
-    def prototype_shares(self, features: Tensor, positions: Tensor | NDArray) -> Tensor:
-        """What every tile of one whole slide gives to the roots of the prototypes' shares in it.
+    def prototype_roots(self, features: Tensor, positions: Tensor | NDArray) -> Tensor:
+        """The last part of a slide's vector: by prototype the root of its share of the slide's sites.
 
         Roots, as of counts, so that a share that grows from nothing to a hundredth weighs like one that grows from a
-        tenth to an eighth; each tile of a prototype gives an equal part of its root.
+        tenth to an eighth.
 
         Args:
             features, positions: as of `forward`, all tiles of the slide: views would hide who is rare, and where.
 
         Returns:
-            (N, vector_dim - contrasted_dim) float32; the sum over the tiles is the last part of the slide's vector: by
-            prototype the root of its share, the squares of which add up to 1 in each clustering.
+            (vector_dim - contrasted_dim,) float32, the squares of which add up to 1 in each clustering.
         """
         if self.prototypes is None:
-            return torch.zeros(len(features), 0, device=features.device)
+            return torch.zeros(0, device=features.device)
+        return self._counted(features, positions)[2].sqrt()
+
+    def prototype_tile_shares(self, features: Tensor, positions: Tensor | NDArray, directions: Tensor) -> Tensor:
+        """What every tile gives to linear scores of `prototype_roots`.
+
+        Of a root all sites of the prototype give an equal part, and of a site all its tiles.
+
+        Args:
+            features, positions: as of `prototype_roots`.
+            directions: (vector_dim - contrasted_dim, C), the weights of C scores.
+
+        Returns:
+            (N, C), which adds up to the scores.
+        """
+        if self.prototypes is None:
+            return torch.zeros(len(features), directions.shape[1], device=features.device)
+        site_of_tile, words, shares = self._counted(features, positions)
+        each = directions / shares.sqrt().clamp(min=1e-12)[:, None] / len(words)
+        scores = torch.stack([each[column] for column in words.T]).sum(0)
+        return _shared_out(scores, torch.arange(len(features), device=scores.device), site_of_tile, len(features))
+
+    def _counted(self, features: Tensor, positions: Tensor | NDArray) -> tuple[Tensor, Tensor, Tensor]:
+        """The site of each tile, the prototypes of each site, and the share of each prototype in all sites."""
+        assert self.prototypes is not None
         site_of_tile, tiles = self._placed(features, positions, np.zeros(len(features), np.int64), 1)
-        every = torch.arange(len(features), device=features.device)
-        parts = self.prototypes(tiles) * _even(tiles.grid)[:, None]
-        parts = parts / parts.sum(0).clamp(min=1e-12).sqrt()
-        return _shared_out(parts, every, site_of_tile, len(features))
+        words = self.prototypes(tiles)
+        counts = torch.bincount(words.flatten(), minlength=self.prototypes.total)
+        return site_of_tile, words, counts.float() / max(1, len(words))
 
     def fit_prototypes(self, slides: Sequence[tuple[Tensor, NDArray]], seed: int = 0) -> None:
         """Find the prototypes of a cohort; nothing where there are none to find.

@@ -23,7 +23,7 @@ AXES = 128  # principal axes of the tiles, whitened, in which clusters are looke
 
 
 class Prototypes(nn.Module):
-    """Shares of a map's sites that are nearest to each prototype.
+    """Which prototypes the sites of a map are nearest to.
 
     Args:
         in_dim: length of a tile's vector.
@@ -39,13 +39,18 @@ class Prototypes(nn.Module):
         self.register_buffer("centres", torch.zeros(len(SCALES), RUNS, count, min(AXES, in_dim)))
 
     def forward(self, tiles: SparseMap) -> Tensor:
-        """(S, scales * runs * K) float32: 1 for the nearest prototype of each clustering, 0 elsewhere."""
+        """(S, clusterings) int64: the nearest prototype of each clustering, counted through all of them."""
         found = []
         for rows, runs in zip(self.seen(tiles), self.centres, strict=True):
             for centres in runs:
                 nearest = torch.cdist(rows, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-                found.append(nn.functional.one_hot(nearest, len(centres)).float())
-        return torch.cat(found, 1)
+                found.append(nearest + len(found) * len(centres))
+        return torch.stack(found, 1)
+
+    @property
+    def total(self) -> int:
+        """Prototypes of all clusterings."""
+        return self.centres[..., 0].numel()
 
     def seen(self, tiles: SparseMap) -> list[Tensor]:
         """(S, axes) float32 for each scale: in what a site, with its neighbours, differs from the mean of its map."""
