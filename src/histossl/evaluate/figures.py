@@ -160,7 +160,7 @@ def _calibration(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None
         own = found[found["embedding"] == name]
         shown = classes[1:] if len(classes) == 2 else classes
         p = np.concatenate([own[f"p({kind})"].to_numpy(float) for kind in shown])
-        true = np.concatenate([(own["truth"] == kind).to_numpy() for kind in shown])
+        true = np.concatenate([own["truth"].to_numpy() == kind for kind in shown])
         at, share, counts = (part[reliability(p, true)[2] >= FEW] for part in reliability(p, true))
         colour = COLOURS[k % len(COLOURS)]
         axes.plot(at, share, color=colour, linewidth=2 if k == 0 else 1.2)

@@ -48,7 +48,7 @@ def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
         span, inner = np.linalg.qr(x.T)
         x = np.ascontiguousarray(inner.T)
     # Half of the products suffice for a symmetric matrix.
-    half_product = get_blas_funcs("syrk", dtype=np.float64)
+    (half_product,) = get_blas_funcs(("syrk",), dtype=np.float64)
     gram = half_product(1.0, (x * np.sqrt(weights)[:, None]).T, lower=True)
     spread, axes = eigh(gram, overwrite_a=True, check_finite=False)
     return Problem(x, span, axes, np.maximum(spread, 0), classes, weights)

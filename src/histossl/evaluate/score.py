@@ -69,8 +69,8 @@ def _summed(columns: list[NDArray], patient: NDArray, weights: NDArray) -> list[
     """Each (n, m) summed over the slides of every resample, (B, m): all by one product over the patients."""
     flat = np.hstack(columns).astype(np.float64).T
     by_patient = np.stack([np.bincount(patient, column, weights.shape[1]) for column in flat], axis=1)
-    ends = np.cumsum([part.shape[1] for part in columns])
-    found = weights @ by_patient
+    ends = np.cumsum([part.shape[1] for part in columns]).tolist()
+    found: NDArray[np.float64] = weights @ by_patient
     return [found[:, end - part.shape[1] : end] for end, part in zip(ends, columns, strict=True)]
 
 
