@@ -157,7 +157,7 @@ def _calibration(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None
     classes = sorted(found["truth"].unique())
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     for k, name in enumerate(embeddings):
-        own = found[found["embedding"] == name]
+        own = _of(found, "embedding", name)
         shown = classes[1:] if len(classes) == 2 else classes
         p = np.concatenate([own[f"p({kind})"].to_numpy(float) for kind in shown])
         true = np.concatenate([own["truth"].to_numpy() == kind for kind in shown])

@@ -68,9 +68,11 @@ def _of_classes(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weight
 def _summed(columns: list[NDArray], patient: NDArray, weights: NDArray) -> list[NDArray[np.float64]]:
     """Each (n, m) summed over the slides of every resample, (B, m): all by one product over the patients."""
     flat = np.hstack(columns).astype(np.float64).T
-    by_patient = np.stack([np.bincount(patient, column, weights.shape[1]) for column in flat], axis=1)
+    by_patient = np.stack([np.bincount(patient, column, weights.shape[1]) for column in flat], axis=1).astype(
+        np.float64
+    )
     ends = np.cumsum([part.shape[1] for part in columns]).tolist()
-    found: NDArray[np.float64] = weights @ by_patient
+    found = np.asarray(weights @ by_patient, np.float64)
     return [found[:, end - part.shape[1] : end] for end, part in zip(ends, columns, strict=True)]
 
 
