@@ -1,10 +1,10 @@
 """Patch contrast as published (Boserup and Selvan, NLDL 2023), vectorised, and chosen without labels.
 
-Every number is in `PaperSettings`. Three things differ. Channel, polarity and threshold are chosen by agreement with
-hematoxylin and by Otsu, where the authors take the labelled Dice; the last checkpoint is taken, where they take the
-best on labels. Patches of a channel that drew only positives (or only negatives) add nothing to the loss, where the
-whole batch is skipped in the public code. The featuriser is our own of about the published size (3,386 parameters),
-for the paper does not give its layers.
+Every number is in `PaperSettings`. Three things differ. Channel and polarity are chosen by agreement with hematoxylin,
+the threshold by Otsu over a sample of each slide, where the authors take the labelled Dice; the last checkpoint stays,
+where they take the best on labels. Patches of a channel that drew only positives (or only negatives) add nothing to the
+loss, where the whole batch is skipped in the public code. The featuriser is our own of about the published size (3,386
+parameters), for the paper does not give its layers.
 """
 
 from __future__ import annotations
@@ -271,15 +271,14 @@ def _separation(similarity: Tensor, positive: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the authors choose with labels: the channel, whether it is turned round, and the threshold."""
+    """What the authors choose with labels: the channel, and whether it is turned round."""
 
     channel: int
     inverted: bool
-    threshold: float
 
 
 class Paper:
-    """A trained confidence network, with the channel, polarity and threshold that hematoxylin agrees with.
+    """A trained confidence network, with the channel and polarity that hematoxylin agrees with.
 
     Args:
         settings: it was trained with.
@@ -299,13 +298,16 @@ class Paper:
         return self.settings.mpp
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """Nothing of a slide is needed."""
-        return 0.0
+        """The threshold of a slide, Otsu's over a sample of it: one for all slides would follow their stains."""
+        return float(threshold_otsu(np.concatenate([self._chosen(field).ravel()[::7] for field in fields])))
 
-    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: the mask after opening and closing, and depth inside of it."""
+    def _chosen(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         one = _maps(self.network, rgb, self.settings)[self.choice.channel]
-        mask = (1 - one if self.choice.inverted else one) > self.choice.threshold
+        return 1 - one if self.choice.inverted else one
+
+    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
+        """(2, H, W) in [0, 1]: the mask after opening and closing, and depth inside of it."""
+        mask = self._chosen(rgb) > context
         mask = ndimage.binary_opening(mask, _disc(self.settings.opening))
         mask = ndimage.binary_closing(np.pad(mask, 4), _disc(self.settings.closing))[4:-4, 4:-4]
         depth = np.asarray(ndimage.distance_transform_edt(mask)) * self.mpp / 5
@@ -335,19 +337,15 @@ class Paper:
 def choose(
     network: ConfidenceNet, settings: PaperSettings, fields: Sequence[tuple[NDArray[np.uint8], Stains]]
 ) -> Choice:
-    """Without labels: the channel that correlates most with hematoxylin, either way, and Otsu's threshold of it."""
-    agreement, seen = [], []
+    """Without labels: the channel that correlates most with hematoxylin, either way."""
+    agreement = []
     network.eval()
     for rgb, stains in fields:
         hematoxylin = smoothed(concentrations(optical_density(rgb, stains.white), stains)[..., 0], 2)
-        maps = _maps(network, rgb, settings)
-        seen.append(maps.reshape(len(maps), -1)[:, ::7])
-        agreement.append([_correlation(one, hematoxylin) for one in maps])
+        agreement.append([_correlation(one, hematoxylin) for one in _maps(network, rgb, settings)])
     mean = np.mean(agreement, 0)
     channel = int(np.abs(mean).argmax())
-    inverted = bool(mean[channel] < 0)
-    values = np.concatenate([s[channel] for s in seen])
-    return Choice(channel, inverted, float(threshold_otsu(1 - values if inverted else values)))
+    return Choice(channel, bool(mean[channel] < 0))
 
 
 def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PaperSettings) -> NDArray[np.float32]:
