@@ -137,7 +137,7 @@ def test_learning_repeats_and_chooses_by_hematoxylin(tmp_path: Path) -> None:
     assert 0 <= models[0].choice.channel < 3
     models[0].save(tmp_path / "model")
     again = load_method(str(tmp_path / "model"))
-    np.testing.assert_array_equal(again.confidence(picture, known.stains, 0), a)
+    np.testing.assert_array_equal(again.confidence(picture, known.stains, 0.5), a)
     assert (tmp_path / "0" / "log.csv").exists()
     with pytest.raises(TrainingError):
         learn_paper([(picture[:60, :60], known.stains)], SMALL, tmp_path / "small", "cpu")
