@@ -92,6 +92,17 @@ def test_eosin_alone_is_no_hematoxylin_and_dab_is_brown() -> None:
     assert found.has_brown
 
 
+def test_a_pale_slide_has_its_stains_too() -> None:
+    rng = np.random.default_rng(0)
+    amounts = np.where(rng.random((20_000, 1)) < 0.1, [0.22, 0.1], [0.02, 0.3]) * rng.uniform(0.8, 1.2, (20_000, 2))
+    density = amounts @ np.array([FIXED.hematoxylin, FIXED.eosin])
+    assert (density > 0.12).all(1).sum() < 500  # what is strongly stained in all colours
+    found = estimate_stains(np.rint(256 * 10**-density - 1).clip(0, 255).astype(np.uint8))
+    assert found is not None
+    assert found.has_hematoxylin
+    assert np.dot(found.hematoxylin, FIXED.hematoxylin) > 0.9
+
+
 def test_no_stain_is_none_and_grey_is_an_error() -> None:
     assert estimate_stains(np.full((5000, 3), 255, np.uint8)) is None
     assert estimate_stains(np.zeros((5000, 3), np.uint8)) is None
