@@ -10,15 +10,16 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
+from histossl.cohort import inspect_slides
 from histossl.embeddings import read_embeddings
-from histossl.encode import EncodeSettings
+from histossl.encode import EncodeSettings, encode_slides
 from histossl.encoders.zoo import load_encoder
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.search import nearest
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
 from histossl.scale import Workers
-from histossl.stages import embed_study, encode_study, inspect_slides, pretrain_study, report_study
+from histossl.stages import embed_study, encode_study, pretrain_study, report_study
 from histossl.study import Study
 from histossl.synth import write_cohort
 from histossl.tiles import TileSpec
@@ -33,7 +34,8 @@ def main(slides: Path, labels: Path, out: Path, epochs: int = 100) -> dict[str, 
         inspect_slides(study, slides, None, TissueSettings(), TileSpec(px=64, mpp=1.0), workers)
         # 2. Tiles to features. A random network stands for the foundation model of your choice: "timm:NAME", "hf:NAME".
         encoder = load_encoder("random")
-        encode_study(study, encoder, EncodeSettings(views=4, tiles=64), workers)
+        views = EncodeSettings(views=4, tiles=64)
+        encode_study(study, encoder, views, lambda jobs: encode_slides(jobs, encoder, views, workers))
         # 3. The slide encoder learns to tell two augmented views of a slide from views of the others.
         pretrain_study(study, PretrainSettings(epochs=epochs), "auto")
         # 4. One vector a slide.
