@@ -111,7 +111,8 @@ class Claims:
         for name in list(self._held):
             self.release(name)
         with suppress(OSError):  # others have claims in it
-            self._clock.unlink(missing_ok=True)
+            for clock in self.folder.glob("clock-*"):  # of the killed, too; who lives makes its own again
+                clock.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def take(self, name: str) -> bool:
@@ -193,12 +194,16 @@ class Claims:
 
     def _now(self) -> int:
         """The time by the clock of the disk that holds the claims: those of two machines may differ by hours."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._clock.touch()
-            return self._clock.stat().st_mtime_ns
-        except OSError:  # read-only, for who merely looks
-            return time.time_ns()
+        for _ in range(10):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._clock.touch()
+                return self._clock.stat().st_mtime_ns
+            except FileNotFoundError:  # who has just ended swept it away
+                continue
+            except OSError:  # read-only, for who merely looks
+                break
+        return time.time_ns()
 
     def _keep_alive(self) -> None:
         while not self._over.wait(self.expiry / 9):
