@@ -229,7 +229,8 @@ def check_tiff(path: Path) -> None:
     with tifffile.TiffFile(path) as tiff:
         pages = list(tiff.pages)
         pages += [below for page in pages for below in page.pages or ()]
-        bombs = [page for page in pages if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PIXELS]
+        whole = [page for page in pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+        bombs = [page for page in whole if page.tilewidth * page.tilelength > MAX_TILE_PIXELS]
         if bombs:
             what = f"says that its tiles have {bombs[0].tilewidth} x {bombs[0].tilelength} pixels"
             raise SlideError(path, what, "the file is damaged, or meant to harm")

@@ -83,7 +83,7 @@ class Prototypes(nn.Module):
             runs.fill_(1e6)
             for run, centres in enumerate(runs):
                 with threadpool_limits(1):  # sums of several threads come in no fixed order
-                    found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)
+                    found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)  # type: ignore[arg-type]
                     found.fit(rows)
                 centres[: found.n_clusters] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))
 

@@ -51,7 +51,8 @@ def hits_sheet(
     for row in np.unique(np.linspace(0, len(ids) - 1, ROWS).astype(int)).tolist():
         found = nearest(vectors, people, row, HITS)
         listed = [(row, "asked for"), *((hit.row, f"{hit.similarity:.2f}") for hit in found)]
-        shown += [Picture(pictures[ids[k]], ids[k], note) for k, note in listed if ids[k] in pictures]
+        named = [(str(ids[k]), note) for k, note in listed]
+        shown += [Picture(pictures[name], name, note) for name, note in named if name in pictures]
     text = (
         "Each slide that was asked for, then the slides of other patients most like it, with their similarity: "
         "0 is what two slides of the cohort have by chance."
