@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histossl.gigassl.encoder import Stage
+from histossl.gigassl.layers import Stage
 from histossl.gigassl.sparse import Grid, KernelMap, SparseMap, sparse_conv
 
 SIDE = 80

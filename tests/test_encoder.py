@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from histossl.errors import FileFormatError, SettingsError
-from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder, from_dense, place
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder, place
+from histossl.gigassl.layers import Projector, from_dense
 
 ARCHS = ("sparse", "mlp", "attention")
 

@@ -19,7 +19,8 @@ from histossl.encoders.resnet import ResNet18
 from histossl.encoders.zoo import fourth_stage
 from histossl.errors import FileFormatError, SettingsError
 from histossl.gigassl import pretrain as room
-from histossl.gigassl.encoder import Projector, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.layers import Projector
 from histossl.gigassl.pretrain import PretrainSettings, pretrain_slides, trained_as
 from histossl.presets import PAPER
 from histossl.scale import Workers

@@ -32,6 +32,13 @@ def cohort(lesions: int) -> list[tuple[torch.Tensor, np.ndarray]]:
     return slides
 
 
+def roots(encoder: SlideEncoder, tiles: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
+    """Of the shares of the prototypes."""
+    counted = encoder.counted(tiles, positions)
+    assert counted is not None
+    return counted.roots
+
+
 def test_neighbourhood_mean_is_that_of_the_tiles_that_are_there() -> None:
     rng = np.random.default_rng(1)
     sites = np.unique(rng.integers(0, 7, (60, 3)) % [2, 7, 7], axis=0)
@@ -46,8 +53,8 @@ def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
     slides = cohort(lesions=6)
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
-    roots = torch.stack([encoder.prototype_roots(*slide) for slide in slides])
-    shares = roots.square().reshape(12, len(SCALES), RUNS * 12)
+    every = torch.stack([roots(encoder, *slide) for slide in slides])
+    shares = every.square().reshape(12, len(SCALES), RUNS * 12)
     torch.testing.assert_close(shares.sum(2), torch.full((12, len(SCALES)), float(RUNS)))
     assert (shares >= 0).all()
     # At the largest scale some prototype is found in every slide with the focus, and hardly in any other.
@@ -60,7 +67,7 @@ def test_prototypes_do_not_see_the_stain_of_a_slide_nor_where_it_lies() -> None:
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
     tiles, positions = slides[0]
-    one, moved = encoder.prototype_roots(tiles, positions), encoder.prototype_roots(tiles + 5, positions + 40)
+    one, moved = roots(encoder, tiles, positions), roots(encoder, tiles + 5, positions + 40)
     torch.testing.assert_close(one, moved, atol=0.01, rtol=0)
 
 
@@ -75,8 +82,20 @@ def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
-    roots = encoder.prototype_roots(torch.ones(3, 16), squares(2)[:3])
-    torch.testing.assert_close(roots.square().sum(), torch.tensor(float(len(SCALES) * RUNS)))
+    few = roots(encoder, torch.ones(3, 16), squares(2)[:3])
+    torch.testing.assert_close(few.square().sum(), torch.tensor(float(len(SCALES) * RUNS)))
+
+
+def test_rounding_where_there_are_fewer_tiles_than_axes_is_not_blown_up() -> None:
+    rng = np.random.default_rng(3)
+    basis = rng.standard_normal((3, 16)).astype(np.float32)  # the tiles differ in three directions only
+    slides = [(torch.from_numpy(rng.standard_normal((25, 3)).astype(np.float32) @ basis), squares(5)) for _ in range(4)]
+    encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=4))
+    encoder.fit_prototypes(slides)
+    assert encoder.prototypes is not None
+    spread = torch.cat([tiles - tiles.mean(0) for tiles, _ in slides]) @ encoder.prototypes.axes
+    assert (spread.std(0)[:3] > 0.8).all()
+    assert (spread.std(0)[3:] < 0.05).all()
 
 
 def test_shares_of_tiles_add_up_to_the_scores_of_the_slide_with_its_prototypes() -> None:

@@ -21,7 +21,8 @@ from histossl.encoders.zoo import pick_device, pick_dtype
 from histossl.errors import FileFormatError
 from histossl.evaluate.methods import Recipe
 from histossl.evaluate.probe import Rival
-from histossl.gigassl.encoder import EncoderSettings, GatedAttention, SlideEncoder, view_sum
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.layers import GatedAttention, view_sum
 from histossl.gigassl.pretrain import plain_tiles
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseMap
 from histossl.gigassl.views import ViewSettings, collate, draw_view

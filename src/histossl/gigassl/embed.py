@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from histossl.config import number_of
 from histossl.encoders.zoo import pick_dtype
 from histossl.errors import SettingsError
 from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.prototypes import Counted
 from histossl.gigassl.views import Batch, ViewSettings, collate, draw_tiles
 
 # Bounds the memory of a pass: views are grouped up to this many tiles.
@@ -64,12 +65,10 @@ def embed_slide(
     Returns:
         (vector_dim,) of length 1.
     """
-    total, count = torch.zeros(encoder.settings.contrasted_dim), 0
-    for batch, _ in _passes(encoder, features, positions, view, settings, slide_id):
-        total += _vectors(encoder, batch, settings).sum(dim=0)
-        count += batch.size
-    roots = encoder.prototype_roots(_on_device(encoder, features), positions).cpu()
-    return torch.nn.functional.normalize(torch.cat([total / count, roots]), dim=0).numpy()
+    passes = _passes(encoder, features, positions, view, settings, slide_id)
+    mean = _mean(_vectors(encoder, batch, settings) for batch, _ in passes)
+    counted = encoder.counted(_on_device(encoder, features), positions)
+    return torch.nn.functional.normalize(_whole(mean, counted), dim=0).numpy()
 
 
 @dataclass(frozen=True)
@@ -105,25 +104,38 @@ def explain_slide(
     """
     weights = np.asarray(weights, np.float32)
     split = encoder.settings.contrasted_dim
-    directions = torch.from_numpy(weights[:split]).to(_device(encoder))
-    total, count = torch.zeros(split), 0
-    shares, seen = np.zeros((len(features), directions.shape[1])), np.zeros(len(features))
+    directions, rest = (torch.from_numpy(part).to(_device(encoder)) for part in (weights[:split], weights[split:]))
+    vectors: list[torch.Tensor] = []
+    shares, seen = np.zeros((len(features), weights.shape[1])), np.zeros(len(features))
     for batch, rows in _passes(encoder, features, positions, view, settings, slide_id):
-        total += _vectors(encoder, batch, settings).sum(dim=0)
-        count += batch.size
+        vectors.append(_vectors(encoder, batch, settings))
         with _autocast(encoder, settings):
-            tiles = batch.features.to(directions.device)
+            tiles = batch.features.to(_device(encoder))
             found = encoder.tile_shares(tiles, batch.positions.numpy(), batch.views.numpy(), batch.size, directions)
         np.add.at(shares, rows, found.double().cpu().numpy())
         np.add.at(seen, rows, 1)
-    tiles, rest = _on_device(encoder, features), torch.from_numpy(weights[split:]).to(_device(encoder))
-    whole = torch.cat([total / count, encoder.prototype_roots(tiles, positions).cpu()])
-    shares = shares / count + encoder.prototype_tile_shares(tiles, positions, rest).double().cpu().numpy()
-    if encoder.prototypes is not None:
+    shares /= sum(map(len, vectors))
+    counted = encoder.counted(_on_device(encoder, features), positions)
+    if counted is not None:
+        shares += counted.tile_shares(rest).double().cpu().numpy()
         seen += 1  # they look at every tile
+    whole = _whole(_mean(vectors), counted)
     length = max(float(whole.norm()), 1e-12)  # as of `normalize`
     vector = torch.nn.functional.normalize(whole, dim=0).numpy()
     return Shares(vector, shares / length, seen / max(1, seen.sum()))
+
+
+def _mean(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Over all rows of all (R, d)."""
+    total, count = torch.zeros(()), 0
+    for part in vectors:
+        total = total + part.sum(dim=0)
+        count += len(part)
+    return total / count
+
+
+def _whole(mean: torch.Tensor, counted: Counted | None) -> torch.Tensor:
+    return mean if counted is None else torch.cat([mean, counted.roots.cpu()])
 
 
 def _on_device(encoder: SlideEncoder, features: NDArray) -> torch.Tensor:

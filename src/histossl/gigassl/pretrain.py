@@ -24,8 +24,9 @@ from histossl.encoders.zoo import pick_device, pick_dtype, read_weights
 from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.geometry import tile_units
 from histossl.gigassl.chunked import encode_twice
-from histossl.gigassl.encoder import EncoderSettings, Projector, SlideEncoder
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.gauges import effective_rank, gauges
+from histossl.gigassl.layers import Projector
 from histossl.gigassl.views import ViewSettings, collate, draw_pair
 from histossl.losses import nt_xent
 from histossl.parallel import first, gather, place, shares

@@ -7,7 +7,9 @@ al., ECCV workshops 2004) at several scales. The clusters are found by k-means o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ SCALES = (0, 2, 4)
 """How often the tiles are averaged with their neighbours (3x3): tiles themselves, about 3x3 and about 5x5 of them."""
 RUNS = 4
 """Clusterings at each scale: whether one k-means gives something rare a cluster of its own is a matter of luck."""
+SPREAD_FROM = 25_000  # tiles at most that the axes are found from: their number is no more than a few thousand
 AXES = 128  # principal axes of the tiles, whitened, in which clusters are looked for: what is rare varies little
 
 
@@ -74,8 +77,9 @@ class Prototypes(nn.Module):
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
-        centred = torch.cat([m.features.float() - m.mean().float()[m.grid.views] for m in maps]).cpu()
-        self.axes.copy_(_whitening(centred, self.axes.shape[1]))
+        step = -(-sum(len(m.grid) for m in maps) // SPREAD_FROM)
+        some = torch.cat([(m.features - m.mean()[m.grid.views])[::step].float().cpu() for m in maps])
+        self.axes.copy_(_whitening(some, self.axes.shape[1]))
         scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
         count = self.centres.shape[2]
         for rows, runs in zip(scales, self.centres, strict=True):
@@ -86,6 +90,56 @@ class Prototypes(nn.Module):
                     found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)  # type: ignore[arg-type]
                     found.fit(rows)
                 centres[: found.n_clusters] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The prototypes found in a slide.
+
+    Attributes:
+        site_of_tile: (N,) int64.
+        words: (S, clusterings) int64, the prototypes of each site.
+        total: prototypes of all clusterings.
+    """
+
+    site_of_tile: Tensor
+    words: Tensor
+    total: int
+
+    @functools.cached_property
+    def roots(self) -> Tensor:
+        """(total,) float32: by prototype the root of its share of the sites; their squares add up to 1 a clustering.
+
+        Roots, as of counts, so that a share that grows from nothing to a hundredth weighs like one that grows from a
+        tenth to an eighth.
+        """
+        counts = torch.bincount(self.words.flatten(), minlength=self.total)
+        return (counts.float() / max(1, len(self.words))).sqrt()
+
+    def tile_shares(self, directions: Tensor) -> Tensor:
+        """(N, C): what every tile gives to C linear scores of the roots, `roots @ directions`.
+
+        Of a root all sites of the prototype give an equal part, and of a site all its tiles.
+
+        Args:
+            directions: (total, C).
+        """
+        each = directions / self.roots.clamp(min=1e-12)[:, None] / len(self.words)
+        scores = torch.stack([each[column] for column in self.words.T]).sum(0)
+        every = torch.arange(len(self.site_of_tile), device=scores.device)
+        return shared_out(scores, every, self.site_of_tile, len(every))
+
+
+def shared_out(scores: Tensor, tiles: Tensor, sites: Tensor, count: int) -> Tensor:
+    """Hand each site's scores (S, C) to the tiles under it in equal parts, (count, C).
+
+    Args:
+        scores: by site.
+        tiles, sites: (P,) int64, every pair of a tile and a site that it lies under.
+        count: number of tiles.
+    """
+    under = torch.bincount(sites, minlength=len(scores)).to(scores.dtype)
+    return scores.new_zeros(count, scores.shape[1]).index_add(0, tiles, (scores / under[:, None])[sites])
 
 
 def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
@@ -101,7 +155,9 @@ def _whitening(centred: Tensor, count: int) -> Tensor:
     spread = centred.std(0).clamp(min=1e-6)
     scaled = centred / spread
     values, vectors = torch.linalg.eigh((scaled.T @ scaled / max(1, len(scaled) - 1)).double())
-    top, axes = values.flip(0)[:count].clamp(min=1e-12), vectors.flip(1)[:, :count]
+    # Where there are fewer tiles than axes the last ones hold rounding alone, which must not be blown up.
+    top, axes = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    top = top.clamp(min=max(1e-12, 1e-5 * float(top[0])))
     # The sign of an axis is nobody's choice: its largest entry is positive.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return (axes / top.sqrt() / spread[:, None].double()).float()
