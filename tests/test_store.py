@@ -165,7 +165,7 @@ def test_errors_travel_between_processes():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "=1+1", "'=1", "''@x", "-a", "+", "@SUM(A1)", "\t=1", "'a", "it's", "'", "-0.5"]
+    "text", ["", "a", "=1+1", "'=1", "''@x", "-a", "+", "@SUM(A1)", "\t=1", "'a", "it's", "'", "-1+1", "-1\n=2", "+1e"]
 )
 def test_no_cell_is_a_formula_and_each_is_read_back(tmp_path, text):
     assert not store.cell(text).startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -177,3 +177,24 @@ def test_no_cell_is_a_formula_and_each_is_read_back(tmp_path, text):
     for name in ("..", "a/b", "../x", "", ".", "a\\b", "a\0b"):
         with pytest.raises(StudyError, match="cannot name a slide"):
             study.features(name)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, float("inf"), None, True, "-0.5", "+3", "-1e-05", "7", "-.5"])
+def test_numbers_stay_numbers_in_cells(value):
+    assert store.cell(value) is value
+    assert store.text_of(str(value)) == str(value)
+
+
+def test_the_tables_of_results_hold_no_formula_and_are_read_back(tmp_path):
+    import pandas as pd
+
+    from histossl.evaluate.commands import _write
+
+    names = ['=HYPERLINK("http://x";"y")', "-a.svs", "@b", "c", "'=d"]
+    _write(tmp_path / "hits.csv", pd.DataFrame({"slide_id": names, "similarity": [-0.5, 0.25, -1, 1, 0], "rank": 1}))
+    lines = (tmp_path / "hits.csv").read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if line.lstrip('"').startswith(("=", "-", "@"))]
+    assert lines[2] == "'-a.svs,0.250000,1"
+    rows = store.read_rows(tmp_path / "hits.csv")
+    assert [row["slide_id"] for row in rows] == names
+    assert [float(row["similarity"]) for row in rows] == [-0.5, 0.25, -1, 1, 0]

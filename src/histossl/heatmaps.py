@@ -74,7 +74,7 @@ def heatmaps_study(
     with store.whole(study.folder / "heatmaps" / "scores.csv") as part, part.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["target", "slide_id", "class", "logit", "taught_by"])
-        writer.writerows(lines)
+        writer.writerows(map(store.cell, line) for line in lines)
     for line in table.complaints:
         say(f"LEFT OUT {line}", "yellow")
     say(f"done: {study.folder / 'heatmaps'}", "green")

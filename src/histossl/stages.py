@@ -283,5 +283,5 @@ def _probed_labels(study: Study) -> pd.DataFrame | None:
     path = study.folder / "predictions.csv"
     if not path.exists():
         return None
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = pd.DataFrame(store.read_rows(path))
     return table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")

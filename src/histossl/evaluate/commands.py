@@ -212,7 +212,7 @@ def _show(found: pd.DataFrame) -> None:
 
 def _write(path: Path, found: pd.DataFrame) -> None:
     with store.whole(path) as part:
-        found.to_csv(part, index=False, float_format="%.6f", lineterminator="\n")
+        found.map(store.cell).to_csv(part, index=False, float_format="%.6f", lineterminator="\n")
 
 
 def _complain(complaints: tuple[str, ...]) -> int:

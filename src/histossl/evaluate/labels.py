@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from histossl.errors import LabelError
+from histossl.store import text_of
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
@@ -133,7 +134,9 @@ def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
-        lines = {line: [cell.strip() for cell in row] for row, line in ((row, reader.line_num) for row in reader)}
+        lines = {
+            line: [text_of(cell.strip()) for cell in row] for row, line in ((row, reader.line_num) for row in reader)
+        }
     except csv.Error as error:
         raise LabelError(f"{path.name}: row {reader.line_num}: {error}", "save the table as 'CSV UTF-8'") from error
     lines = {line: row for line, row in lines.items() if any(row)}

@@ -26,7 +26,7 @@ from histossl.evaluate.ridge import ridge
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.splits import grouped_folds
 from histossl.evaluate.tasks import Task, labelled, make_task, numbers_of_labels
-from histossl.store import whole
+from histossl.store import cell, whole
 
 # (rows that train (n,), their truth (n,), rows to test (m,), seed) -> (m, classes) probabilities where the truth is
 # int, of which every class is among those that train, and (m, 1) numbers where it is float. Rows are of the embeddings.
@@ -342,7 +342,7 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
             (Path(folder) / name).unlink(missing_ok=True)
             continue
         with whole(Path(folder) / name) as path:
-            table.to_csv(path, index=False, float_format="%.6f")
+            table.map(cell).to_csv(path, index=False, float_format="%.6f")
     with whole(Path(folder) / "probe.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_figures(result, Path(folder))

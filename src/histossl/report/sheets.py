@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from histossl import store
 
 ROWS, HITS, PICTURES = 4, 4, 8
 
@@ -81,8 +82,8 @@ def nuclei_sheet(study: Path) -> Sheet | None:
         return None
     counts: dict[str, str] = {}
     if (folder / "nuclei.csv").exists():
-        with (folder / "nuclei.csv").open(newline="", encoding="utf-8", errors="replace") as file:
-            counts = {Path(row.get("file") or "").stem: row.get("nuclei") or "" for row in csv.DictReader(file)}
+        rows = store.read_rows(folder / "nuclei.csv")
+        counts = {Path(row.get("file", "")).stem: row.get("nuclei", "") for row in rows}
     names = [path.name.removesuffix(ending) for path in found]
     notes = [f"{counts[name]} nuclei" if counts.get(name) else "" for name in names]
     shown = [Picture(path, name, note) for path, name, note in zip(found, names, notes, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl import store
 from histossl.embeddings import read_embeddings
 from histossl.errors import StudyError
 from histossl.study import Row, Study
@@ -115,8 +115,7 @@ def _predictions(path: Path, slide_of: dict[str, int]) -> tuple[dict[int, list[d
     columns: dict[str, list[str]] = {}
     if not path.exists():
         return found, columns
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        told = [row for row in csv.DictReader(file) if row.get("slide_id") in slide_of]
+    told = [row for row in store.read_rows(path) if row.get("slide_id") in slide_of]
     first = {row["target"]: row["embedding"] for row in reversed(told)}
     for row in told:
         slide = slide_of[row["slide_id"]]
