@@ -61,7 +61,7 @@ def of_resume(folder: Path) -> None:
     from histossl.study import Study
 
     ledger = Ledger(Study(folder))
-    stand = Standing(ledger.study)
+    stand = Standing(Study(folder))
     left = [
         row
         for row in ledger.rows

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from histossl import store
-from histossl.cluster import Cluster, Here, open_workers
+from histossl.cluster import Cluster, open_workers
+from histossl.embeddings import read_embeddings
 from histossl.errors import SettingsError, SlideError
-from histossl.scale import WorkerDied, Workers
+from histossl.scale import Here, WorkerDied, WorkerHung, Workers
 
 
 def task(item: int) -> int:
@@ -35,6 +38,44 @@ def test_no_cluster_is_this_machine_and_two_are_too_many():
         open_workers(None, 5.0, "tcp://localhost:1", "3")
 
 
+def hang(item: int) -> int:
+    if item in (1, 2):
+        threading.Event().wait()
+    return item * item
+
+
+def test_here_leaves_behind_what_hangs_and_goes_on():
+    answers = dict(Here(timeout=0.3).map(hang, range(5)))
+    assert list(answers) == list(range(5))
+    assert all(isinstance(answers.pop(k), WorkerHung) for k in (1, 2))
+    assert answers == {0: 0, 3: 9, 4: 16}
+
+
+def test_a_task_that_hangs_on_a_cluster_is_given_up_and_its_worker_goes_on():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+        answers = dict(Cluster(client, timeout=0.5).map(hang, range(5)))
+    assert "no answer in 0.5 s" in str(answers.pop(1))
+    assert isinstance(answers.pop(2), WorkerHung)
+    assert answers == {0: 0, 3: 9, 4: 16}
+
+
+def test_a_scheduler_that_goes_ends_the_run_and_no_slide_is_to_blame():
+    distributed = pytest.importorskip("distributed")
+    local = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    )
+    with distributed.Client(local) as client, pytest.raises(SettingsError, match="scheduler has gone"):
+        for item, answer in Cluster(client).map(task, [0, 1, 3, 4]):
+            assert answer == item * item
+            local.close()
+
+
 @pytest.mark.slow
 def test_a_cluster_gives_the_same_bytes_and_outlives_its_workers(tmp_path):
     distributed = pytest.importorskip("distributed")
@@ -50,6 +91,8 @@ def test_a_cluster_gives_the_same_bytes_and_outlives_its_workers(tmp_path):
             study = str(tmp_path / out)
             assert main(["inspect", str(tmp_path / "slides"), "--out", study, "--tile.px=32", where]) == 0
             assert main(["encode", study, *flags, where]) == 0
+            assert main(["pretrain", study, "--pretrain.epochs=1", "--pretrain.encoder.dim=16", "--device=cpu"]) == 0
+            assert main(["embed", study, "--device=cpu", *([where] if out == "there" else [])]) == 0
         with distributed.Client(local) as client:
             answers = dict(Cluster(client).map(task, range(8)))
     for k in range(3):
@@ -58,6 +101,11 @@ def test_a_cluster_gives_the_same_bytes_and_outlives_its_workers(tmp_path):
         views = [(tmp_path / out / "views" / f"s{k}" / "features.npy").read_bytes() for out in ("here", "there")]
         assert views[0] == views[1]
         assert store.fingerprint_of(one)
+    here, there = (read_embeddings(tmp_path / out / "embeddings.h5ad") for out in ("here", "there"))
+    assert list(here.slides.index) == list(there.slides.index) == ["s0", "s1", "s2"]
+    assert list(here.vectors) == list(there.vectors)
+    for name, vectors in here.vectors.items():
+        np.testing.assert_array_equal(vectors, there.vectors[name])
     assert isinstance(answers.pop(5), WorkerDied)
     assert isinstance(answers.pop(2), SlideError)
     assert answers == {k: k * k for k in (0, 1, 3, 4, 6, 7)}

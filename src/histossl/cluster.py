@@ -7,21 +7,18 @@ paths. dask.distributed and dask-jobqueue are an extra: `pip install histossl[cl
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from histossl.encode import EncodeJob, EncodeSettings, Step, encode_slides
-from histossl.encoders.zoo import TileEncoder, load_encoder
 from histossl.errors import SettingsError
-from histossl.scale import WorkerDied, Workers
+from histossl.scale import Here, OneByOne, Place, WorkerDied, Workers, result_of
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 _INSTALL = 'pip install "histossl[cluster]"'
+_GONE = "the Dask scheduler has gone", "no slide is lost: the same command goes on once one stands"
 
 
 class Cluster:
@@ -29,11 +26,12 @@ class Cluster:
 
     Args:
         client: of dask.distributed, connected.
+        timeout: seconds that a task of `map` may take before it is given up; None waits for ever.
         owned: what is closed with it.
     """
 
-    def __init__(self, client: Any, *owned: Any) -> None:
-        self._client, self._owned = client, owned
+    def __init__(self, client: Any, timeout: float | None = None, *owned: Any) -> None:
+        self._client, self.timeout, self._owned = client, timeout, owned
 
     def __enter__(self) -> Cluster:
         return self
@@ -44,7 +42,7 @@ class Cluster:
     @property
     def count(self) -> int:
         """Tasks that can run at once, as many as the workers that are there now have threads; at least one."""
-        return max(1, sum(self._client.nthreads().values()))
+        return max(1, sum(self._asked(self._client.nthreads).values()))
 
     def submit(self, function: Callable[..., R], *args: Any) -> Any:
         """Run one task; a future with `result`, `done` and `exception`."""
@@ -55,7 +53,14 @@ class Cluster:
         """(item, result or the exception that it raised) as they end, `ahead` tasks waiting a thread of the cluster.
 
         A task whose worker goes begins again on another; one that takes several workers with it ends as `WorkerDied`.
+        One that takes too long ends as `WorkerHung`; what hangs is left behind in its worker, which goes on.
         """
+        return self.spread(functools.partial(_in_time, function, self.timeout), items, ahead)
+
+    def spread(
+        self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2
+    ) -> Iterator[tuple[A, R | Exception]]:
+        """As `map`, of functions that keep the time of each of their steps themselves."""
         from distributed import wait
 
         running: dict[Any, A] = {}
@@ -69,8 +74,16 @@ class Cluster:
                 else:
                     more = False
             if running:
-                for future in wait(list(running), return_when="FIRST_COMPLETED").done:
+                for future in self._asked(wait, list(running), return_when="FIRST_COMPLETED").done:
                     yield running.pop(future), _answer(future)
+
+    def _asked(self, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        try:
+            if self._client.scheduler is not None:
+                return function(*args, **more)
+        except (CancelledError, OSError) as error:
+            raise SettingsError(*_GONE) from error
+        raise SettingsError(*_GONE)
 
     def close(self) -> None:
         """Give up what is under way, and let go of the cluster."""
@@ -80,6 +93,10 @@ class Cluster:
     kill = close
 
 
+def _in_time(function: Callable[[A], R], timeout: float | None, item: A) -> R:
+    return result_of(Here(timeout), function, item)
+
+
 def _answer(future: Any) -> Any:
     from distributed.scheduler import KilledWorker
 
@@ -87,6 +104,8 @@ def _answer(future: Any) -> Any:
         return future.result()
     except KilledWorker as error:
         return WorkerDied(f"its worker died, and others that tried it again ({error})")
+    except CancelledError as error:  # no slide is to blame
+        raise SettingsError(*_GONE) from error
     except Exception as error:  # noqa: BLE001 - the cluster's half of the one place where failures become records
         return error
 
@@ -95,7 +114,8 @@ def open_workers(count: int | None, timeout: float, scheduler: str, slurm: str) 
     """Where the work runs: processes here, or the cluster that is asked for.
 
     Args:
-        count, timeout: of `Workers`.
+        count: of `Workers`.
+        timeout: seconds that a task of `map` may take, here or there.
         scheduler: the address of a Dask scheduler that stands, such as tcp://host:8786; or empty.
         slurm: JOBS or JOBS:NAME: so many SLURM jobs, as the section `slurm` (or NAME) of dask-jobqueue's settings
             describes them; or empty.
@@ -111,15 +131,20 @@ def open_workers(count: int | None, timeout: float, scheduler: str, slurm: str) 
         from distributed import Client
 
         if scheduler:
-            return Cluster(Client(scheduler, timeout=30))
-        return _slurm(Client, slurm)
+            return Cluster(Client(scheduler, timeout=30), timeout)
+        return _slurm(Client, slurm, timeout)
     except ImportError as error:
         raise SettingsError(f"a cluster needs {error.name}", _INSTALL) from error
     except (OSError, ValueError) as error:
         raise SettingsError(f"no Dask scheduler answers at {scheduler} ({error})", "is it running?") from error
 
 
-def _slurm(client: Callable[..., Any], slurm: str) -> Cluster:
+def by_slides(pool: Workers | Cluster) -> Place:
+    """Where a whole slide is a task: on the cluster, or in this very process beside its workers."""
+    return pool if isinstance(pool, Cluster) else OneByOne()
+
+
+def _slurm(client: Callable[..., Any], slurm: str, timeout: float) -> Cluster:
     from dask_jobqueue.slurm import SLURMCluster
 
     jobs, _, name = slurm.partition(":")
@@ -131,81 +156,4 @@ def _slurm(client: Callable[..., Any], slurm: str) -> Cluster:
         hint = "see docs/scale.md: cores and memory stand in ~/.config/dask/jobqueue.yaml"
         raise SettingsError(f"--slurm {slurm}: {error}", hint) from error
     cluster.scale(jobs=int(jobs))
-    return Cluster(client(cluster), cluster)
-
-
-@dataclass(frozen=True)
-class EncoderName:
-    """How a worker builds the encoder: the arguments of `load_encoder`."""
-
-    name: str
-    seed: int
-    device: str
-    precision: str
-
-
-@dataclass(frozen=True)
-class EncodeTask:
-    """A slide to encode somewhere."""
-
-    job: EncodeJob
-    encoder: EncoderName
-    settings: EncodeSettings
-
-
-def encode_on(
-    cluster: Cluster, jobs: Iterable[EncodeJob], encoder: EncoderName, settings: EncodeSettings
-) -> Iterator[Step]:
-    """As `encode_slides`, a slide a task: one step a slide, when it is finished or given up."""
-    tasks = (EncodeTask(job, encoder, settings) for job in jobs)
-    for task, answer in cluster.map(encode_slide, tasks):
-        yield Step(task.job, error=answer) if isinstance(answer, Exception) else answer
-
-
-def encode_slide(task: EncodeTask) -> Step:
-    """Encode a slide in this process, which builds the encoder once and reads in a thread."""
-    steps = list(encode_slides([task.job], _built(task.encoder), task.settings, Here()))
-    *_, last = steps
-    if last.error is not None:
-        return last
-    return Step(
-        task.job,
-        sum(step.tiles for step in steps),
-        last.finished,
-        None,
-        last.lost,
-        last.why,
-        last.made,
-        sum(step.waited for step in steps),
-        sum(step.read for step in steps),
-        sum(step.cpu for step in steps),
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def _built(encoder: EncoderName) -> TileEncoder:
-    return load_encoder(encoder.name, encoder.seed, encoder.device, encoder.precision)
-
-
-class Here:
-    """As `scale.Workers`, for what runs in a worker already: one thread, a few tasks ahead."""
-
-    count = 1
-
-    def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised) in the order of `items`."""
-        window: deque[tuple[A, Any]] = deque()
-        with ThreadPoolExecutor(1) as thread:
-            for item in items:
-                window.append((item, thread.submit(function, item)))
-                if len(window) >= ahead:
-                    yield _finished(*window.popleft())
-            while window:
-                yield _finished(*window.popleft())
-
-
-def _finished(item: A, future: Any) -> tuple[A, Any]:
-    error = future.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    return item, error or future.result()
+    return Cluster(client(cluster), timeout, cluster)

@@ -11,8 +11,9 @@ from rich.table import Column, Table
 
 from histossl import parallel, stages
 from histossl.adopt import Origin, adopt, take_encoder
-from histossl.cluster import Cluster, EncoderName, encode_on, open_workers
+from histossl.cluster import Cluster, by_slides, open_workers
 from histossl.cohort import inspect_slides
+from histossl.config import fingerprint
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings, encode_slides
 from histossl.encoders.moco import TileTrainSettings
@@ -20,9 +21,10 @@ from histossl.encoders.zoo import pick_device
 from histossl.evaluate.probe import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
-from histossl.scale import Workers
+from histossl.scale import OneByOne, Workers
 from histossl.study import Study
 from histossl.study import existing_study as _existing
+from histossl.tasks import EncoderName, encode_on
 from histossl.tiles import TileSpec
 from histossl.tissue import TissueSettings
 
@@ -84,7 +86,8 @@ def run(
         say("3/6 pretrain")
         stages.pretrain_study(study, pretrain, device)
         say("4/6 embed")
-        failed = max(failed, stages.embed_study(study, embed, device))
+        with open_workers(workers, timeout, scheduler, slurm) as pool:
+            failed = max(failed, stages.embed_study(study, embed, device, by_slides(pool)))
         with _report_in_any_case(study):
             if labels is None:
                 say("5/6 probe     no --labels, nothing to probe")
@@ -196,7 +199,7 @@ def pretrain_stage(
         parallel.wait()
         stages.pretrain_study(place, pretrain, device)
         if out is not None and first:
-            failed = max(failed, stages.embed_study(place, embed, device))
+            failed = max(failed, stages.embed_study(place, embed, device, OneByOne()))
             say(f"done: {place.embeddings}", "green")
     return _code(failed)
 
@@ -209,6 +212,9 @@ def embed_stage(
     mpp: float | None = None,
     slides: Path | None = None,
     embed: EmbedSettings = EmbedSettings(),
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
     device: str = "auto",
 ) -> int:
     """One vector a slide, with the two baselines beside it: embeddings.h5ad.
@@ -222,6 +228,9 @@ def embed_stage(
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
         slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
         embed: how a slide's vector is made.
+        timeout: seconds that a slide may take on a cluster before it is given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
     place, failed = _existing(study) if out is None else Study(out), 0
@@ -230,7 +239,8 @@ def embed_stage(
             failed = adopt(place, Origin(study, stride, mpp, slides))
         if weights is not None:
             take_encoder(place, weights)
-        return _code(max(failed, stages.embed_study(place, embed, device)))
+        with open_workers(1, timeout, scheduler, slurm) as pool:
+            return _code(max(failed, stages.embed_study(place, embed, device, by_slides(pool))))
 
 
 def probe_stage(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
@@ -302,7 +312,8 @@ def _encode(
     )
     with study.share(_waiting):
         if isinstance(pool, Cluster):
-            built = EncoderName(name, settings.seed, device, settings.precision)
+            made = fingerprint(network.identity)
+            built = EncoderName(name, settings.seed, device, settings.precision, made)
             return stages.encode_study(study, network, settings, lambda jobs: encode_on(pool, jobs, built, settings))
         return stages.encode_study(study, network, settings, lambda jobs: encode_slides(jobs, network, settings, pool))
 

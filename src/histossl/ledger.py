@@ -1,7 +1,8 @@
-"""What runs write down as they go, and how several of them share a stage of one study.
+"""What runs write down as they go, and how several of them share the slides of one table.
 
-log.jsonl is a line a slide that was done, by whichever run; slides.csv is brought up to it every few seconds. So a run
-that is killed loses no line, two runs never overwrite each other's rows, and what users write into slides.csv stays.
+log.jsonl is a line a slide that was done, by whichever run; the table (slides.csv of a study, nuclei.csv of what was
+found) is brought up to it every few seconds. So a run that is killed loses no line, two runs never overwrite each
+other's rows, and what users write into the table stays.
 """
 
 from __future__ import annotations
@@ -14,32 +15,32 @@ from datetime import UTC, datetime
 from typing import IO, Any, Generic, TypeVar
 
 from histossl.claims import Claims, this_process
-from histossl.study import Row, Study
+from histossl.roll import Roll, Row
 
 J = TypeVar("J")
 
 Line = dict[str, Any]
-"""A line of log.jsonl: time, run, host, pid, stage, slide_id, path, and `row`: what changes in slides.csv."""
+"""A line of log.jsonl: time, run, host, pid, stage, slide_id, path, and `row`: what changes in the table."""
 
 _BLOCK = 2**16
 _PAUSE = 0.5  # seconds between two looks at slides that other runs are at
 
 
 class Ledger:
-    """log.jsonl and slides.csv of a study, kept in step.
+    """A table of slides and its log, kept in step.
 
     Args:
-        study: the caller holds it, alone or shared.
-        seconds: at least so long between two writings of slides.csv, and fifty times as long as one takes.
+        roll: the caller holds it, alone or shared.
+        seconds: at least so long between two writings of the table, and fifty times as long as one takes.
     """
 
-    def __init__(self, study: Study, seconds: float = 5) -> None:
-        self.study, self.seconds = study, seconds
+    def __init__(self, roll: Roll, seconds: float = 5) -> None:
+        self.roll, self.seconds = roll, seconds
         self._read = self._size()
         self.rows = self.flush()
 
     def write(self, stage: str, lines: Sequence[tuple[Row, Row]], **more: object) -> None:
-        """Write down what changes in rows of slides.csv, and change them.
+        """Write down what changes in rows of the table, and change them.
 
         Args:
             stage: that changes them.
@@ -53,7 +54,7 @@ class Ledger:
             row |= changes
             one = about | {"pid": me.pid, "stage": stage, "slide_id": row["slide_id"], "path": row["path"]}
             text += _text(one | more | {"row": changes})
-        with self.study.writing():
+        with self.roll.writing():
             self._append(text)
         if time.monotonic() > self._due:
             self.flush()
@@ -63,7 +64,7 @@ class Ledger:
         size, mine = self._size(), this_process().token
         if size <= self._read:
             return []
-        with self.study.log.open("rb") as file:
+        with self.roll.log.open("rb") as file:
             file.seek(self._read)
             text = file.read(size - self._read)
         whole = text.rpartition(b"\n")[0]
@@ -71,33 +72,33 @@ class Ledger:
         return [line for line in map(_parsed, whole.splitlines()) if "row" in line and line.get("run") != mine]
 
     def flush(self) -> list[Row]:
-        """Bring slides.csv up to the log, whoever wrote it; returns its rows."""
+        """Bring the table up to the log, whoever wrote it; returns its rows."""
         start = time.monotonic()
-        with self.study.writing():
-            rows, behind = caught_up(self.study)
+        with self.roll.writing():
+            rows, behind = caught_up(self.roll)
             if behind:
-                self.study.write_slides(rows)
+                self.roll.write_slides(rows)
                 self._append(_text({"kept": True}))
         now = time.monotonic()
         self._due = now + max(self.seconds, 50 * (now - start))
         return rows
 
     def _append(self, text: str) -> None:
-        with self.study.log.open("ab") as file:
+        with self.roll.log.open("ab") as file:
             # A full disk may have cut the last line short.
-            file.write(("" if _ends_whole(self.study) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+            file.write(("" if _ends_whole(self.roll) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
 
     def _size(self) -> int:
         try:
-            return self.study.log.stat().st_size
+            return self.roll.log.stat().st_size
         except FileNotFoundError:
             return 0
 
 
-def caught_up(study: Study) -> tuple[list[Row], bool]:
-    """slides.csv with all that the log says since it was last written; and whether that is anything."""
-    rows = study.slides()
-    lines = lines_since(study, lambda line: "kept" in line)
+def caught_up(roll: Roll) -> tuple[list[Row], bool]:
+    """The table with all that the log says since it was last written; and whether that is anything."""
+    rows = roll.slides()
+    lines = lines_since(roll, lambda line: "kept" in line)
     if lines:
         by_path = {row["path"]: row for row in rows}
         for line in lines:
@@ -107,17 +108,17 @@ def caught_up(study: Study) -> tuple[list[Row], bool]:
     return rows, bool(lines)
 
 
-def lines_since(study: Study, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
+def lines_since(roll: Roll, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
     """The last lines of the log about slides, oldest first, back to the one that `stop` takes for the end.
 
     Args:
-        study: whose log.
+        roll: whose log.
         stop: whether a line ends the search.
         most: bytes of the log to look through; None is all of it.
     """
     found: list[Line] = []
     try:
-        with study.log.open("rb") as file:
+        with roll.log.open("rb") as file:
             for text in _backwards(file, most):
                 line = _parsed(text)
                 if line and stop(line):
@@ -157,8 +158,8 @@ def _parsed(text: bytes) -> Line:
     return found if isinstance(found, dict) else {}
 
 
-def _ends_whole(study: Study) -> bool:
-    with study.log.open("rb") as file:
+def _ends_whole(roll: Roll) -> bool:
+    with roll.log.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return True
         file.seek(-1, os.SEEK_END)
@@ -169,15 +170,15 @@ class Shift(Generic[J]):
     """A run's share of a stage: it claims slides, does them, writes down what came of them and lets them go.
 
     Args:
-        ledger: of the study.
+        ledger: of the table.
         stage: its name.
-        jobs: (row of slides.csv, job) of all slides that are not done; of these other runs do some.
+        jobs: (row of the table, job) of all slides that are not done; of these other runs do some.
     """
 
     def __init__(self, ledger: Ledger, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
         self.ledger, self.stage = ledger, stage
         self.left = {row["slide_id"]: (row, job) for row, job in jobs}
-        self.claims = Claims(ledger.study.claims)
+        self.claims = Claims(ledger.roll.claims)
         self._begun: dict[str, float] = {}
 
     def __enter__(self) -> Shift[J]:
@@ -217,7 +218,7 @@ class Shift(Generic[J]):
         """Write down what came of a slide; from here on it is nobody's."""
         row, _ = self.left.pop(name)
         seconds = round(time.monotonic() - self._begun[name], 2)
-        tiles = int(changes.get("tiles", row["tiles"]) or 0)
+        tiles = int(changes.get("tiles") or row.get("tiles") or 0)
         self.ledger.write(self.stage, [(row, changes)], tiles=tiles, seconds=seconds, **more)
         self.claims.release(name)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
@@ -20,7 +21,7 @@ R = TypeVar("R")
 
 
 class Place(Protocol):
-    """What runs a function over slides, somewhere: `Workers`, `cluster.Cluster`, `cluster.Here`."""
+    """What runs a function over slides, somewhere: `Workers`, `Here`, `cluster.Cluster`."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """(item, result or the exception that it raised); in which order, and how far ahead, each says itself."""
@@ -32,7 +33,7 @@ class WorkerDied(Exception):
 
 
 class WorkerHung(Exception):
-    """The process that ran this task gave no answer in the time that a task may take, and was killed."""
+    """What ran this task gave no answer in the time that a task may take, and was killed or left behind."""
 
 
 class Workers:
@@ -140,6 +141,97 @@ class _Task(Generic[A, R]):
 
     def done(self) -> bool:
         return self.future is not None and self.future.done()
+
+
+def result_of(place: Place, function: Callable[[A], R], item: A) -> R:
+    """The result of a single task; raises what it raised."""
+    [(_, answer)] = place.map(function, [item])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def tried(function: Callable[[A], R], item: A) -> R | Exception:
+    """The result, or the exception that it raised: for a slide that is worked on in this very process."""
+    try:
+        return function(item)
+    except Exception as error:  # noqa: BLE001 - any failure of a slide becomes its record
+        return error
+
+
+class OneByOne:
+    """Tasks in this very process, for what uses all of its cores by itself."""
+
+    def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
+        """(item, result or the exception that it raised) in the order of `items`, drawn one at a time."""
+        for item in items:
+            yield item, tried(function, item)
+
+
+class Here:
+    """As `Workers`, for what runs in a worker already: a thread, a few tasks ahead.
+
+    Args:
+        timeout: seconds that a task may take before its thread is left behind, for no thread can be killed; None waits
+            for ever.
+    """
+
+    count = 1
+
+    def __init__(self, timeout: float | None = None) -> None:
+        self.timeout = timeout
+
+    def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
+        """(item, result or the exception that it raised) in the order of `items`; what hangs ends as `WorkerHung`."""
+        thread, window = _Thread(), deque[tuple[A, Future[R | Exception]]]()
+
+        def finish() -> tuple[A, R | Exception]:
+            nonlocal thread, window
+            item, future = window.popleft()
+            try:
+                return item, future.result(self.timeout)
+            except TimeoutError:
+                thread.leave()
+                thread = _Thread()
+                window = deque((later, thread.submit(function, later)) for later, _ in window)
+                return item, WorkerHung(f"it gave no answer in {self.timeout:g} s")
+
+        try:
+            for item in items:
+                window.append((item, thread.submit(function, item)))
+                if len(window) >= ahead:
+                    yield finish()
+            while window:
+                yield finish()
+        finally:
+            thread.leave()
+
+
+class _Thread:
+    """A thread that does tasks in order; unlike those of an executor nobody waits for it at the end."""
+
+    def __init__(self) -> None:
+        self._todo: SimpleQueue[tuple[Future, Callable, Any] | None] = SimpleQueue()
+        self._left = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, function: Callable[[A], R], item: A) -> Future[R | Exception]:
+        future: Future[R | Exception] = Future()
+        self._todo.put((future, function, item))
+        return future
+
+    def leave(self) -> None:
+        """It ends with what it is at."""
+        self._left.set()
+        self._todo.put(None)
+
+    def _run(self) -> None:
+        while (task := self._todo.get()) is not None and not self._left.is_set():
+            future, function, item = task
+            try:
+                future.set_result(tried(function, item))
+            except BaseException as error:  # noqa: BLE001 - for who waits
+                future.set_exception(error)
 
 
 def _calm(memory: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -24,23 +23,21 @@ from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
 from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
 from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
-from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder, pick_device
-from histossl.errors import HistosslError, StudyError
+from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder
+from histossl.errors import StudyError
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import ProbeSettings, write_probe
 from histossl.evaluate.rivals import judge
 from histossl.evaluate.sources import read_source
-from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
-from histossl.gigassl.encoder import SlideEncoder
-from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides, trained_as
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.pretrain import PretrainSettings, SlideSource, pretrain_slides, trained_as
 from histossl.ledger import Ledger, Shift
 from histossl.pace import Pace
 from histossl.parallel import first
-from histossl.scale import Workers
+from histossl.scale import Place, Workers
 from histossl.study import COLUMNS, Row, Study
+from histossl.tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
 from histossl.tiles import TileSpec
-
-GIGA, MEAN, UNTRAINED = "giga-ssl", "mean pooling", "untrained encoder"
 
 
 def encoder_of(
@@ -181,40 +178,39 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
     return 0
 
 
-def embed_study(study: Study, settings: EmbedSettings, device: str) -> int:
-    """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures."""
-    where = pick_device(device)
+def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
+    """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
+
+    Args:
+        study: held alone.
+        settings: of the stage.
+        device: auto, cpu or cuda.
+        place: where slides are embedded.
+    """
     ledger = Ledger(study)
     rows = ledger.rows
-    encoded = [row for row in rows if row["status"] == "encoded"]
-    about = trained_as(study.slide_encoder)
-    made = fingerprint(settings, about["fingerprint"], _features_made(study, encoded))
+    encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
+    encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    made = fingerprint(settings, encoder, _features_made(study, list(encoded.values())))
     if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
         return report_failures(rows)
-    encoder = SlideEncoder.load(study.slide_encoder).to(where).eval()
-    trained = from_dict(PretrainSettings, about["pretrain"])
-    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
-    # The strongest form of that rival: all tiles at once.
-    all_tiles = replace(trained.view, tiles=2**31, windows=0)
-    vectors: dict[str, list[np.ndarray]] = {GIGA: [], MEAN: [], UNTRAINED: []}
+    tasks = (EmbedTask(s, study.features(s), study.slide_encoder, encoder, settings, device) for s in encoded)
+    vectors: dict[str, dict[str, np.ndarray]] = {}
     with progress_bar("vectors", len(encoded)) as bar:
-        for row in encoded:
-            name = row["slide_id"]
+        for task, answer in place.map(vectors_of, tasks):
             bar.advance(1)
-            try:
-                features, positions = plain_tiles(study.features(name))
-            except HistosslError as error:
-                ledger.write("embed", [(row, failure(reason(error)))])
-                continue
-            for key, network, view in ((GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)):
-                vectors[key].append(embed_slide(network, features, positions, view, settings, name))
-            vectors[MEAN].append(mean_pool(features))
+            if isinstance(answer, Exception):
+                give_up_on_disk(answer)
+                ledger.write("embed", [(encoded[task.slide_id], failure(reason(answer, task.features)))])
+            else:
+                vectors[task.slide_id] = answer
     ledger.flush()
-    kept = [row for row in encoded if row["status"] == "encoded"]
+    kept = [name for name in encoded if name in vectors]
     if not kept:
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
-    write_embeddings(study.embeddings, kept, {n: np.stack(v) for n, v in vectors.items()}, study.settings(), made)
+    table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
+    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made)
     return report_failures(rows)
 
 
