@@ -17,7 +17,7 @@ from histossl.cli import main
 from histossl.study import Study
 from histossl.view.app import Viewer
 from histossl.view.commands import _listen
-from test_view import TOKEN, folder  # noqa: F401 - a fixture
+from viewed import TOKEN, folder  # noqa: F401 - a fixture
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -91,7 +91,7 @@ def no_wider_than_the_screen(page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_from_the_map_to_a_slide_its_overlays_and_a_neighbour(browser, folder, tmp_path):  # noqa: F811
+def test_from_the_map_to_a_slide_its_overlays_and_a_neighbour(browser, folder, tmp_path):
     with served(folder) as address, page_of(browser) as page:
         page.goto(address)
         page.wait_for_selector("html[data-ready=atlas]")
@@ -165,7 +165,7 @@ def test_from_the_map_to_a_slide_its_overlays_and_a_neighbour(browser, folder, t
 
 
 @pytest.mark.parametrize(("scheme", "paper"), [("light", (252, 251, 250)), ("dark", (22, 21, 26))])
-def test_on_a_phone_by_day_and_by_night(browser, folder, tmp_path, scheme, paper):  # noqa: F811
+def test_on_a_phone_by_day_and_by_night(browser, folder, tmp_path, scheme, paper):
     with served(folder) as address, page_of(browser, (390, 844), scheme) as page:
         page.goto(address)
         page.wait_for_selector("html[data-ready=atlas]")
@@ -179,7 +179,7 @@ def test_on_a_phone_by_day_and_by_night(browser, folder, tmp_path, scheme, paper
             assert (button.inner_text() or button.get_attribute("aria-label") or "").strip(), "a button without a name"
 
 
-def test_a_slide_that_cannot_be_read_says_so_on_its_page(browser, folder, tmp_path):  # noqa: F811
+def test_a_slide_that_cannot_be_read_says_so_on_its_page(browser, folder, tmp_path):
     with served(folder) as address:
         context = browser.new_context()
         page = context.new_page()

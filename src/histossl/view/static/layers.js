@@ -4,6 +4,8 @@ import { fetched } from "./common.js";
 const GRID = 9; // screen pixels of a tile from which on its frame is drawn
 const FINE = 5; // screen pixels of 8 µm, a nucleus, from which on outlines are drawn
 const CELLS = 400; // of nuclei that stay at hand
+const ROOM = 0.25; // of the screen, on each side, for which outlines are drawn beforehand
+const SETTLED = 120; // milliseconds after which a scale that does not change is taken for the last
 
 export class Tissue {
   static colour = "#00783c";
@@ -93,6 +95,9 @@ export class Heat {
   }
 }
 
+const alike = (a, b) => Math.abs(a / b - 1) < 1e-6;
+
+// Outlines are drawn onto a sheet, somewhat larger than the screen, and the sheet onto the slide: to move it costs nothing.
 export class Nuclei {
   static colour = "#00a050";
   constructor(changed) { this.changed = changed; this.cells = new Map(); this.asked = new Map(); }
@@ -103,37 +108,67 @@ export class Nuclei {
     return `${this.about.count.toLocaleString("en")} nuclei${this.about.count ? "; closer, their outlines are shown." : "."}`;
   }
   draw(context, seen, strength) {
-    const { side, columns, cells } = this.about;
-    const fine = (8 / (seen.mpp || 0.5)) * seen.scale >= FINE;
-    if (!fine) {
+    context.globalAlpha = strength;
+    context.imageSmoothingEnabled = true;
+    if ((8 / (seen.mpp || 0.5)) * seen.scale < FINE) {
       this.drop(new Set());
-      context.globalAlpha = strength;
-      context.imageSmoothingEnabled = true;
+      this.sheet = null;
       context.drawImage(this.picture, 0, 0, seen.width, seen.height);
       return 0;
     }
-    const wanted = new Set();
-    for (let row = Math.max(0, Math.floor(seen.top / side) - 1); row <= Math.floor(seen.bottom / side) + 1; row++) {
-      for (let column = Math.max(0, Math.floor(seen.left / side) - 1); column <= Math.min(columns - 1, Math.floor(seen.right / side) + 1); column++) {
-        const cell = row * columns + column;
-        if (cells[cell]) wanted.add(cell);
+    const wanted = this.within(seen, this.about.side); // those beyond the edge, too: they may come next
+    this.drop(wanted);
+    for (const cell of wanted) if (!this.cells.has(cell)) this.ask(cell);
+    for (const cell of this.cells.keys()) {
+      if (this.cells.size <= CELLS) break;
+      if (!wanted.has(cell)) this.cells.delete(cell);
+    }
+    if (this.zooming(seen)) setTimeout(this.changed, SETTLED);
+    else if (!this.holds(seen)) this.fill(seen, context.getTransform().a);
+    const { canvas, left, top, right, bottom } = this.sheet;
+    context.drawImage(canvas, left, top, right - left, bottom - top);
+    return this.sheet.drawn;
+  }
+  // While the scale changes from frame to frame the old sheet is shown, somewhat blurred.
+  zooming({ scale }) {
+    const now = performance.now();
+    if (!alike(scale, this.scale)) { this.scale = scale; this.since = now; }
+    return this.sheet && !alike(scale, this.sheet.scale) && now - this.since < SETTLED;
+  }
+  holds({ scale, left, top, right, bottom, width, height }) {
+    const sheet = this.sheet;
+    return sheet && alike(scale, sheet.scale) && Math.max(left, 0) >= sheet.left && Math.max(top, 0) >= sheet.top
+      && Math.min(right, width) <= sheet.right && Math.min(bottom, height) <= sheet.bottom;
+  }
+  // The numbers of the cells that reach into what is seen, or come within some level-0 pixels of it.
+  within({ left, top, right, bottom }, margin) {
+    const { side, columns, cells } = this.about, found = new Set();
+    for (let row = Math.max(0, Math.floor((top - margin) / side)); row <= Math.floor((bottom + margin) / side); row++) {
+      for (let column = Math.max(0, Math.floor((left - margin) / side)); column <= Math.min(columns - 1, Math.floor((right + margin) / side)); column++) {
+        if (cells[row * columns + column]) found.add(row * columns + column);
       }
     }
-    this.drop(wanted);
-    context.globalAlpha = strength;
+    return found;
+  }
+  // `dense`: pixels of the sheet to a level-0 pixel.
+  fill({ scale, left, top, right, bottom }, dense) {
+    const across = (right - left) * ROOM, down = (bottom - top) * ROOM;
+    const canvas = this.sheet?.canvas ?? document.createElement("canvas"), context = canvas.getContext("2d");
+    this.sheet = { canvas, context, scale, drawn: 0, left: left - across, top: top - down, right: right + across, bottom: bottom + down };
+    canvas.width = Math.ceil((right - left + 2 * across) * dense);
+    canvas.height = Math.ceil((bottom - top + 2 * down) * dense);
+    context.scale(canvas.width / (right - left + 2 * across), canvas.height / (bottom - top + 2 * down));
+    context.translate(across - left, down - top);
     context.strokeStyle = Nuclei.colour;
-    context.lineWidth = Math.min(2, 0.8 + seen.scale) / seen.scale;
-    let drawn = 0;
-    for (const cell of wanted) {
-      const path = this.cells.get(cell);
-      if (!path) { this.ask(cell); continue; }
-      this.cells.delete(cell);
-      this.cells.set(cell, path); // the last used stand last
-      context.stroke(path);
-      drawn += cells[cell];
-    }
-    for (const cell of this.cells.keys()) { if (this.cells.size <= CELLS) break; this.cells.delete(cell); }
-    return drawn;
+    context.lineWidth = Math.min(2, 0.8 + scale) / scale;
+    for (const cell of this.within(this.sheet, this.about.reach)) if (this.cells.has(cell)) this.add(cell);
+  }
+  add(cell) {
+    const path = this.cells.get(cell);
+    this.cells.delete(cell);
+    this.cells.set(cell, path); // the last used stand last
+    this.sheet.context.stroke(path);
+    this.sheet.drawn += this.about.cells[cell];
   }
   // What left the screen is not waited for.
   drop(wanted) {
@@ -146,6 +181,7 @@ export class Nuclei {
     try {
       this.cells.set(cell, this.path(cell, await fetched(`${this.base}/nuclei/${cell}.bin`, "arrayBuffer", stop.signal)));
       this.asked.delete(cell);
+      if (this.sheet) this.add(cell);
       this.changed();
     } catch (error) {
       if (error.name !== "AbortError") console.warn(error.message); // and it is not asked for again

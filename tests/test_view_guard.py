@@ -1,0 +1,114 @@
+"""Who may ask the viewer: nothing but the study gets out of it, and that only to who holds the token."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from histossl.study import Study
+from histossl.view.app import Viewer
+from histossl.view.guard import HEADERS, known_host
+from viewed import SECRET, TOKEN, app, ask, folder, viewer  # noqa: F401 - fixtures
+
+
+def test_nothing_is_answered_without_the_token_or_under_another_name(app):
+    for address in (
+        "/",
+        "/cohort.json",
+        "/t0ke/",
+        "/t0kenx/",
+        "//",
+        f"/x/{TOKEN}/",
+        "/slides/0",
+        "/static/view.css",
+        "/é/",
+    ):
+        answer = ask(app, address)
+        assert (answer.status, b"histossl view" in answer.body) == (403, True), address
+    assert ask(app, f"/{TOKEN}/").status == 200
+    assert ask(app, f"/{TOKEN}").headers["location"] == f"/{TOKEN}/"
+    for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", None, "[::1", "localhost.evil", "0x7f.1"):
+        assert ask(app, f"/{TOKEN}/", host=host).status == 400, host
+    for host in ("localhost", "localhost:9", "127.0.0.1:8000", "[::1]:80", "LOCALHOST:1"):
+        assert ask(app, f"/{TOKEN}/", host=host).status == 200, host
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert ask(app, f"/{TOKEN}/", method=method).status == 405
+
+
+def test_asked_to_listen_to_others_it_knows_its_addresses_and_no_foreign_names():
+    assert known_host("192.168.1.7:80", "0.0.0.0")
+    assert known_host("station.lab:80", "station.lab")
+    assert not known_host("evil.example", "0.0.0.0")
+
+
+def test_every_answer_carries_the_headers(app):
+    for address in (
+        "/",
+        f"/{TOKEN}/",
+        f"/{TOKEN}/nothing",
+        f"/{TOKEN}/static/slide.js",
+        f"/{TOKEN}/slides/0/thumbnail.jpg",
+    ):
+        assert HEADERS.items() <= ask(app, address).headers.items()
+    page = ask(app, f"/{TOKEN}/")
+    assert page.headers["cache-control"] == "no-store"
+    assert "unsafe" not in HEADERS["content-security-policy"]
+
+
+def test_the_pages_load_nothing_from_elsewhere(viewer):
+    for name, content in viewer.files.items():
+        if name.endswith((".html", ".css")) or (name.endswith(".js") and "openseadragon" not in name):
+            text = content.decode()
+            assert "//" not in text.replace("// ", "").replace("//\n", ""), name
+            assert "innerHTML" not in text
+            assert " on" not in [part[:3] for part in text.split("<")] if name.endswith(".html") else True
+
+
+WORDS = r""".. . %2e%2e %2e%2e%2f %252e%252e %5c..%5c %00 / // \ ~ slides static maps tiles nuclei heat secret
+secret.txt secret.geojson secret.js secret.jpg secret.h5 study etc/passwd 0 1 6 7 -1 1e3 1_0.jpg 999999999 ٣ %ff é
+facts.json words.json tiles.bin nuclei.json thumbnail.jpg view.css file: http: ?a=.. pca.json null"""
+ALPHABET = [*WORDS.split(), "9" * 5000, "\ud800", " ", "\n"]
+
+
+@given(st.lists(st.sampled_from(ALPHABET), max_size=7), st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_address_gets_at_what_is_not_the_study_s(app, parts, apart):
+    answer = ask(app, f"/{TOKEN}/" + ("/" if apart else "").join(parts))
+    assert answer.status in (200, 204, 404, 405, 409), parts
+    assert SECRET.encode() not in answer.body
+    assert HEADERS.items() <= answer.headers.items()
+
+
+@pytest.mark.parametrize(
+    "tile", ["11/0_0", "10/2_0", "10/0_2", "0/1_0", "999999999/0_0", "10/999999999_0", "10/-1_0", "10/0_0.5"]
+)
+def test_there_are_no_tiles_beyond_the_slide(app, tile):
+    assert ask(app, f"/{TOKEN}/slides/0/tiles/{tile}.jpg").status == 404
+    assert ask(app, f"/{TOKEN}/slides/7/tiles/10/0_0.jpg").status == 404
+
+
+def test_a_table_with_paths_for_names_opens_no_other_file(folder, tmp_path):
+    study = Study(tmp_path / "sent")
+    (study.folder / "nuclei").mkdir()
+    (tmp_path / "secret.geojson").write_text(SECRET)
+    names = ["../secret", "../../secret", str(tmp_path / "secret"), "..", "caf\udce9", "<script>alert(1)</script>", ""]
+    real = Study(folder).slides()[0]
+    study.write_slides([real | {"slide_id": name} for name in names])
+    viewer = Viewer(study, study.folder / "nuclei")
+    for k in range(len(names)):
+        for what in (
+            "facts.json",
+            "words.json",
+            "nuclei.json",
+            "nuclei.png",
+            "nuclei/0.bin",
+            "tiles.bin",
+            "thumbnail.jpg",
+        ):
+            answer = ask(viewer.app(), f"/slides/{k}/{what}")
+            assert answer.status in (200, 204, 404, 409)
+            assert SECRET.encode() not in answer.body
+        assert ask(viewer.app(), f"/slides/{k}/nuclei.json").status == 404
+    assert ask(viewer.app(), "/cohort.json").json()["names"] == names
+    viewer.close()
