@@ -76,6 +76,20 @@ def test_what_a_killed_process_held_is_taken_at_once(tmp_path):
     assert not (tmp_path / "claims").exists()
 
 
+def test_what_the_dead_have_left_is_swept_and_what_the_living_hold_is_not(tmp_path):
+    process = holder(tmp_path, 60.0)
+    with Claims(tmp_path / "claims", 60.0) as claims:
+        assert claims.take("b")
+        claims.sweep()
+        assert {claim.name for claim in claims.all()} == {"a", "b"}
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        claims.sweep()
+        assert [claim.name for claim in claims.all()] == ["b"]
+        assert claims.take("a")
+    assert not (tmp_path / "claims").exists()
+
+
 def test_a_heartbeat_keeps_a_claim_and_a_stopped_process_loses_it(tmp_path):
     process = holder(tmp_path, 0.9)
     with Claims(tmp_path / "claims", 0.9) as claims:

@@ -149,15 +149,24 @@ class Claims:
         for path in paths:  # its own is the last: until then nobody takes it
             path.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove the claims of the dead: what some were killed over was done already, and nobody would take it over."""
+        for path in self._files():
+            claim, _ = self._look(path)
+            if claim is not None and not claim.alive:
+                path.unlink(missing_ok=True)  # who is taking it over sees that it has gone, and gives up
+
     def all(self) -> list[Claim]:
         """Every claim in the folder."""
+        last = {path.stem: path for path in self._files()}  # of one thing's claims the highest number counts
+        found = (self._look(path)[0] for path in last.values())
+        return [claim for claim in found if claim is not None]
+
+    def _files(self) -> list[Path]:
         try:
-            names = sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith("clock-"))
+            return sorted(path for path in self.folder.iterdir() if not path.name.startswith("clock-"))
         except OSError:
             return []
-        last = {name.partition(".")[0]: name for name in names}  # of one thing's claims the highest number counts
-        found = (self._look(self.folder / name)[0] for name in last.values())
-        return [claim for claim in found if claim is not None]
 
     def _path(self, name: str, number: int) -> Path:
         # Names of slides may be as long as the disk takes, and hold anything.

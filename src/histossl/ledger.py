@@ -55,7 +55,7 @@ class Ledger:
             one = about | {"pid": me.pid, "stage": stage, "slide_id": row["slide_id"], "path": row["path"]}
             text += _text(one | more | {"row": changes})
         with self.roll.writing():
-            self._append(text)
+            append(self.roll, text)
         if time.monotonic() > self._due:
             self.flush()
 
@@ -69,7 +69,7 @@ class Ledger:
             text = file.read(size - self._read)
         whole = text.rpartition(b"\n")[0]
         self._read += len(whole) + bool(whole)
-        return [line for line in map(_parsed, whole.splitlines()) if "row" in line and line.get("run") != mine]
+        return [line for line in map(parsed, whole.splitlines()) if "row" in line and line.get("run") != mine]
 
     def flush(self) -> list[Row]:
         """Bring the table up to the log, whoever wrote it; returns its rows."""
@@ -78,15 +78,10 @@ class Ledger:
             rows, behind = caught_up(self.roll)
             if behind:
                 self.roll.write_slides(rows)
-                self._append(_text({"kept": True}))
+                append(self.roll, _text({"kept": True}))
         now = time.monotonic()
         self._due = now + max(self.seconds, 50 * (now - start))
         return rows
-
-    def _append(self, text: str) -> None:
-        with self.roll.log.open("ab") as file:
-            # A full disk may have cut the last line short.
-            file.write(("" if _ends_whole(self.roll) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
 
     def _size(self) -> int:
         try:
@@ -120,7 +115,7 @@ def lines_since(roll: Roll, stop: Callable[[Line], bool], most: int | None = Non
     try:
         with roll.log.open("rb") as file:
             for text in _backwards(file, most):
-                line = _parsed(text)
+                line = parsed(text)
                 if line and stop(line):
                     break
                 if "row" in line:
@@ -145,11 +140,23 @@ def _backwards(file: IO[bytes], most: int | None) -> Iterator[bytes]:
         yield rest
 
 
+def append(roll: Roll, text: str) -> None:
+    """Add lines to a log; the caller is the only one who writes.
+
+    Args:
+        roll: whose log.
+        text: whole lines.
+    """
+    with roll.log.open("ab") as file:
+        # A full disk may have cut the last line short.
+        file.write(("" if _ends_whole(roll) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+
+
 def _text(line: Line) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _parsed(text: bytes) -> Line:
+def parsed(text: bytes) -> Line:
     """A line; empty where it was cut short."""
     try:
         found = json.loads(text.decode("utf-8", "surrogateescape"))
@@ -188,6 +195,7 @@ class Shift(Generic[J]):
     def __exit__(self, *exc: object) -> None:
         try:
             self.ledger.flush()
+            self.claims.sweep()
         finally:
             self.claims.__exit__(*exc)
 

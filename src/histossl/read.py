@@ -58,12 +58,7 @@ class Batch:
 
 
 @functools.lru_cache(maxsize=1)
-def kept_open(path: Path, mpp: float) -> Slide:
-    """A slide that stays open until this process asks for another.
-
-    Raises:
-        SlideError: it cannot be opened.
-    """
+def _slide(path: Path, mpp: float) -> Slide:
     return open_slide(path, mpp)
 
 
@@ -79,13 +74,13 @@ def read_batch(job: ReadJob) -> Batch:
     for k, (x, y) in enumerate(job.xy):
         region = Region(float(x), float(y), job.extent, job.extent)
         for _ in ("with the handle that stands", "with a new one"):
-            slide = kept_open(job.path, job.mpp)
+            slide = _slide(job.path, job.mpp)
             try:
                 tiles[k] = slide.read(region, job.tile_mpp)
                 lost.pop(k, None)
                 break
             except SlideError as error:
-                kept_open.cache_clear()
+                _slide.cache_clear()
                 lost[k] = error.what
     why = next(iter(lost.values()), "")
     return Batch(tiles, np.array(list(lost), np.int64), why, time.perf_counter() - start, time.process_time() - busy)
