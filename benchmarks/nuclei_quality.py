@@ -18,7 +18,8 @@ from PIL import Image
 
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, score
-from histossl.nuclei.paper import PaperSettings, learn_paper
+from histossl.nuclei.paper import learn_paper
+from histossl.nuclei.patches import PaperSettings
 from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.segmenter import NucleiSegmenter
 
@@ -50,7 +51,7 @@ def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, step
         return NucleiSegmenter(ContrastSettings(seed=seed, steps=steps)).fit(pictures, mpp)
     settings = PaperSettings(seed=seed)
     known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
-    fields = [(field, one.stains) for one in known for field in one.fields if one.stains is not None]
+    fields = [field for one in known for field in one.fields if one.stains is not None]
     segmenter = NucleiSegmenter()
     with tempfile.TemporaryDirectory() as logs:
         segmenter.method = learn_paper(fields, settings, Path(logs))

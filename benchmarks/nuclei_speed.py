@@ -21,7 +21,7 @@ from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.paper import PaperSettings, PaperTask
+from histossl.nuclei.patches import PaperSettings, PaperTask
 from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.prior import Prior
 from histossl.synth import SynthSettings, paint_region

@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from histossl.errors import SettingsError, TrainingError
 from histossl.geometry import Region
-from histossl.nuclei.paper import (
+from histossl.nuclei.paper import _agreement, _cleaned, _disc, choose, learn_paper
+from histossl.nuclei.patches import (
     SIMILARITIES,
     ConfidenceNet,
     PaperSettings,
     PaperTask,
     Similarity,
     attended,
-    choose,
     draw_places,
-    learn_paper,
     patch_loss,
 )
 from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.segmenter import load_method
 from histossl.synth import SynthSettings, paint_region
 
-SMALL = PaperSettings(crop=70, patch=20, stride=10, places=6, batch=2, channels=3, epochs=2)
+SMALL = PaperSettings(crop=70, patch=20, stride=10, places=6, batch=2, channels=3, epochs=2, runs=2)
 
 
 def test_the_network_has_the_published_size_and_reach() -> None:
@@ -129,8 +129,7 @@ def test_learning_repeats_and_chooses_by_hematoxylin(tmp_path: Path) -> None:
     picture = paint_region(SynthSettings(width=300, height=240, mpp=0.25, seed=1), Region(0, 0, 300, 240))
     known = survey(picture_slide(picture, 0.25), 0.25)
     assert known.stains is not None
-    fields = [(field, known.stains) for field in known.fields]
-    models = [learn_paper(fields, SMALL, tmp_path / str(k), "cpu") for k in range(2)]
+    models = [learn_paper(known.fields, SMALL, tmp_path / str(k), "cpu") for k in range(2)]
     a, b = (model.confidence(picture, known.stains, 0.5) for model in models)
     np.testing.assert_array_equal(a, b)
     assert a.shape == (2, 240, 300)
@@ -138,9 +137,9 @@ def test_learning_repeats_and_chooses_by_hematoxylin(tmp_path: Path) -> None:
     models[0].save(tmp_path / "model")
     again = load_method(str(tmp_path / "model"))
     np.testing.assert_array_equal(again.confidence(picture, known.stains, 0.5), a)
-    assert (tmp_path / "0" / "log.csv").exists()
+    assert (tmp_path / "0" / "1" / "log.csv").exists()
     with pytest.raises(TrainingError):
-        learn_paper([(picture[:60, :60], known.stains)], SMALL, tmp_path / "small", "cpu")
+        learn_paper([picture[:60, :60]], SMALL, tmp_path / "small", "cpu")
 
 
 def test_settings_out_of_range_are_errors() -> None:
@@ -165,5 +164,26 @@ def test_the_channel_of_hematoxylin_is_taken_either_way_round() -> None:
             flat = torch.full_like(image[:, :1], 0.5)
             return torch.cat([flat, image[:, :1], flat], 1)
 
-    found = choose(Red(3), SMALL, [(picture, known.stains)])
+    found = choose(Red(3), SMALL, [picture])
     assert (found.channel, found.inverted) == (1, True)
+    assert found.agreement > 0.8
+
+
+def test_cleaning_before_a_threshold_is_cleaning_after_it() -> None:
+    rng = np.random.default_rng(4)
+    values = ndimage.gaussian_filter(rng.random((60, 80)), 1.5).astype(np.float32)
+    for threshold in np.quantile(values, [0.2, 0.5, 0.8]):
+        mask = ndimage.binary_opening(np.pad(values > threshold, 4), _disc(3))
+        np.testing.assert_array_equal(
+            _cleaned(values, SMALL) > threshold, ndimage.binary_closing(mask, _disc(1))[4:-4, 4:-4]
+        )
+
+
+def test_agreement_finds_the_best_of_all_thresholds() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.integers(0, 12, 400).astype(np.float32)
+    mask = values + rng.normal(0, 3, 400) > 7
+    tried = {t: 2 * ((values > t) & mask).sum() / ((values > t).sum() + mask.sum()) for t in np.arange(-1.0, 12)}
+    threshold, dice = _agreement(values, mask)
+    assert dice == pytest.approx(max(tried.values()))
+    assert tried[threshold] == pytest.approx(dice)

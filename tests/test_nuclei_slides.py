@@ -29,7 +29,8 @@ from histossl.slide import open_slide
 from histossl.synth import SynthSettings, nuclei_in, paint_region
 
 SYNTH = SynthSettings(width=900, height=700, mpp=0.4, seed=3)
-SHORT = ContrastSettings(steps=40, batch=6, crop=64, precision="float32")
+SHORT = ContrastSettings(steps=300, batch=6, crop=64, precision="float32")
+QUICK = replace(SHORT, steps=20)  # where it does not matter what was learned
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +55,15 @@ def test_nuclei_do_not_depend_on_the_tile_size(picture: np.ndarray, segmenter: N
         settings = SegmentSettings(tile=tile)
         found.append(segment_slide(slide, survey(slide, 0.5, settings), finder, settings))
     assert len(found[0]) > 50
-    for other in found[1:]:
-        assert len(other) == len(found[0])
-        a, b = (export.label_image(n, Size(900, 700)) for n in (found[0], other))
-        # Not to the last bit: the pictures that are read differ by the rounding of a resampled pixel.
-        assert score(a, b).f1 == 1
-        assert score(a, b).pq > 0.998
+    assert by_place(found[0]) == by_place(found[1]) == by_place(found[2])
+
+
+def by_place(nuclei: Nuclei) -> dict[tuple[float, float], tuple[bytes, bytes]]:
+    """Every byte of a table, whatever the order of its rows."""
+    return {
+        tuple(row[:2].tolist()): (row.tobytes(), nuclei.points[a:b].tobytes())
+        for row, a, b in zip(nuclei.measures, nuclei.start[:-1], nuclei.start[1:], strict=True)
+    }
 
 
 def test_learning_finds_painted_nuclei_and_repeats_to_the_byte(picture: np.ndarray, segmenter: NucleiSegmenter) -> None:
@@ -95,13 +99,13 @@ def test_nothing_beyond_its_reach_changes_a_pixel() -> None:
 def test_batches_are_a_pure_function_of_the_step(picture: np.ndarray) -> None:
     known = survey(picture_slide(picture, 0.4), 0.5)
     assert known.stains is not None
-    batches = [Batches([Sample(known.fields, known.stains)], SHORT) for _ in range(2)]
+    batches = [Batches([Sample(known.fields, known.stains)], QUICK) for _ in range(2)]
     first = [batch(7) for batch in batches]
     for a, b in zip(*first, strict=True):
         assert a.shape == (6, 3, 64, 64)
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert not np.array_equal(batches[0](8)[0].numpy(), first[0][0].numpy())
-    other = Batches([Sample(known.fields, known.stains)], replace(SHORT, seed=1))
+    other = Batches([Sample(known.fields, known.stains)], replace(QUICK, seed=1))
     assert not np.array_equal(other(7)[0].numpy(), first[0][0].numpy())
 
 
@@ -158,7 +162,7 @@ def test_pictures_without_nuclei_have_none(segmenter: NucleiSegmenter, colour: t
     for model in (segmenter, NucleiSegmenter.load("prior")):
         assert not model.predict(picture, 0.5).any()
     with pytest.raises(TrainingError):
-        NucleiSegmenter(SHORT).fit([picture], 0.5)
+        NucleiSegmenter(QUICK).fit([picture], 0.5)
 
 
 def test_settings_out_of_range_are_errors() -> None:
@@ -293,8 +297,8 @@ def test_empty_images_yield_no_nuclei_by_default(tmp_path: Path) -> None:
 
 def test_train_command_and_missing_mpp(picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture[:300]).save(tmp_path / "a.png")
-    assert commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, contrast=SHORT) == 0
-    assert Contrast.load(tmp_path / "m").settings == SHORT
+    assert commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, contrast=QUICK) == 0
+    assert Contrast.load(tmp_path / "m").settings == QUICK
     assert commands.segment([tmp_path / "a.png"], out=tmp_path / "o", model="prior") == 1
     assert "no mpp" in (tmp_path / "o" / "nuclei.csv").read_text()
     with pytest.raises(SettingsError, match="several"):
@@ -304,6 +308,7 @@ def test_train_command_and_missing_mpp(picture: np.ndarray, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_default_beats_the_prior_on_real_images(data_dir: Path) -> None:
     names = sorted((data_dir / "nuclei/monuseg-train/images").glob("TCGA-A7-*.png"))
     pictures = [np.asarray(Image.open(name))[..., :3] for name in names]

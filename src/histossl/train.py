@@ -37,6 +37,7 @@ class Schedule:
             effective rank, where it is measured, differs between the last so many steps and as many before them by
             more than `STILL` of its first value, the rate falls to zero within `COOLING` of the steps, and that is the
             end. It looks at nothing but the log, so that a resumed run ends where an undisturbed one does.
+        plain: Adam as older papers use it: at a constant rate, weight decay added to the gradients of all weights.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class Schedule:
     weight_decay: float = 0.0
     checkpoints: int = 20
     patience: float = 0.0
+    plain: bool = False
 
     def end(self, ending: int | None) -> int:
         """The number of steps where nothing has moved since step `ending`."""
@@ -73,6 +75,8 @@ class Outcome:
 
 def rate_at(step: int, schedule: Schedule, ending: int | None = None) -> float:
     """The learning rate of step 0, 1, ...: linear warm-up, then a cosine to zero, a faster one from step `ending`."""
+    if schedule.plain:
+        return schedule.rate
     if ending is not None and step >= ending:
         share = (step - ending) / (schedule.end(ending) - ending)
         return rate_at(ending, schedule) * 0.5 * (1 + math.cos(math.pi * share))
@@ -82,8 +86,10 @@ def rate_at(step: int, schedule: Schedule, ending: int | None = None) -> float:
     return schedule.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW; batch norms and biases do not decay."""
+def optimiser(task: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW, where batch norms and biases do not decay; or Adam, where the schedule is plain."""
+    if schedule.plain:
+        return torch.optim.Adam(task.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay)
     decaying = [p for p in task.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in task.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": decaying, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -51,6 +51,7 @@ def label_instances(
     mpp: float,
     settings: InstanceSettings = InstanceSettings(),
     learned: bool = True,
+    origin: tuple[int, int] = (0, 0),
 ) -> NDArray[np.int32]:
     """Separate the nuclei of a confidence map.
 
@@ -63,6 +64,7 @@ def label_instances(
         mpp: µm per pixel.
         settings: how confidence becomes nuclei.
         learned: whether the depth was.
+        origin: (x, y) of the map on its slide in pixels: where the depth is even, the place decides who comes first.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -79,13 +81,23 @@ def label_instances(
         peaks = peak_local_max(depth, min_distance=max(1, round(settings.apart / mpp)), exclude_border=False)
         # By place, not by height: what lies elsewhere in the picture must not change an order.
         markers[tuple(peaks[np.lexsort(peaks.T[::-1])].T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(-depth, _with_unmarked(markers, mask), mask=mask)
+    labels = watershed(_by_place(mask.shape, origin) - depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
     keep = areas >= settings.smallest
     if learned:
         keep &= np.asarray(ndimage.maximum(confidence[1], labels, np.arange(len(areas)))) >= settings.middle
     keep[0] = False
     return (np.cumsum(keep) * keep).astype(np.int32)[labels]
+
+
+def _by_place(shape: tuple[int, ...], origin: tuple[int, int]) -> NDArray[np.float64]:
+    """(H, W) of about a millionth, no two alike nearby: among equals a watershed's order is that of its whole heap."""
+    x, y = (
+        np.arange(start, start + length, dtype=np.uint64) for start, length in zip(origin, shape[::-1], strict=True)
+    )
+    mixed = (y[:, None] * np.uint64(0x9E3779B97F4A7C15)) ^ (x * np.uint64(0xC2B2AE3D27D4EB4F))
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed >> np.uint64(40)).astype(np.float64) * 2.0**-44
 
 
 def _with_unmarked(markers: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -117,11 +129,12 @@ class Nuclei:
         return len(self.start) - 1
 
     def shifted(self, x: float, y: float, scale: float = 1.0) -> Nuclei:
-        """Scaled, then moved by (x, y)."""
+        """Moved by (x, y), then scaled; in double precision, so that the same place has the same bytes wherever its
+        tile lay."""
         offset = np.array([x, y], np.float64)
         measures = self.measures.copy()
-        measures[:, :2] = measures[:, :2] * scale + offset
-        return Nuclei((self.points * scale + offset).astype(np.float32), self.start, measures)
+        measures[:, :2] = (measures[:, :2] + offset) * scale
+        return Nuclei(((self.points + offset) * scale).astype(np.float32), self.start, measures)
 
     def chosen(self, keep: NDArray[np.bool_]) -> Nuclei:
         """The rows where `keep` (N,) is true."""
@@ -162,7 +175,8 @@ def outline_instances(
     """Outlines and measures of labelled nuclei, in pixels of the labels.
 
     An outline crosses between a pixel inside and one outside where the confidence crosses the threshold, so that it is
-    finer than the pixels; between two nuclei it runs half way.
+    finer than the pixels; between two nuclei it runs half way. Outlines are rounded to 1/64 and centroids to 1/1024 of a
+    pixel, which float32 holds exactly: a nucleus is the same to the byte wherever in a tile it lies.
 
     Args:
         labels: (H, W) int32, 1..n, each 4-connected.
@@ -181,7 +195,7 @@ def outline_instances(
     nuclei = Nuclei(points, start, np.zeros((count, len(MEASURES)), np.float32))
     shapes = nuclei.polygons()
     area = shapely.area(shapes)
-    centres = shapely.get_coordinates(shapely.centroid(shapes))
+    centres = np.rint(shapely.get_coordinates(shapely.centroid(shapes)) * 1024) / 1024
     inside = labels.ravel() > 0
     names = labels.ravel()[inside]
     pixels = np.bincount(names, minlength=count + 1)[1:]
@@ -201,6 +215,10 @@ def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     y, x = np.nonzero(labels)
     names = labels[y, x]
     pixels = np.bincount(names, minlength=count + 1)[1:]
+    # From the first pixel of each: small whole numbers, the sums of which are exact.
+    first = np.zeros(count + 1, np.int64)
+    first[names[::-1]] = np.arange(len(names))[::-1]
+    y, x = y - y[first[names]], x - x[first[names]]
 
     def mean(values: NDArray) -> NDArray:
         return np.bincount(names, values, count + 1)[1:] / pixels
@@ -249,7 +267,7 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
             inner, outer = confidence[ir, ic], confidence[jr, jc]
             part = 0.5
             if labels[jr, jc] == 0 and inner > threshold > outer:
-                part = min(0.95, max(0.05, (inner - threshold) / (inner - outer)))
+                part = np.rint(min(0.95, max(0.05, (inner - threshold) / (inner - outer))) * 64) / 64
             # Padded by one pixel: a pixel's centre lies at its index minus a half.
             points[at + steps, 0] = ic + (jc - ic) * part - 0.5
             points[at + steps, 1] = ir + (jr - ir) * part - 0.5
@@ -299,6 +317,7 @@ def nuclei_of_tile(
     settings: InstanceSettings,
     core: tuple[int, int, int, int],
     learned: bool,
+    origin: tuple[int, int] = (0, 0),
 ) -> Nuclei:
     """The nuclei of a tile whose centroids lie in its core, in pixels of the tile.
 
@@ -310,9 +329,10 @@ def nuclei_of_tile(
         settings: how confidence becomes nuclei.
         core: x0, y0, x1, y1 with x0 <= x < x1.
         learned: whether the depth was.
+        origin: (x, y) of the tile on its slide.
     """
     certain = confidence.astype(np.float32) / np.float32(255)
-    labels = label_instances(certain, mpp, settings, learned)
+    labels = label_instances(certain, mpp, settings, learned, origin)
     if not labels.any():
         return joined([])
     amounts = concentrations(optical_density(rgb, stains.white), stains)

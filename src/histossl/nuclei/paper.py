@@ -1,10 +1,7 @@
-"""Patch contrast as published (Boserup and Selvan, NLDL 2023), vectorised, and chosen without labels.
+"""The published method (`patches.py`) trained and used without labels.
 
-Every number is in `PaperSettings`. Three things differ. Channel and polarity are chosen by agreement with hematoxylin,
-the threshold by Otsu over a sample of each slide, where the authors take the labelled Dice; the last checkpoint stays,
-where they take the best on labels. Patches of a channel that drew only positives (or only negatives) add nothing to the
-loss, where the whole batch is skipped in the public code. The featuriser is our own of about the published size (3,386
-parameters), for the paper does not give its layers.
+The authors choose run, epoch, channel and polarity by the labelled Dice; here the run, the channel, the polarity and a
+threshold for each slide are those that agree best with a threshold on hematoxylin, and the last epoch stays.
 """
 
 from __future__ import annotations
@@ -17,264 +14,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from histossl.config import fingerprint, from_dict, to_dict
 from histossl.encoders.zoo import pick_device
 from histossl.errors import FileFormatError, SettingsError, TrainingError
-from histossl.losses import contrast
 from histossl.nuclei.network import read_model, save_model
-from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.patches import ConfidenceNet, PaperSettings, PaperTask
+from histossl.nuclei.stain import Stains, optical_density, smoothed, unmixed
 from histossl.train import Schedule, end_of_training, fit
 
-SIMILARITIES = ("mse", "cross_entropy", "cosine", "mutual_information", "kl")
-_BINS = 8  # of the soft histograms of mutual information
-
-
-@dataclass(frozen=True)
-class PaperSettings:
-    """The published numbers.
-
-    Attributes:
-        mpp: µm per pixel.
-        channels: C, of the confidence.
-        crop: pixels, side of a training crop; one an image and epoch.
-        batch: crops a step.
-        lowest: intensities are squeezed to [lowest, 1].
-        patch: pixels, side of a patch.
-        stride: pixels from a place to the next.
-        places: drawn per image and channel, with replacement.
-        least: weight of a place whose entropy is one bit.
-        similarity: mse, cross_entropy, cosine (of learned features), mutual_information or kl.
-        between: weight of the loss between channels.
-        rate: of Adam.
-        weight_decay: of Adam.
-        epochs: of one crop an image.
-        opening: pixels, radius of the disc that opens the mask.
-        closing: pixels, radius of the disc that closes it.
-        seed: of all that is random.
-    """
-
-    mpp: float = 0.25
-    channels: int = 4
-    crop: int = 300
-    batch: int = 10
-    lowest: float = 0.05
-    patch: int = 50
-    stride: int = 20
-    places: int = 10
-    least: float = 0.001
-    similarity: str = "mse"
-    between: float = 1.0
-    rate: float = 2e-4
-    weight_decay: float = 1e-4
-    epochs: int = 25
-    opening: int = 3
-    closing: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES:
-            raise SettingsError(f"no similarity is called {self.similarity!r}", f"take {', '.join(SIMILARITIES)}")
-        if not 0 < self.patch <= self.crop:
-            raise SettingsError(f"patches of {self.patch} px do not fit into crops of {self.crop} px")
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, dilation: int) -> None:
-        super().__init__()
-        layers = [
-            (
-                nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ELU(),
-            )
-            for _ in range(2)
-        ]
-        self.layers = nn.Sequential(*[layer for three in layers for layer in three])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
-
-
-class ConfidenceNet(nn.Module):
-    """The published network: 7,372 parameters with four channels; full resolution, receptive field 167 px.
-
-    Args:
-        channels: C.
-        seed: of the initial weights.
-    """
-
-    def __init__(self, channels: int = 4, seed: int = 0, width: int = 8) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.layers = nn.Sequential(
-                nn.Conv2d(3, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ELU(),
-                *[_Block(width, dilation) for dilation in (1, 2, 3, 5, 10, 20)],
-                nn.Conv2d(width, channels, 1),
-            )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> confidence (B, C, H, W) in [0, 1]."""
-        return self.layers(image).sigmoid()
-
-
-def draw_places(confidence: Tensor, settings: PaperSettings, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where patches are taken, and which are positive; nothing waits for the device.
-
-    Args:
-        confidence: (B, C, H, W).
-        settings: patch, stride, places, least.
-        uniform: (2, B, C, places) in [0, 1): the randomness.
-
-    Returns:
-        rows, columns: (B, C, places) int64, top-left corners.
-        positive: (B, C, places) bool.
-    """
-    mean = F.avg_pool2d(confidence.detach(), settings.patch, settings.stride)
-    c = confidence.detach().clamp(1e-6, 1 - 1e-6)
-    bits = -(c * c.log2() + (1 - c) * (1 - c).log2())
-    entropy = F.avg_pool2d(bits, settings.patch, settings.stride)
-    weight = (1 - entropy).clamp(min=settings.least).flatten(2)
-    # The inverse of the cumulative distribution: a draw with replacement.
-    steps = weight.cumsum(2) / weight.sum(2, keepdim=True)
-    chosen = torch.searchsorted(steps, uniform[0].contiguous()).clamp(max=weight.shape[2] - 1)
-    width = mean.shape[3]
-    positive = uniform[1] < mean.flatten(2).gather(2, chosen)
-    return chosen // width * settings.stride, chosen % width * settings.stride, positive
-
-
-def attended(image: Tensor, confidence: Tensor, rows: Tensor, columns: Tensor, patch: int) -> Tensor:
-    """(C, B * places, 3, patch, patch): pieces of image times confidence, channel by channel.
-
-    Args:
-        image: (B, 3, H, W).
-        confidence: (B, C, H, W).
-        rows, columns: (B, C, places).
-        patch: pixels.
-    """
-    count, channels, places = rows.shape
-    reach = torch.arange(patch, device=image.device)
-    y = (rows[..., None] + reach)[..., :, None]
-    x = (columns[..., None] + reach)[..., None, :]
-    b = torch.arange(count, device=image.device).view(-1, 1, 1, 1, 1)
-    c = torch.arange(channels, device=image.device).view(1, -1, 1, 1, 1)
-    pieces = image.permute(0, 2, 3, 1)[b, y, x] * confidence[b, c, y, x][..., None]
-    return pieces.permute(1, 0, 2, 5, 3, 4).reshape(channels, count * places, 3, patch, patch)
-
-
-class Similarity(nn.Module):
-    """How alike patches are, all with all; larger is more alike.
-
-    Args:
-        kind: one of SIMILARITIES.
-        seed: of the featuriser's initial weights.
-    """
-
-    def __init__(self, kind: str, seed: int = 0) -> None:
-        super().__init__()
-        self.kind = kind
-        if kind == "cosine":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                sizes = ((3, 8), (8, 16), (16, 14))
-                convs = [layer for i, o in sizes for layer in (nn.Conv2d(i, o, 3, 2), nn.ELU())]
-                self.features = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(N, 3, p, p) in [0, 1] -> (N, N): row i, column j is s(i, j)."""
-        if self.kind == "cosine":
-            z = F.normalize(self.features(patches), dim=1)
-            return z @ z.T
-        x = patches.flatten(1)
-        if self.kind == "mse":
-            square = x.square().sum(1)
-            return (2 * x @ x.T - square[:, None] - square[None]) / x.shape[1]
-        x = x.clamp(1e-4, 1 - 1e-4)
-        if self.kind == "cross_entropy":
-            return (x @ x.log().T + (1 - x) @ (1 - x).log().T) / x.shape[1]
-        if self.kind == "kl":
-            p = x / x.sum(1, keepdim=True)
-            return p @ p.log().T - (p * p.log()).sum(1, keepdim=True)
-        return _mutual_information(x)
-
-
-def _mutual_information(x: Tensor) -> Tensor:
-    """(N, N) in nats, of soft histograms: a value counts to its two nearest bins, linearly."""
-    centres = torch.linspace(0, 1, _BINS, device=x.device)
-    soft = (1 - (x[:, None] - centres[None, :, None]).abs() * (_BINS - 1)).clamp(min=0)
-    count = len(x)
-    flat = soft.flatten(0, 1)
-    joint = (flat @ flat.T / x.shape[1]).view(count, _BINS, count, _BINS).permute(0, 2, 1, 3)
-    single = soft.mean(2)
-    independent = single[:, None, :, None] * single[None, :, None, :]
-    return (joint * ((joint + 1e-9) / (independent + 1e-9)).log()).sum((2, 3))
-
-
-def patch_loss(similarity: Tensor, positive: Tensor, between: float = 1.0) -> Tensor:
-    """The mean over anchors i and positives j of log sum exp s(i, k) over the negatives k, minus s(i, j).
-
-    Within a channel the negatives are its own, between channels the other channels' positives.
-
-    Args:
-        similarity: (C * N, C * N), patches channel by channel.
-        positive: (C, N) bool.
-        between: weight of the second loss.
-    """
-    channels, count = positive.shape
-    channel = torch.arange(channels, device=positive.device).repeat_interleave(count)
-    flat = positive.flatten()
-    same = channel[:, None] == channel[None]
-    pairs = same & flat[:, None] & flat[None]
-    within = contrast(similarity, pairs, same & ~flat[None])
-    others = contrast(similarity, pairs, ~same & flat[None])
-    return within + between * others
-
-
-class PaperTask(nn.Module):
-    """Network, similarity and loss."""
-
-    def __init__(self, settings: PaperSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.network = ConfidenceNet(settings.channels, settings.seed)
-        self.similarity = Similarity(settings.similarity, settings.seed)
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(images (B, 3, crop, crop), uniform (2, B, C, places)) -> the loss, and the mean similarities.
-
-        `separation`, the paper's criterion of convergence: similarity among positives minus that to negatives.
-        """
-        image, uniform = batch
-        confidence = self.network(image)
-        rows, columns, positive = draw_places(confidence, self.settings, uniform)
-        patches = attended(image, confidence, rows, columns, self.settings.patch)
-        similarity = self.similarity(patches.flatten(0, 1))
-        chosen = positive.transpose(0, 1).flatten(1)
-        loss = patch_loss(similarity, chosen, self.settings.between)
-        return loss, {"separation": _separation(similarity.detach(), chosen), "positive": chosen.float().mean()}
-
-
-def _separation(similarity: Tensor, positive: Tensor) -> Tensor:
-    channel = torch.arange(positive.shape[0], device=positive.device).repeat_interleave(positive.shape[1])
-    flat, same = positive.flatten(), channel[:, None] == channel[None]
-    alike, unlike = same & flat[:, None] & flat[None], same & flat[:, None] & ~flat[None]
-    return (similarity * alike).sum() / alike.sum().clamp(min=1) - (similarity * unlike).sum() / unlike.sum().clamp(
-        min=1
-    )
+_EDGE = 4  # pixels of nothing around a map, more than the discs' radii
+_SIDE, _LOOKED_AT = 400, 12  # pixels, and fields, that channels are chosen on
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the authors choose with labels: the channel, and whether it is turned round."""
+    """What the authors choose with labels: the channel, and whether it is turned round.
+
+    Attributes:
+        channel, inverted: of the confidence.
+        agreement: mean over fields of the Dice with a threshold on hematoxylin, in [0, 1].
+    """
 
     channel: int
     inverted: bool
+    agreement: float = 0.0
 
 
 class Paper:
@@ -298,18 +65,18 @@ class Paper:
         return self.settings.mpp
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """The threshold of a slide, Otsu's over a sample of it: one for all slides would follow their stains."""
-        return float(threshold_otsu(np.concatenate([self._chosen(field).ravel()[::7] for field in fields])))
+        """The threshold of a slide: over a sample of it the one that agrees best with hematoxylin."""
+        mask = np.concatenate([one.ravel() for one in _dark(fields)])
+        values = np.concatenate([self._chosen(field).ravel() for field in fields])
+        return _agreement(values, mask)[0]
 
     def _chosen(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         one = _maps(self.network, rgb, self.settings)[self.choice.channel]
-        return 1 - one if self.choice.inverted else one
+        return _cleaned(1 - one if self.choice.inverted else one, self.settings)
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: the mask after opening and closing, and depth inside of it."""
+        """(2, H, W) in [0, 1]: the mask, and depth inside of it."""
         mask = self._chosen(rgb) > context
-        mask = ndimage.binary_opening(mask, _disc(self.settings.opening))
-        mask = ndimage.binary_closing(np.pad(mask, 4), _disc(self.settings.closing))[4:-4, 4:-4]
         depth = np.asarray(ndimage.distance_transform_edt(mask)) * self.mpp / 5
         return np.stack([mask, np.minimum(depth, 1)]).astype(np.float32)
 
@@ -334,29 +101,52 @@ class Paper:
             raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
 
 
-def choose(
-    network: ConfidenceNet, settings: PaperSettings, fields: Sequence[tuple[NDArray[np.uint8], Stains]]
-) -> Choice:
-    """Without labels: the channel that correlates most with hematoxylin, either way."""
-    agreement = []
+def choose(network: ConfidenceNet, settings: PaperSettings, fields: Sequence[NDArray[np.uint8]]) -> Choice:
+    """Without labels: the channel and polarity that agree best with hematoxylin, each field under its best threshold.
+
+    Args:
+        network: trained.
+        settings: it was trained with.
+        fields: (H, W, 3) uint8 at the settings' mpp.
+    """
     network.eval()
-    for rgb, stains in fields:
-        hematoxylin = smoothed(concentrations(optical_density(rgb, stains.white), stains)[..., 0], 2)
-        agreement.append([_correlation(one, hematoxylin) for one in _maps(network, rgb, settings)])
-    mean = np.mean(agreement, 0)
-    channel = int(np.abs(mean).argmax())
-    return Choice(channel, bool(mean[channel] < 0))
+    agreement = np.zeros((len(fields), settings.channels, 2))
+    for k, (rgb, mask) in enumerate(zip(fields, _dark(fields), strict=True)):
+        for channel, one in enumerate(_maps(network, rgb, settings)):
+            for inverted, values in enumerate((one, 1 - one)):
+                agreement[k, channel, inverted] = _agreement(_cleaned(values, settings), mask)[1]
+    mean = agreement.mean(0)
+    channel, inverted = np.unravel_index(mean.argmax(), mean.shape)
+    return Choice(int(channel), bool(inverted), round(float(mean.max()), 4))
+
+
+def _dark(fields: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.bool_]]:
+    """Where hematoxylin by Ruifrok and Johnston's vectors lies above Otsu's threshold over all fields."""
+    amounts = [smoothed(unmixed(optical_density(field), hed_from_rgb[:, 0]), 1) for field in fields]
+    threshold = threshold_otsu(np.concatenate([amount.ravel() for amount in amounts]))
+    return [amount > threshold for amount in amounts]
+
+
+def _agreement(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """The threshold on `values` under which they agree best with `mask`, and the Dice that they reach there."""
+    values, mask = values.ravel(), mask.ravel()
+    order = np.argsort(-values, kind="stable")
+    ranked = values[order]
+    dice = 2 * np.cumsum(mask[order]) / (np.arange(1, len(ranked) + 1) + max(1, mask.sum()))
+    last = np.append(ranked[1:] < ranked[:-1], True)  # equal values lie on one side
+    best = int(np.where(last, dice, -1).argmax())
+    return float(ranked[best + 1] if best + 1 < len(ranked) else -1.0), float(dice[best])
+
+
+def _cleaned(values: NDArray[np.float32], settings: PaperSettings) -> NDArray[np.float32]:
+    """Opened and closed by discs; above a threshold this is what opening and closing make of the mask above it."""
+    opened = ndimage.grey_opening(np.pad(values, _EDGE), footprint=_disc(settings.opening))
+    return ndimage.grey_closing(opened, footprint=_disc(settings.closing))[_EDGE:-_EDGE, _EDGE:-_EDGE]
 
 
 def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PaperSettings) -> NDArray[np.float32]:
     with torch.inference_mode():
         return network(_image(rgb, settings)[None])[0].numpy()
-
-
-def _correlation(a: NDArray, b: NDArray) -> float:
-    a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-12))
 
 
 def _disc(radius: int) -> NDArray[np.bool_]:
@@ -371,12 +161,12 @@ def _image(rgb: NDArray[np.uint8], settings: PaperSettings) -> Tensor:
 
 
 def learn_paper(
-    fields: Sequence[tuple[NDArray[np.uint8], Stains]], settings: PaperSettings, logs: Path, device: str = "auto"
+    fields: Sequence[NDArray[np.uint8]], settings: PaperSettings, logs: Path, device: str = "auto"
 ) -> Paper:
     """Train as published, on unlabelled fields at the settings' mpp, one crop of each an epoch.
 
     Args:
-        fields: (H, W, 3) uint8 and the stains of its slide, used only to choose a channel.
+        fields: (H, W, 3) uint8.
         settings: the published numbers.
         logs: a folder for the log and the checkpoint.
         device: auto, cpu or cuda.
@@ -384,29 +174,53 @@ def learn_paper(
     Raises:
         TrainingError: no field is as large as a crop.
     """
-    images = [_image(rgb, settings) for rgb, _ in fields if min(rgb.shape[:2]) >= settings.crop]
-    if not images:
+    large = [rgb for rgb in fields if min(rgb.shape[:2]) >= settings.crop]
+    if not large:
         raise TrainingError(
             f"no image is {settings.crop} px wide and high at {settings.mpp} µm", "use --method contrast"
         )
-    a_round = -(-len(images) // settings.batch)
+    crops = Crops([_image(rgb, settings) for rgb in large], settings)
+    steps = settings.epochs * crops.a_round
+    schedule = Schedule(steps, settings.rate, 0, settings.weight_decay, 25, plain=True)
+    looked_at = [rgb[:_SIDE, :_SIDE] for rgb in large[:: -(-len(large) // _LOOKED_AT)]]
+    found: list[tuple[ConfidenceNet, Choice]] = []
+    for run in range(settings.runs):
+        task = PaperTask(settings, settings.seed * settings.runs + run)
+        key = fingerprint(settings, run, crops.digest())
+        fit(task, crops, schedule, logs / str(run), key, str(pick_device(device)))
+        network = task.network.cpu()
+        found.append((network, choose(network, settings, looked_at)))
+    for run in range(settings.runs):
+        end_of_training(logs / str(run))
+    return Paper(settings, *max(found, key=lambda one: one[1].agreement))
 
-    def batch_of(step: int) -> tuple[Tensor, Tensor]:
-        epoch, part = divmod(step, a_round)
-        order = np.random.default_rng((settings.seed, 1, epoch)).permutation(len(images))
+
+class Crops:
+    """One crop of every image an epoch, in shuffled order; a pure function of the step.
+
+    Args:
+        images: (3, H, W) float32 each.
+        settings: batch, crop, channels, places, seed.
+    """
+
+    def __init__(self, images: Sequence[Tensor], settings: PaperSettings) -> None:
+        self.images, self.settings = images, settings
+        self.a_round = -(-len(images) // settings.batch)
+
+    def digest(self) -> list[float]:
+        """A few sums that tell one set of images from another."""
+        return [round(float(image.sum(dtype=torch.float64)), 3) for image in self.images]
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """(images (B, 3, crop, crop), uniform (2, B, C, places))."""
+        settings = self.settings
+        epoch, part = divmod(step, self.a_round)
+        order = np.random.default_rng((settings.seed, 1, epoch)).permutation(len(self.images))
         rng = np.random.default_rng((settings.seed, 2, step))
         crops = []
         for k in order[part * settings.batch : (part + 1) * settings.batch]:
-            image = images[k]
+            image = self.images[k]
             top, left = (int(rng.integers(0, side - settings.crop + 1)) for side in image.shape[1:])
             crops.append(image[:, top : top + settings.crop, left : left + settings.crop])
         drawn = rng.random((2, len(crops), settings.channels, settings.places), np.float32)
         return torch.stack(crops), torch.from_numpy(drawn)
-
-    task = PaperTask(settings)
-    schedule = Schedule(settings.epochs * a_round, settings.rate, 0, settings.weight_decay, 25)
-    key = fingerprint(settings, [round(float(i.sum(dtype=torch.float64)), 3) for i in images])
-    fit(task, batch_of, schedule, logs, key, str(pick_device(device)))
-    end_of_training(logs)
-    network = task.network.cpu()
-    return Paper(settings, network, choose(network, settings, fields))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shutil
@@ -29,6 +30,8 @@ from histossl.tissue import TissueMask, find_tissue
 
 log = logging.getLogger(__name__)
 
+_SQUARE = 256  # pixels
+_SQUARES = 32  # that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
 _FIELD = 2000.0  # µm: a picture less wide is a field, all of it is looked at
 
 
@@ -192,7 +195,7 @@ def segment_rows(
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
     scale = level0_length(1, method.mpp, slide.mpp)
     for k, found in enumerate(_by_row(slide, rows[done:], known, method, context, settings, workers), done):
-        nuclei = joined([part.shifted(tile.read[0] * scale, tile.read[1] * scale, scale) for tile, part in found])
+        nuclei = joined([part.shifted(*tile.read[:2], scale) for tile, part in found])
         yield k, len(rows), _on_tissue(nuclei, known.mask)
 
 
@@ -210,17 +213,18 @@ def _by_row(
     limit = 0 if workers is None else workers.count + 1
     tiles = [(k, tile) for k, row in enumerate(rows) for tile in row]
     given = 0  # rows handed out
+    picture = _Pictures(slide, method.mpp)
     with ThreadPoolExecutor(1) as reader:
-        ahead = deque(reader.submit(_picture, slide, tile, method.mpp) for _, tile in tiles[:2])
+        ahead = deque(reader.submit(picture, tile) for _, tile in tiles[:2])
         for at, (k, tile) in enumerate(tiles):
             rgb = ahead.popleft().result()
             if at + 2 < len(tiles):
-                ahead.append(reader.submit(_picture, slide, tiles[at + 2][1], method.mpp))
+                ahead.append(reader.submit(picture, tiles[at + 2][1]))
             assert known.stains is not None
             # A byte is fine enough for a confidence, and a fourth of what travels.
             confidence = np.rint(method.confidence(rgb, known.stains, context) * 255).astype(np.uint8)
             task = (rgb, confidence, known.stains, method.mpp, settings.instances, _inside(tile), method.learned)
-            waiting.append((k, tile, _submit(workers, task)))
+            waiting.append((k, tile, _submit(workers, (*task, tile.read[:2]))))
             while len(waiting) > limit:
                 row, done, result = waiting.popleft()
                 found[row].append((done, result.result()))
@@ -254,10 +258,24 @@ def _inside(tile: Tile) -> tuple[int, int, int, int]:
     return x0 - left, y0 - top, x1 - left, y1 - top
 
 
-def _picture(slide: Slide, tile: Tile, mpp: float) -> NDArray[np.uint8]:
-    scale = level0_length(1, mpp, slide.mpp)
-    x0, y0, x1, y1 = tile.read
-    return slide.read(Region(x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale), mpp)
+class _Pictures:
+    """What is read for tiles, put together from squares of a fixed grid: a resampled pixel is rounded, and would not be
+    the same in every picture that it is part of."""
+
+    def __init__(self, slide: Slide, mpp: float) -> None:
+        self.slide, self.mpp = slide, mpp
+        self.square = functools.lru_cache(maxsize=_SQUARES)(self._read)
+
+    def __call__(self, tile: Tile) -> NDArray[np.uint8]:
+        x0, y0, x1, y1 = tile.read
+        left, top = x0 // _SQUARE, y0 // _SQUARE
+        columns, rows = range(left, -(-x1 // _SQUARE)), range(top, -(-y1 // _SQUARE))
+        picture = np.concatenate([np.concatenate([self.square(x, y) for x in columns], 1) for y in rows])
+        return picture[y0 - top * _SQUARE : y1 - top * _SQUARE, x0 - left * _SQUARE : x1 - left * _SQUARE]
+
+    def _read(self, column: int, row: int) -> NDArray[np.uint8]:
+        side = _SQUARE * level0_length(1, self.mpp, self.slide.mpp)
+        return self.slide.read(Region(column * side, row * side, side, side), self.mpp)
 
 
 def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
-from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed, unmixed
 from histossl.nuclei.tree import filled
 
 
@@ -58,7 +58,7 @@ class Prior:
         if self.settings.stains == "estimated":
             amount = concentrations(optical_density(rgb, stains.white), stains)[..., 0]
         else:
-            amount = optical_density(rgb) @ hed_from_rgb[:, 0].astype(np.float32)
+            amount = unmixed(optical_density(rgb), hed_from_rgb[:, 0])
         return smoothed(amount, self.settings.blur / self.mpp)
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:

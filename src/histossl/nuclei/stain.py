@@ -70,7 +70,15 @@ def concentrations(density: NDArray[np.float32], stains: Stains) -> NDArray[np.f
     The result has the unit of optical density along the stain's own vector, and may be slightly negative.
     """
     basis = np.array([stains.hematoxylin, stains.eosin], np.float32)
-    return density @ np.linalg.pinv(basis).astype(np.float32)
+    return unmixed(density, np.linalg.pinv(basis))
+
+
+def unmixed(density: NDArray[np.float32], weights: NDArray) -> NDArray[np.float32]:
+    """(..., 3) density times weights (3,) or (3, n), one channel after the other: in a matrix product the last bit of
+    a pixel would depend on how wide its picture is."""
+    red, green, blue = weights.astype(np.float32)
+    channel = density if weights.ndim == 1 else density[..., None, :]
+    return channel[..., 0] * red + channel[..., 1] * green + channel[..., 2] * blue
 
 
 def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
