@@ -204,7 +204,7 @@ def test_tables_shift_choose_and_join() -> None:
     labels = discs([(15, 15), (15, 45)], 6, (30, 64))
     nuclei = outline_instances(labels, (labels > 0).astype(np.float32), np.zeros((30, 64, 2), np.float32), 0.5)
     moved = nuclei.shifted(100, 7, 2)
-    assert moved.measures[1, :2].tolist() == pytest.approx([100 + 2 * 45.5, 7 + 2 * 15.5], abs=1e-3)
+    assert moved.measures[1, :2].tolist() == pytest.approx([2 * 145.5, 2 * 22.5], abs=1e-3)
     second = moved.chosen(np.array([False, True]))
     assert len(second) == 1
     both = joined([second, second])

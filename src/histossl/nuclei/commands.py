@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ import numpy as np
 from rich.table import Table
 
 from histossl import store
+from histossl.cluster import open_workers
+from histossl.cohort import reason
 from histossl.config import fingerprint
 from histossl.console import console, progress_bar, say
 from histossl.errors import LabelError, SettingsError, SlideError, TrainingError
@@ -25,31 +28,15 @@ from histossl.nuclei.instances import Nuclei, joined
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
-from histossl.nuclei.predict import Parts, SegmentSettings, parts_key, segment_rows, survey
+from histossl.nuclei.predict import SegmentSettings, SurveyTask, survey_there
+from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
+from histossl.roll import Roll
 from histossl.scale import Workers
-from histossl.slide import EXTENSIONS, Slide, find_slides, open_slide
+from histossl.slide import EXTENSIONS, find_slides, slide_state
 
 if TYPE_CHECKING:
     from histossl.nuclei.contrast import Contrast
     from histossl.nuclei.paper import Paper
-    from histossl.nuclei.predict import Method
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Which files are written beside the overlay and the GeoJSON.
-
-    Attributes:
-        gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
-        parquet: GeoParquet, a row a nucleus.
-        zarr: OME-Zarr labels.
-        labels: a label image (int32 TIFF) for plain pictures.
-    """
-
-    gzip: bool = False
-    parquet: bool = False
-    zarr: bool = False
-    labels: bool = True
 
 
 def train(
@@ -74,7 +61,8 @@ def train(
     files = _files(images)
     if method not in ("contrast", "paper"):
         raise SettingsError(f"no method {method!r} can be trained", "take contrast or paper")
-    model, failed = _learn(files, out, mpp_default, contrast, device, method)
+    with Workers() as readers:
+        model, failed = _learn(files, out, mpp_default, contrast, device, readers, method)
     model.save(out)
     say(f"done: {out}", "green")
     return 1 if failed else 0
@@ -90,6 +78,9 @@ def segment(
     running: SegmentSettings = SegmentSettings(),
     write: ExportSettings = ExportSettings(),
     workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
     device: str = "auto",
 ) -> int:
     """Find the nuclei of images and slides; for QuPath and other tools.
@@ -103,40 +94,34 @@ def segment(
         contrast: how `self` learns.
         running: how slides are gone over.
         write: which files are written.
-        workers: processes that part and outline nuclei.
+        workers: processes that read slides, and part and outline nuclei.
+        timeout: seconds that a worker may take for a tile before it is killed, and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    from histossl.nuclei.segmenter import load_method
-
-    files = _files(inputs)
+    files = [Path(os.path.abspath(file)) for file in _files(inputs)]
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
-    method: Method
+    roll = Roll(out, "nuclei.csv", COLUMNS)
     if model == "self":
-        try:
-            method, key = _learned_here(files, out, mpp_default, contrast, device)
-        except TrainingError as error:
-            # Empty images are no reason to stop: the prior finds nothing on them either, and says why.
-            say(f"{error.what}: taking the prior", "yellow")
-            method, key = load_method("prior"), fingerprint("prior")
+        # One run learns, the others wait for its model.
+        with roll.lock(_waiting), Workers(workers, timeout) as readers:
+            method = _learned_here(files, roll.folder, mpp_default, contrast, device, readers)
     else:
-        method = load_method(model, device)
-        key = fingerprint(model, _model_state(model))
-    rows, failed = [], 0
-    with Workers(workers) as pool:
-        for file in files:
-            try:
-                rows.append(_segment_one(file, out, mpp_default, method, key, running, write, pool))
-            except SlideError as error:
-                failed += 1
-                say(f"{file.name}: {error.what.removeprefix(file.name + ': ')}; {error.hint}", "red")
-                rows.append({"file": file.name, "status": "failed", "error": str(error)})
-            _write_summary(out / "nuclei.csv", rows)
-    say(
-        f"done: {sum(int(row.get('nuclei', 0)) for row in rows)} nuclei in {len(files) - failed} images, {out}", "green"
-    )
+        folder = Path(model).absolute() if Path(model).exists() else model
+        method = MethodName(str(folder), device, fingerprint(model, _model_state(model)))
+    built(method)  # a model that cannot be read is told before any slide is
+    with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
+        jobs = [
+            SegmentJob(file.stem, file, _state(file), roll.folder, mpp_default, method, running, write)
+            for file in files
+        ]
+        rows = segment_inputs(roll, jobs, pool)
+    failed = sum(row["status"] == "failed" for row in rows)
+    say(f"done: {sum(int(row['nuclei'] or 0) for row in rows)} nuclei in {len(rows) - failed} images, {out}", "green")
     return 1 if failed else 0
 
 
@@ -165,7 +150,7 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
         with store.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("image", *METRICS))
-            writer.writerows((name, *astuple(one)) for name, one in scores.items())
+            writer.writerows((store.cell(name), *astuple(one)) for name, one in scores.items())
     return 0
 
 
@@ -182,30 +167,31 @@ def _learn(
     mpp_default: float | None,
     settings: ContrastSettings,
     device: str,
+    readers: Workers,
     method: str = "contrast",
 ) -> tuple[Contrast | Paper, int]:
     from histossl.nuclei.contrast import Contrast, learn
-    from histossl.nuclei.paper import learn_paper
-    from histossl.nuclei.patches import PaperSettings
+    from histossl.nuclei.paper import PaperSettings, learn_paper
     from histossl.nuclei.segmenter import samples
 
     published = PaperSettings(seed=settings.seed)
     mpp = published.mpp if method == "paper" else Contrast.mpp
     known, failed = [], 0
+    tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
     with progress_bar("looking", len(files)) as bar:
-        for file in files:
-            try:
-                with open_slide(file, mpp_default=mpp_default) as slide:
-                    known.append(survey(slide, mpp))
-            except SlideError as error:
+        for task, answer in readers.map(survey_there, tasks):
+            if isinstance(answer, Exception):
                 failed += 1
-                say(str(error), "red")
+                say(reason(answer, task.path), "red")
+            else:
+                known.append(answer)
             bar.advance(1)
     start = time.monotonic()
     logs = folder.parent / f".{folder.name}-training"
     taught = samples(known, settings.seed)
     if method == "paper":
-        model = learn_paper([field for sample in taught for field in sample.fields], published, logs, device)
+        fields = [(field, sample.stains) for sample in taught for field in sample.fields]
+        model = learn_paper(fields, published, logs, device)
     else:
         model = learn(taught, settings, logs, device)
     say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
@@ -213,89 +199,45 @@ def _learn(
 
 
 def _learned_here(
-    files: list[Path], out: Path, mpp_default: float | None, settings: ContrastSettings, device: str
-) -> tuple[Method, str]:
+    files: list[Path],
+    out: Path,
+    mpp_default: float | None,
+    settings: ContrastSettings,
+    device: str,
+    readers: Workers,
+) -> MethodName:
     """The model of these inputs: the one in out/model, where it was learned from just these with these settings."""
-    from histossl.nuclei.contrast import Contrast
-
-    states = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
+    states = [(str(file.resolve()), _state(file)) for file in files]
     key = fingerprint(states, mpp_default, settings)
     folder = out / "model"
     made = folder / "inputs.json"
-    if made.exists() and json.loads(made.read_text("utf-8")) == key:
-        return Contrast.load(folder, device), key
-    model, _ = _learn(files, folder, mpp_default, settings, device)
-    model.save(folder)
-    with store.whole(made) as part:
-        part.write_text(json.dumps(key), "utf-8")
-    return model, key
+    if not (made.exists() and json.loads(made.read_text("utf-8")) == key):
+        try:
+            model, _ = _learn(files, folder, mpp_default, settings, device, readers)
+        except TrainingError as error:
+            # Empty images are no reason to stop: the prior finds nothing on them either, and says why.
+            say(f"{error.what}: taking the prior", "yellow")
+            return MethodName("prior", device, fingerprint("prior"))
+        model.save(folder)
+        with store.whole(made) as part:
+            part.write_text(json.dumps(key), "utf-8")
+    return MethodName(str(folder), device, key)
+
+
+def _state(file: Path) -> str:
+    try:
+        return slide_state(file)
+    except SlideError:  # who reads it says why
+        return ""
+
+
+def _waiting(holder: str) -> None:
+    say(f"waiting for another run that needs the folder for itself ({holder})", "yellow")
 
 
 def _model_state(model: str) -> list[object]:
     weights = Path(model) / "model.safetensors"
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
-
-
-def _segment_one(
-    file: Path,
-    out: Path,
-    mpp_default: float | None,
-    method: Method,
-    key: str,
-    running: SegmentSettings,
-    write: ExportSettings,
-    pool: Workers,
-) -> dict[str, object]:
-    """Segment one slide, write its files, and return its row of the summary."""
-    start = time.monotonic()
-    with open_slide(file, mpp_default=mpp_default) as slide:
-        parts = Parts(out / f".{file.stem}-{parts_key(slide, key, running)}")
-        known = survey(slide, method.mpp, running)
-        done, found = parts.done(), 0
-        small = slide.size.width * slide.size.height * (slide.mpp / method.mpp) ** 2 <= 2 * running.tile**2
-        with progress_bar(file.name, None, done) as bar:
-            for row, _, nuclei in segment_rows(slide, known, method, running, None if small else pool, done):
-                parts.add(row, nuclei)
-                found += len(nuclei)
-                bar.advance(1)
-                bar.say(f"{found / (time.monotonic() - start):.0f} nuclei/s")
-        count = _write(slide, parts, out, write)
-        square = slide.size.width * slide.size.height * slide.mpp**2 / 1e6
-        parts.remove()
-    seconds = time.monotonic() - start
-    say(f"{file.name}: {count} nuclei in {seconds:.1f} s")
-    return {"file": file.name, "status": "done", "nuclei": count, "mm2": round(square, 4), "seconds": round(seconds, 2)}
-
-
-def _write(slide: Slide, parts: Parts, out: Path, write: ExportSettings) -> int:
-    stem = out / slide.path.stem
-    name = ".geojson.gz" if write.gzip else ".geojson"
-    count = export.write_geojson(_with(stem, name), parts, slide.mpp)
-    if write.parquet:
-        export.write_parquet(_with(stem, ".parquet"), parts, slide.mpp)
-    if write.zarr or (write.labels and slide.vendor == "plain"):
-        everything = joined(list(parts))
-        if write.zarr:
-            export.write_zarr(_with(stem, ".zarr"), everything, slide.size, slide.mpp)
-        if write.labels and slide.vendor == "plain":
-            export.write_label_tiff(_with(stem, ".tif"), everything, slide.size)
-    export.write_overlay(_with(stem, "-overlay.jpg"), slide, parts)
-    return count
-
-
-def _with(stem: Path, ending: str) -> Path:
-    """Names may hold dots, so with_suffix will not do."""
-    return stem.parent / (stem.name + ending)
-
-
-_COLUMNS: tuple[str, ...] = ("file", "status", "nuclei", "mm2", "seconds", "error")
-
-
-def _write_summary(path: Path, rows: list[dict[str, object]]) -> None:
-    with store.whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 _LABEL_FILES = (".tif", ".tiff", ".png", ".geojson", ".geojson.gz")

@@ -175,8 +175,8 @@ def outline_instances(
     """Outlines and measures of labelled nuclei, in pixels of the labels.
 
     An outline crosses between a pixel inside and one outside where the confidence crosses the threshold, so that it is
-    finer than the pixels; between two nuclei it runs half way. Outlines are rounded to 1/64 and centroids to 1/1024 of a
-    pixel, which float32 holds exactly: a nucleus is the same to the byte wherever in a tile it lies.
+    finer than the pixels; between two nuclei it runs half way. Outlines are rounded to 1/64 and centroids to 1/1024 of
+    a pixel, which float32 holds exactly: a nucleus is the same to the byte wherever in a tile it lies.
 
     Args:
         labels: (H, W) int32, 1..n, each 4-connected.

@@ -141,7 +141,8 @@ def _agreement(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[fl
 def _cleaned(values: NDArray[np.float32], settings: PaperSettings) -> NDArray[np.float32]:
     """Opened and closed by discs; above a threshold this is what opening and closing make of the mask above it."""
     opened = ndimage.grey_opening(np.pad(values, _EDGE), footprint=_disc(settings.opening))
-    return ndimage.grey_closing(opened, footprint=_disc(settings.closing))[_EDGE:-_EDGE, _EDGE:-_EDGE]
+    closed = np.asarray(ndimage.grey_closing(opened, footprint=_disc(settings.closing)), np.float32)
+    return closed[_EDGE:-_EDGE, _EDGE:-_EDGE]
 
 
 def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PaperSettings) -> NDArray[np.float32]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import shutil
 import zipfile
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,18 +16,17 @@ from numpy.typing import NDArray
 from histossl import store
 from histossl.config import fingerprint
 from histossl.errors import FileFormatError, SettingsError, SlideError
-from histossl.geometry import Region, Size, level0_length
-from histossl.nuclei.instances import InstanceSettings, Nuclei, joined, nuclei_of_tile
+from histossl.geometry import Size, level0_length
+from histossl.nuclei.instances import InstanceSettings, Nuclei, joined
+from histossl.nuclei.rows import by_row, tile_rows
 from histossl.nuclei.stain import Stains, estimate_stains, sample_fields
 from histossl.readers import Level
-from histossl.scale import Workers
-from histossl.slide import Slide
+from histossl.scale import Here, Place
+from histossl.slide import Slide, open_slide
 from histossl.tissue import TissueMask, find_tissue
 
 log = logging.getLogger(__name__)
 
-_SQUARE = 256  # pixels
-_SQUARES = 32  # that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
 _FIELD = 2000.0  # µm: a picture less wide is a field, all of it is looked at
 
 
@@ -93,11 +88,17 @@ class Survey:
     """What is known about a slide before its nuclei are.
 
     Attributes:
-        mask: its tissue.
+        path: of the slide.
+        mpp: µm per level-0 pixel.
+        vendor: "plain" for pictures.
+        mask: its tissue, which knows its size.
         fields: a sample of it, (H, W, 3) uint8 at the method's mpp.
         stains: None where there is nothing stained, or no hematoxylin.
     """
 
+    path: Path
+    mpp: float
+    vendor: str
     mask: TissueMask
     fields: list[NDArray[np.uint8]]
     stains: Stains | None
@@ -113,7 +114,7 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
     rng = np.random.default_rng(settings.seed)
     fields = sample_fields(slide, mask, mpp, settings.fields, rng)
     if not fields:
-        return Survey(mask, [], None)
+        return Survey(slide.path, slide.mpp, slide.vendor, mask, [], None)
     try:
         stains = estimate_stains(np.concatenate([f.reshape(-1, 3)[:: max(1, len(fields))] for f in fields]))
     except SlideError as error:
@@ -125,7 +126,27 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
         stains = None
     elif stains.has_brown:
         log.warning("%s: brown stain, as in immunohistochemistry: only blue nuclei are found", slide.path.name)
-    return Survey(mask, fields, stains)
+    return Survey(slide.path, slide.mpp, slide.vendor, mask, fields, stains)
+
+
+@dataclass(frozen=True)
+class SurveyTask:
+    """A slide that a worker opens and surveys: its path, arguments of `open_slide`, and those of `survey`."""
+
+    path: Path
+    mpp_default: float | None
+    mpp: float
+    settings: SegmentSettings = SegmentSettings()
+
+
+def survey_there(task: SurveyTask) -> Survey:
+    """As `survey`, in a worker.
+
+    Raises:
+        SlideError: the slide cannot be opened or read, or is greyscale.
+    """
+    with open_slide(task.path, mpp_default=task.mpp_default) as slide:
+        return survey(slide, task.mpp, task.settings)
 
 
 def _tissue(slide: Slide) -> TissueMask:
@@ -134,148 +155,37 @@ def _tissue(slide: Slide) -> TissueMask:
     return find_tissue(slide)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """What a square of a slide owns, and what is read for it; (x0, y0, x1, y1) in pixels at the method's mpp."""
-
-    core: tuple[int, int, int, int]
-    read: tuple[int, int, int, int]
-
-
-def tile_rows(slide: Slide, mask: TissueMask, mpp: float, settings: SegmentSettings) -> list[list[Tile]]:
-    """The tiles that touch tissue, row by row; rows without any are empty."""
-    width, height = _work_size(slide, mpp).width, _work_size(slide, mpp).height
-    rows = []
-    for top in range(0, height, settings.tile):
-        row = []
-        for left in range(0, width, settings.tile):
-            core = (left, top, min(left + settings.tile, width), min(top + settings.tile, height))
-            if _touches(mask, core, Size(width, height)):
-                x0, y0, x1, y1 = core
-                halo = settings.halo
-                read = (max(0, x0 - halo), max(0, y0 - halo), min(width, x1 + halo), min(height, y1 + halo))
-                row.append(Tile(core, read))
-        rows.append(row)
-    return rows
-
-
-def _work_size(slide: Slide, mpp: float) -> Size:
-    return Region.whole(slide.size).pixels(mpp, slide.mpp)
-
-
-def _touches(mask: TissueMask, core: tuple[int, int, int, int], size: Size) -> bool:
-    h, w = mask.mask.shape
-    x0, x1 = math.floor(core[0] * w / size.width), math.ceil(core[2] * w / size.width)
-    y0, y1 = math.floor(core[1] * h / size.height), math.ceil(core[3] * h / size.height)
-    return bool(mask.mask[y0:y1, x0:x1].any())
-
-
 def segment_rows(
-    slide: Slide, known: Survey, method: Method, settings: SegmentSettings, workers: Workers | None, done: int = 0
+    known: Survey, method: Method, settings: SegmentSettings, place: Place, slide: Slide | None = None, done: int = 0
 ) -> Iterator[tuple[int, int, Nuclei]]:
     """The nuclei of a slide, a row of tiles after the other.
 
-    A tile's picture is read ahead in a thread, the network runs here, and nuclei are parted and outlined in `workers`
-    (here too where there are none). A nucleus belongs to the tile that its centroid lies in.
+    `place` reads tiles, a few ahead, and parts and outlines nuclei; the network runs here. A nucleus belongs to the
+    tile that its centroid lies in.
 
     Args:
-        slide: open.
         known: its survey.
         method: finds nuclei.
         settings: how the slide is gone over; the nuclei do not depend on the tile size.
-        workers: processes; only a few tiles are under way at any time.
+        place: answers in order; only a few tiles are under way at any time.
+        slide: open, where `place` is this process; elsewhere workers open it by its path.
         done: rows that are left out.
 
     Yields:
         (row, rows in all, its nuclei in level-0 pixels).
+
+    Raises:
+        SlideError: the slide is damaged.
+        WorkerDied, WorkerHung: a worker did, over one of its tiles.
     """
-    rows = tile_rows(slide, known.mask, method.mpp, settings)
+    rows = tile_rows(known, method.mpp, settings.tile, settings.halo)
     if known.stains is None:
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
-    scale = level0_length(1, method.mpp, slide.mpp)
-    for k, found in enumerate(_by_row(slide, rows[done:], known, method, context, settings, workers), done):
+    scale = level0_length(1, method.mpp, known.mpp)
+    for k, found in enumerate(by_row(rows[done:], known, method, context, settings.instances, place, slide), done):
         nuclei = joined([part.shifted(*tile.read[:2], scale) for tile, part in found])
         yield k, len(rows), _on_tissue(nuclei, known.mask)
-
-
-def _by_row(
-    slide: Slide,
-    rows: Sequence[Sequence[Tile]],
-    known: Survey,
-    method: Method,
-    context: float,
-    settings: SegmentSettings,
-    workers: Workers | None,
-) -> Iterator[list[tuple[Tile, Nuclei]]]:
-    waiting: deque[tuple[int, Tile, Future[Nuclei]]] = deque()
-    found: list[list[tuple[Tile, Nuclei]]] = [[] for _ in rows]
-    limit = 0 if workers is None else workers.count + 1
-    tiles = [(k, tile) for k, row in enumerate(rows) for tile in row]
-    given = 0  # rows handed out
-    picture = _Pictures(slide, method.mpp)
-    with ThreadPoolExecutor(1) as reader:
-        ahead = deque(reader.submit(picture, tile) for _, tile in tiles[:2])
-        for at, (k, tile) in enumerate(tiles):
-            rgb = ahead.popleft().result()
-            if at + 2 < len(tiles):
-                ahead.append(reader.submit(picture, tiles[at + 2][1]))
-            assert known.stains is not None
-            # A byte is fine enough for a confidence, and a fourth of what travels.
-            confidence = np.rint(method.confidence(rgb, known.stains, context) * 255).astype(np.uint8)
-            task = (rgb, confidence, known.stains, method.mpp, settings.instances, _inside(tile), method.learned)
-            waiting.append((k, tile, _submit(workers, (*task, tile.read[:2]))))
-            while len(waiting) > limit:
-                row, done, result = waiting.popleft()
-                found[row].append((done, result.result()))
-                # All of the rows before are complete, for tiles come back in order.
-                while given < row:
-                    yield _taken(found, given)
-                    given += 1
-        for row, done, result in waiting:
-            found[row].append((done, result.result()))
-    for k in range(given, len(rows)):
-        yield _taken(found, k)
-
-
-def _taken(found: list[list[tuple[Tile, Nuclei]]], k: int) -> list[tuple[Tile, Nuclei]]:
-    row, found[k] = found[k], []
-    return row
-
-
-def _submit(workers: Workers | None, task: tuple) -> Future[Nuclei]:
-    if workers is not None:
-        return workers.submit(nuclei_of_tile, *task)
-    result: Future[Nuclei] = Future()
-    result.set_result(nuclei_of_tile(*task))
-    return result
-
-
-def _inside(tile: Tile) -> tuple[int, int, int, int]:
-    """The core in pixels of what was read."""
-    left, top = tile.read[:2]
-    x0, y0, x1, y1 = tile.core
-    return x0 - left, y0 - top, x1 - left, y1 - top
-
-
-class _Pictures:
-    """What is read for tiles, put together from squares of a fixed grid: a resampled pixel is rounded, and would not be
-    the same in every picture that it is part of."""
-
-    def __init__(self, slide: Slide, mpp: float) -> None:
-        self.slide, self.mpp = slide, mpp
-        self.square = functools.lru_cache(maxsize=_SQUARES)(self._read)
-
-    def __call__(self, tile: Tile) -> NDArray[np.uint8]:
-        x0, y0, x1, y1 = tile.read
-        left, top = x0 // _SQUARE, y0 // _SQUARE
-        columns, rows = range(left, -(-x1 // _SQUARE)), range(top, -(-y1 // _SQUARE))
-        picture = np.concatenate([np.concatenate([self.square(x, y) for x in columns], 1) for y in rows])
-        return picture[y0 - top * _SQUARE : y1 - top * _SQUARE, x0 - left * _SQUARE : x1 - left * _SQUARE]
-
-    def _read(self, column: int, row: int) -> NDArray[np.uint8]:
-        side = _SQUARE * level0_length(1, self.mpp, self.slide.mpp)
-        return self.slide.read(Region(column * side, row * side, side, side), self.mpp)
 
 
 def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:
@@ -379,14 +289,11 @@ def eight_bit_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]
     return np.ascontiguousarray(image.astype(np.uint8)[..., :3])
 
 
-def parts_key(slide: Slide, method_key: str, settings: SegmentSettings) -> str:
-    """What the nuclei of a slide depend on: the file, its mpp, the method, the settings."""
-    state = slide.path.stat()
-    return fingerprint(str(slide.path.resolve()), state.st_size, state.st_mtime_ns, slide.mpp, method_key, settings)
+def parts_key(known: Survey, state: str, method_key: str, settings: SegmentSettings) -> str:
+    """What the nuclei of a slide depend on: the file and its state, its mpp, the method, the settings."""
+    return fingerprint(str(known.path), state, known.mpp, method_key, settings)
 
 
-def segment_slide(
-    slide: Slide, known: Survey, method: Method, settings: SegmentSettings, workers: Workers | None = None
-) -> Nuclei:
+def segment_slide(slide: Slide, known: Survey, method: Method, settings: SegmentSettings) -> Nuclei:
     """All nuclei of a slide at once, in memory, in level-0 pixels; see `segment_rows`."""
-    return joined([nuclei for _, _, nuclei in segment_rows(slide, known, method, settings, workers)])
+    return joined([nuclei for _, _, nuclei in segment_rows(known, method, settings, Here(), slide)])

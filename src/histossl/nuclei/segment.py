@@ -1,0 +1,240 @@
+"""An input in; its nuclei as files out. Several runs on one folder share the inputs, as those on a study do."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from histossl.cluster import Cluster
+from histossl.cohort import failure, give_up_on_disk, reason
+from histossl.config import fingerprint
+from histossl.console import progress_bar, say
+from histossl.errors import SettingsError, SlideError
+from histossl.ledger import Ledger, Shift
+from histossl.nuclei import export
+from histossl.nuclei.instances import joined
+from histossl.nuclei.predict import (
+    Method,
+    Parts,
+    SegmentSettings,
+    Survey,
+    SurveyTask,
+    parts_key,
+    segment_rows,
+    survey_there,
+)
+from histossl.roll import Roll, Row
+from histossl.scale import Here, OneByOne, Place, Workers, result_of
+from histossl.slide import open_slide, slide_state
+
+COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
+"""Of nuclei.csv; status is done or failed."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """Which files are written beside the overlay and the GeoJSON.
+
+    Attributes:
+        gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
+        parquet: GeoParquet, a row a nucleus.
+        zarr: OME-Zarr labels.
+        labels: a label image (int32 TIFF) for plain pictures.
+    """
+
+    gzip: bool = False
+    parquet: bool = False
+    zarr: bool = False
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class MethodName:
+    """How a worker builds the method: `prior` or a model's folder, the device, and the key of what stands there."""
+
+    name: str
+    device: str
+    key: str
+
+
+@functools.lru_cache(maxsize=1)
+def built(method: MethodName) -> Method:
+    """The method, built once a process.
+
+    Raises:
+        FileFormatError: the model cannot be read.
+    """
+    from histossl.nuclei.segmenter import load_method
+
+    return load_method(method.name, method.device)
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """One input to segment.
+
+    Attributes:
+        slide_id: its name without ending, which those of its files begin with.
+        path: of the input.
+        state: of its file when the run began, empty where there was none.
+        out: the folder of what is found.
+        mpp_default: µm per pixel where it carries none.
+        method: finds nuclei.
+        running: how slides are gone over.
+        write: which files are written.
+    """
+
+    slide_id: str
+    path: Path
+    state: str
+    out: Path
+    mpp_default: float | None
+    method: MethodName
+    running: SegmentSettings
+    write: ExportSettings
+
+    @property
+    def made(self) -> str:
+        """The fingerprint of its files."""
+        return fingerprint(str(self.path), self.state, self.mpp_default, self.method.key, self.running, self.write)
+
+    def file(self, ending: str) -> Path:
+        """One of its files; names may hold dots, so with_suffix will not do."""
+        return self.out / (self.slide_id + ending)
+
+    @property
+    def geojson(self) -> Path:
+        """The file that every input ends with."""
+        return self.file(".geojson.gz" if self.write.gzip else ".geojson")
+
+    @property
+    def overlay(self) -> Path:
+        """The picture of it."""
+        return self.file("-overlay.jpg")
+
+
+def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
+    """Segment an input and write its files: the network runs here, `place` reads, parts and outlines.
+
+    A run that was killed goes on with the row of tiles that it was at.
+
+    Returns:
+        What changes in its row of nuclei.csv.
+
+    Raises:
+        SlideError: it cannot be read, or was changed meanwhile.
+        WorkerDied, WorkerHung: a worker did, over it.
+    """
+    start, method = time.monotonic(), built(job.method)
+    known = result_of(place, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running))
+    parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running)}")
+    done, found = parts.done(), 0
+    with progress_bar(job.path.name, None, done, shown) as bar:
+        for row, _, nuclei in segment_rows(known, method, job.running, place, None, done):
+            parts.add(row, nuclei)
+            found += len(nuclei)
+            bar.advance(1)
+            bar.say(f"{found / (time.monotonic() - start):.0f} nuclei/s")
+    if slide_state(job.path) != job.state:
+        raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
+    count = _write(job, known, parts)
+    result_of(place, _write_overlay, (job, known.mpp, parts))
+    parts.remove()
+    square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
+    seconds = time.monotonic() - start
+    told = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
+    return told | {"status": "done", "error": "", "made": job.made}
+
+
+def _write(job: SegmentJob, known: Survey, parts: Parts) -> int:
+    write, picture = job.write, known.vendor == "plain"
+    count = export.write_geojson(job.geojson, parts, known.mpp)
+    if write.parquet:
+        export.write_parquet(job.file(".parquet"), parts, known.mpp)
+    if write.zarr or (write.labels and picture):
+        everything = joined(list(parts))
+        if write.zarr:
+            export.write_zarr(job.file(".zarr"), everything, known.mask.size, known.mpp)
+        if write.labels and picture:
+            export.write_label_tiff(job.file(".tif"), everything, known.mask.size)
+    return count
+
+
+def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
+    job, mpp, parts = task
+    with open_slide(job.path, mpp) as slide:
+        export.write_overlay(job.overlay, slide, parts)
+
+
+def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
+    """Segment all inputs that are not done, together with other runs on the same folder.
+
+    Args:
+        roll: nuclei.csv, shared.
+        jobs: of different names.
+        pool: on a cluster an input is a task; processes here read, part and outline for one input after the other.
+
+    Returns:
+        The rows of all these inputs.
+
+    Raises:
+        SettingsError: another input of the same name stands in the table.
+    """
+    ledger = Ledger(roll)
+    with roll.writing():
+        known = roll.slides()
+        rows = _merged(known, jobs)
+        if rows != known:
+            roll.write_slides(rows)
+    by_path = {row["path"]: row for row in rows}
+    mine = [(by_path[str(job.path)], job) for job in jobs]
+    left = [(row, job) for row, job in mine if not _stands(row, job)]
+    with Shift(ledger, "nuclei", left) as shift:
+        for offers in shift.rounds():
+            for job, answer in _segmented(offers, pool):
+                if isinstance(answer, Exception):
+                    give_up_on_disk(answer)
+                    answer = failure(reason(answer, job.path)) | dict.fromkeys(("nuclei", "mm2", "made"), "")
+                    say(f"FAILED {answer['error']}", "red")
+                else:
+                    say(f"{job.path.name}: {answer['nuclei']} nuclei in {answer['seconds']} s")
+                shift.finish(job.slide_id, answer)
+                shift.listen()
+                say(f"{len(mine) - len(shift.left)} of {len(mine)} done")
+    return [row for row, _ in mine]
+
+
+def _segmented(jobs: Iterator[SegmentJob], pool: Workers | Cluster) -> Iterator[tuple[SegmentJob, Row | Exception]]:
+    if isinstance(pool, Cluster):
+        return pool.spread(functools.partial(_segment_there, pool.timeout), jobs)
+    return OneByOne().map(functools.partial(segment_input, pool, True), jobs)
+
+
+def _segment_there(timeout: float | None, job: SegmentJob) -> Row:
+    return segment_input(Here(timeout), False, job)
+
+
+def _merged(known: list[Row], jobs: Sequence[SegmentJob]) -> list[Row]:
+    mine = {job.slide_id: str(job.path) for job in jobs}
+    rows = []
+    for row in known:
+        path = mine.get(row["slide_id"], row["path"])
+        if path == row["path"]:
+            rows.append(row)
+        elif Path(row["path"]).exists():  # else the slides were moved
+            what = f"{path} has the name of {row['path']}, whose nuclei stand there already"
+            raise SettingsError(what, "segment them into different folders")
+    there = {row["path"] for row in rows}
+    for job in jobs:
+        if str(job.path) not in there:
+            about = {"file": job.path.name, "slide_id": job.slide_id, "path": str(job.path)}
+            rows.append(dict.fromkeys(COLUMNS, "") | about)
+    return rows
+
+
+def _stands(row: Row, job: SegmentJob) -> bool:
+    files = job.geojson, job.overlay
+    return row["status"] == "done" and row["made"] == job.made and all(file.exists() for file in files)
