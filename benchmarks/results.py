@@ -126,22 +126,27 @@ def colours(cohort: Cohort, out: Path) -> pd.DataFrame:
     path = out / "colours.csv"
     if not path.exists():
         files = sorted(file for file in cohort.slides.iterdir() if file.is_file())
-        rows = pd.DataFrame({file.stem: statistics(file) for file in files}).T
+        rows = pd.DataFrame({file.stem: statistics(read(file)) for file in files}).T
         with whole(path) as part:
             rows.rename_axis("slide_id").to_csv(part)
     return pd.read_csv(path, dtype={"slide_id": str}).set_index("slide_id")
 
 
-def statistics(path: Path) -> dict[str, float]:
+def read(path: Path) -> np.ndarray:
+    """Every other pixel of a picture."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))[::2, ::2]
+
+
+def statistics(pixels: np.ndarray) -> dict[str, float]:
     """Mean, deviation and deciles of red, green, blue and of hematoxylin and eosin; how much neighbours differ, on four
     scales; how often each local binary pattern occurs."""
-    from PIL import Image
     from skimage.color import rgb2hed
     from skimage.feature import local_binary_pattern
     from skimage.transform import downscale_local_mean
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))[::2, ::2]
     found: dict[str, float] = {}
     planes = np.dstack([pixels / 255.0, rgb2hed(pixels)[..., :2]])
     for name, plane in zip(("red", "green", "blue", "hematoxylin", "eosin"), np.moveaxis(planes, 2, 0), strict=True):
