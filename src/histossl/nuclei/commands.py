@@ -171,7 +171,8 @@ def _learn(
     method: str = "contrast",
 ) -> tuple[Contrast | Paper, int]:
     from histossl.nuclei.contrast import Contrast, learn
-    from histossl.nuclei.paper import PaperSettings, learn_paper
+    from histossl.nuclei.paper import learn_paper
+    from histossl.nuclei.patches import PaperSettings
     from histossl.nuclei.segmenter import samples
 
     published = PaperSettings(seed=settings.seed)
@@ -190,8 +191,7 @@ def _learn(
     logs = folder.parent / f".{folder.name}-training"
     taught = samples(known, settings.seed)
     if method == "paper":
-        fields = [(field, sample.stains) for sample in taught for field in sample.fields]
-        model = learn_paper(fields, published, logs, device)
+        model = learn_paper([field for sample in taught for field in sample.fields], published, logs, device)
     else:
         model = learn(taught, settings, logs, device)
     say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
