@@ -38,6 +38,7 @@ from histossl.scale import Place, Workers
 from histossl.study import COLUMNS, Row, Study
 from histossl.tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
 from histossl.tiles import TileSpec
+from histossl.times import stage_times, timed
 
 
 def encoder_of(
@@ -156,6 +157,7 @@ def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> 
     return made if all(store.fingerprint_of(product) == made for product in products) else ""
 
 
+@timed("pretrain")
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
     """Train the slide encoder on all encoded slides: slide-encoder/."""
     slides = [row["slide_id"] for row in study.encoded()]
@@ -178,6 +180,7 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
     return 0
 
 
+@timed("embed")
 def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
     """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
 
@@ -221,6 +224,7 @@ def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
     ]
 
 
+@timed("probe")
 def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """Logistic regression on the vectors and on the baselines: probe.csv, probe.json, predictions.csv.
 
@@ -239,7 +243,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
 
 
 def report_study(study: Study) -> None:
-    """One page of all that stands: report.html. The same study gives the same bytes, so no times stand in it."""
+    """One page of all that stands: report.html. The same study gives the same bytes, but for the times of its runs."""
     from histossl.report.page import ReportInput, write_report
     from histossl.report.sheets import heatmaps_sheet, hits_sheet, nuclei_sheet
 
@@ -269,6 +273,7 @@ def report_study(study: Study) -> None:
             versions={
                 name: metadata.version(name) for name in ("histossl", "torch", "scikit-learn", "openslide-python")
             },
+            durations=stage_times(study),
             sheets=[sheet for sheet in sheets if sheet],
         ),
     )

@@ -132,7 +132,6 @@ def _summary(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, An
         "vectors": None if vectors is None else vectors.shape,
         "slide_bytes": context.slide_bytes,
         "vector_bytes": 0 if vectors is None else vectors.size * 4,
-        "seconds": sum(context.durations.values()),
     }
 
 
@@ -334,7 +333,7 @@ def _size(count: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{int(seconds < 10)}f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 

@@ -85,7 +85,7 @@ def nuclei_sheet(study: Path) -> Sheet | None:
         rows = store.read_rows(folder / "nuclei.csv")
         counts = {Path(row.get("file", "")).stem: row.get("nuclei", "") for row in rows}
     names = [path.name.removesuffix(ending) for path in found]
-    notes = [f"{counts[name]} nuclei" if counts.get(name) else "" for name in names]
+    notes = [f"{int(counts[name]):,} nuclei" if counts.get(name, "").isdecimal() else "" for name in names]
     shown = [Picture(path, name, note) for path, name, note in zip(found, names, notes, strict=True)]
     return Sheet("Nuclei", "As they were found, without labels.", shown)
 
