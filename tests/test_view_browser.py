@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,6 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from histossl.cli import main
 from histossl.study import Study
 from histossl.view.app import Viewer
 from histossl.view.commands import _listen
@@ -25,6 +27,7 @@ if CHROMIUM is None:
     pytest.skip("no chromium (apt-get install chromium)", allow_module_level=True)
 FLAGS = "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
 PATIENCE = 60_000  # ms
+KINDS = ("CLL", "FL", "MCL")
 
 
 @contextmanager
@@ -58,7 +61,12 @@ def page_of(browser, size=(1280, 720), scheme="light"):
     page.set_default_timeout(PATIENCE)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: said.append(request.url) if "//127.0.0.1:" not in request.url else None)
+    page.on(
+        "request",
+        lambda request: (
+            said.append(request.url) if request.url.startswith("http") and "//127.0.0.1:" not in request.url else None
+        ),
+    )
     yield page
     assert [text for text in said if not text.startswith(("blob:", "data:"))] == []
     context.close()
@@ -81,6 +89,15 @@ def until(page, true: str, arg: object = None) -> None:
             return
         page.wait_for_timeout(100)
     raise AssertionError(f"never came true: {true}")
+
+
+def until_true(page, told) -> None:
+    """Wait for what the events of a page bring about."""
+    for _ in range(PATIENCE // 100):
+        if told():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("never came true")
 
 
 def until_drawn(page, layer: str) -> None:
@@ -179,6 +196,44 @@ def test_on_a_phone_by_day_and_by_night(browser, folder, tmp_path, scheme, paper
             assert (button.inner_text() or button.get_attribute("aria-label") or "").strip(), "a button without a name"
 
 
+def test_a_tile_that_leaves_the_screen_is_not_waited_for_and_asked_for_anew_when_it_comes_back(browser, folder):
+    corner = "/slides/0/tiles/10/0_0.jpg"
+    held, gone = [], []
+    with served(folder) as address, page_of(browser) as page:
+
+        def hold(route) -> None:
+            held.append(route)
+            if len(held) > 1:
+                route.continue_()
+
+        page.route(f"**{corner}", hold)
+        page.on("requestfailed", lambda request: gone.append(request.url))
+        page.goto(f"{address}slides/0")
+        page.wait_for_selector("html[data-ready=slide]")
+        box = page.locator("#viewer").bounding_box()
+        left, top = box["x"] + 0.25 * box["width"], box["y"] + 40  # of the slide's corner
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(left, top)
+        for _ in range(8):
+            page.mouse.wheel(0, -300)
+            page.wait_for_timeout(50)
+        until_true(page, lambda: held)
+        assert gone == []
+
+        def drag(way: int) -> None:
+            for _ in range(8):
+                page.mouse.move(*middle)
+                page.mouse.down()
+                page.mouse.move(middle[0] + 400 * way, middle[1] + 250 * way, steps=4)
+                page.mouse.up()
+
+        drag(-1)
+        until_true(page, lambda: gone)
+        assert [url for url in gone if not url.endswith(corner)] == []
+        drag(1)
+        until_true(page, lambda: len(held) == 2)
+
+
 def test_a_slide_that_cannot_be_read_says_so_on_its_page(browser, folder, tmp_path):
     with served(folder) as address:
         context = browser.new_context()
@@ -191,22 +246,116 @@ def test_a_slide_that_cannot_be_read_says_so_on_its_page(browser, folder, tmp_pa
         context.close()
 
 
+def histossl(*words: object) -> None:
+    """Run the program in a process of its own: Playwright's thread suffers no processes beside it."""
+    subprocess.run([sys.executable, "-m", "histossl", *map(str, words)], check=True)
+
+
+def gone_round(page, address: str) -> None:
+    """Ask for the atlas and wait until it is there."""
+    page.goto(address)
+    page.wait_for_selector("html[data-ready=atlas]")
+
+
 @pytest.mark.slow
 def test_a_real_slide_with_its_nuclei(browser, data_dir, tmp_path):
     slide, study = data_dir / "slides" / "CMU-1-Small-Region.svs", tmp_path / "study"
-    assert main(["inspect", str(slide), "--out", str(study), "--workers=1"]) == 0
-    assert main(["nuclei", "segment", str(slide), "--out", str(study / "nuclei"), "-m", "prior", "--workers=1"]) == 0
-    with served(study) as address, page_of(browser) as page:
-        page.goto(address)
-        page.wait_for_selector("html[data-ready=atlas]")
-        assert page.locator(".unless-map").is_visible()
+    histossl("inspect", slide, "--out", study, "--workers=1")
+    histossl("nuclei", "segment", slide, "--out", study / "nuclei", "-m", "prior", "--workers=1")
+    for scheme, size in (("light", (1280, 720)), ("dark", (390, 844))):
+        with served(study) as address, page_of(browser, size, scheme) as page:
+            gone_round(page, address)
+            assert page.locator(".unless-map").is_visible()
+            shot(page, tmp_path, f"atlas-{scheme}")
+            page.locator("#list a").first.click()
+            page.wait_for_selector("html[data-ready=slide]")
+            for layer in ("tissue", "tiles", "nuclei"):
+                page.check(f"#show-{layer}")
+            until(page, "document.getElementById('said').textContent.includes('nuclei')")
+            page.evaluate("scrollTo(0, 0)")
+            page.wait_for_timeout(1000)
+            shot(page, tmp_path, f"slide-{scheme}")
+            for _ in range(3):
+                page.click("#in")
+            until_drawn(page, "nuclei")
+            page.wait_for_timeout(1000)
+            assert drawn(page)["nuclei"] > 200
+            assert shot(page, tmp_path, f"nuclei-{scheme}").std() > 20
+            assert no_wider_than_the_screen(page)
+
+
+@pytest.fixture(scope="module")
+def lymphoma(data_dir, tmp_path_factory) -> Path:
+    """A study of 36 fields of real lymphoma, four of each of nine patients, with a probe, heatmaps and nuclei."""
+    source, folder = data_dir / "cohort" / "lymphoma", tmp_path_factory.mktemp("lymphoma")
+    with (source / "labels.csv").open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["slide_id"])
+    of = {kind: list(dict.fromkeys(row["patient_id"] for row in rows if row["label"] == kind))[:3] for kind in KINDS}
+    of_patient = [[row for row in rows if row["patient_id"] == one][:4] for kind in KINDS for one in of[kind]]
+    chosen = [row for four in of_patient for row in four]
+    (folder / "slides").mkdir()
+    for row in chosen:
+        name = f"{row['slide_id']}.jpg"
+        (folder / "slides" / name).symlink_to((source / "slides" / name).resolve())
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(chosen[0]))
+        writer.writeheader()
+        writer.writerows(chosen)
+    study, labels = folder / "lymphoma", folder / "labels.csv"
+    small = "--mpp-default=0.5 --tile.px=105 --tile.mpp=0.5 --encode.views=4 --encode.tiles=32 --pretrain.epochs=10"
+    probe = ["--probe.shots=[]", "--probe.folds=3"]
+    histossl("run", folder / "slides", "--out", study, "--labels", labels, *small.split(), *probe, "--workers=1")
+    some = [row["slide_id"] for row in chosen[::12]]
+    histossl("heatmap", study, "--labels", labels, f"--slides={json.dumps(some)}", *probe)
+    (folder / "some").mkdir()
+    for name in some:
+        (folder / "some" / f"{name}.jpg").symlink_to((folder / "slides" / f"{name}.jpg").resolve())
+    found = study / "nuclei"
+    histossl("nuclei", "segment", folder / "some", "--out", found, "-m", "prior", "--mpp-default=0.5", "--workers=1")
+    histossl("report", study)
+    return study
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_real_lymphoma_from_the_map_to_a_slide_its_overlays_and_a_neighbour(browser, lymphoma, tmp_path):
+    name = sorted(path.stem for path in (lymphoma / "nuclei").glob("*.geojson"))[0]
+    with served(lymphoma) as address, page_of(browser) as page:
+        gone_round(page, address)
+        until(page, "document.getElementById('points').dataset.drawn === '36'")
+        assert page.locator("#legend").inner_text().split() == ["CLL", "12", "FL", "12", "MCL", "12"]
+        page.locator("#points").hover(position={"x": 300, "y": 200})
+        shot(page, tmp_path, "atlas")
+        page.fill("#filter", name)
         page.locator("#list a").first.click()
         page.wait_for_selector("html[data-ready=slide]")
-        for layer in ("tissue", "tiles", "nuclei"):
+        for layer in ("tissue", "tiles", "heat", "nuclei"):
             page.check(f"#show-{layer}")
-        for _ in range(3):
+            until_drawn(page, layer) if layer != "nuclei" else None
+        for _ in range(2):
             page.click("#in")
         until_drawn(page, "nuclei")
-        assert drawn(page)["nuclei"] > 300
-        picture = shot(page, tmp_path, "nuclei")
-        assert picture.std() > 20
+        page.wait_for_timeout(1000)
+        assert shot(page, tmp_path, "overlays").std() > 20
+        assert page.locator("#predictions caption").inner_text().startswith("label: labelled")
+        first = page.locator("#neighbours a").first
+        named = first.locator("b").evaluate("node => node.firstChild.textContent")
+        first.click()
+        until(page, "name => document.title.startsWith(name)", named)
+        page.wait_for_selector("html[data-ready=slide]")
+        patient = lambda slide: slide.rpartition("_")[0]  # noqa: E731
+        assert patient(named) != patient(name)
+        shot(page, tmp_path, "neighbour")
+    with served(lymphoma) as address, page_of(browser, (390, 844), "dark") as page:
+        gone_round(page, address)
+        shot(page, tmp_path, "atlas-phone")
+        page.goto(f"{address}slides/0")
+        page.wait_for_selector("html[data-ready=slide]")
+        page.wait_for_load_state("networkidle")
+        shot(page, tmp_path, "slide-phone")
+        assert no_wider_than_the_screen(page)
+    with page_of(browser) as page:
+        page.goto((lymphoma / "report.html").as_uri())
+        for title in ("What the vectors are worth", "What is alike", "What the classifier looked at", "Nuclei"):
+            assert page.get_by_role("heading", name=title, exact=True).is_visible()
+        page.screenshot(path=tmp_path / "report.png", full_page=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -74,3 +76,32 @@ def test_its_pages_find_their_files(wheel, tmp_path):
     )
     assert "'slide.html'" in ran(wheel, tmp_path, code)
     assert (tmp_path / "r.html").stat().st_size > 5000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_installed_into_a_bare_environment_it_goes_from_slides_to_vectors_and_nuclei(wheel, tmp_path):
+    """With its dependencies from the index, and nothing that tests or extras bring."""
+    place = tmp_path / "bare"
+    venv.create(place, with_pip=True)
+    pip = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", wheel], check=True)
+
+    def histossl(*words: object) -> str:
+        # Neither this checkout nor the environment of the tests is seen from there.
+        command = [place / "bin" / "histossl", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    installed = subprocess.run([place / "bin" / "pip", "list"], capture_output=True, text=True, check=True).stdout
+    assert not {"pytest", "torchvision", "kornia", "timm", "pyarrow"} & set(installed.lower().split())
+    assert histossl("--version").startswith("histossl 0.")
+    assert "torch" in histossl("doctor")
+    histossl("synth", "cohort", "--slides=4", "--width=320", "--height=256", "--seed=3")
+    small = "--tile.px=64 --encode.views=2 --encode.tiles=16 --pretrain.epochs=2 --workers=1 --device=cpu"
+    histossl("run", "cohort/slides", "--out", "study", *small.split())
+    assert (tmp_path / "study" / "report.html").stat().st_size > 20_000
+    assert (tmp_path / "study" / "embeddings.h5ad").exists()
+    histossl("nuclei", "segment", "cohort/slides", "--out", "found", "--model=prior", "--workers=1")
+    assert len(list((tmp_path / "found").glob("*.geojson"))) == 4

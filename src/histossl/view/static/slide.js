@@ -1,4 +1,5 @@
 // One slide in full depth, what lies over it, and the slides most like it.
+import { Coming } from "./coming.js";
 import { byId, element, fetched, listed, once, sharp } from "./common.js";
 import { Heat, Nuclei, Tiles, Tissue } from "./layers.js";
 
@@ -7,7 +8,7 @@ const base = `${slide}`;
 const canvas = element("canvas", { id: "overlay", "aria-hidden": "true" });
 const LAYERS = { tissue: ["Tissue", Tissue], tiles: ["Tiles", Tiles], heat: ["What its tiles say of", Heat], nuclei: ["Nuclei", Nuclei] };
 const ORDER = ["heat", "tiles", "nuclei", "tissue"];
-const shown = new Map();
+const shown = new Map(), coming = new Coming();
 let viewer, facts;
 
 const draw = once(drawNow);
@@ -48,11 +49,12 @@ function open() {
   const last = Math.ceil(Math.log2(Math.max(facts.width, facts.height)));
   viewer = OpenSeadragon({
     element: byId("viewer"), showNavigationControl: false, prefixUrl: "", drawer: "canvas", animationTime: calm ? 0 : 0.6,
-    showNavigator: innerWidth > 800, navigatorPosition: "TOP_RIGHT", navigatorHeight: 120, navigatorWidth: 150, navigatorAutoFade: false, navigatorBackground: "#fff", navigatorBorderColor: "#67636f", navigatorDisplayRegionColor: "#5f3d9c",
-    loadTilesWithAjax: true, imageLoaderLimit: 6, maxImageCacheCount: 300, maxZoomPixelRatio: 6, visibilityRatio: 0.4, minZoomImageRatio: 0.7,
+    showNavigator: innerWidth > 800, navigatorPosition: "TOP_RIGHT", navigatorHeight: 120, navigatorWidth: 150, navigatorAutoFade: false, navigatorOpacity: 1, navigatorBackground: "#fff", navigatorBorderColor: "#67636f", navigatorDisplayRegionColor: "#5f3d9c",
+    loadTilesWithAjax: true, imageLoaderLimit: 0, timeout: 2 ** 31 - 1, maxImageCacheCount: 300, maxZoomPixelRatio: 6, visibilityRatio: 0.4, minZoomImageRatio: 0.7,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, zoomPerScroll: 1.25,
     tileSources: {
       width: facts.width, height: facts.height, tileSize: facts.side, tileOverlap: 0, minLevel: Math.min(last, Math.log2(facts.side)), maxLevel: last,
+      ...coming.fetching(),
       getTileUrl: (level, column, row) => `${base}/tiles/${level}/${column}_${row}.jpg`,
     },
   });
@@ -64,6 +66,7 @@ function open() {
     document.documentElement.dataset.milliseconds = Math.round(performance.now());
   });
   viewer.addHandler("tile-load-failed", (event) => { if (event.message && !/abort/i.test(event.message)) byId("said").textContent = "A part of the slide cannot be read: the file is damaged there."; });
+  viewer.addHandler("update-viewport", () => coming.look(viewer));
   for (const name of ["update-viewport", "open", "resize"]) viewer.addHandler(name, draw);
   byId("in").onclick = () => viewer.viewport.zoomBy(1.6).applyConstraints();
   byId("out").onclick = () => viewer.viewport.zoomBy(1 / 1.6).applyConstraints();
