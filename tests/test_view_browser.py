@@ -266,6 +266,7 @@ def test_a_real_slide_with_its_nuclei(browser, data_dir, tmp_path):
         with served(study) as address, page_of(browser, size, scheme) as page:
             gone_round(page, address)
             assert page.locator(".unless-map").is_visible()
+            assert [one.is_visible() for one in page.locator(".of-map").all()] == [False, False]
             shot(page, tmp_path, f"atlas-{scheme}")
             page.locator("#list a").first.click()
             page.wait_for_selector("html[data-ready=slide]")

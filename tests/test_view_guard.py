@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -86,6 +88,31 @@ def test_no_address_gets_at_what_is_not_the_study_s(app, parts, apart):
 def test_there_are_no_tiles_beyond_the_slide(app, tile):
     assert ask(app, f"/{TOKEN}/slides/0/tiles/{tile}.jpg").status == 404
     assert ask(app, f"/{TOKEN}/slides/7/tiles/10/0_0.jpg").status == 404
+
+
+def test_links_out_of_the_study_are_not_followed(folder, tmp_path):
+    """A study that somebody sent may link its files to any of the reader's."""
+    mine, sent = Study(folder), Study(tmp_path / "sent")
+    real = mine.slides()[0]
+    name, whole = real["slide_id"], mine.slides()[6] | {"slide_id": real["slide_id"]}
+    kinds = {
+        "nuclei.json": (folder / "nuclei" / f"{name}.geojson", sent.folder / "nuclei" / f"{name}.geojson"),
+        "tiles.bin": (mine.tiles(name), sent.tiles(name)),
+        "heat/0.bin": (folder / "heatmaps" / "kind" / f"{name}.csv", sent.folder / "heatmaps" / "k" / f"{name}.csv"),
+        "thumbnail.jpg": (mine.qc(name), sent.qc(name)),
+    }
+    for link in (False, True):
+        for there, here in kinds.values():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.unlink(missing_ok=True)
+            here.symlink_to(there) if link else shutil.copy(there, here)
+        for what in kinds:
+            sent.write_slides(
+                [whole if what == "thumbnail.jpg" else real]
+            )  # the picture is for slides that cannot be read
+            viewer = Viewer(sent, sent.folder / "nuclei")
+            assert (ask(viewer.app(), f"/slides/0/{what}").status == 200) is not link, what
+            viewer.close()
 
 
 def test_a_table_with_paths_for_names_opens_no_other_file(folder, tmp_path):

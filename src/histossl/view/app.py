@@ -23,7 +23,7 @@ from histossl.study import Study
 from histossl.view.cohort import Cohort, read_cohort
 from histossl.view.guard import App, Guard
 from histossl.view.maps import map_names, slide_places
-from histossl.view.overlays import Overlays, slide_facts, slide_words
+from histossl.view.overlays import Overlays, slide_facts, slide_words, within
 from histossl.view.pyramid import SIDE, NoTile
 from histossl.view.reading import Kept, Shelf, thumbnail, tile_picture
 
@@ -170,7 +170,8 @@ class Viewer:
     async def thumbnail(self, request: Request) -> Response:
         slide = self._slide(request)
         place, drawn = self.cohort.place(slide), self.study.qc(self.cohort.rows[slide]["slide_id"])
-        make = lambda: thumbnail(self.shelf, place, drawn)  # noqa: E731
+        known = drawn if within(drawn, self.study.folder) else None
+        make = lambda: thumbnail(self.shelf, place, known)  # noqa: E731
         try:
             return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg")
         except HTTPException as error:

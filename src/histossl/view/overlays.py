@@ -126,13 +126,14 @@ class Overlays:
         return answer(self._outlines[slide])
 
     def _nuclei_file(self, slide: int) -> Path | None:
-        return find_outlines(self.nuclei, self.cohort.rows[slide]["slide_id"]) if self._named(slide) else None
+        path = find_outlines(self.nuclei, self.cohort.rows[slide]["slide_id"]) if self._named(slide) else None
+        return path if path and within(path, self.nuclei) else None
 
     def _tile_file(self, slide: int) -> Path | None:
         """Where a slide's tiles lie, if their places are in level-0 pixels."""
         name = self.cohort.rows[slide]["slide_id"]
         rooms = (self.study.tiles, self.study.features) if self._named(slide) else ()
-        path = next((path for path in (room(name) for room in rooms) if path.is_file()), None)
+        path = next((path for path in (room(name) for room in rooms) if within(path, self.study.folder)), None)
         return None if path is None or store.read_tiles_of(path).in_um else path
 
     def _heatmaps(self, slide: int) -> list[tuple[str, Path, str]]:
@@ -142,7 +143,7 @@ class Overlays:
             return found
         for folder in sorted(path for path in room.iterdir() if path.is_dir()):
             path = folder / f"{self.cohort.rows[slide]['slide_id']}.csv"
-            if path.is_file():
+            if within(path, self.study.folder):
                 with path.open(newline="", encoding="utf-8") as file:
                     head = next(csv.reader(file), [])
                 shares = [name for name in head if name.startswith("share(")] if {"x", "y"} <= set(head) else []
@@ -153,6 +154,11 @@ class Overlays:
         """Whether a slide's name can be a file's: a table that somebody sent may hold anything."""
         name = self.cohort.rows[slide]["slide_id"]
         return Path(name).name == name and not {"\0", "\\"} & set(name)
+
+
+def within(path: Path, folder: Path) -> bool:
+    """Whether a file is there and in a folder, links followed: a study that somebody sent may link to anything."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 def _packed(stride: float, extent: float, xy: NDArray) -> bytes:

@@ -138,12 +138,14 @@ def tile_picture(shelf: Shelf, place: Place, level: int, column: int, row: int) 
         return jpeg(slide.read(pyramid.region(level, column, row), slide.mpp * pyramid.step(level)))
 
 
-def thumbnail(shelf: Shelf, place: Place, fallback: Path, longest: int = 320) -> bytes | None:
+def thumbnail(shelf: Shelf, place: Place, fallback: Path | None, longest: int = 320) -> bytes | None:
     """A slide as a small JPEG; where it cannot be read, the picture that stands in the study, if there is one."""
     try:
         with shelf.slide(place) as slide:
             return jpeg(slide.thumbnail(longest))
     except SlideError:
+        if fallback is None:
+            return None
         try:
             with Image.open(fallback) as picture:
                 picture.thumbnail((longest, longest))

@@ -50,7 +50,8 @@ function recolour() {
   const name = byId("colour").value, legend = byId("legend");
   legend.replaceChildren();
   onlyClass = null;
-  byId("legend-title").textContent = name || "Colour";
+  byId("legend-title").textContent = name;
+  byId("legend-title").hidden = !name;
   if (!name) colours = null;
   else {
     const values = cohort.columns[name], ranked = classes(name);
@@ -114,7 +115,7 @@ function choose() {
   }
   order = shown.filter((slide) => places[slide]);
   const all = cohort.names.length, count = shown.length;
-  byId("count").textContent = count === all ? `${all} slides` : `${count} of ${all} slides`;
+  byId("count").textContent = `${count === all ? "" : `${count} of `}${all} ${all === 1 ? "slide" : "slides"}`;
   byId("list-title").textContent = count === all ? "Slides" : `${count} chosen`;
   byId("clear").hidden = !inLasso;
   byId("more").textContent = count > LISTED ? `and ${count - LISTED} more: filter to see them` : "";
