@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs bench results clean
+.PHONY: demo test test-all test-lowest check docs bench results clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +18,16 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/pytest
 
+# The lowest versions that pyproject.toml allows, in an environment of their own.
+.lowest/ready: pyproject.toml constraints.txt .ci/lowest.py
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python .ci/lowest.py > .lowest/constraints.txt
+	.lowest/bin/pip install --quiet --disable-pip-version-check -c .lowest/constraints.txt -e ".[nuclei,dev]"
+	touch $@
+
+test-lowest: .lowest/ready
+	.lowest/bin/pytest -m "not slow"
+
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,11 +39,11 @@ docs: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	for script in $(filter-out benchmarks/results% benchmarks/nuclei_quality.py benchmarks/slide_ablation.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/results% benchmarks/view_tiles.py benchmarks/nuclei_quality.py benchmarks/slide_ablation.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # Hours on two cores; an interrupted run goes on where it was. HISTOSSL_DATA names the folder of cohort/lymphoma.
 results: .venv/ready
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv .lowest out
