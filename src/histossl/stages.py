@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pandas as pd
@@ -157,6 +158,26 @@ def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> 
     return made if all(store.fingerprint_of(product) == made for product in products) else ""
 
 
+class SlideSources(Sequence[SlideSource]):
+    """Where the tiles of a study's slides come from, told when it is asked for: a million of them would fill memory."""
+
+    def __init__(self, study: Study, names: Sequence[str]) -> None:
+        self.study, self.names = study, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> SlideSource: ...
+    @overload
+    def __getitem__(self, at: slice) -> SlideSources: ...
+    def __getitem__(self, at: int | slice) -> SlideSource | SlideSources:
+        if isinstance(at, slice):
+            return SlideSources(self.study, self.names[at])
+        name = self.names[at]
+        return SlideSource(name, self.study.features(name), self.study.views(name))
+
+
 @timed("pretrain")
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
     """Train the slide encoder on all encoded slides: slide-encoder/."""
@@ -175,7 +196,7 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
         if new:
             say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         return 0
-    sources = [SlideSource(s, study.features(s), study.views(s)) for s in slides]
+    sources = SlideSources(study, slides)
     pretrain_slides(sources, settings, study.slide_encoder, study.logs / "pretrain", of, device, study.fourth_stage)
     return 0
 
