@@ -35,7 +35,8 @@ def spent() -> float:
 def histossl(*words: str) -> subprocess.Popen:
     """The program, in a process of its own with one thread."""
     command = [sys.executable, "-m", "histossl", *words]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def ended(*runs: subprocess.Popen) -> tuple[float, float]:
@@ -68,16 +69,18 @@ def of_slides() -> None:
         inspected = ended(histossl("inspect", str(painted), "--out", out, "--workers=1"))[1]
         flags = ["--encode.precision=float32", "--workers=1", "--device=cpu"]
         plain = ended(histossl("encode", out, "--encode.views=0", *flags))[1]
+        begun = ended(histossl("encode", out, "--encode.views=0", *flags))[1]  # finds nothing to do
         tiles = sum(len(store.read_tiles_of(path).xy) for path in (study / "tiles").iterdir())
         written = _size(study / "features")
     with tempfile.TemporaryDirectory() as out:
         ended(histossl("inspect", str(painted), "--out", out, "--workers=1"))
-        both = ended(histossl("encode", out, "--encode.views=2", "--encode.tiles=64", *flags))[1]
+        both = ended(histossl("encode", out, "--encode.views=4", "--encode.tiles=32", *flags))[1]
         views = _size(Path(out) / "views")
-    drawn = SLIDES * 2 * 64
+    drawn = SLIDES * 4 * 32
     print(f"{SLIDES} slides of 16 megapixels, {tiles} tiles of 224 px; seconds of the processor")
     print(f"inspect: {inspected / SLIDES:.2f} s a slide, the start of the program included")
-    print(f"features: {plain / tiles * 1000:.1f} ms a tile, {written / tiles:.0f} bytes a tile")
+    print(f"start of a run: {begun:.1f} s")
+    print(f"features: {(plain - begun) / tiles * 1000:.1f} ms a tile, {written / tiles:.0f} bytes a tile")
     print(f"views: {(both - plain) / drawn * 1000:.1f} ms a tile and view, {views / drawn:.0f} bytes")
 
 
@@ -86,7 +89,7 @@ def _size(folder: Path) -> int:
 
 
 def second(slide: object) -> None:
-    """A slide that takes a second, mostly of waiting."""
+    """A slide that takes a second."""
     time.sleep(1)
 
 
@@ -137,7 +140,7 @@ def of_processes() -> None:
         with Workers(count) as workers:
             list(workers.map(nothing, range(4 * count)))
             start = time.perf_counter()
-            taken = [answer for _, answer in workers.map(spin, range(24))]
+            taken = [answer for _, answer in workers.map(spin, range(24)) if isinstance(answer, float)]
             seconds = time.perf_counter() - start
         one = one or seconds
         print(f"{count} worker processes: {seconds:.1f} s ({sum(taken):.1f}), {one / seconds:.2f} times one")
@@ -152,11 +155,14 @@ def of_processes() -> None:
 
 def of_dask() -> None:
     """What a task costs on a Dask cluster of this machine."""
-    from distributed import Client, LocalCluster
-
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        print("Dask: is not installed")
+        return
     from histossl.cluster import Cluster
 
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=None) as local, Client(local) as client:
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as local, Client(local) as client:
         cluster = Cluster(client, timeout=60)
         list(cluster.map(nothing, range(50)))
         start, before = time.perf_counter(), spent()
@@ -169,18 +175,19 @@ def of_training(slides: int = 0) -> None:
     """Steps of the slide encoder's training and its memory, of cohorts that are simulated by a few views on disk."""
     if not slides:
         with tempfile.TemporaryDirectory() as place:
-            _write_views(Path(place))
+            _write_views(Path(place) / "views")
             for count in (1_000, 10_000, 100_000, 1_000_000):
                 here = {**os.environ, "VIEWS": place, "OMP_NUM_THREADS": "1"}
                 subprocess.run([sys.executable, __file__, f"training={count}"], check=True, env=here)
         return
     import torch
 
-    from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, SlideSource, _batch
+    from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, _batch
+    from histossl.stages import SlideSources
+    from histossl.study import Study
 
     torch.set_num_threads(1)
-    folder = Path(os.environ["VIEWS"])
-    sources = [SlideSource(f"s{k}", folder / "none.h5", folder / f"{k % 64}") for k in range(slides)]
+    sources = SlideSources(Study(os.environ["VIEWS"]), [f"{k % 64}" for k in range(slides)])
     settings = PretrainSettings(batch=64)
     settings = replace(settings, encoder=replace(settings.encoder, in_dim=VIEWS[2]))
     task = PretrainTask(settings)
@@ -197,11 +204,11 @@ def of_training(slides: int = 0) -> None:
         adam.step()
     clock, cpu = (time.perf_counter() - start) / STEPS, (time.process_time() - before) / STEPS
     begun = time.process_time()
-    for source in sources[:500]:
-        source.load()
+    for k in range(500):
+        sources[k].load()
     opened = (time.process_time() - begun) / 500
     memory = Path("/proc/self/status").read_text()
-    peak, anonymous = (int(re.search(rf"{name}:\s+(\d+)", memory)[1]) / 1024 for name in ("VmHWM", "RssAnon"))
+    peak, anonymous = (int(re.findall(rf"{name}:\s+(\d+)", memory)[0]) / 1024 for name in ("VmHWM", "RssAnon"))
     print(
         f"training on {slides:,} slides: {clock:.2f} s ({cpu:.2f}) a step of {settings.batch}, "
         f"of which drawing {reading / STEPS:.2f}; {opened * 1e3:.2f} ms a slide at the start; "
@@ -216,7 +223,7 @@ def _write_views(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for k in range(64):
         place = folder / f"{k}"
-        place.mkdir()
+        place.mkdir(parents=True)
         np.save(place / "features.npy", rng.standard_normal(VIEWS, np.float32).astype(np.float16))
         np.save(place / "coords.npy", rng.integers(0, 40, (*VIEWS[:2], 2)).astype(np.int32) * 448)
         store.write_made(place, "", stride_level0=448.0)

@@ -58,7 +58,7 @@ def study_of(folder: Path, count: int, blocks: int, form: str) -> Study:
     slide, study = folder / f"nuclei-{blocks}.tiff", Study(folder / f"view-{blocks}-{count}-{form}")
     if not slide.exists():
         write(slide, blocks)
-    study.write_slides([dict.fromkeys(COLUMNS, "") | {"slide_id": "large", "path": str(slide), "status": "inspected"}])
+    study.write_slides([dict.fromkeys(COLUMNS, "") | {"slide_id": "large", "path": str(slide), "mpp": str(MPP)}])
     found = study.folder / "nuclei" / f"large.{form}"
     if not found.exists():
         found.parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from histossl.evaluate.labels import read_labels
 from histossl.evaluate.search import nearest
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
-from histossl.scale import Workers
+from histossl.scale import OneByOne, Workers
 from histossl.stages import embed_study, encode_study, pretrain_study, report_study
 from histossl.study import Study
 from histossl.synth import write_cohort
@@ -39,7 +39,7 @@ def main(slides: Path, labels: Path, out: Path, epochs: int = 100) -> dict[str, 
         # 3. The slide encoder learns to tell two augmented views of a slide from views of the others.
         pretrain_study(study, PretrainSettings(epochs=epochs), "auto")
         # 4. One vector a slide.
-        embed_study(study, EmbedSettings(), "auto")
+        embed_study(study, EmbedSettings(), "auto", OneByOne())
         report_study(study)
 
     found = read_embeddings(study.embeddings)

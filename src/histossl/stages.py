@@ -25,7 +25,7 @@ from histossl.embeddings import read_embeddings, write_embeddings
 from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
 from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
 from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder
-from histossl.errors import StudyError
+from histossl.errors import SettingsError, StudyError
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import ProbeSettings, write_probe
 from histossl.evaluate.rivals import judge
@@ -223,6 +223,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place
     with progress_bar("vectors", len(encoded)) as bar:
         for task, answer in place.map(vectors_of, tasks):
             bar.advance(1)
+            if isinstance(answer, SettingsError):  # an encoder of other features: no slide is to blame
+                raise answer
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
                 ledger.write("embed", [(encoded[task.slide_id], failure(reason(answer, task.features)))])

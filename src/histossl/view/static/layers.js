@@ -125,8 +125,11 @@ export class Nuclei {
     }
     if (this.zooming(seen)) setTimeout(this.changed, SETTLED);
     else if (!this.holds(seen)) this.fill(seen, context.getTransform().a);
-    const { canvas, left, top, right, bottom } = this.sheet;
-    context.drawImage(canvas, left, top, right - left, bottom - top);
+    const { canvas, left, top, right, bottom } = this.sheet, { a, e, f } = context.getTransform();
+    if (alike(seen.scale, this.sheet.scale)) {
+      context.setTransform(1, 0, 0, 1, 0, 0); // whole pixels on whole pixels stay sharp
+      context.drawImage(canvas, Math.round(left * a + e), Math.round(top * a + f));
+    } else context.drawImage(canvas, left, top, right - left, bottom - top);
     return this.sheet.drawn;
   }
   // While the scale changes from frame to frame the old sheet is shown, somewhat blurred.
@@ -154,11 +157,12 @@ export class Nuclei {
   fill({ scale, left, top, right, bottom }, dense) {
     const across = (right - left) * ROOM, down = (bottom - top) * ROOM;
     const canvas = this.sheet?.canvas ?? document.createElement("canvas"), context = canvas.getContext("2d");
-    this.sheet = { canvas, context, scale, drawn: 0, left: left - across, top: top - down, right: right + across, bottom: bottom + down };
     canvas.width = Math.ceil((right - left + 2 * across) * dense);
     canvas.height = Math.ceil((bottom - top + 2 * down) * dense);
-    context.scale(canvas.width / (right - left + 2 * across), canvas.height / (bottom - top + 2 * down));
-    context.translate(across - left, down - top);
+    this.sheet = { canvas, context, scale, drawn: 0, left: left - across, top: top - down };
+    this.sheet.right = this.sheet.left + canvas.width / dense;
+    this.sheet.bottom = this.sheet.top + canvas.height / dense;
+    context.setTransform(dense, 0, 0, dense, -this.sheet.left * dense, -this.sheet.top * dense);
     context.strokeStyle = Nuclei.colour;
     context.lineWidth = Math.min(2, 0.8 + scale) / scale;
     for (const cell of this.within(this.sheet, this.about.reach)) if (this.cells.has(cell)) this.add(cell);
