@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from histossl.embeddings import write_embeddings
 from histossl.study import Study
 from histossl.view.app import Viewer
 from histossl.view.commands import _listen
@@ -232,6 +233,33 @@ def test_a_tile_that_leaves_the_screen_is_not_waited_for_and_asked_for_anew_when
         assert [url for url in gone if not url.endswith(corner)] == []
         drag(1)
         until_true(page, lambda: len(held) == 2)
+
+
+def test_names_and_labels_are_shown_as_text(browser, folder, tmp_path):
+    """Anything of them that became an element would ask for a picture and be heard on the console."""
+    hostile = "<img src=x onerror=alert(1)>&amp;\"'"
+    real, study = Study(folder), Study(tmp_path / "study")
+    rows = [row | {"slide_id": f"{hostile}{k}", "patient_id": hostile} for k, row in enumerate(real.slides()[:5])]
+    study.write_slides([*rows, {"slide_id": f"{hostile}5", "path": "none.svs", "status": "failed", "error": hostile}])
+    write_embeddings(study.embeddings, rows, {"giga-ssl": np.random.default_rng(0).normal(size=(5, 8))}, {}, "made")
+    with (study.folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["target", "embedding", "slide_id", "patient_id", "truth", "predicted", f"p({hostile})"])
+        writer.writerows([hostile, hostile, row["slide_id"], "", hostile, hostile, "0.5"] for row in rows)
+    with served(study.folder) as address, page_of(browser) as page:
+        page.goto(address)
+        page.wait_for_selector("html[data-ready=atlas]")
+        page.select_option("#colour", hostile)
+        assert hostile in page.locator("#legend").inner_text()
+        assert page.locator("#list b").first.inner_text().startswith(hostile)
+        page.focus("#points")
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#card b").inner_text().startswith(hostile)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("html[data-ready=slide]")
+        assert page.locator("h1").inner_text().startswith(hostile)
+        assert hostile in page.locator("#predictions").inner_text()
+        assert page.locator("[onerror]").count() == 0
 
 
 def test_a_slide_that_cannot_be_read_says_so_on_its_page(browser, folder, tmp_path):

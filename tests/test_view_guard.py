@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import shutil
 
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from histossl.study import Study
 from histossl.view.app import Viewer
+from histossl.view.commands import view
 from histossl.view.guard import HEADERS, known_host
 from viewed import SECRET, TOKEN, app, ask, folder, viewer  # noqa: F401 - fixtures
 
@@ -42,6 +46,49 @@ def test_asked_to_listen_to_others_it_knows_its_addresses_and_no_foreign_names()
     assert known_host("192.168.1.7:80", "0.0.0.0")
     assert known_host("station.lab:80", "station.lab")
     assert not known_host("evil.example", "0.0.0.0")
+
+
+def test_it_listens_on_this_machine_alone_unless_asked_with_a_new_secret_each_time(folder, monkeypatch, capsys):
+    heard: list[str] = []
+
+    def run(_, sockets):
+        for one in sockets:
+            heard.append(one.getsockname()[0])
+            one.close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    addresses = []
+    for more in ({}, {}, {"host": "0.0.0.0"}):
+        assert view(folder, **more) == 0
+        addresses += [word for word in "".join(capsys.readouterr()).split() if word.startswith("http://")]
+    assert heard == ["127.0.0.1", "127.0.0.1", "0.0.0.0"]
+    secrets = {address.split("/")[3] for address in addresses}
+    assert len(secrets) == 3
+    assert min(map(len, secrets)) >= 32
+    assert inspect.signature(view).parameters["browser"].default is False
+
+
+def test_sockets_that_stay_open_are_closed_at_once(app):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": "websocket", "path": f"/{TOKEN}/", "headers": []}, None, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def test_no_page_of_others_frames_guesses_or_reads_an_answer(app):
+    headers = ask(app, f"/{TOKEN}/").headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"  # or the secret would go along
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert "access-control-allow-origin" not in headers
+    for what in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert policy[what] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == "'self'"
 
 
 def test_every_answer_carries_the_headers(app):
