@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-TASKS, SLIDES, STEPS = 40, 8, 4
+TASKS, SLIDES, STEPS = 40, 16, 4
 VIEWS = (10, 256, 256)  # of each simulated slide: views, tiles, features
 
 
@@ -182,7 +182,7 @@ def of_training(slides: int = 0) -> None:
         return
     import torch
 
-    from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, _batch
+    from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, draw_batch
     from histossl.stages import SlideSources
     from histossl.study import Study
 
@@ -196,7 +196,7 @@ def of_training(slides: int = 0) -> None:
     reading = 0.0
     for step in range(STEPS):
         begun = time.process_time()
-        batch = _batch(step, -(-slides // settings.batch), sources, settings)
+        batch = draw_batch(step, -(-slides // settings.batch), sources, settings)
         reading += time.process_time() - begun
         loss, _ = task(batch)
         adam.zero_grad()
