@@ -18,6 +18,7 @@ from histossl.errors import TrainingError
 from histossl.gigassl import pretrain as room
 from histossl.gigassl.encoder import EncoderSettings
 from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, SlideSource, pretrain_slides
+from histossl.gigassl.towers import Towers, draw_across, match
 from histossl.parallel import gather, make_fabric, moments, shares
 from test_pretrain import SMALL, write_source
 
@@ -34,10 +35,23 @@ def first_step(folder: Path, settings: PretrainSettings, dtype: torch.dtype = to
     task = PretrainTask(replace(settings, encoder=replace(settings.encoder, in_dim=32))).to(dtype)
     fabric = make_fabric("cpu", "64-true" if dtype == torch.float64 else "32-true")
     model = fabric.setup_module(task)
-    loss, gauges = model(room._batch(0, 1, sources_in(folder), settings))
+    loss, gauges = model(room.draw_batch(0, 1, sources_in(folder), settings))
     fabric.backward(loss)
     found = {"loss": loss.detach(), **gauges, **task.measure()}
     found |= {f"gradient {name}": p.grad.clone() for name, p in task.named_parameters()}
+    return found | {name: b.clone() for name, b in task.named_buffers() if "running" in name}
+
+
+def towers_step(folder: Path, settings: PretrainSettings) -> dict[str, torch.Tensor]:
+    """As `first_step`, of two sources: slides 0 to 4 are in the one, 2 to 6 in the other."""
+    sources = sources_in(folder)
+    towers = Towers([replace(settings.encoder, in_dim=32)] * 2, settings.seed)
+    task = PretrainTask(settings, towers, towers.contrasted_dim).double()
+    model = make_fabric("cpu", "64-true").setup_module(task)
+    shown = match([sources[:5], sources[2:]])
+    loss, gauges = model(room.draw_batch(0, 1, shown, settings, draw_across))
+    loss.backward()
+    found = {"loss": loss.detach(), **gauges} | {f"gradient {n}": p.grad.clone() for n, p in task.named_parameters()}
     return found | {name: b.clone() for name, b in task.named_buffers() if "running" in name}
 
 
@@ -47,7 +61,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_parallel import CHUNKED, NARROW, first_step, sources_in
+from test_parallel import CHUNKED, NARROW, first_step, sources_in, towers_step
 from histossl import parallel
 from histossl.gigassl.pretrain import pretrain_slides
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
@@ -56,6 +70,8 @@ with parallel.joined("cpu") as first:
         "double": first_step(folder, NARROW),
         "single": first_step(folder, NARROW, torch.float32),
         "chunked": first_step(folder, CHUNKED),
+        "towers": towers_step(folder, NARROW),
+        "towers in chunks": towers_step(folder, CHUNKED),
     }
     torch.save(found, out / f"rank{parallel.place()[0]}.pt")
     parallel.wait()
@@ -111,6 +127,15 @@ def test_chunks_of_two_processes_are_the_chunks_of_one(folder, two):
         same(torch.load(two / f"rank{rank}.pt")["chunked"], one, 1e-9)
 
 
+def test_two_processes_with_two_sources_are_one(folder, two):
+    one, chunked = towers_step(folder, NARROW), towers_step(folder, replace(CHUNKED, chunk=4))
+    for rank in (0, 1):
+        found = torch.load(two / f"rank{rank}.pt")
+        same(found["towers"], one, 1e-9)
+        same(found["towers in chunks"], chunked, 1e-9)
+    assert one["gradient encoder.each.1.linear.weight"].abs().max() > 1e-4
+
+
 def test_two_processes_train_as_one_and_one_of_them_writes(folder, two, tmp_path):
     pretrain_slides(sources_in(folder), NARROW, tmp_path / "enc", tmp_path / "logs", "f", "cpu")
     logs = []
@@ -141,12 +166,12 @@ def test_more_processes_than_slides_of_a_batch_are_refused(folder, tmp_path, mon
 @pytest.mark.parametrize("chunk", [0, 1, 2])
 def test_processes_share_the_pairs_of_one(folder, monkeypatch, chunk):
     settings, sources = replace(NARROW, chunk=chunk), sources_in(folder)
-    ((features, _, views, size),), pairs = room._batch(0, 1, sources, NARROW)
+    ((features, _, views, size),), pairs = room.draw_batch(0, 1, sources, NARROW)
     whole = {features[views == v].numpy().tobytes() for v in range(size)}
     found, counts = [], set()
     for rank in range(3):
         as_if_of(3, monkeypatch, rank)
-        chunks, total = room._batch(0, 1, sources, settings)
+        chunks, total = room.draw_batch(0, 1, sources, settings)
         assert total == pairs == SLIDES
         assert sum(c[3] for c in chunks) == 2 * shares(total)[rank]
         counts.add(len(chunks))
@@ -167,8 +192,8 @@ def test_a_process_alone_gathers_its_own():
 
 def test_chunks_give_the_gradient_of_the_whole_batch(folder):
     """Against all chunks in one graph; and, where batch norms use fixed statistics, against one pass of the batch."""
-    batch, _ = room._batch(0, 1, sources_in(folder), CHUNKED)
-    whole, _ = room._batch(0, 1, sources_in(folder), NARROW)
+    batch, _ = room.draw_batch(0, 1, sources_in(folder), CHUNKED)
+    whole, _ = room.draw_batch(0, 1, sources_in(folder), NARROW)
     assert len(batch) > 2
 
     def step(chunks, frozen=False):

@@ -90,7 +90,7 @@ def test_every_slide_comes_once_an_epoch_in_views_of_two_augmentations(sources, 
     monkeypatch.setattr(SlideSource, "load", watched)
     settings = replace(SMALL, batch=5)
     for step in range(3):
-        ((features, positions, views, size),), _ = room._batch(step, 3, sources, settings)
+        ((features, positions, views, size),), _ = room.draw_batch(step, 3, sources, settings)
         pairs = size // 2
         assert len(features) == size * 24
         for k in range(pairs):
@@ -167,7 +167,7 @@ def test_the_effective_rank_counts_the_directions_in_which_vectors_differ():
 
 
 def test_a_batch_larger_than_the_cohort_is_the_cohort(sources):
-    ((_, _, _, size),), pairs = room._batch(0, 1, sources, replace(SMALL, batch=256))
+    ((_, _, _, size),), pairs = room.draw_batch(0, 1, sources, replace(SMALL, batch=256))
     assert (size, pairs) == (24, 12)
     assert replace(SMALL, batch=256).schedule(12).steps == SMALL.epochs
 

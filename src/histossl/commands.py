@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
-from histossl import parallel, stages
+from histossl import parallel, several, stages
 from histossl.adopt import Origin, adopt, take_encoder
 from histossl.cluster import Cluster, by_slides, open_workers
 from histossl.cohort import inspect_slides
@@ -18,10 +18,11 @@ from histossl.console import answers, say
 from histossl.encode import EncodeSettings, encode_slides
 from histossl.encoders.moco import TileTrainSettings
 from histossl.encoders.zoo import pick_device
+from histossl.errors import StudyError
 from histossl.evaluate.probe import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings
-from histossl.scale import OneByOne, Workers
+from histossl.scale import OneByOne, Place, Workers
 from histossl.study import Study
 from histossl.study import existing_study as _existing
 from histossl.tasks import EncoderName, encode_on
@@ -168,7 +169,7 @@ def encode_stage(
 
 
 def pretrain_stage(
-    study: Path,
+    study: list[Path],
     out: Path | None = None,
     stride: float | None = None,
     mpp: float | None = None,
@@ -180,10 +181,12 @@ def pretrain_stage(
     """Train the slide encoder, without labels: on the encoded slides of a study, or on features that another tool made.
 
     With --out the study is made from a folder of features, of TRIDENT, CLAM (h5 and pt), STAMP or ours, and ends with
-    embeddings.h5ad, as `histossl run` does. On several devices or machines: `torchrun ... -m histossl pretrain ...`.
+    embeddings.h5ad, as `histossl run` does. Several folders are of the same slides, by other tile encoders or at other
+    magnifications: the two views of a slide come from two of them. On several devices or machines: `torchrun ... -m
+    histossl pretrain ...`.
 
     Args:
-        study: the folder of the study; with --out, a folder of features, a file a slide.
+        study: the folder of the study; with --out, folders of features, a file a slide.
         out: the folder of the study to be made from features.
         stride: level-0 pixels from a tile to the next, where the files of features do not say it.
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
@@ -192,20 +195,21 @@ def pretrain_stage(
         embed: how a slide's vector is made, with --out.
         device: auto, cpu or cuda.
     """
-    place, failed = _existing(study) if out is None else Study(out), 0
+    place, failed = _study(study, out), 0
     with parallel.joined(pick_device(device).type) as first, place.lock() if first else nullcontext():
         if out is not None and first:
-            failed = adopt(place, Origin(study, stride, mpp, slides), spatial=pretrain.encoder.arch == "sparse")
+            origins = [Origin(folder, stride, mpp, slides) for folder in study]
+            failed = _adopt(place, origins, spatial=pretrain.encoder.arch == "sparse")
         parallel.wait()
-        stages.pretrain_study(place, pretrain, device)
+        (several.pretrain_sources if place.sources else stages.pretrain_study)(place, pretrain, device)
         if out is not None and first:
-            failed = max(failed, stages.embed_study(place, embed, device, OneByOne()))
+            failed = max(failed, _embed(place, embed, device, OneByOne()))
             say(f"done: {place.embeddings}", "green")
     return _code(failed)
 
 
 def embed_stage(
-    study: Path,
+    study: list[Path],
     out: Path | None = None,
     weights: Path | None = None,
     stride: float | None = None,
@@ -220,10 +224,10 @@ def embed_stage(
     """One vector a slide, with the two baselines beside it: embeddings.h5ad.
 
     Args:
-        study: the folder of the study; with --out, a folder of features, a file a slide.
+        study: the folder of the study; with --out, folders of features, a file a slide.
         out: the folder of the study to be made from features, with --weights.
         weights: a slide encoder that was trained elsewhere: the slide-encoder folder of another study, or a checkpoint
-            that Giga-SSL's authors publish.
+            that Giga-SSL's authors publish; for several folders of features, another study made from as many.
         stride: level-0 pixels from a tile to the next, where the files of features do not say it.
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
         slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
@@ -233,14 +237,35 @@ def embed_stage(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    place, failed = _existing(study) if out is None else Study(out), 0
+    place, failed = _study(study, out), 0
     with place.lock():
         if out is not None:
-            failed = adopt(place, Origin(study, stride, mpp, slides))
+            failed = _adopt(place, [Origin(folder, stride, mpp, slides) for folder in study])
         if weights is not None:
-            take_encoder(place, weights)
+            several.take_encoders(place, weights) if place.sources else take_encoder(place, weights)
         with open_workers(1, timeout, scheduler, slurm) as pool:
-            return _code(max(failed, stages.embed_study(place, embed, device, by_slides(pool))))
+            return _code(max(failed, _embed(place, embed, device, by_slides(pool))))
+
+
+def _study(folders: list[Path], out: Path | None) -> Study:
+    """The study that stands in the one folder, or that is to be made of folders of features."""
+    if out is not None:
+        return Study(out)
+    if len(folders) > 1:
+        raise StudyError(f"{len(folders)} folders of features make a new study", "name it: --out")
+    return _existing(folders[0])
+
+
+def _adopt(study: Study, origins: list[Origin], spatial: bool = True) -> int:
+    if len(origins) > 1:
+        return several.adopt_sources(study, origins, spatial)
+    if study.sources:
+        raise StudyError(f"{study.folder}: made from several folders of features", "name them all, or another --out")
+    return adopt(study, origins[0], spatial)
+
+
+def _embed(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
+    return (several.embed_sources if study.sources else stages.embed_study)(study, settings, device, place)
 
 
 def probe_stage(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:

@@ -45,6 +45,9 @@ def heatmaps_study(
         LabelError: as of the probe; a slide that the study does not have.
         StudyError: embeddings.h5ad is not there, or was made otherwise than the study would make it now.
     """
+    if study.sources:
+        what = f"{study.folder}: its slides have tiles of {len(study.sources)} sources"
+        raise StudyError(what, f"explain one of them: {study.sources[0].folder}")
     if not study.embeddings.exists():
         raise StudyError(f"{study.folder}: has no embeddings.h5ad", "run `histossl embed` first")
     source = read_source(study.embeddings)

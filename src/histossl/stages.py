@@ -184,21 +184,36 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
     slides = [row["slide_id"] for row in study.encoded()]
     if first():
         study.settle("pretrain", settings, study.slide_encoder)
-    of = fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
-    if study.slide_encoder.is_dir():
-        about = trained_as(study.slide_encoder)
-        if about["features"] != of:
-            raise StudyError(
-                f"{study.slide_encoder}: trained on other features than those that stand",
-                f"use another --out, or remove {study.slide_encoder} to train anew",
-            )
-        new = len(set(slides) - set(about["slides"]))
-        if new:
-            say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+    if stands_trained(study, slides):
         return 0
-    sources = SlideSources(study, slides)
-    pretrain_slides(sources, settings, study.slide_encoder, study.logs / "pretrain", of, device, study.fourth_stage)
+    sources, of, logs = SlideSources(study, slides), learned_from(study), study.logs / "pretrain"
+    pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage)
     return 0
+
+
+def learned_from(study: Study) -> str:
+    """The fingerprint of the features of a study, as far as its settings make them."""
+    return fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
+
+
+def stands_trained(study: Study, slides: Sequence[str]) -> bool:
+    """Whether a slide encoder stands; says how many of the encoded slides it was trained without.
+
+    Raises:
+        StudyError: it was trained on other features.
+    """
+    if not study.slide_encoder.is_dir():
+        return False
+    about = trained_as(study.slide_encoder)
+    if about["features"] != learned_from(study):
+        raise StudyError(
+            f"{study.slide_encoder}: trained on other features than those that stand",
+            f"use another --out, or remove {study.slide_encoder} to train anew",
+        )
+    new = len(set(slides) - set(about["slides"]))
+    if new:
+        say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+    return True
 
 
 @timed("embed")

@@ -36,6 +36,16 @@ class Study(Roll):
         self.report = self.folder / "report.html"
         self.logs = self.folder / "logs"
 
+    @property
+    def sources(self) -> list[Study]:
+        """Where its slides were shown by several tile encoders or at several magnifications: a study of each."""
+        numbers = [int(path.name[7:]) for path in self.folder.glob("source-*") if path.name[7:].isdigit()]
+        return [self.source(number) for number in sorted(numbers)]
+
+    def source(self, number: int) -> Study:
+        """The study of source 1, 2, ...; made where there is none."""
+        return Study(self.folder / f"source-{number}")
+
     def qc(self, slide_id: str) -> Path:
         """The picture of a slide's tissue and tiles."""
         return self._of("qc", slide_id, ".jpg")

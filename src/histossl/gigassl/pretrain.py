@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -175,16 +175,22 @@ Chunk = tuple[Tensor, NDArray, NDArray, int]
 
 
 class PretrainTask(nn.Module):
-    """The slide encoder, its projector and the loss of a batch of pairs."""
+    """The slide encoder, its projector and the loss of a batch of pairs.
 
-    def __init__(self, settings: PretrainSettings) -> None:
+    Args:
+        settings: of the training.
+        encoder: of chunks of views; by default a `SlideEncoder` with `settings.encoder`.
+        dim: length of its vectors.
+    """
+
+    def __init__(self, settings: PretrainSettings, encoder: nn.Module | None = None, dim: int = 0) -> None:
         super().__init__()
-        self.encoder = SlideEncoder(settings.encoder, seed=settings.seed)
-        self.projector = Projector(settings.encoder.contrasted_dim, seed=settings.seed)
+        self.encoder = encoder or SlideEncoder(settings.encoder, seed=settings.seed)
+        self.projector = Projector(dim or settings.encoder.contrasted_dim, seed=settings.seed)
         self.temperature = settings.temperature
         self.last: tuple[Tensor, int] | None = None
 
-    def forward(self, batch: tuple[tuple[Chunk, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: tuple[tuple[tuple, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
         """(this process's chunks of the batch, pairs that all processes have) -> (loss of the whole batch, gauges).
 
         Several chunks pass the encoder one after the other and again in the backward pass, so that only one of them
@@ -236,47 +242,71 @@ def pretrain_slides(
         TrainingError: fewer than two slides, or a loss that is not finite.
         FileFormatError: damaged features or features of different encoders; weights to start with of another network.
     """
-    if len(sources) < 2:
-        only = sources[0].slide_id if sources else "nothing"
-        raise TrainingError(f"{len(sources)} slide to learn from ({only})", "contrast needs two or more")
-    per_epoch, processes = math.ceil(len(sources) / settings.batch), place()[1]
-    if len(sources) // per_epoch < processes:
-        raise TrainingError(
-            f"{processes} processes for batches of {len(sources) // per_epoch} slides",
-            "start as many as slides, or fewer",
-        )
-    dims = {source.slide_id: source.load()[0].shape[2] for source in sources}
-    if len(set(dims.values())) > 1:
-        odd = min(dims, key=lambda name: list(dims.values()).count(dims[name]))
-        raise FileFormatError(f"{odd}: features of {dims[odd]} numbers among others", "encode it with the same encoder")
-    settings = replace(settings, encoder=replace(settings.encoder, in_dim=next(iter(dims.values()))))
-    where = pick_device(device)
-    dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
-    schedule = settings.schedule(len(sources))
-    task = PretrainTask(settings)
-    started = _start(task.encoder, settings.start, tile_encoder)
-    made = fingerprint(settings, made_of, [source.slide_id for source in sources], dtype, started)
     names = [source.slide_id for source in sources]
+    per_epoch = steps_of_an_epoch(names, settings)
+    settings = of_length(settings, sources)
+    encoder = SlideEncoder(settings.encoder, seed=settings.seed)
+    started = start_from(encoder, settings.start, tile_encoder)
+    where, dtype = hardware(device, settings.precision)
+    made = fingerprint(settings, made_of, names, dtype, started)
     about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings), "start": started}
+    task = PretrainTask(settings, encoder)
     outcome = fit(
         task,
-        lambda step: _batch(step, per_epoch, sources, settings),
-        schedule,
+        lambda step: draw_batch(step, per_epoch, sources, settings),
+        settings.schedule(len(sources)),
         logs,
         made,
-        where.type,
+        where,
         dtype,
         about=about | {"slides": len(names)},
         measure=task.measure,
         best=settings.keep == "best",
     )
     if first():
-        task.encoder.fit_prototypes(list(sample_slides(sources, settings.seed)), settings.seed)
-        task.encoder.save(folder, about | {"training": vars(outcome)})
+        encoder.fit_prototypes(list(sample_slides(sources, settings.seed)), settings.seed)
+        encoder.save(folder, about | {"training": vars(outcome)})
         end_of_training(logs)
 
 
-def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
+def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
+    """Batches in which all slides come once.
+
+    Raises:
+        TrainingError: too few slides for a contrast, or for the processes that train.
+    """
+    if len(names) < 2:
+        only = names[0] if names else "nothing"
+        raise TrainingError(f"{len(names)} slide to learn from ({only})", "contrast needs two or more")
+    per_epoch, processes = math.ceil(len(names) / settings.batch), place()[1]
+    if len(names) // per_epoch < processes:
+        raise TrainingError(
+            f"{processes} processes for batches of {len(names) // per_epoch} slides",
+            "start as many as slides, or fewer",
+        )
+    return per_epoch
+
+
+def of_length(settings: PretrainSettings, sources: Sequence[SlideSource]) -> PretrainSettings:
+    """Settings of an encoder that takes the features of these slides.
+
+    Raises:
+        FileFormatError: damaged features, or features of different encoders.
+    """
+    dims = {source.slide_id: source.load()[0].shape[2] for source in sources}
+    if len(set(dims.values())) > 1:
+        odd = min(dims, key=lambda name: list(dims.values()).count(dims[name]))
+        raise FileFormatError(f"{odd}: features of {dims[odd]} numbers among others", "encode it with the same encoder")
+    return replace(settings, encoder=replace(settings.encoder, in_dim=next(iter(dims.values()))))
+
+
+def hardware(device: str, precision: str) -> tuple[str, str]:
+    """The kind of device and the number format that a training uses, as `fit` names them."""
+    where = pick_device(device)
+    return where.type, str(pick_dtype(precision, where)).removeprefix("torch.")
+
+
+def start_from(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
     """Give the encoder the weights that it begins with; returns `random`, or their hash."""
     fits = encoder.settings.arch == "sparse" and encoder.settings.dim == 512
     if start == "tile-encoder" and not (fits and tile_encoder is not None and tile_encoder.exists()):
@@ -291,24 +321,8 @@ def _start(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
     return hash_of(encoder.stage)
 
 
-def _batch(
-    step: int, per_epoch: int, sources: Sequence[SlideSource], settings: PretrainSettings
-) -> tuple[tuple[Chunk, ...], int]:
-    """This process's chunks of one step, and the pairs of all processes: a function of seed and step alone.
-
-    Every slide comes once an epoch, none is dropped. What is drawn of a slide does not depend on who draws it.
-    """
-    epoch, part = divmod(step, per_epoch)
-    order = np.random.default_rng([settings.seed, epoch]).permutation(len(sources))
-    together = np.array_split(order, per_epoch)[part]
-    rank, processes = place()
-    mine = together[rank::processes]
-    # As many chunks in each process, since they meet in every one, and none empty.
-    count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1
-    return tuple(_chunk(epoch, k, sources, settings) for k in np.array_split(mine, count)), len(together)
-
-
-def _chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
+def draw_chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
+    """Two views of each of some slides."""
     pairs = []
     for k in slides:
         features, positions = sources[k].load()
@@ -317,3 +331,31 @@ def _chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings
     batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
     # Positions stay on the CPU, where the kernel maps are built.
     return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
+
+
+def draw_batch(
+    step: int,
+    per_epoch: int,
+    slides: Sequence[Any],
+    settings: PretrainSettings,
+    draw: Callable[[int, NDArray, Any, PretrainSettings], tuple] = draw_chunk,
+) -> tuple[tuple[Any, ...], int]:
+    """This process's chunks of one step, and the pairs of all processes: a function of seed and step alone.
+
+    Every slide comes once an epoch, none is dropped. What is drawn of a slide does not depend on who draws it.
+
+    Args:
+        step: from 0 on.
+        per_epoch: steps in which all slides come.
+        slides: in a fixed order.
+        settings: of the training.
+        draw: (epoch, numbers of slides, slides, settings) -> their views as the encoder takes them.
+    """
+    epoch, part = divmod(step, per_epoch)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(len(slides))
+    together = np.array_split(order, per_epoch)[part]
+    rank, processes = place()
+    mine = together[rank::processes]
+    # As many chunks in each process, since they meet in every one, and none empty.
+    count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1
+    return tuple(draw(epoch, k, slides, settings) for k in np.array_split(mine, count)), len(together)

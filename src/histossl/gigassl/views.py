@@ -106,14 +106,27 @@ def draw_pair(
     """
     count = len(features)
     if count == 1:
-        most = max(1, round(settings.share * features.shape[1]))
-        fewer = replace(settings, tiles=min(settings.tiles, most), windows=min(settings.windows, settings.tiles, most))
-        views = [draw_view(features[0], positions[0], fewer, rng) for _ in range(2)]
+        views = [draw_view(features[0], positions[0], _fewer(settings, features.shape[1]), rng) for _ in range(2)]
         one, other = [(disturb(rows, settings, rng), places) for rows, places in views]
         return one, other
     first, second = rng.choice(count, 2, replace=False)
     one = draw_view(features[first], positions[first], settings, rng)
     return one, draw_view(features[second], positions[second], settings, rng)
+
+
+def draw_one(features: NDArray, positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> View:
+    """One view of a slide whose partner comes from another source: arguments, and what is done, as of `draw_pair`."""
+    if len(features) > 1:
+        chosen = rng.integers(len(features))
+        return draw_view(features[chosen], positions[chosen], settings, rng)
+    rows, places = draw_view(features[0], positions[0], _fewer(settings, features.shape[1]), rng)
+    return disturb(rows, settings, rng), places
+
+
+def _fewer(settings: ViewSettings, tiles: int) -> ViewSettings:
+    """Settings of views that show no more than their share of so many tiles."""
+    most = max(1, round(settings.share * tiles))
+    return replace(settings, tiles=min(settings.tiles, most), windows=min(settings.windows, settings.tiles, most))
 
 
 def disturb(features: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,0 +1,203 @@
+"""Several sources of the same slides, such as two tile encoders or two magnifications: the two views of a slide come
+from two of them, so that what is learned is what both see.
+
+Each source has a slide encoder of its own, for tiles of its own length on its own map; their convolutions are one and
+the same. Batch norms are not: the statistics of one source are not those of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histossl.config import fingerprint, to_dict
+from histossl.errors import TrainingError
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.pretrain import (
+    Chunk,
+    PretrainSettings,
+    PretrainTask,
+    SlideSource,
+    draw_batch,
+    hardware,
+    of_length,
+    sample_slides,
+    start_from,
+    steps_of_an_epoch,
+)
+from histossl.gigassl.sparse import SparseConv
+from histossl.gigassl.views import View, collate, draw_one, draw_pair
+from histossl.parallel import first
+from histossl.train import end_of_training, fit
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of slides by one tile encoder at one magnification.
+
+    Attributes:
+        slides: in a fixed order.
+        made_of: their fingerprint.
+        folder: of the slide encoder that is trained on them.
+    """
+
+    slides: Sequence[SlideSource]
+    made_of: str
+    folder: Path
+
+
+Shown = dict[int, SlideSource]
+"""A slide by the number of the source that shows it."""
+
+
+class Towers(nn.Module):
+    """A slide encoder for each source, with the same convolutions behind inlets of their own.
+
+    Args:
+        settings: of each; they differ in `in_dim` alone.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, settings: Sequence[EncoderSettings], seed: int = 0) -> None:
+        super().__init__()
+        self.encoders = [SlideEncoder(own, seed) for own in settings]
+        self.each = nn.ModuleList(self.encoders)
+        leading, *others = self.encoders
+        for other in others:
+            other.attention = leading.attention
+            for own, shared in zip(_convolutions(other), _convolutions(leading), strict=True):
+                own.weight = shared.weight
+        self.dim = leading.settings.dim
+        self.own = [s.contrasted_dim - s.dim for s in settings]  # of each vector, what no other source has
+
+    @property
+    def contrasted_dim(self) -> int:
+        """Length of the vectors that are contrasted: what is common to all sources, then what each has of its own."""
+        return self.dim + sum(self.own)
+
+    def forward(self, parts: Mapping[int, Chunk], order: Tensor) -> Tensor:
+        """Vectors of views.
+
+        Args:
+            parts: by source its views, as `SlideEncoder` takes them.
+            order: (V,) int64, which of the views, counted from source to source, comes where.
+
+        Returns:
+            (V, contrasted_dim), zeros where a source has no word.
+        """
+        found = []
+        for k, encoder in enumerate(self.encoders):
+            # One without views takes part all the same: other processes may have some, whom its batch norms meet.
+            vectors = encoder(*parts.get(k, _nothing(encoder)))
+            before, after = sum(self.own[:k]), sum(self.own[k + 1 :])
+            found.append(torch.cat([vectors[:, : self.dim], F.pad(vectors[:, self.dim :], (before, after))], 1))
+        return torch.cat(found)[order]
+
+
+def _nothing(encoder: SlideEncoder) -> Chunk:
+    weight = next(encoder.stage.parameters())
+    return weight.new_empty(0, encoder.settings.in_dim), np.empty((0, 2)), np.empty(0, np.int64), 0
+
+
+def _convolutions(encoder: SlideEncoder) -> list[SparseConv]:
+    return [layer for layer in encoder.stage.modules() if isinstance(layer, SparseConv)]
+
+
+def match(sources: Sequence[Sequence[SlideSource]]) -> list[Shown]:
+    """The slides of several sources, by name, in the order of their names.
+
+    Raises:
+        TrainingError: no slide is in two of the sources.
+    """
+    found: dict[str, Shown] = {}
+    for k, slides in enumerate(sources):
+        for slide in slides:
+            found.setdefault(slide.slide_id, {})[k] = slide
+    if all(len(shown) == 1 for shown in found.values()):
+        one, other = (next(iter(slides)).slide_id if slides else "nothing" for slides in sources[:2])
+        raise TrainingError(f"no slide is in two sources: {one!r} here, {other!r} there", "give files the same names")
+    return [found[name] for name in sorted(found)]
+
+
+def draw_across(
+    epoch: int, slides: NDArray, shown: Sequence[Shown], settings: PretrainSettings
+) -> tuple[dict[int, Chunk], Tensor]:
+    """Two views of each of some slides, as `Towers` takes them: of two sources at random, or both of the only one.
+
+    Never both of one where there are several: two views of one source share what its tile encoder makes of a stain.
+    """
+    pairs: list[list[tuple[int, View]]] = []
+    for k in slides.tolist():
+        rng, slide = np.random.default_rng([settings.seed, epoch, k]), shown[int(k)]
+        sources = list(slide)
+        if len(sources) == 1:
+            views = draw_pair(*slide[sources[0]].load(), settings.view, rng)
+            pairs.append([(sources[0], view) for view in views])
+        else:
+            chosen = rng.permutation(sources)[:2].tolist()
+            pairs.append([(source, draw_one(*slide[source].load(), settings.view, rng)) for source in chosen])
+    return _by_source([one for one, _ in pairs] + [other for _, other in pairs])
+
+
+def _by_source(views: Sequence[tuple[int, View]]) -> tuple[dict[int, Chunk], Tensor]:
+    sources = np.array([source for source, _ in views])
+    parts: dict[int, Chunk] = {}
+    for source in np.unique(sources).tolist():
+        batch = collate([view for of, view in views if of == source])
+        parts[source] = batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
+    # Sorted by source they come in this order; its inverse says where each one is.
+    return parts, torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))
+
+
+def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, logs: Path, device: str = "auto") -> None:
+    """Train a slide encoder for each source, together, and write each to its folder, whole or absent.
+
+    Each loads and embeds by itself, as one that was trained alone; of a slide in several sources the first
+    `settings.encoder.dim` numbers of their vectors are meant to agree.
+
+    Args:
+        sources: two or more, in a fixed order; slides are matched by name and need not be in all.
+        settings: of the training; `encoder.in_dim` is replaced by the dimension of each source's features.
+        logs: of log.csv, TensorBoard and checkpoints.
+        device: auto, cpu or cuda.
+
+    Raises:
+        TrainingError: fewer than two slides, none that is in two sources, or a loss that is not finite.
+        FileFormatError: damaged features, or features of different encoders in one source; weights to start with of
+            another network.
+    """
+    shown = match([source.slides for source in sources])
+    per_epoch = steps_of_an_epoch([next(iter(slide.values())).slide_id for slide in shown], settings)
+    each = [of_length(settings, source.slides) for source in sources]
+    towers = Towers([own.encoder for own in each], settings.seed)
+    started = [start_from(encoder, settings.start, None) for encoder in towers.encoders]
+    where, dtype = hardware(device, settings.precision)
+    names = [[slide.slide_id for slide in source.slides] for source in sources]
+    made = fingerprint(list(map(to_dict, each)), [source.made_of for source in sources], names, dtype, started)
+    task = PretrainTask(settings, towers, towers.contrasted_dim)
+    outcome = fit(
+        task,
+        lambda step: draw_batch(step, per_epoch, shown, settings, draw_across),
+        settings.schedule(len(shown)),
+        logs,
+        made,
+        where,
+        dtype,
+        about={"fingerprint": made, "sources": [to_dict(own) for own in each], "slides": len(shown)},
+        measure=task.measure,
+        best=settings.keep == "best",
+    )
+    if first():
+        for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
+            encoder.fit_prototypes(list(sample_slides(source.slides, settings.seed)), settings.seed)
+            about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}
+            about |= {"pretrain": to_dict(each[k]), "start": started[k], "training": vars(outcome)}
+            encoder.save(source.folder, about)
+        end_of_training(logs)
