@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -17,6 +18,7 @@ from histossl.errors import SettingsError, StudyError
 from histossl.evaluate.search import nearest
 from histossl.geometry import Region, Size
 from histossl.slide import open_slide
+from histossl.stages import report_study
 from histossl.study import Study
 from histossl.view.app import Viewer
 from histossl.view.commands import view
@@ -89,6 +91,29 @@ def test_the_cohort_is_that_of_the_study(app, viewer, folder):
         ("mean pooling", "b", {}),
     ]
     assert str(folder) not in json.dumps(words)
+
+
+def test_patients_whom_only_the_labels_named_are_told_apart(folder, tmp_path):
+    """The slides of one's own patient are no neighbours, in the viewer and in the report."""
+    study = Study(tmp_path / "study")
+    study.write_slides([row | {"patient_id": ""} for row in Study(folder).slides()[:5]])
+    shutil.copy(folder / "embeddings.h5ad", study.embeddings)
+    ids = [row["slide_id"] for row in study.slides()]
+    told = [("a", ids[0]), ("a", ids[1]), ("b", ids[2]), (ids[3], ids[3]), ("", ids[4])]
+    lines = [f"kind,giga-ssl,{slide},{patient},x,x" for patient, slide in told]
+    head = "target,embedding,slide_id,patient_id,truth,predicted"
+    (study.folder / "predictions.csv").write_text("\n".join([head, *lines]))
+    assert study.patients() == {ids[0]: "a", ids[1]: "a", ids[2]: "b"}
+    viewer = Viewer(study, tmp_path)
+    alike = {one["slide"] for one in ask(viewer.app(), "/slides/0/words.json").json()["neighbours"]}
+    assert alike == {2, 3, 4}
+    assert ask(viewer.app(), "/cohort.json").json()["columns"]["patient_id"] == ["a", "a", "b", "", ""]
+    viewer.close()
+    report_study(study)
+    page = study.report.read_text(encoding="utf-8")
+    assert "5 slides of 2 patients" in " ".join(page.split())
+    study.write_slides([row | {"patient_id": "c"} for row in study.slides()])
+    assert set(study.patients().values()) == {"c"}  # whom slides.csv names counts more
 
 
 def test_a_slide_that_cannot_be_read_says_why_and_the_others_go_on(app):

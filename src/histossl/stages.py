@@ -23,7 +23,8 @@ from histossl.config import fingerprint, from_dict, to_dict
 from histossl.console import progress_bar, say
 from histossl.embeddings import read_embeddings, write_embeddings
 from histossl.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
-from histossl.encoders.moco import TileSource, TileTrainSettings, pretrain_tiles, tiles_trained_on
+from histossl.encoders.learn import TileTrainSettings, pretrain_tiles
+from histossl.encoders.stream import TileSource, tiles_trained_on
 from histossl.encoders.zoo import TileEncoder, fourth_stage, load_encoder
 from histossl.errors import SettingsError, StudyError
 from histossl.evaluate.labels import read_labels
@@ -285,12 +286,12 @@ def report_study(study: Study) -> None:
     from histossl.report.page import ReportInput, write_report
     from histossl.report.sheets import heatmaps_sheet, hits_sheet, nuclei_sheet
 
-    slides = study.slides()
+    patients = study.patients()
+    slides = [row | {"patient_id": patients.get(row["slide_id"], "")} for row in study.slides()]
     vectors = read_embeddings(study.embeddings) if study.embeddings.exists() else None
     encoded = [row for row in slides if row["status"] == "encoded"]
     qc = {row["slide_id"]: study.qc(row["slide_id"]) for row in encoded}
     ids = [] if vectors is None else [str(name) for name in vectors.slides.index]
-    patients = {row["slide_id"]: row["patient_id"] for row in slides}
     alike = None if vectors is None else hits_sheet(vectors.vectors[GIGA], ids, patients, qc)
     sheets = alike, heatmaps_sheet(study.folder), nuclei_sheet(study.folder)
     probed = study.folder / "probe.json"

@@ -111,6 +111,14 @@ class Study(Roll):
         except ValueError as error:
             raise StudyError(f"{path}: not JSON ({error})", "remove it") from error
 
+    def patients(self) -> dict[str, str]:
+        """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
+        path = self.folder / "predictions.csv"
+        told = {row["slide_id"]: row.get("patient_id") or "" for row in store.read_rows(path)} if path.exists() else {}
+        told = {slide: patient for slide, patient in told.items() if patient != slide}  # as the probe has the unknown
+        told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
+        return {slide: patient for slide, patient in told.items() if patient}
+
     def encoded(self) -> list[Row]:
         """The rows of slides whose features stand.
 

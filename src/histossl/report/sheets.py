@@ -54,8 +54,9 @@ def hits_sheet(
         listed = [(row, "asked for"), *((hit.row, f"{hit.similarity:.2f}") for hit in found)]
         named = [(str(ids[k]), note) for k, note in listed]
         shown += [Picture(pictures[name], name, note) for name, note in named if name in pictures]
+    others = "slides of other patients" if any(patients.values()) else "slides"
     text = (
-        "Each slide that was asked for, then the slides of other patients most like it, with their similarity: "
+        f"Each slide that was asked for, then the {others} most like it, with their similarity: "
         "0 is what two slides of the cohort have by chance."
     )
     return Sheet("What is alike", text, shown)

@@ -17,7 +17,7 @@ from histossl.study import Row, Study
 from histossl.view.reading import Place
 
 _NEAREST = 8
-_HIDDEN = ("slide_id", "path", "error")  # columns that colour no map
+_HIDDEN = ("slide_id", "path", "error", "made")  # columns that colour no map
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ def read_cohort(study: Study) -> Cohort:
     if not rows:
         raise StudyError(f"{study.folder}: no slides in it", "run `histossl inspect SLIDES --out` first")
     slide_of = {row["slide_id"]: k for k, row in enumerate(rows)}
+    patients = study.patients()
+    rows = [row | {"patient_id": patients.get(row["slide_id"], "")} for row in rows]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _HIDDEN]
     columns = {name: [row.get(name) or "" for row in rows] for name in names}
     predictions, told = _predictions(study.folder / "predictions.csv", slide_of)
     columns = {name: values for name, values in (told | columns).items() if any(values)}
-    row_of, vectors, patients = _vectors(study, slide_of, rows)
-    return Cohort(study.folder.resolve().name, rows, columns, row_of, vectors, patients, predictions)
+    return Cohort(study.folder.resolve().name, rows, columns, *_vectors(study, slide_of, rows), predictions)
 
 
 def _vectors(
@@ -105,7 +106,7 @@ def _vectors(
     found = read_embeddings(study.embeddings)
     kept = [(k, slide_of[str(name)]) for k, name in enumerate(found.slides.index) if str(name) in slide_of]
     vectors = next(iter(found.vectors.values()))[[k for k, _ in kept]]
-    patients = np.array([rows[slide]["patient_id"].strip() or rows[slide]["slide_id"] for _, slide in kept], object)
+    patients = np.array([rows[slide]["patient_id"] or rows[slide]["slide_id"] for _, slide in kept], object)
     return {slide: row for row, (_, slide) in enumerate(kept)}, vectors, patients
 
 

@@ -191,7 +191,7 @@ def slide_words(cohort: Cohort, slide: int) -> dict[str, Any]:
     labels = {name: values[slide] for name, values in cohort.columns.items() if name not in row and values[slide]}
     return {
         "name": row["slide_id"],
-        "row": {name: value for name, value in row.items() if name != "path" and value},
+        "row": {name: value for name, value in row.items() if name not in ("path", "made") and value},
         "file": Path(row["path"]).name,
         "labels": labels,
         "predictions": cohort.predictions.get(slide, []),

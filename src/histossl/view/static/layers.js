@@ -8,7 +8,7 @@ const ROOM = 0.25; // of the screen, on each side, for which outlines are drawn 
 const SETTLED = 120; // milliseconds after which a scale that does not change is taken for the last
 
 export class Tissue {
-  static colour = "#00783c";
+  static colour = "#b8420b";
   async load(base) {
     const rings = await fetched(`${base}/tissue.json`);
     this.path = new Path2D();

@@ -159,6 +159,7 @@ function tell(words) {
   byId("predictions-box").hidden = !predictions.length;
   byId("neighbours").append(...neighbours.map((one) => listed(one.slide, one.name, "../", one.said, false, one.similarity.toFixed(2))));
   byId("neighbours-box").hidden = !neighbours.length;
+  if (!row.patient_id) byId("alike").textContent = "By their vectors; they may be of the same patient, which nobody has said.";
   const names = { patient_id: "patient", mpp: "µm per pixel" };
   const facts = [["file", words.file], ...Object.entries(row), ...Object.entries(labels)].filter(([name]) => name !== "slide_id");
   byId("about").append(...facts.flatMap(([name, value]) => [element("dt", { class: name === "error" ? "bad" : null }, names[name] ?? name), element("dd", {}, value)]));
