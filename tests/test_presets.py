@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from histossl.cli import parse
 from histossl.commands import pretrain_stage, run
 from histossl.encode import EncodeSettings
-from histossl.encoders.moco import TileTrainSettings
+from histossl.encoders.learn import TileTrainSettings
 from histossl.encoders.resnet import ResNet18
 from histossl.encoders.zoo import fourth_stage
 from histossl.errors import FileFormatError, SettingsError

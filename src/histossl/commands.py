@@ -16,7 +16,7 @@ from histossl.cohort import inspect_slides
 from histossl.config import fingerprint
 from histossl.console import answers, say
 from histossl.encode import EncodeSettings, encode_slides
-from histossl.encoders.moco import TileTrainSettings
+from histossl.encoders.learn import TileTrainSettings
 from histossl.encoders.zoo import pick_device
 from histossl.errors import StudyError
 from histossl.evaluate.probe import ProbeSettings
@@ -36,7 +36,7 @@ def run(
     out: Path,
     labels: Path | None = None,
     mpp_default: float | None = None,
-    encoder: str = "random",
+    encoder: str = "self",
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
     tile_encoder: TileTrainSettings = TileTrainSettings(),
@@ -60,7 +60,7 @@ def run(
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
         mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
-        encoder: of tiles: random (seeded, the dumb baseline), self (learned on these slides, without labels),
+        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
             imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
         tissue: how tissue is found.
         tile: how tiles are laid.
@@ -141,7 +141,7 @@ def inspect(
 
 def encode_stage(
     study: Path,
-    encoder: str = "random",
+    encoder: str = "self",
     tile_encoder: TileTrainSettings = TileTrainSettings(),
     encode: EncodeSettings = EncodeSettings(),
     workers: int | None = None,
@@ -154,7 +154,7 @@ def encode_stage(
 
     Args:
         study: the folder that `inspect --out` made.
-        encoder: of tiles: random (seeded, the dumb baseline), self (learned on these slides, without labels),
+        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
             imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.

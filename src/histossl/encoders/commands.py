@@ -9,7 +9,7 @@ from histossl import stages
 from histossl.cohort import inspect_slides
 from histossl.console import say
 from histossl.encode import EncodeSettings
-from histossl.encoders.moco import TileTrainSettings
+from histossl.encoders.learn import TileTrainSettings
 from histossl.errors import StudyError
 from histossl.scale import Workers
 from histossl.store import whole_folder

@@ -8,8 +8,6 @@ its own momentum (EMAN, Cai et al., CVPR 2021), so that there is nothing to hide
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,22 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl import store
 from histossl.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
-from histossl.config import fingerprint, to_dict
+from histossl.config import fingerprint
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
-from histossl.encoders.zoo import keep_buffers, pick_device, pick_dtype, save_encoder
-from histossl.errors import FileFormatError, SettingsError, SlideError, TrainingError
+from histossl.encoders.stream import StreamPlan, TileStream
+from histossl.encoders.zoo import keep_buffers, pick_device, pick_dtype
+from histossl.errors import SettingsError
 from histossl.losses import contrast
-from histossl.read import ReadJob, read_tiles
-from histossl.scale import Workers
-from histossl.tiles import TileSpec
-from histossl.train import Schedule, end_of_training, fit
+from histossl.train import Schedule, fit
 
 
 @dataclass(frozen=True)
-class TileTrainSettings:
-    """Self-supervised learning of tiles.
+class MocoSettings:
+    """Momentum contrast of tiles.
 
     Args:
         steps: of the optimiser.
@@ -68,27 +63,13 @@ class TileTrainSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 2 or self.slides < 1 or self.queue < 0 or self.projection < 1:
-            raise SettingsError("tile training needs steps, slides, projection >= 1, batch >= 2 and queue >= 0")
+            raise SettingsError("moco needs steps, slides, projection >= 1, batch >= 2 and queue >= 0")
         if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1 and 0 <= self.momentum < 1):
-            raise SettingsError("tile training needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
+            raise SettingsError("moco needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
 
-
-@dataclass(frozen=True)
-class TileSource:
-    """Where the tiles of one slide lie.
-
-    Attributes:
-        slide_id: for messages.
-        path, mpp: of the slide.
-        tile: what its tiles are.
-        tiles_path: the HDF5 file of their places.
-    """
-
-    slide_id: str
-    path: Path
-    mpp: float
-    tile: TileSpec
-    tiles_path: Path
+    def plan(self) -> StreamPlan:
+        """What is read of the slides."""
+        return StreamPlan(self.steps, self.batch, self.slides, self.seed)
 
 
 # Augmentations travel as numpy arrays: floating tensors would be rounded to the precision of the products.
@@ -98,7 +79,7 @@ Batch = tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]
 class MocoTask(nn.Module):
     """A ResNet-18 up to `layer3` and its projector, their momentum copies, the queue, and the loss of a batch."""
 
-    def __init__(self, settings: TileTrainSettings) -> None:
+    def __init__(self, settings: MocoSettings) -> None:
         super().__init__()
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
@@ -205,121 +186,22 @@ def _gauges(queries: Tensor, keys: Tensor, similarity: Tensor) -> dict[str, Tens
     }
 
 
-def tiles_trained_on(folder: Path) -> set[str]:
-    """The slides that a tile encoder of ours was trained on.
-
-    Raises:
-        FileFormatError: no tile encoder with its settings stands there.
-    """
-    try:
-        return set(json.loads((folder / "config.json").read_text(encoding="utf-8"))["slides"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{folder}: no tile encoder with its settings ({error})"
-        raise FileFormatError(what, "remove it to train anew, or give it as --encoder") from error
-
-
-class TileStream:
-    """Batches of tiles from slides, a function of seed and step alone, read ahead by worker processes.
-
-    A slide of which a batch cannot be read is left out of that batch, and counted.
+def learn_moco(stream: TileStream, settings: MocoSettings, logs: Path, made: str, device: str = "auto") -> ResNet18:
+    """The momentum encoder after a training on the tiles of a stream that was made with `settings.plan()`.
 
     Args:
-        sources: the slides, in a fixed order.
+        stream: of tiles.
         settings: of the training.
-        workers: who reads.
-    """
-
-    def __init__(self, sources: Sequence[TileSource], settings: TileTrainSettings, workers: Workers) -> None:
-        self.sources, self.settings, self.workers = sources, settings, workers
-        self.tiles = [store.read_tiles_of(source.tiles_path) for source in sources]
-        self.failures: dict[str, str] = {}
-        self._next = -1
-        self._answers: Iterator[tuple[ReadJob, NDArray[np.uint8] | Exception]] = iter(())
-        self._last: Batch | None = None
-
-    def __call__(self, step: int) -> Batch:
-        """The batch of a step, as `MocoTask` takes it; steps in order come fast, others are read anew.
-
-        Raises:
-            TrainingError: not one slide of the batch can be read.
-        """
-        if self._last is not None and step == self._next - 1:
-            return self._last
-        if step != self._next:
-            depth = 2 * self.settings.slides // self.workers.count + 1
-            jobs = (job for s in range(step, self.settings.steps) for job in self.jobs(s))
-            self._answers = self.workers.map(read_tiles, jobs, ahead=max(2, depth))
-        self._next = step + 1
-        found = [self._tiles(*next(self._answers)) for _ in self.jobs(step)]
-        tiles = np.concatenate([part for part in found if part is not None] or [np.empty((0, 1, 1, 3), np.uint8)])
-        if len(tiles) < 2:
-            raise TrainingError(f"no tile of step {step} can be read: {next(iter(self.failures.values()))}")
-        self._last = (torch.from_numpy(tiles), *self._drawn(step, len(tiles), tiles.shape[1]))
-        return self._last
-
-    def jobs(self, step: int) -> list[ReadJob]:
-        """What is read for a step: tiles of the next slides of a shuffled round, in equal parts."""
-        wanted, rng = self.settings.batch, np.random.default_rng([self.settings.seed, 0, step])
-        slides = min(self.settings.slides, len(self.sources), wanted)
-        places = np.arange(step * slides, (step + 1) * slides)
-        found = []
-        for position, k in enumerate(self._slide(int(place)) for place in places):
-            source, tiles = self.sources[k], self.tiles[k]
-            count = wanted // slides + (position < wanted % slides)
-            chosen = np.sort(rng.choice(len(tiles.xy), count, replace=count > len(tiles.xy)))
-            xy, tile = tiles.xy[chosen], source.tile
-            found.append(ReadJob(k, step, source.path, source.mpp, xy, tiles.extent, tile.mpp, tile.px))
-        return found
-
-    def _slide(self, place: int) -> int:
-        """The slide at a place of the endless row of shuffled rounds, in which every slide comes once a round."""
-        turn, position = divmod(place, len(self.sources))
-        return int(np.random.default_rng([self.settings.seed, 1, turn]).permutation(len(self.sources))[position])
-
-    def _tiles(self, job: ReadJob, answer: NDArray[np.uint8] | Exception) -> NDArray[np.uint8] | None:
-        if isinstance(answer, Exception):
-            what = str(answer) if isinstance(answer, SlideError) else f"{job.path.name}: {answer}"
-            self.failures.setdefault(self.sources[job.slide].slide_id, what)
-            return None
-        return answer
-
-    def _drawn(self, step: int, count: int, px: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        rng = np.random.default_rng([self.settings.seed, 2, step])
-        one, other = (draw_tile_augmentations(self.settings.augment, count, px, rng) for _ in range(2))
-        return one, other
-
-
-def pretrain_tiles(
-    sources: Sequence[TileSource],
-    settings: TileTrainSettings,
-    folder: Path,
-    logs: Path,
-    workers: Workers,
-    device: str = "auto",
-) -> dict[str, str]:
-    """Train a tile encoder and write it to `folder`, whole or absent; `load_encoder(folder)` reads it back.
-
-    Args:
-        sources: the slides, in a fixed order.
-        settings: of the training.
-        folder: of the result: model.safetensors and config.json.
         logs: of log.csv, TensorBoard and checkpoints, from which a killed training goes on.
-        workers: processes that read tiles.
+        made: fingerprint of the settings and the tiles.
         device: auto, cpu or cuda.
 
-    Returns:
-        The slides of which tiles could not be read, and why.
-
     Raises:
-        TrainingError: fewer than two tiles, no tile that can be read, or a loss that is not finite.
-        FileFormatError: the places of a slide's tiles are absent or damaged.
+        TrainingError: no tile can be read, or a loss is not finite.
     """
     where = pick_device(device)
     dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")
     keep_buffers()
-    stream = TileStream(sources, settings, workers)
-    if sum(len(tiles.xy) for tiles in stream.tiles) < 2:
-        raise TrainingError("fewer than two tiles to learn from", "contrast needs two or more")
     schedule = Schedule(
         settings.steps,
         settings.rate,
@@ -327,17 +209,12 @@ def pretrain_tiles(
         settings.weight_decay,
         checkpoints=max(1, settings.steps // 50),
     )
-    of = [[source.slide_id, tiles.fingerprint] for source, tiles in zip(sources, stream.tiles, strict=True)]
-    made = fingerprint(settings, of, dtype)
     task = MocoTask(settings)
-    fit(task, stream, schedule, logs, made, where.type, dtype)
-    names = [source.slide_id for source in sources]
-    about = {
-        "architecture": "resnet18 up to layer3",
-        "fingerprint": made,
-        "slides": names,
-        "settings": to_dict(settings),
-    }
-    save_encoder(task.encoder, folder, about | {"tile": to_dict(sources[0].tile)})
-    end_of_training(logs)
-    return stream.failures
+
+    def batch_of(step: int) -> Batch:
+        tiles, rng = stream(step), np.random.default_rng([settings.seed, 2, step])
+        one, other = (draw_tile_augmentations(settings.augment, len(tiles), tiles.shape[1], rng) for _ in range(2))
+        return tiles, one, other
+
+    fit(task, batch_of, schedule, logs, fingerprint(made, dtype), where.type, dtype)
+    return task.encoder

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from histossl.encoders.foreign import KINDS, hash_of, load_foreign, probed_dim
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
+from histossl.encoders.words import Words
 from histossl.errors import FileFormatError, SettingsError
 from histossl.store import whole_folder
 
@@ -102,7 +103,8 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     Args:
         name: `random` (seeded, the dumb baseline), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
             path of a file of ResNet-18 weights (torchvision, MoCo or ours; .pth, .pt, .tar, .safetensors), or a folder
-            with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256. Or
+            of ours with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256;
+            visual words have a dim of six times their count. Or
             anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_foreign`.
         seed: of `random`.
         device: auto, cpu or cuda.
@@ -126,9 +128,13 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         identity = {"name": "random", "seed": str(seed)}
     else:
         path = _imagenet_file() if name == "imagenet" else Path(name)
-        load_resnet(network, path)
+        words = _words_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        if words is not None:
+            identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
+            return TileEncoder(identity, words.to(where), words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where)
+        load_resnet(network, path)
     identity["dtype"] = str(dtype).removeprefix("torch.")
     network = fold_batch_norms(network).to(device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
@@ -159,6 +165,19 @@ def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) 
     network = found.network.eval().to(device=where, dtype=dtype)  # type: ignore[call-overload]
     dim = probed_dim(network, f"{kind}:{name}", found.side or 224, where, dtype)
     return TileEncoder(identity, network, dim, found.mean, found.std, dtype, where, found.side)
+
+
+def _words_of(path: Path) -> Words | None:
+    """The visual words that stand there, None where it is weights of something else."""
+    weights = read_weights(path)
+    if "centres" not in weights:
+        return None
+    words = Words(weights["centres"].shape[1] if weights["centres"].ndim == 3 else 2)
+    try:
+        words.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FileFormatError(f"{path}: damaged visual words ({error})", "train them anew") from error
+    return words.eval()
 
 
 def load_resnet(network: nn.Module, path: Path) -> None:
