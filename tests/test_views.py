@@ -141,3 +141,9 @@ def test_a_batch_keeps_the_place_of_a_view_without_tiles():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError):
         ViewSettings(**wrong)
+
+
+def test_one_view_alone_is_not_copied():
+    features, positions = np.ones((5, 3), np.float32), np.zeros((5, 2), np.float32)
+    assert np.shares_memory(collate([(features, positions)]).features.numpy(), features)
+    assert collate([(features[::-1].astype(np.float16), positions)]).features.dtype == torch.float32

@@ -158,7 +158,8 @@ def _passes(
     a_pass = max(1, TILES_A_PASS // max(1, min(view.tiles, len(features))))
     for start in range(0, count, a_pass):
         chosen = [np.sort(draw_tiles(positions, view, rng)) for _ in range(min(a_pass, count - start))]
-        views = [(features[rows], positions[rows]) for rows in chosen]
+        whole = len(chosen[0]) == len(features)  # then as they are, without a copy
+        views = [(features, positions) if whole else (features[rows], positions[rows]) for rows in chosen]
         if encoder.settings.hard_border:  # in the published code a view begins at its own first row and column
             views = [(tiles, places - np.floor(places.min(0, initial=np.inf))) for tiles, places in views]
         yield collate(views), np.concatenate(chosen)

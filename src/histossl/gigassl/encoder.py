@@ -192,13 +192,11 @@ class SlideEncoder(nn.Module):
 
     def _looked_at(self, tiles: SparseMap) -> SparseMap:
         """The map that is pooled."""
-        rows, grid = tiles.features, tiles.grid
-        if self.settings.inlet == "centred":
-            rows = rows - tiles.mean()[grid.views]
+        rows = tiles.centred() if self.settings.inlet == "centred" else tiles.features
         if self.norm is not None:
             rows = self.norm(rows)
         if self.linear is not None:
-            rows = self.linear(rows, grid.itself)
+            rows = self.linear(rows, tiles.grid.itself)
         return self.stage(tiles.with_features(rows))
 
     def _weights(self, last: SparseMap) -> Tensor:

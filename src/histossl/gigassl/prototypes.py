@@ -57,7 +57,7 @@ class Prototypes(nn.Module):
 
     def seen(self, tiles: SparseMap) -> list[Tensor]:
         """(S, axes) float32 for each scale: in what a site, with its neighbours, differs from the mean of its map."""
-        rows = (tiles.features - tiles.mean()[tiles.grid.views]).float() @ self.axes
+        rows = tiles.centred().float() @ self.axes
         found = []
         for times in range(max(SCALES) + 1):
             if times:
@@ -78,7 +78,7 @@ class Prototypes(nn.Module):
         from threadpoolctl import threadpool_limits
 
         step = -(-sum(len(m.grid) for m in maps) // SPREAD_FROM)
-        some = torch.cat([(m.features - m.mean()[m.grid.views])[::step].float().cpu() for m in maps])
+        some = torch.cat([m.centred()[::step].float().cpu() for m in maps])
         self.axes.copy_(_whitening(some, self.axes.shape[1]))
         scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
         count = self.centres.shape[2]

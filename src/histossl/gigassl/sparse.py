@@ -189,6 +189,12 @@ class SparseMap:
         """(batch_size, C): the mean over the sites of each map; zeros where a map is empty."""
         return view_mean(self.features, self.grid.views, self.grid.counts)
 
+    def centred(self) -> Tensor:
+        """(N, C): in what each site differs from the mean of its map."""
+        mean = self.mean()
+        # Of one large map, the mean is not copied to every site.
+        return self.features - (mean if len(mean) == 1 else mean[self.grid.views])
+
     @classmethod
     def of(cls, features: Tensor, sites: NDArray | Tensor, batch_size: int) -> SparseMap:
         """A map of vectors (T, C) placed on sites (T, 3) [map, row, column] in any order; those that fall on one site
@@ -214,8 +220,8 @@ def occupied(sites: NDArray, batch_size: int, device: torch.device | str = "cpu"
 
 def view_mean(rows: Tensor, group: Tensor, counts: Tensor) -> Tensor:
     """Mean of the rows (N, C) of each group (N,) of `counts` (G,) members; zeros for an empty one. (G, C)."""
-    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add(0, group, rows)
-    return sums / counts.clamp(min=1).to(rows.dtype)[:, None]
+    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, group, rows)
+    return sums.div_(counts.clamp(min=1).to(rows.dtype)[:, None])
 
 
 class SparseConv(nn.Module):

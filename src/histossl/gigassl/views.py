@@ -173,9 +173,15 @@ def move_map(positions: NDArray, settings: ViewSettings, rng: np.random.Generato
 def collate(views: Sequence[View]) -> Batch:
     """Put views side by side; a view without tiles keeps its place."""
     counts = torch.tensor([len(positions) for _, positions in views])
+    features, positions = ([view[side] for view in views] for side in (0, 1))
     return Batch(
-        torch.from_numpy(np.concatenate([features for features, _ in views]).astype(np.float32, copy=False)),
-        torch.from_numpy(np.concatenate([positions for _, positions in views]).astype(np.float32, copy=False)),
+        _tensor(features),
+        _tensor(positions),
         torch.repeat_interleave(torch.arange(len(views)), counts),
         len(views),
     )
+
+
+def _tensor(parts: list[NDArray]) -> torch.Tensor:
+    # The tiles of one slide may fill half of the memory: one view alone is not copied.
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0], np.float32))
