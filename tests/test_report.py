@@ -1,5 +1,7 @@
 """The report: whole, self-contained, safe with hostile names, small, and true to what it was given."""
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
@@ -227,3 +229,16 @@ def test_curves_and_pictures_stay_small(tmp_path):
     uri = small_picture(tmp_path / "wide.png", 320)
     assert uri.startswith("data:image/jpeg;base64,")
     assert len(uri) < 5000
+
+
+def test_of_a_large_picture_the_part_is_shown_in_which_there_is_something(tmp_path):
+    glass = np.full((900, 1300, 3), 240, np.uint8)
+    glass[500:800, 100:400] = np.random.default_rng(0).integers(0, 255, (300, 300, 3))
+    Image.fromarray(glass).save(tmp_path / "a.png")
+    data = base64.b64decode(small_picture(tmp_path / "a.png", 400, part=True).partition(",")[2])
+    shown = np.asarray(Image.open(io.BytesIO(data)).convert("L")).astype(float)
+    assert shown.shape == (400, 400)
+    assert shown.std() > 40
+    Image.fromarray(glass[:100, :150]).save(tmp_path / "a.png")
+    data = base64.b64decode(small_picture(tmp_path / "a.png", 400, part=True).partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (150, 100)

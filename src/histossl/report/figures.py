@@ -123,19 +123,31 @@ def slide_map(vectors: np.ndarray, width: float = 640, margin: float = 14) -> tu
     return np.column_stack([placed[:, 0] + width / 2, height / 2 - placed[:, 1]]), height, float(share)
 
 
-def small_picture(path: Path, longest: int = 320) -> str:
-    """A picture file as a data URI: JPEG of at most `longest` pixels a side.
+def small_picture(path: Path, longest: int = 320, part: bool = False) -> str:
+    """A picture file as a data URI: JPEG of at most `longest` pixels a side; with `part` what differs most in itself of
+    it, unscaled.
 
     Raises:
         OSError: not a picture, or not there.
     """
     with Image.open(path) as image:
-        image.draft("RGB", (longest * 2, longest * 2))
+        if not part:
+            image.draft("RGB", (longest * 2, longest * 2))
         small = image.convert("RGB")
+    if part:
+        small = small.crop(_richest(np.asarray(small.convert("L")), longest))
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=72, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _richest(grey: np.ndarray, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the square of a picture whose pixels differ most, among half-overlapping ones."""
+    top, left = (range(0, max(length - side, 0) + 1, side // 2) for length in grey.shape)
+    corners = [(y, x) for y in top for x in left]
+    y, x = max(corners, key=lambda corner: grey[corner[0] :, corner[1] :][:side, :side].std())
+    return x, y, min(x + side, grey.shape[1]), min(y + side, grey.shape[0])
 
 
 def _axes(width: float, height: float):

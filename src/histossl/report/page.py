@@ -29,6 +29,7 @@ GAUGES = {
     "matched": "views whose nearest other view is of their own slide",
     "alignment": "distance of the two views of a slide; lower is better",
     "uniformity": "how evenly the slides fill the sphere; lower is better",
+    "effective_rank": "directions that the vectors spread over; 1 is collapse",
     "rate": "learning rate",
     "lr": "learning rate",
 }
@@ -158,15 +159,16 @@ def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str,
 
 
 def _sheet(sheet: Sheet) -> dict[str, Any]:
-    drawn = [(picture, _drawn(picture.path)) for picture in sheet.pictures]
+    longest = 560 if sheet.layout == "wide" else 320
+    drawn = [(picture, _drawn(picture.path, longest, sheet.part)) for picture in sheet.pictures]
     shown = [{"caption": picture.caption, "note": picture.note, "uri": uri} for picture, uri in drawn if uri]
-    return {"title": sheet.title, "text": sheet.text, "shown": shown}
+    return {"title": sheet.title, "text": sheet.text, "layout": sheet.layout, "shown": shown}
 
 
-def _drawn(path: Path) -> str | None:
+def _drawn(path: Path, longest: int = 320, part: bool = False) -> str | None:
     """A picture as a data URI; None where it is not there or damaged, which is no reason to have no report."""
     try:
-        return small_picture(Path(path))
+        return small_picture(Path(path), longest, part)
     except OSError:
         return None
 

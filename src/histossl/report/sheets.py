@@ -25,11 +25,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures side by side under a heading; those whose files are not there are passed over."""
+    """Pictures side by side under a heading; those whose files are not there are passed over.
+
+    Attributes:
+        title: the heading.
+        text: under it.
+        pictures: in order.
+        layout: "rows" of five, "wide" pictures, or "" for small ones.
+        part: shows of each picture only its richest part, as large as it is: of what whole is too small to see.
+    """
 
     title: str
     text: str
     pictures: Sequence[Picture]
+    layout: str = ""
+    part: bool = False
 
 
 def hits_sheet(
@@ -59,7 +69,7 @@ def hits_sheet(
         f"Each slide that was asked for, then the {others} most like it, with their similarity: "
         "0 is what two slides of the cohort have by chance."
     )
-    return Sheet("What is alike", text, shown)
+    return Sheet("What is alike", text, shown, "rows")
 
 
 def heatmaps_sheet(study: Path) -> Sheet | None:
@@ -72,7 +82,7 @@ def heatmaps_sheet(study: Path) -> Sheet | None:
         for path in _some(sorted(folder.glob("*.png")), each)
     ]
     text = "What each tile adds to the score of the likeliest class: red speaks for it, blue against."
-    return Sheet("What the classifier looked at", text, shown) if shown else None
+    return Sheet("What the classifier looked at", text, shown, "wide") if shown else None
 
 
 def nuclei_sheet(study: Path) -> Sheet | None:
@@ -88,7 +98,7 @@ def nuclei_sheet(study: Path) -> Sheet | None:
     names = [path.name.removesuffix(ending) for path in found]
     notes = [f"{int(counts[name]):,} nuclei" if counts.get(name, "").isdecimal() else "" for name in names]
     shown = [Picture(path, name, note) for path, name, note in zip(found, names, notes, strict=True)]
-    return Sheet("Nuclei", "As they were found, without labels.", shown)
+    return Sheet("Nuclei", "As they were found, without labels; of each slide a part.", shown, "wide", part=True)
 
 
 def _some(paths: Sequence[Path], count: int) -> list[Path]:
