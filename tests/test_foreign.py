@@ -110,6 +110,15 @@ def test_a_missing_library_is_named(monkeypatch, kind, extra):
         load_encoder(f"{kind}:anything")
 
 
+@pytest.mark.parametrize(("kind", "extra"), [("timm", "timm"), ("hf", "transformers")])
+def test_a_library_that_is_broken_is_not_called_missing(tmp_path, monkeypatch, kind, extra):
+    (tmp_path / f"{extra}.py").write_text("raise ImportError('Could not import module AutoModel')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, extra, raising=False)
+    with pytest.raises(FileFormatError, match=rf"{extra} cannot be imported \(Could not .*torchvision of another"):
+        load_encoder(f"{kind}:anything")
+
+
 def test_a_vision_transformer_from_a_folder(tmp_path, monkeypatch):
     transformers = library("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

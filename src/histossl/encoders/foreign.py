@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,13 @@ def load_foreign(kind: str, name: str) -> Foreign:
     try:
         return KINDS[kind](name)
     except ImportError as error:
-        hint = f"pip install 'histossl[{kind}]'" if kind != "hf" else "pip install 'histossl[transformers]'"
-        raise FileFormatError(f"{kind}:{name}: needs a library that is missing ({error})", hint) from error
+        extra = "transformers" if kind == "hf" else kind
+        if find_spec(extra) is None:
+            what, hint = "needs a library that is missing", f"pip install 'histossl[{extra}]'"
+        else:  # both import torchvision where they find one
+            what = f"{extra} cannot be imported"
+            hint = "is there a torchvision of another torch? install the one that belongs to yours, or, for hf:, none"
+        raise FileFormatError(f"{kind}:{name}: {what} ({_first_line(error)})", hint) from error
     except _REFUSALS as error:
         raise FileFormatError(f"{kind}:{name}: cannot be loaded ({_first_line(error)})", _HINTS[kind]) from error
 
