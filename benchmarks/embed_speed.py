@@ -212,10 +212,8 @@ def main() -> None:
     for dim in (PUBLISHED.in_dim, 1536):
         small, large = peak(1000, dim), peak(chosen.memory_tiles, dim)
         held = chosen.memory_tiles * dim * 4 / 2**20
-        print(f"one pass over {chosen.memory_tiles:,} tiles of {dim} numbers: {large:.0f} MiB at the peak,")
-        print(
-            f"{large - small:.0f} MiB more than over 1,000, for features of {held:.0f} MiB: {(large - small) / held:.1f}"
-        )
+        print(f"one pass over {chosen.memory_tiles:,} tiles of {dim} numbers: {large:.0f} MiB at the peak, of which")
+        print(f"{large - small:.0f} MiB more than over 1,000 tiles: {(large - small) / held:.1f} times their features")
 
 
 if __name__ == "__main__":

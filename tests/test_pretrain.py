@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from histossl import store
 from histossl.errors import FileFormatError, SettingsError, TrainingError
@@ -111,6 +112,19 @@ def test_without_views_plain_features_serve(tmp_path):
     np.testing.assert_array_equal(positions[0][:3], [[0, 0], [0, 1], [0, 2]])
     pretrain_slides(sources, replace(SMALL, epochs=2), tmp_path / "enc", tmp_path / "logs", "f", "cpu")
     assert (tmp_path / "enc" / "model.safetensors").exists()
+
+
+def test_in_16_bits_it_learns_the_same(sources, tmp_path):
+    logs = {}
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        pretrain_slides(sources, replace(SMALL, epochs=3, precision=precision), folder / "e", folder / "l", "f", "cpu")
+        with (folder / "l" / "log.csv").open() as file:
+            logs[precision] = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert logs["float32"] != logs["bfloat16"]
+    assert logs["float32"] == pytest.approx(logs["bfloat16"], rel=0.03)
+    weights = load_file(tmp_path / "bfloat16" / "e" / "model.safetensors")
+    assert weights["stage.blocks.0.conv1.weight"].dtype == torch.float32
 
 
 def test_what_cannot_be_learned_from_is_said(sources, tmp_path):
