@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,6 +119,28 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder, two):
         same(found["double"], one["double"], 1e-9)
         same(found["single"], one["single"], 1e-5)
     assert one["double"]["gradient encoder.stage.blocks.0.conv1.weight"].abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_two_machines_are_one(folder, tmp_path):
+    """As torchrun starts them, one on each machine; here the two are this one."""
+    script = SCRIPT.partition("    parallel.wait()")[0].replace("NARROW, torch.float32", "NARROW")
+    (tmp_path / "script.py").write_text(script)
+    common = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    common += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    mine = [tmp_path / "script.py", str(Path(__file__).parent), str(folder), str(tmp_path)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    nodes = [subprocess.Popen([*common, f"--node-rank={rank}", *mine], env=env) for rank in (0, 1)]
+    assert [node.wait() for node in nodes] == [0, 0]
+    one = first_step(folder, NARROW)
+    for rank in (0, 1):
+        same(torch.load(tmp_path / f"rank{rank}.pt")["double"], one, 1e-9)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def test_chunks_of_two_processes_are_the_chunks_of_one(folder, two):
