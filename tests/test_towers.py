@@ -216,7 +216,7 @@ def test_from_two_folders_of_features_to_vectors_a_probe_and_heatmaps(tmp_path, 
     folders, study = write_folders(tmp_path / "in"), tmp_path / "study"
     command = ["pretrain", *folders, "--out", str(study), *FAST]
     assert main(command) == 0
-    assert "8 slides, of which 7, 7 in the sources" in capsys.readouterr().err
+    assert "8 slides: 7 in source-1, 7 in source-2" in capsys.readouterr().err
     made = (study / "embeddings.h5ad").read_bytes()
     found = read_embeddings(study / "embeddings.h5ad")
     assert list(found.slides.index) == [f"s{k}" for k in range(8)]

@@ -58,8 +58,8 @@ def adopt_sources(study: Study, origins: Sequence[Origin], spatial: bool = True)
             failed += adopt(part, origin, spatial)
     rows = _united(study)
     study.write_slides(rows)
-    shown = [sum(row["status"] == "encoded" for row in part.slides()) for part in study.sources]
-    say(f"{len(rows)} slides, of which {', '.join(map(str, shown))} in the sources")
+    shown = {part.folder.name: sum(row["status"] == "encoded" for row in part.slides()) for part in study.sources}
+    say(f"{len(rows)} slides: {', '.join(f'{count} in {name}' for name, count in shown.items())}")
     return failed
 
 
