@@ -84,7 +84,7 @@ def test_a_cluster_gives_the_same_bytes_and_outlives_its_workers(tmp_path):
 
     for k in range(3):
         write_slide(tmp_path / "slides" / f"s{k}.tiff", SynthSettings(width=256, height=224 + 32 * k, seed=k))
-    flags = ["--encode.views=2", "--encode.tiles=8", "--encode.batch=8", "--device=cpu"]
+    flags = ["--encoder=random", "--encode.views=2", "--encode.tiles=8", "--encode.batch=8", "--device=cpu"]
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as local:
         place = f"--scheduler={local.scheduler_address}"
         for out, where in (("there", place), ("here", "--workers=1")):
