@@ -286,6 +286,7 @@ def gone_round(page, address: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_real_slide_with_its_nuclei(browser, data_dir, tmp_path):
     slide, study = data_dir / "slides" / "CMU-1-Small-Region.svs", tmp_path / "study"
     histossl("inspect", slide, "--out", study, "--workers=1")
