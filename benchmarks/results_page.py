@@ -43,7 +43,8 @@ def page(found: list[Found], split: pd.DataFrame, settings: ProbeSettings, comma
         "Made by one command, which trains and judges everything again (`make results`):",
         f"```sh\n{command}\n```",
         "AUROC, patients never on both sides, 95 % interval over patients in brackets. All methods have the same tile "
-        "features, labels, folds and draws of few labels.",
+        "features (of the [default tile encoder](encoders.md#learned-on-your-own-slides), learned on the same slides "
+        "without labels, where `--flags` names no other), labels, folds and draws of few labels.",
         "![AUROC over the number of labelled slides, for each target](results.png)",
         "## Few labels: against learning from the labels alone",
         lead(found),
