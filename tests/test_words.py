@@ -142,7 +142,7 @@ def test_damaged_words_are_refused(tmp_path, words):
             load_encoder(str(tmp_path / "w.safetensors"))
 
 
-def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path):
+def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsys):
     slides = tmp_path / "slides"
     slides.mkdir()
     for k in range(3):
@@ -167,6 +167,12 @@ def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path):
     assert main(["inspect", str(slides), "--out", str(tmp_path / "b"), *flags]) == 0
     assert main(["encode", str(tmp_path / "b"), "--encoder", str(tmp_path / "own"), *views]) == 0
     np.testing.assert_array_equal(store.read_features(tmp_path / "b/features/s0.h5"), features)
+    assert "was trained on tiles" not in capsys.readouterr().err
+    assert (
+        main(["inspect", str(slides), "--out", str(tmp_path / "c"), "--tile.px=48", "--tile.mpp=2", "--workers=1"]) == 0
+    )
+    assert main(["encode", str(tmp_path / "c"), "--encoder", str(tmp_path / "own"), *views]) == 0
+    assert "was trained on tiles of 1.3 µm per pixel, these are of 2" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_slide_that_cannot_be_read_costs_itself_alone(tmp_path):

@@ -57,6 +57,9 @@ def encoder_of(
         _pretrain_tiles(study, training, workers, device)
         name = str(study.tile_encoder)
     found = load_encoder(name, encode.seed, device, encode.precision)
+    shown = study.settings().get("inspect", {}).get("tile", {}).get("mpp")
+    if found.mpp and shown and not 0.9 < found.mpp / shown < 1.1:
+        say(f"{name} was trained on tiles of {found.mpp:g} µm per pixel, these are of {shown:g} (--tile.mpp)", "yellow")
     fourth = fourth_stage(name)
     if fourth:
         with store.whole(study.fourth_stage) as part:

@@ -34,6 +34,7 @@ class Foreign:
         network: (B, 3, side, side) normalised -> (B, D).
         mean, std: of the channels, for values in [0, 1].
         side: pixels of its input's side; None takes tiles of any size.
+        mpp: µm per pixel of the tiles that it was trained on; None where nobody says.
         dtypes: "any" precision, or "float32" where the model may hold constants of that type.
     """
 
@@ -41,6 +42,7 @@ class Foreign:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     side: int | None = None
+    mpp: float | None = None
     dtypes: str = "any"
 
 
@@ -50,7 +52,7 @@ def load_foreign(kind: str, name: str) -> Foreign:
     Args:
         kind: one of `KINDS`.
         name: timm: a model of timm, `hf-hub:OWNER/MODEL`, or a folder with config.json and weights. hf: OWNER/MODEL,
-            or a folder that `save_pretrained` wrote. torchscript: a file; `mean`, `std` and `side` may stand beside it,
+            or a folder that `save_pretrained` wrote. torchscript: a file; `mean`, `std`, `side`, `mpp` may stand beside it,
             in a JSON file of the same name.
 
     Raises:
@@ -139,7 +141,10 @@ def _torchscript(name: str) -> Foreign:
     wants = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     mean, std = wants.get("mean", IMAGENET_MEAN), wants.get("std", IMAGENET_STD)
     model = torch.jit.load(path, map_location="cpu")
-    return Foreign(model, _triple(mean), _triple(std), wants.get("side"), dtypes="float32")
+    mpp = wants.get("mpp")
+    if mpp is not None and not (isinstance(mpp, int | float) and mpp > 0):
+        raise ValueError(f"{about.name} says mpp {mpp!r}, which is no number of µm per pixel")
+    return Foreign(model, _triple(mean), _triple(std), wants.get("side"), mpp, dtypes="float32")
 
 
 KINDS: dict[str, Callable[[str], Foreign]] = {"timm": _timm, "hf": _transformers, "torchscript": _torchscript}

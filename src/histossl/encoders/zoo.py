@@ -39,6 +39,7 @@ class TileEncoder:
         dtype: what it computes in.
         device: where it computes.
         side: pixels of the side that tiles are resampled to; None takes them as they are.
+        mpp: µm per pixel of the tiles that it was trained on; None where nobody says.
     """
 
     identity: dict[str, str]
@@ -49,6 +50,7 @@ class TileEncoder:
     dtype: torch.dtype
     device: torch.device
     side: int | None = None
+    mpp: float | None = None
 
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -124,20 +126,25 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ResNet18(stages=3)
+    mpp = None
     if name == "random":
         identity = {"name": "random", "seed": str(seed)}
     else:
         path = _imagenet_file() if name == "imagenet" else Path(name)
-        words = _words_of(path)
+        words, mpp = _words_of(path), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         if words is not None:
             identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
-            return TileEncoder(identity, words.to(where), words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where)
+            return TileEncoder(
+                identity, words.to(where), words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp
+            )
         load_resnet(network, path)
     identity["dtype"] = str(dtype).removeprefix("torch.")
     network = fold_batch_norms(network).to(device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TileEncoder(identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where)
+    return TileEncoder(
+        identity, network.requires_grad_(False), network.dim, IMAGENET_MEAN, IMAGENET_STD, dtype, where, mpp=mpp
+    )
 
 
 def fourth_stage(name: str) -> dict[str, Tensor]:
@@ -164,7 +171,15 @@ def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) 
     identity |= {"mean": str(found.mean), "std": str(found.std)}
     network = found.network.eval().to(device=where, dtype=dtype)  # type: ignore[call-overload]
     dim = probed_dim(network, f"{kind}:{name}", found.side or 224, where, dtype)
-    return TileEncoder(identity, network, dim, found.mean, found.std, dtype, where, found.side)
+    return TileEncoder(identity, network, dim, found.mean, found.std, dtype, where, found.side, found.mpp)
+
+
+def _mpp_of(path: Path) -> float | None:
+    """Of the tiles that an encoder of ours was trained on."""
+    try:
+        return float(json.loads((path / "config.json").read_text(encoding="utf-8"))["tile"]["mpp"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _words_of(path: Path) -> Words | None:
