@@ -52,8 +52,8 @@ def load_foreign(kind: str, name: str) -> Foreign:
     Args:
         kind: one of `KINDS`.
         name: timm: a model of timm, `hf-hub:OWNER/MODEL`, or a folder with config.json and weights. hf: OWNER/MODEL,
-            or a folder that `save_pretrained` wrote. torchscript: a file; `mean`, `std`, `side`, `mpp` may stand beside it,
-            in a JSON file of the same name.
+            or a folder that `save_pretrained` wrote. torchscript: a file; `mean`, `std`, `side`, `mpp` may stand
+            beside it, in a JSON file of the same name.
 
     Raises:
         FileFormatError: the library is missing, or the model is unknown, gated, out of reach or damaged.
