@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -174,7 +174,7 @@ def _geojson(path: Path) -> tuple[NDArray, NDArray[np.int64]]:
     return nuclei.points, np.diff(nuclei.start)
 
 
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
     """Whole lines, many at once.
 
     Raises:
