@@ -20,8 +20,8 @@ COHORTS = {
     "synthetic": "Painted slides with known truth",
 }
 ABOUT = {
-    "lymphoma": "Fields of 840 × 840 px at 20x (Shamir et al., NIA), taken as 0.5 µm per pixel. The kind of tile encoder "
-    "was chosen on these fields, by mean pooling ([encoders](encoders.md#learned-on-your-own-slides)).",
+    "lymphoma": "Fields of 840 × 840 px at 20x (Shamir et al., NIA), taken as 0.5 µm per pixel. The kind of tile "
+    "encoder was chosen on these fields, by mean pooling ([encoders](encoders.md#learned-on-your-own-slides)).",
     "synthetic": "Painted by `histossl synth` with a seed that no setting was chosen on, though earlier versions were "
     "measured on it, too; three independent labels. *Composition*: what the tissue is made of. "
     "*Lesion*: a focus of 4 % of the tiles. *Arrangement*: the same patches of tissue, scattered or clustered.",
