@@ -242,5 +242,6 @@ def _calm(memory: int) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     # The network computes in step on all cores: a reader that pushes one of its threads aside makes the others wait.
-    os.nice(19)
+    # Further back, readers would starve on a machine where others work, too.
+    os.nice(5)
     os.environ["OMP_NUM_THREADS"] = "1"
