@@ -15,7 +15,7 @@ from typing import overload
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from histossl import store
 from histossl.cohort import Standing, failure, give_up_on_disk, reason, report_failures
@@ -63,7 +63,7 @@ def encoder_of(
     fourth = fourth_stage(name)
     if fourth:
         with store.whole(study.fourth_stage) as part:
-            save_file(fourth, part)
+            part.write_bytes(save(fourth))
     else:
         study.fourth_stage.unlink(missing_ok=True)
     return found

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -245,7 +245,8 @@ def read_weights(path: Path) -> dict[str, Any]:
 def save_encoder(network: nn.Module, folder: Path, settings: dict) -> None:
     """Write model.safetensors and config.json; `load_encoder(folder)` reads them back."""
     with whole_folder(folder) as part:
-        save_file({n: v.contiguous() for n, v in network.state_dict().items()}, part / "model.safetensors")
+        weights = save({n: v.contiguous() for n, v in network.state_dict().items()})
+        (part / "model.safetensors").write_bytes(weights)  # an OSError where the disk is full, as of any file
         (part / "config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
 
 

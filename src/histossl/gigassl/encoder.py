@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from histossl.config import from_dict, to_dict
@@ -217,9 +217,8 @@ class SlideEncoder(nn.Module):
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
         """Write model.safetensors and config.json into `folder`, whole or not at all; `about` is kept in the latter."""
         with whole_folder(folder) as part:
-            save_file(
-                {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part / "model.safetensors"
-            )
+            weights = save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
+            (part / "model.safetensors").write_bytes(weights)  # an OSError where the disk is full, as of any file
             config = {"format": FORMAT, "settings": to_dict(self.settings), "about": dict(about or {})}
             (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -104,7 +104,7 @@ def save_model(folder: Path, method: str, network: nn.Module, settings: Any, **m
     """
     with whole_folder(folder) as part:
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        save_file(state, part / "model.safetensors")
+        (part / "model.safetensors").write_bytes(save(state))  # an OSError where the disk is full, as of any file
         config = {"format": FORMAT, "method": method, "settings": to_dict(settings), **more}
         (part / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
 

@@ -99,11 +99,13 @@ class Viewer:
             yield
             self.close()
 
-        return Starlette(
+        app = Starlette(
             routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
             exception_handlers={HistosslError: _told, NoTile: _absent},
             lifespan=lifespan,
         )
+        app.router.redirect_slashes = False  # what is not there is not there: nobody is sent elsewhere
+        return app
 
     def guarded(self, token: str, host: str = "127.0.0.1") -> App:
         """The routes behind `Guard`."""
