@@ -82,7 +82,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
     np.testing.assert_allclose(np.linalg.norm(found.vectors["giga-ssl"], axis=1), 1, rtol=1e-5)
     for name in found.slides.index:
         with h5py.File(study / "features" / f"{name}.h5") as file:
-            assert file["features"].shape == (int(table[f"{name}.tiff"]["tiles"]), 256)
+            assert file["features"].shape == (int(table[f"{name}.tiff"]["tiles"]), 384)
             np.testing.assert_allclose(
                 found.vectors["mean pooling"][list(found.slides.index).index(name)],
                 file["features"][:].mean(0),
