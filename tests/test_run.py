@@ -91,7 +91,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
         views = np.load(study / "views" / name / "features.npy", mmap_mode="r")
         assert views.dtype == np.float16
         assert views.shape[0] == 2
-        assert views.shape[2] == 256
+        assert views.shape[2] == 384
         assert np.load(study / "views" / name / "coords.npy").dtype == np.int32
         assert Image.open(study / "qc" / f"{name}.jpg").size[0] > 100
     assert {"composition", "lesion", "arrangement"} <= set(
