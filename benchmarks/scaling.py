@@ -67,7 +67,7 @@ def of_slides() -> None:
     with tempfile.TemporaryDirectory() as out:
         study = Path(out)
         inspected = ended(histossl("inspect", str(painted), "--out", out, "--workers=1"))[1]
-        flags = ["--encode.precision=float32", "--workers=1", "--device=cpu"]
+        flags = ["--encoder=random", "--encode.precision=float32", "--workers=1", "--device=cpu"]
         plain = ended(histossl("encode", out, "--encode.views=0", *flags))[1]
         begun = ended(histossl("encode", out, "--encode.views=0", *flags))[1]  # finds nothing to do
         tiles = sum(len(store.read_tiles_of(path).xy) for path in (study / "tiles").iterdir())
@@ -148,7 +148,13 @@ def of_processes() -> None:
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as out:
             ended(histossl("inspect", str(painted), "--out", out))
-            flags = ["--encode.views=4", "--encode.precision=float32", "--workers=1", "--device=cpu"]
+            flags = [
+                "--encoder=random",
+                "--encode.views=4",
+                "--encode.precision=float32",
+                "--workers=1",
+                "--device=cpu",
+            ]
             seconds.append(ended(*(histossl("encode", out, *flags) for _ in range(count)))[0])
     print(f"histossl encode: one run {seconds[0]:.1f} s, two {seconds[1]:.1f} s: {seconds[0] / seconds[1]:.2f} times")
 

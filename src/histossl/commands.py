@@ -329,13 +329,13 @@ def _encode(
     pool: Workers | Cluster,
     device: str,
 ) -> int:
-    # To learn a tile encoder takes one machine, which reads tiles in order.
-    with study.lock(_waiting) if encoder == "self" else study.share(_waiting), Workers() as readers:
-        network = stages.encoder_of(study, encoder, training, settings, readers, device)
     name = str(
         study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
     )
     with study.share(_waiting):
+        # To learn a tile encoder takes one machine, which reads tiles in order.
+        with study.learning(_waiting_for_encoder) if encoder == "self" else nullcontext(), Workers() as readers:
+            network = stages.encoder_of(study, encoder, training, settings, readers, device)
         if isinstance(pool, Cluster):
             made = fingerprint(network.identity)
             built = EncoderName(name, settings.seed, device, settings.precision, made)
@@ -345,6 +345,10 @@ def _encode(
 
 def _waiting(holder: str) -> None:
     say(f"waiting for another run that needs the study for itself ({holder})", "yellow")
+
+
+def _waiting_for_encoder() -> None:
+    say("waiting for another run that learns the tile encoder", "yellow")
 
 
 def _count(study: Study) -> int:

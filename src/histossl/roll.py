@@ -85,6 +85,19 @@ class Roll:
                 yield
 
     @contextmanager
+    def learning(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Within `share`: what one run learns for all, the others wait for, and those that are past it go on.
+
+        Args:
+            waiting: called before another run is waited for.
+        """
+        with (self.folder / ".learning").open("a") as handle:
+            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                waiting()
+                _flock(handle, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
     def writing(self) -> Iterator[None]:
         """For moments: what is read and written in the block, no other run writes meanwhile."""
         with (self.folder / ".writing").open("a") as handle:

@@ -123,23 +123,22 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     kind, _, rest = name.partition(":")
     if kind in KINDS:
         return _foreign_encoder(kind, rest, where, precision)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = ResNet18(stages=3)
+    network: ResNet18 | Words
     mpp = None
     if name == "random":
         identity = {"name": "random", "seed": str(seed)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = ResNet18(stages=3)
     else:
         path = _imagenet_file() if name == "imagenet" else Path(name)
-        words, mpp = _words_of(path), _mpp_of(path)
+        network, mpp = _network_of(path), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        if words is not None:
-            identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
-            return TileEncoder(
-                identity, words.to(where), words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp
-            )
-        load_resnet(network, path)
+    if isinstance(network, Words):
+        identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
+        words = network.to(where)
+        return TileEncoder(identity, words, words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp)
     identity["dtype"] = str(dtype).removeprefix("torch.")
     network = fold_batch_norms(network).to(device=where, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TileEncoder(
@@ -182,11 +181,14 @@ def _mpp_of(path: Path) -> float | None:
         return None
 
 
-def _words_of(path: Path) -> Words | None:
-    """The visual words that stand there, None where it is weights of something else."""
+def _network_of(path: Path) -> ResNet18 | Words:
+    """The network whose weights stand there."""
     weights = read_weights(path)
     if "centres" not in weights:
-        return None
+        with torch.random.fork_rng(devices=[]):
+            network = ResNet18(stages=3)
+        load_resnet(network, state_of(weights), path)
+        return network
     words = Words(weights["centres"].shape[1] if weights["centres"].ndim == 3 else 2)
     try:
         words.load_state_dict(weights)
@@ -195,13 +197,12 @@ def _words_of(path: Path) -> Words | None:
     return words.eval()
 
 
-def load_resnet(network: nn.Module, path: Path) -> None:
-    """Load ResNet-18 weights into `network`, which takes those that it has.
+def load_resnet(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load ResNet-18 weights, which stand at `path`, into `network`, which takes those that it has.
 
     Raises:
         FileFormatError: see `load_encoder`.
     """
-    weights = state_of(read_weights(path))
     wanted = network.state_dict()
     # Files older than PyTorch 0.4.1 carry no batch counters; they are never read in evaluation.
     missing = [n for n in wanted if n not in weights and not n.endswith("num_batches_tracked")]
@@ -234,12 +235,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileFormatError(f"no tile encoder at {path}", "use random, imagenet, or the path of weights")
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        safe = file.suffix == ".safetensors"
+        found = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         what = "holds pickled objects" if "weights_only" in str(error).lower() else "is truncated or not a weight file"
         raise FileFormatError(f"{file}: {what}", "give a state dict saved by torch.save or safetensors") from error
+    if not isinstance(found, dict):
+        what = f"{file}: holds a {type(found).__name__}, no weights by name"
+        raise FileFormatError(what, "give a state dict saved by torch.save or safetensors")
+    return found
 
 
 def save_encoder(network: nn.Module, folder: Path, settings: dict) -> None:

@@ -108,7 +108,7 @@ def segment(
     roll = Roll(out, "nuclei.csv", COLUMNS)
     if model == "self":
         # One run learns, the others wait for its model.
-        with roll.lock(_waiting), Workers(workers, timeout) as readers:
+        with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
             method = _learned_here(files, roll.folder, mpp_default, contrast, device, readers)
     else:
         folder = Path(model).absolute() if Path(model).exists() else model
@@ -233,6 +233,10 @@ def _state(file: Path) -> str:
 
 def _waiting(holder: str) -> None:
     say(f"waiting for another run that needs the folder for itself ({holder})", "yellow")
+
+
+def _waiting_for_model() -> None:
+    say("waiting for another run that learns the model", "yellow")
 
 
 def _model_state(model: str) -> list[object]:
