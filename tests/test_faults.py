@@ -52,7 +52,7 @@ def digest(study: Path) -> dict[str, str]:
     return {
         str(path.relative_to(study)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(study.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".writing", "log.jsonl")
+        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
     }
 
 

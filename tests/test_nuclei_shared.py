@@ -19,6 +19,8 @@ from PIL import Image
 from histossl.cli import main
 from histossl.geometry import Region
 from histossl.nuclei import commands
+from histossl.nuclei.segment import COLUMNS
+from histossl.roll import Roll
 from histossl.synth import SynthSettings, paint_region
 
 COUNT = 5
@@ -44,7 +46,7 @@ def begin(images: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def files(out: Path) -> dict[str, bytes]:
     """All that a run leaves but its logs and what tells how long it took."""
-    names = (".lock", ".writing", "log.jsonl", "nuclei.csv")
+    names = (".lock", ".learning", ".writing", "log.jsonl", "nuclei.csv")
     left = {
         p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in names
     }
@@ -84,6 +86,15 @@ def test_two_runs_share_the_inputs_and_one_of_them_learns(images, alone, tmp_pat
     shares = done(tmp_path / "out")
     assert all(shares.pop(name.removesuffix(".png")) == 1 for name, row in found.items() if row["status"] == "done")
     assert set(shares) == {"broken"}
+
+
+def test_a_run_joins_others_that_segment_already(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    with Roll(tmp_path / "out", "nuclei.csv", COLUMNS).share(print):
+        ended = begin(images / "i1.png", tmp_path / "out")
+        screen = ended.communicate(timeout=120)[1]
+    assert ended.returncode == 0, screen
+    assert "waiting" not in screen
 
 
 def test_what_a_killed_run_was_at_another_ends(images, alone, tmp_path):

@@ -1,6 +1,8 @@
 """Visual words of tiles: against patch-by-patch arithmetic, under stains that they should not see, and at their job."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from histossl.encoders.zoo import load_encoder
 from histossl.errors import FileFormatError, SettingsError
 from histossl.geometry import Region
 from histossl.scale import Workers
+from histossl.study import Study
 from histossl.synth import SynthSettings, paint_region, write_slide
 from histossl.synth.recipe import plan
 
@@ -141,6 +144,10 @@ def test_damaged_words_are_refused(tmp_path, words):
         with pytest.raises(FileFormatError, match="damaged visual words"):
             load_encoder(str(tmp_path / "w.safetensors"))
 
+    torch.save(torch.ones(3), tmp_path / "w.pth")
+    with pytest.raises(FileFormatError, match="holds a Tensor, no weights by name"):
+        load_encoder(str(tmp_path / "w.pth"))
+
 
 def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsys):
     slides = tmp_path / "slides"
@@ -173,6 +180,22 @@ def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsy
     )
     assert main(["encode", str(tmp_path / "c"), "--encoder", str(tmp_path / "own"), *views]) == 0
     assert "was trained on tiles of 1.3 µm per pixel, these are of 2" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_joins_others_that_encode_already(tmp_path):
+    write_slide(tmp_path / "s.tiff", SynthSettings(width=448, height=448))
+    study = tmp_path / "study"
+    flags = ["--tile.px=48", "--tile.mpp=1.3", "--workers=1"]
+    assert main(["inspect", str(tmp_path / "s.tiff"), "--out", str(study), *flags]) == 0
+    command = ["encode", str(study), "--encode.views=2", "--encode.tiles=8", "--device=cpu", "--workers=1"]
+    small = ["--tile-encoder.words.count=8", "--tile-encoder.words.tiles=24", "--tile-encoder.words.patches=1000"]
+    with Study(study).share(print):
+        ended = subprocess.run(
+            [sys.executable, "-m", "histossl", *command, *small], timeout=120, capture_output=True, text=True
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert "waiting" not in ended.stderr
+    assert (study / "features/s.h5").exists()
 
 
 def test_a_slide_that_cannot_be_read_costs_itself_alone(tmp_path):
