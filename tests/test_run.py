@@ -55,7 +55,9 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "tensorboard" not in path.parts and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+        if path.is_file()
+        and "tensorboard" not in path.parts
+        and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
     }
 
 
