@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import torch
 
 from histossl import encode, store
 from histossl.augment import augment
-from histossl.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides
+from histossl.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides, encode_tiles
 from histossl.encoders.zoo import load_encoder
 from histossl.geometry import Region
 from histossl.scale import Workers
@@ -84,6 +85,20 @@ def test_products_equal_one_tile_at_a_time(jobs, tmp_path, monkeypatch, cached):
             np.testing.assert_allclose(views[k].astype(np.float32), again, atol=1e-2, rtol=1e-2)
         made = json.loads((tmp_path / job.slide_id / "made.json").read_text())
         assert made["stride_level0"] == tiles.stride
+
+
+def test_what_computes_on_single_cores_leaves_the_cores_to_others():
+    encoder, tiles = load_encoder("random", precision="float32"), torch.randint(0, 256, (5, 48, 40, 3)).byte()
+    cores = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = encode_tiles(encoder, tiles, None)
+        with ThreadPoolExecutor(1) as later:
+            assert (torch.get_num_threads(), later.submit(torch.get_num_threads).result()) == (3, 3)
+    finally:
+        torch.set_num_threads(cores)
+    alone = torch.cat([encoder(one[None].permute(0, 3, 1, 2) / 255) for one in tiles])
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_views_differ_from_each_other_and_between_slides(jobs):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -271,14 +274,31 @@ class SlideEncoding:
 
 def encode_tiles(encoder: TileEncoder, tiles: Tensor, t: Augmentation | None) -> Tensor:
     """(B, H, W, 3) uint8 tiles -> (B, dim) float32 features, under an augmentation or as they are."""
+
+    def few(part: Tensor) -> Tensor:
+        with torch.inference_mode():
+            part = part.to(encoder.device, non_blocking=True)
+            return encoder(to_float(part, encoder.dtype) if t is None else augment(part, t, encoder.dtype))
+
+    if encoder.device.type == "cuda":
+        return few(tiles)
     # On a CPU a few tiles at a time: their maps stay in the cache, which is worth a quarter of the time.
-    part = len(tiles) if encoder.device.type == "cuda" else max(1, CACHE_PIXELS // (tiles.shape[1] * tiles.shape[2]))
-    with torch.inference_mode():
-        found = []
-        for few in tiles.split(part):
-            few = few.to(encoder.device, non_blocking=True)
-            found.append(encoder(to_float(few, encoder.dtype) if t is None else augment(few, t, encoder.dtype)))
-        return torch.cat(found)
+    cores = torch.get_num_threads()
+    part = min(CACHE_PIXELS // (tiles.shape[1] * tiles.shape[2]), -(-len(tiles) // cores))
+    return torch.cat(list(_threads(cores).map(few, tiles.split(max(1, part)))))
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads that compute on one core each.
+
+    Those that share a layer wait for each other after every one, which is long where workers that read take turns with
+    them: a sixth of the time.
+    """
+    pool, together = ThreadPoolExecutor(count, "encode", torch.set_num_threads, (1,)), threading.Barrier(count)
+    list(pool.map(lambda _: together.wait(), range(count)))
+    torch.set_num_threads(count)  # what a thread sets for itself, those begun later take over
+    return pool
 
 
 def draw_plan(
