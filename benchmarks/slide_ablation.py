@@ -1,6 +1,7 @@
 """What each choice of the slide encoder's training is worth: one changed at a time, every seed trained anew.
 
-    python benchmarks/slide_ablation.py STUDY LABELS --out TABLE.csv [--seeds 0 1 2] [--epochs 100] [--only tiles-5 ...]
+    python benchmarks/slide_ablation.py STUDY LABELS --out TABLE.csv [--seeds 0 1 2] [--epochs 100] [--batch 256]
+        [--only "T = 5" ...]
 
 STUDY holds encoded slides. Every variant differs in one thing from `base`; rows that TABLE.csv holds already are not
 made again. AUROC by a patient-grouped probe, of the whole vector and of its contrasted part alone.
@@ -53,7 +54,7 @@ def variants(base: PretrainSettings) -> dict[str, PretrainSettings]:
         "scaling 0.7 to 1.3": view(scale_min=0.7, scale_max=1.3),
         "scaling 0.5 to 2": view(scale_min=0.5, scale_max=2.0),
         "no pixel augmentation": base,
-        "paper": replace(PAPER, epochs=base.epochs, seed=base.seed),
+        "paper": replace(PAPER, epochs=base.epochs, batch=base.batch, seed=base.seed),
     }
 
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=256, help="slides a step, at most")
     parser.add_argument("--tiles", type=int, default=128, help="T of `base`")
     parser.add_argument("--only", nargs="+", default=list(variants(PretrainSettings())))
     options = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
     settings = ProbeSettings(shots=(25, 50), bootstraps=100)
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["variant", "seed"])
     for seed in options.seeds:
-        base = PretrainSettings(epochs=options.epochs, seed=seed)
+        base = PretrainSettings(epochs=options.epochs, batch=options.batch, seed=seed)
         base = replace(base, view=replace(base.view, tiles=options.tiles))
         for name in options.only:
             if ((done.variant == name) & (done.seed == seed)).any():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from histossl.encoders.foreign import _mpp_of
 from histossl.encoders.zoo import load_encoder
 from histossl.errors import FileFormatError
 
@@ -52,6 +53,17 @@ def test_torchscript_with_its_own_transform(tmp_path):
 def test_without_a_side_tiles_stay_as_they_are(tmp_path):
     encoder = load_encoder(scripted(tmp_path / "m.pt", Channels()))
     assert encoder(torch.rand(2, 3, 48, 40))[0, 6:].tolist() == [48, 40]
+
+
+def test_the_mpp_is_what_the_model_says_or_its_card(tmp_path):
+    assert load_encoder(scripted(tmp_path / "m.pt", Channels(), mpp=0.25)).mpp == 0.25
+    assert load_encoder(scripted(tmp_path / "n.pt", Channels())).mpp is None
+    for wrong in (0, -1, "20x", True):
+        with pytest.raises(FileFormatError, match="no number of µm per pixel"):
+            load_encoder(scripted(tmp_path / "m.pt", Channels(), mpp=wrong))
+    assert {_mpp_of(name, None) for name in ("hf-hub:MahmoodLab/UNI", "owkin/phikon-v2")} == {0.5}
+    assert _mpp_of("owkin/phikon-v2", 1) == 1.0
+    assert _mpp_of("resnet18", None) is None
 
 
 def test_resampling_is_antialiased(tmp_path):
@@ -125,12 +137,13 @@ def test_a_vision_transformer_from_a_folder(tmp_path, monkeypatch):
     config = transformers.ViTConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
+    config.mpp = 0.5
     model = transformers.ViTModel(config, add_pooling_layer=False).eval()
     model.save_pretrained(tmp_path / "vit")
     wants = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "size": {"height": 32, "width": 32}}
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(wants))
     encoder = load_encoder(f"hf:{tmp_path / 'vit'}", precision="float32")
-    assert (encoder.dim, encoder.side) == (24, 32)
+    assert (encoder.dim, encoder.side, encoder.mpp) == (24, 32, 0.5)
     x = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         normal = (x - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
@@ -146,6 +159,7 @@ def test_a_convolutional_network_of_transformers(tmp_path):
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     transformers.ResNetModel(config).save_pretrained(tmp_path / "net")
     encoder = load_encoder(f"hf:{tmp_path / 'net'}", precision="float32")
+    assert encoder.mpp is None
     assert encoder(torch.rand(2, 3, 64, 48)).shape == (2, 16)
 
 
@@ -158,10 +172,10 @@ def test_a_model_of_timm_from_a_folder(tmp_path, monkeypatch):
     (tmp_path / "net").mkdir()
     save_file(model.state_dict(), tmp_path / "net" / "model.safetensors")
     cfg = {"input_size": [3, 96, 96], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "num_classes": 0}
-    about = {"architecture": "test_resnet", "num_classes": 0, "num_features": model.num_features, "pretrained_cfg": cfg}
+    about = {"architecture": "test_resnet", "num_features": model.num_features, "pretrained_cfg": cfg, "mpp": 0.25}
     (tmp_path / "net" / "config.json").write_text(json.dumps(about))
     encoder = load_encoder(f"timm:{tmp_path / 'net'}", precision="float32")
-    assert (encoder.dim, encoder.side) == (model.num_features, 96)
+    assert (encoder.dim, encoder.side, encoder.mpp) == (model.num_features, 96, 0.25)
     x = torch.rand(2, 3, 96, 96)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(x), model((x - 0.5) / 0.25), atol=1e-4, rtol=1e-4)

@@ -52,8 +52,8 @@ def load_foreign(kind: str, name: str) -> Foreign:
     Args:
         kind: one of `KINDS`.
         name: timm: a model of timm, `hf-hub:OWNER/MODEL`, or a folder with config.json and weights. hf: OWNER/MODEL,
-            or a folder that `save_pretrained` wrote. torchscript: a file; `mean`, `std`, `side`, `mpp` may stand
-            beside it, in a JSON file of the same name.
+            or a folder that `save_pretrained` wrote. Either config.json may say `mpp`. torchscript: a file; `mean`,
+            `std`, `side`, `mpp` may stand beside it, in a JSON file of the same name.
 
     Raises:
         FileFormatError: the library is missing, or the model is unknown, gated, out of reach or damaged.
@@ -87,12 +87,36 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
+# µm per pixel of the tiles that these were trained on, as their cards say (20x is 0.5); models of several have none.
+_MPP = {
+    "MahmoodLab/UNI": 0.5,
+    "MahmoodLab/UNI2-h": 0.5,
+    "bioptimus/H-optimus-0": 0.5,
+    "bioptimus/H-optimus-1": 0.5,
+    "owkin/phikon": 0.5,
+    "owkin/phikon-v2": 0.5,
+    "paige-ai/Virchow": 0.5,
+    "prov-gigapath/prov-gigapath": 0.5,
+}
+
+
+def _mpp_of(name: str, stated: Any) -> float | None:
+    if stated is None:
+        return _MPP.get(name.removeprefix("hf-hub:").removeprefix("hf_hub:"))
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
+        raise ValueError(f"its settings say mpp {stated!r}, which is no number of µm per pixel")
+    return float(stated)
+
+
 def _timm(name: str) -> Foreign:
     import timm
 
     model = timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True, num_classes=0)
     wants = timm.data.resolve_model_data_config(model)
-    return Foreign(model, _triple(wants["mean"]), _triple(wants["std"]), int(wants["input_size"][-1]))
+    config = Path(name, "config.json")
+    stated = json.loads(config.read_text(encoding="utf-8")).get("mpp") if config.is_file() else None
+    side = int(wants["input_size"][-1])
+    return Foreign(model, _triple(wants["mean"]), _triple(wants["std"]), side, _mpp_of(name, stated))
 
 
 class HiddenState(nn.Module):
@@ -120,7 +144,8 @@ def _transformers(name: str) -> Foreign:
     wants = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     side = _side_of(wants) or getattr(model.config, "image_size", None)
     mean, std = wants.get("image_mean", IMAGENET_MEAN), wants.get("image_std", IMAGENET_STD)
-    return Foreign(HiddenState(model), _triple(mean), _triple(std), side if isinstance(side, int) else None)
+    mpp = _mpp_of(name, getattr(model.config, "mpp", None))
+    return Foreign(HiddenState(model), _triple(mean), _triple(std), side if isinstance(side, int) else None, mpp)
 
 
 def _side_of(wants: dict[str, Any]) -> int | None:
@@ -141,9 +166,7 @@ def _torchscript(name: str) -> Foreign:
     wants = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     mean, std = wants.get("mean", IMAGENET_MEAN), wants.get("std", IMAGENET_STD)
     model = torch.jit.load(path, map_location="cpu")
-    mpp = wants.get("mpp")
-    if mpp is not None and not (isinstance(mpp, int | float) and mpp > 0):
-        raise ValueError(f"{about.name} says mpp {mpp!r}, which is no number of µm per pixel")
+    mpp = _mpp_of(name, wants.get("mpp"))
     return Foreign(model, _triple(mean), _triple(std), wants.get("side"), mpp, dtypes="float32")
 
 
