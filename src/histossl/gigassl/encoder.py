@@ -8,7 +8,7 @@ same with gated attention (Ilse et al., ICML 2018).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ class SlideEncoder(nn.Module):
         site_of_tile, tiles = self._placed(features, positions, np.zeros(len(features), np.int64), 1)
         return Counted(site_of_tile, self.prototypes(tiles), self.prototypes.total)
 
-    def fit_prototypes(self, slides: Sequence[tuple[Tensor, NDArray]], seed: int = 0) -> None:
+    def fit_prototypes(self, slides: Iterable[tuple[Tensor, NDArray]], seed: int = 0) -> None:
         """Find the prototypes of a cohort; nothing where there are none to find.
 
         Args:

@@ -264,7 +264,7 @@ def pretrain_slides(
         best=settings.keep == "best",
     )
     if first():
-        encoder.fit_prototypes(list(sample_slides(sources, settings.seed)), settings.seed)
+        encoder.fit_prototypes(sample_slides(sources, settings.seed), settings.seed)
         encoder.save(folder, about | {"training": vars(outcome)})
         end_of_training(logs)
 

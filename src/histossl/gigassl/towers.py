@@ -196,7 +196,7 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
     )
     if first():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
-            encoder.fit_prototypes(list(sample_slides(source.slides, settings.seed)), settings.seed)
+            encoder.fit_prototypes(sample_slides(source.slides, settings.seed), settings.seed)
             about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}
             about |= {"pretrain": to_dict(each[k]), "start": started[k], "training": vars(outcome)}
             encoder.save(source.folder, about)
