@@ -16,7 +16,9 @@ def test_it_is_the_solution_that_scikit_learn_finds(n, d, classes, C, balanced):
     y[:classes] = np.arange(classes)
     x = rng.normal(size=(n, d)) * np.logspace(0, -1, d) + y[:, None] * 0.3 / d**0.5
     x[:, -1] = x[:, 0] + x[:, 1]  # not of full rank
-    model = LogisticRegression(C=C, class_weight="balanced" if balanced else None, solver="newton-cholesky", tol=1e-10)
+    model = LogisticRegression(
+        C=C, class_weight="balanced" if balanced else None, solver="newton-cg", tol=1e-10, max_iter=1000
+    )
     w, b, finished = solve(prepare(x, y, balanced), C)
     assert finished
     assert w.shape == (d, 1 if classes == 2 else classes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -32,6 +33,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # What the readers and the codecs below them raise on files that are cut short, damaged or of another kind.
 FILE_ERRORS = (
+    tifffile.TiffFileError,
     OSError,
     ValueError,
     TypeError,
@@ -226,8 +228,6 @@ def check_tiff(path: Path) -> None:
     """
     if not _is_tiff(path) or path.suffix.lower() == ".ndpi":
         return
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
         pages = list(tiff.pages)
         pages += [below for page in pages for below in page.pages or ()]
@@ -298,8 +298,6 @@ def _decode_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def _tiff_header(path: Path) -> tuple[Size, dict[str, str]]:
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe
@@ -311,8 +309,6 @@ def _tiff_header(path: Path) -> tuple[Size, dict[str, str]]:
 
 
 def _decode_tiff(path: Path) -> NDArray[np.uint8]:
-    import tifffile
-
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         page = series.keyframe

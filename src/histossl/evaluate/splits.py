@@ -92,6 +92,8 @@ def site_folds(
     """
     names, site = np.unique(sites, return_inverse=True)
     patient = np.unique(patients, return_inverse=True)[1]
+    # Of int32, since with others the connected_components of SciPy 1.11 is wrong without a word.
+    site, patient = site.astype(np.int32), patient.astype(np.int32)
     edges = coo_array((np.ones(len(site)), (site, len(names) + patient)), shape=(len(names) + patient.max() + 1,) * 2)
     unit = np.unique(connected_components(edges, directed=False)[1][site], return_inverse=True)[1]
     if unit.max() + 1 < folds:
