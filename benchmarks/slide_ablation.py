@@ -4,7 +4,8 @@
         [--only "T = 5" ...]
 
 STUDY holds encoded slides. Every variant differs in one thing from `base`; rows that TABLE.csv holds already are not
-made again. AUROC by a patient-grouped probe, of the whole vector and of its contrasted part alone.
+made again. AUROC by a patient-grouped probe, of the whole vector and of its contrasted part alone. What TABLE.csv holds
+is printed in Markdown at the end: the mean over the seeds and their standard deviation.
 """
 
 from __future__ import annotations
@@ -72,6 +73,25 @@ def vectors(name: str, settings: PretrainSettings, study: Study, ids: list[str])
     return np.stack([embed_slide(encoder, *row, settings.view, chosen, i) for i, row in zip(ids, rows, strict=True)])
 
 
+def markdown(table: pd.DataFrame) -> str:
+    """A row a variant: how many seeds; of each target the whole vector with 25 / 50 labels, its part with 25."""
+    table = table.assign(n_labelled=table.n_labelled.astype(str))
+    pooled = table[table.embedding == "mean pooling"].assign(variant="mean pooling", embedding="whole")
+    table = pd.concat([table[table.embedding != "mean pooling"], pooled])
+    columns = [(target, part) for part in ("whole", "contrasted") for target in sorted(table.target.unique())]
+    lines = ["| | seeds | " + " | ".join(f"{target}, {part}" for target, part in columns) + " |"]
+    lines.append("|---" * (len(columns) + 2) + "|")
+    for name, rows in table.groupby("variant", sort=False):
+        cells = []
+        for target, part in columns:
+            found = rows[(rows.target == target) & (rows.embedding == part)].groupby("n_labelled").auroc
+            shots = [n for n in (("25", "50") if part == "whole" else ("25",)) if n in found.groups]
+            told = (f"{found.get_group(n).mean():.3f} ± {found.get_group(n).std():.3f}" for n in shots)
+            cells.append(" / ".join(told).replace("0.", "."))
+        lines.append(f"| {name} | {rows.seed.nunique()} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Append a row a variant, seed, vector, target and number of labels."""
     parser = argparse.ArgumentParser()
@@ -108,6 +128,7 @@ def main() -> None:
             done = pd.concat([done, table], ignore_index=True)
             done.to_csv(options.out, index=False)
             print(table.pivot_table(index="embedding", columns=["target", "n_labelled"], values="auroc").round(3), name)
+    print(markdown(done))
 
 
 if __name__ == "__main__":

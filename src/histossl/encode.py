@@ -98,7 +98,8 @@ class Step:
         why: of the first of them.
         made: the fingerprint of what was finished.
         waited: seconds for the batch.
-        read, cpu: seconds that reading it took in its worker, by the clock and of the processor.
+        read: seconds that reading it took in its worker, by the clock.
+        cpu: the same, of the processor.
     """
 
     job: EncodeJob

@@ -36,7 +36,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 
     Args:
         a, b: (B, d) floating; row i of one and row i of the other show the same slide. Any length: normalised here.
-        temperature: > 0; 0.05 in the paper.
+        temperature: positive; 0.05 in the paper.
 
     Returns:
         () float32 (float64 for such input), also under autocast: at this temperature 16 bits are too few.

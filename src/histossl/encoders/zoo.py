@@ -35,7 +35,8 @@ class TileEncoder:
         identity: what the features depend on besides the tile: the name, and a hash of the weights.
         network: (B, 3, H, W) normalised -> (B, dim), in evaluation mode.
         dim: length of a feature.
-        mean, std: of the channels, for values in [0, 1].
+        mean: of the channels, for values in [0, 1].
+        std: their standard deviation.
         dtype: what it computes in.
         device: where it computes.
         side: pixels of the side that tiles are resampled to; None takes them as they are.

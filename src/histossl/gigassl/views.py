@@ -23,8 +23,9 @@ class ViewSettings:
         tiles: T, tiles in a view; all of them where there are fewer.
         windows: 0 draws the tiles at random, as the paper does; w >= 1 draws w random tiles and as many neighbours of
             each as make T, so that tiles meet on the map as they do at inference.
-        scale_min, scale_max: range of the factors, uniform and independent, by which rows and columns are stretched;
-            above 1 neighbours come apart, below 1 they fall on one site and are averaged.
+        scale_min: least of the factors, uniform and independent, by which rows and columns are stretched; below 1
+            neighbours fall on one site and are averaged.
+        scale_max: greatest of them; above 1 neighbours come apart.
         any_angle: turn by any angle; otherwise by quarters, which keep neighbours neighbours.
         share: where a slide comes without pixel augmentations, at most this share of its tiles are in one view, so that
             two views of a small slide differ.

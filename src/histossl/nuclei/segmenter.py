@@ -31,7 +31,7 @@ class NucleiSegmenter:
     """Finds nuclei in pictures, after learning on unlabelled ones.
 
     Example:
-        labels = NucleiSegmenter().fit([image], mpp=0.25).predict(image, mpp=0.25)
+        `labels = NucleiSegmenter().fit([image], mpp=0.25).predict(image, mpp=0.25)`
 
     Args:
         learning: how the default method learns.
