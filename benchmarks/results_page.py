@@ -188,23 +188,28 @@ def draw_shots_picture(found: list[Found], path: Path) -> None:
         for one in found
         for name, rows in one.result.table.groupby("target", sort=False)
     ]
-    figure = _figure(3.4 * len(panels) + 2.4, 3.4)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure = _figure(9.6, 3.2 * -(-len(panels) // 2))
+    axes = figure.subplots(-(-len(panels) // 2), 2, sharey=True, squeeze=False).ravel()
     names = list(dict.fromkeys(name for _, rows in panels for name in rows["embedding"]))
-    for ax, (title, rows) in zip(axes, panels, strict=True):
+    for ax, (title, rows) in zip(axes, panels, strict=False):
         counts = list(dict.fromkeys(rows["n_labelled"]))
         for k, name in enumerate(names):
             own = rows[rows["embedding"] == name]
-            at = np.arange(len(own)) + (k - len(names) / 2) * 0.6 / len(names)
-            colour, strong = COLOURS[k % len(COLOURS)], 2.2 if k == 0 else 1.1
+            at = np.arange(len(own)) + (k - len(names) / 2) * 0.4 / len(names)
+            # The eight colours that all eyes can tell apart are for the eight that come first.
+            colour, strong = COLOURS[k] if k < len(COLOURS) else "#8B5A2B", 2.2 if k == 0 else 1.1
             ax.vlines(at, own["low"], own["high"], color=colour, linewidth=0.8, alpha=0.5)
             ax.plot(at, own["auroc"], color=colour, marker=MARKERS[k % len(MARKERS)], markersize=4, linewidth=strong,
                     linestyle="-" if k < len(COLOURS) else "--", label=name)  # fmt: skip
         ax.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
         ax.set_xticks(range(len(counts)), counts)
+        ax.set_xlim(-0.4, len(counts) - 0.6)
         ax.set(title=title, xlabel="labelled slides")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("AUROC")
+    for ax in axes[::2]:
+        ax.set_ylabel("AUROC")
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     _save(figure, path)
 
