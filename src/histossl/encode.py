@@ -294,7 +294,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
     """Threads that compute on one core each.
 
     Those that share a layer wait for each other after every one, which is long where workers that read take turns with
-    them: a sixth of the time.
+    them: up to a sixth of the time.
     """
     pool, together = ThreadPoolExecutor(count, "encode", torch.set_num_threads, (1,)), threading.Barrier(count)
     list(pool.map(lambda _: together.wait(), range(count)))

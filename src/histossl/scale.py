@@ -241,7 +241,7 @@ def _calm(memory: int) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
-    # The network computes in step on all cores: a reader that pushes one of its threads aside makes the others wait.
-    # Further back, readers would starve on a machine where others work, too.
+    # Networks that train or find nuclei compute in step on all cores: a reader that pushes one of their threads aside
+    # makes the others wait. Further back, readers would starve on a machine where others work, too.
     os.nice(5)
     os.environ["OMP_NUM_THREADS"] = "1"
