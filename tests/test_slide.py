@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from PIL import Image
 from histossl.errors import SlideError
 from histossl.geometry import Region, Size
 from histossl.slide import open_slide
+from histossl.tiff_tiles import TiffTiles
 from pictures import (
     HEIGHT,
     WIDTH,
@@ -39,8 +41,6 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_slide_shows_what_openslide_shows(data_dir, name):
-    import openslide
-
     path = data_dir / "slides" / name
     with open_slide(path, mpp_default=1.0) as slide, openslide.OpenSlide(path) as other:
         assert slide.mpp == pytest.approx(REAL[name] or 1.0)
@@ -53,6 +53,41 @@ def test_a_real_slide_shows_what_openslide_shows(data_dir, name):
         last = other.read_region((0, 0), other.level_count - 1, other.level_dimensions[-1]).convert("RGB")
         expected = last.resize((thumb.shape[1], thumb.shape[0]), Image.Resampling.BOX)
         assert np.abs(thumb.astype(int) - np.asarray(expected)).mean() < 3
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_tiles_read_by_themselves_are_openslides_to_the_byte(data_dir, name, monkeypatch):
+    path = data_dir / "slides" / name
+    with open_slide(path, mpp=0.5) as slide, openslide.OpenSlide(path) as other:
+        width, height = other.dimensions
+        slide.read(Region(0, 0, 9, 9), 0.5)
+        monkeypatch.setattr(slide._reader, "_composed", None)  # from here on by themselves or not at all
+        for x, y, w, h in [(0, 0, width // 2, 150), (width - 300, height - 160, 300, 160), (101, 55, 190, 77)]:
+            expected = np.asarray(other.read_region((x, y), 0, (w, h)).convert("RGB"))
+            np.testing.assert_array_equal(slide.read(Region(x, y, w, h), 0.5), expected)
+
+
+def test_where_tiles_by_themselves_show_other_colours_openslide_is_believed(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "a.tif", picture(), tile=(128, 128), compression="jpeg")
+    monkeypatch.setattr(TiffTiles, "_decode", lambda *_: np.zeros((128, 128, 3), np.uint8))
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        expected = np.asarray(other.read_region((31, 17), 0, (200, 150)).convert("RGB"))
+        np.testing.assert_array_equal(slide.read(Region(31, 17, 200, 150), 0.5), expected)
+
+
+def test_an_absent_tile_is_what_openslide_makes_of_it(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", picture(), tile=(128, 128), compression="jpeg")
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        counts = tiff.pages.first.databytecounts
+        tiff.pages.first.tags["TileByteCounts"].overwrite((*counts[:1], 0, *counts[2:]))
+    with open_slide(path) as slide, openslide.OpenSlide(path) as other:
+        shown = other.read_region((0, 0), 0, (300, 200))
+        assert shown.getchannel("A").getextrema() == (0, 255)
+        white = Image.new("RGBA", shown.size, "white")
+        expected = np.asarray(Image.alpha_composite(white, shown).convert("RGB"))
+        np.testing.assert_array_equal(slide.read(Region(0, 0, 300, 200), 0.5), expected)
+        assert (slide.read(Region(130, 2, 100, 100), 0.5) == 255).all()
+        np.testing.assert_array_equal(slide.read(Region(2, 2, 100, 100), 0.5), expected[2:102, 2:102])
 
 
 @pytest.mark.parametrize("name", [name for name, mpp in REAL.items() if mpp is None])
