@@ -63,6 +63,10 @@ def test_weights_load_from_every_layout(tmp_path, kind):
     path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
     weights = weights_of(net, kind)
     save_file(weights, path) if kind == "safetensors" else torch.save(weights, path)
+    if kind != "safetensors":
+        with pytest.raises(FileFormatError, match=r"is a pickle.*pickle:.*w\.pth"):
+            load_encoder(str(path))
+        path = f"pickle:{path}"
     encoder = load_encoder(str(path), precision="float32")
     cut = ResNet18(3).eval()
     cut.load_state_dict({n: v for n, v in state_of(weights).items() if not n.startswith("layer4")})
@@ -94,10 +98,10 @@ def test_other_architectures_are_refused(tmp_path):
     wide = {n: torch.rand(*v.shape, 2) for n, v in ResNet18(3).state_dict().items()}
     torch.save(wide, tmp_path / "wide.pth")
     with pytest.raises(FileFormatError, match="not the weights of a ResNet-18"):
-        load_encoder(str(tmp_path / "wide.pth"))
+        load_encoder(f"pickle:{tmp_path / 'wide.pth'}")
     torch.save({"patch_embed.weight": torch.rand(3)}, tmp_path / "vit.pth")
     with pytest.raises(FileFormatError, match=r"conv1\.weight is missing"):
-        load_encoder(str(tmp_path / "vit.pth"))
+        load_encoder(f"pickle:{tmp_path / 'vit.pth'}")
 
 
 class Bomb:
@@ -111,14 +115,16 @@ class Bomb:
 def test_pickles_truncated_and_absent_files_are_refused(tmp_path):
     path = tmp_path / "w.pth"
     with path.open("wb") as file:
-        pickle.dump(Bomb(tmp_path / "crater"), file)
-    with pytest.raises(FileFormatError):
+        pickle.dump(Bomb(tmp_path / "crater"), file, protocol=2)
+    with pytest.raises(FileFormatError, match="is a pickle"):
         load_encoder(str(path))
+    with pytest.raises(FileFormatError, match="holds pickled objects"):
+        load_encoder(f"pickle:{path}")
     assert not (tmp_path / "crater").exists()
     torch.save(ResNet18(3).state_dict(), path)
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(FileFormatError, match="truncated or not a weight file"):
-        load_encoder(str(path))
+        load_encoder(f"pickle:{path}")
     with pytest.raises(FileFormatError, match="no tile encoder"):
         load_encoder(str(tmp_path / "absent.pth"))
 

@@ -146,7 +146,7 @@ def test_damaged_words_are_refused(tmp_path, words):
 
     torch.save(torch.ones(3), tmp_path / "w.pth")
     with pytest.raises(FileFormatError, match="holds a Tensor, no weights by name"):
-        load_encoder(str(tmp_path / "w.pth"))
+        load_encoder(f"pickle:{tmp_path / 'w.pth'}")
 
 
 def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsys):

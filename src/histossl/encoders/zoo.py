@@ -105,17 +105,17 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
 
     Args:
         name: `random` (seeded, the dumb baseline), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
-            path of a file of ResNet-18 weights (torchvision, MoCo or ours; .pth, .pt, .tar, .safetensors), or a folder
-            of ours with model.safetensors and config.json. Of a ResNet-18, all after `layer3` is cut off: dim = 256;
-            visual words have a dim of six times their count. Or
+            path of a .safetensors file of ResNet-18 weights (torchvision's, MoCo's or ours), `pickle:FILE` for such
+            weights in any other file (.pth, .pt, .tar), or a folder of ours with model.safetensors and config.json. Of
+            a ResNet-18, all after `layer3` is cut off: dim = 256; visual words have a dim of six times their count. Or
             anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_foreign`.
         seed: of `random`.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
 
     Raises:
-        FileFormatError: the weights are absent, truncated, pickled objects, or of another architecture; or a model of
-            another library cannot be had or does not give (B, D).
+        FileFormatError: the weights are absent, truncated, pickled without `pickle:` or of more than tensors, or of
+            another architecture; or a model of another library cannot be had or does not give (B, D).
         SettingsError: an unknown device or precision.
     """
     where = pick_device(device)
@@ -132,8 +132,8 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
             torch.manual_seed(seed)
             network = ResNet18(stages=3)
     else:
-        path = _imagenet_file() if name == "imagenet" else Path(name)
-        network, mpp = _network_of(path), _mpp_of(path)
+        path, _ = _place_of(name)
+        network, mpp = _network_of(name), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     if isinstance(network, Words):
@@ -158,8 +158,7 @@ def fourth_stage(name: str) -> dict[str, Tensor]:
     """
     if name == "random" or name.partition(":")[0] in KINDS:
         return {}
-    path = _imagenet_file() if name == "imagenet" else Path(name)
-    return {n: v.contiguous() for n, v in state_of(read_weights(path)).items() if n.startswith("layer4.")}
+    return {n: v.contiguous() for n, v in state_of(read_weights(name)).items() if n.startswith("layer4.")}
 
 
 def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:
@@ -182,24 +181,24 @@ def _mpp_of(path: Path) -> float | None:
         return None
 
 
-def _network_of(path: Path) -> ResNet18 | Words:
-    """The network whose weights stand there."""
-    weights = read_weights(path)
+def _network_of(name: str) -> ResNet18 | Words:
+    """The network whose weights a name stands for."""
+    weights = read_weights(name)
     if "centres" not in weights:
         with torch.random.fork_rng(devices=[]):
             network = ResNet18(stages=3)
-        load_resnet(network, state_of(weights), path)
+        load_resnet(network, state_of(weights), name)
         return network
     words = Words(weights["centres"].shape[1] if weights["centres"].ndim == 3 else 2)
     try:
         words.load_state_dict(weights)
     except RuntimeError as error:
-        raise FileFormatError(f"{path}: damaged visual words ({error})", "train them anew") from error
+        raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
     return words.eval()
 
 
-def load_resnet(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load ResNet-18 weights, which stand at `path`, into `network`, which takes those that it has.
+def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
+    """Load ResNet-18 weights, those of `name`, into `network`, which takes those that it has.
 
     Raises:
         FileFormatError: see `load_encoder`.
@@ -210,7 +209,7 @@ def load_resnet(network: nn.Module, weights: dict[str, Tensor], path: Path) -> N
     wrong = [n for n in wanted if n in weights and weights[n].shape != wanted[n].shape]
     if missing or wrong:
         first = f"{missing[0]} is missing" if missing else f"{wrong[0]} has shape {tuple(weights[wrong[0]].shape)}"
-        raise FileFormatError(f"{path}: not the weights of a ResNet-18 ({first})", "give ResNet-18 weights")
+        raise FileFormatError(f"{name}: not the weights of a ResNet-18 ({first})", "give ResNet-18 weights")
     network.load_state_dict({n: weights[n] for n in wanted if n in weights}, strict=False)
 
 
@@ -226,25 +225,40 @@ def keep_buffers() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """The tensors of a weight file, without executing anything in it.
+def read_weights(name: str) -> dict[str, Any]:
+    """The tensors of a weight file or of a folder of ours; of pickles too, where the name is `pickle:FILE`.
+
+    Nothing in a pickle is executed by `weights_only`, but that promise has been broken before (CVE-2025-32434).
 
     Raises:
-        FileFormatError: absent, truncated, or a pickle of more than tensors.
+        FileFormatError: absent, truncated, a pickle that was not asked for, or one of more than tensors.
     """
+    path, pickled = _place_of(name)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise FileFormatError(f"no tile encoder at {path}", "use random, imagenet, or the path of weights")
+    safe = file.suffix == ".safetensors"
+    if not (safe or pickled):
+        hint = f"if you trust where it comes from, name it pickle:{file}: its tensors are read, nothing is executed"
+        raise FileFormatError(f"{file}: is a pickle, as all but .safetensors are, and pickles can run programs", hint)
     try:
-        safe = file.suffix == ".safetensors"
         found = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        what = "holds pickled objects" if "weights_only" in str(error).lower() else "is truncated or not a weight file"
+        more = "weights_only" in str(error).lower()
+        what = "holds pickled objects" if more else "is truncated or not a weight file"
         raise FileFormatError(f"{file}: {what}", "give a state dict saved by torch.save or safetensors") from error
     if not isinstance(found, dict):
         what = f"{file}: holds a {type(found).__name__}, no weights by name"
         raise FileFormatError(what, "give a state dict saved by torch.save or safetensors")
     return found
+
+
+def _place_of(name: str) -> tuple[Path, bool]:
+    """Where the weights lie that a name stands for, and whether they may be pickled."""
+    if name == "imagenet":
+        return _imagenet_file(), True
+    kind, _, rest = name.partition(":")
+    return (Path(rest), True) if kind == "pickle" else (Path(name), False)
 
 
 def save_encoder(network: nn.Module, folder: Path, settings: dict) -> None:

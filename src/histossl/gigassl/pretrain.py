@@ -316,8 +316,8 @@ def start_from(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> 
         return "random"
     if start == "random":
         return start
-    path = tile_encoder if start == "tile-encoder" and tile_encoder is not None else Path(start)
-    encoder.load_dense(state_of(read_weights(path)))
+    name = str(tile_encoder) if start == "tile-encoder" else start
+    encoder.load_dense(state_of(read_weights(name)))
     return hash_of(encoder.stage)
 
 
