@@ -130,6 +130,39 @@ def test_every_object_has_a_contrast_of_its_own() -> None:
     assert score(good, labels).dice > single + 0.2
 
 
+def test_outlines_lie_where_the_slope_is_steepest() -> None:
+    shares = []
+    for radius in (4.5, 6.3, 9.0):
+        for row, column in ((20, 20), (20.3, 20.6), (20.5, 20.5)):
+            y, x = np.mgrid[:40, :40]
+            soft = 1 / (1 + np.exp((np.hypot(y - row, x - column) - radius) / 0.8))
+            found, quality = best_objects(soft.astype(np.float32), np.linspace(0.02, 0.98, 64), 0.5, TreeSettings())
+            shares.append((found == quality.argmax()).sum() / (np.pi * radius**2))
+    assert 0.9 < min(shares) < max(shares) < 1.25
+    assert np.mean(shares) == pytest.approx(1, abs=0.1)  # half a pixel too far out would be 1.17
+
+
+def test_what_is_not_of_the_usual_area_has_to_be_better() -> None:
+    values = (discs([(30, 30)], 8, (60, 60)) > 0).astype(np.float32)
+    area = values.sum() / 4
+    free, usual, four = (
+        best_objects(values, [0.5], 0.5, TreeSettings(usual=u, spread=1.25))[1][1] for u in (0, area, 4 * area)
+    )
+    assert usual == pytest.approx(free)
+    assert four == pytest.approx(free * np.exp(-((np.log(4) / 1.25) ** 2) / 2), rel=1e-3)
+
+
+def test_lessons_trust_what_is_as_large_as_the_others() -> None:
+    _, labels = field(count=28)
+    y, x = np.mgrid[: labels.shape[0], : labels.shape[1]]
+    giant = np.hypot(y - 90, x - 120) <= 17  # 4.5 times as large, and as sharp
+    labels[np.hypot(y - 90, x - 120) <= 27] = 0
+    rgb = paint(0.08 + 0.75 * ((labels > 0) | giant), np.full(labels.shape, 0.35))
+    (lesson,) = make_lessons([rgb], STAINS, 0.5)
+    others = lesson.quality[np.unique(lesson.labels[labels > 0])]
+    assert 0.3 < lesson.quality[lesson.labels[90, 120]] / np.median(others) < 0.7
+
+
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 def test_objects_are_connected_disjoint_and_of_the_size_asked_for(seed: int) -> None:

@@ -74,6 +74,7 @@ class TiffTiles:
         self._file.filehandle.seek(page.dataoffsets[index])
         encoded = self._file.filehandle.read(page.databytecounts[index])
         tile, _, _ = page.decode(encoded, index, jpegtables=page.jpegtables)  # tables: of JPEGs only
+        assert tile is not None
         return tile[0]
 
 
