@@ -24,6 +24,7 @@ import torch
 from histossl import encode
 from histossl.augment import AugmentSettings, augment, draw_augmentation, to_float
 from histossl.encode import EncodeJob, EncodeSettings, encode_slides
+from histossl.encoders.forward import encode_tiles
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms
 from histossl.encoders.zoo import TileEncoder, load_encoder
 from histossl.scale import Workers
@@ -76,7 +77,7 @@ def main(side: int) -> None:
         few = to_float(batch[:8], encoder.dtype)  # as many at once as the program passes
         bare = max(
             rate(lambda encoder=encoder, few=few: encoder(few), 8),
-            rate(lambda encoder=encoder, batch=batch: encode.encode_tiles(encoder, batch, None), 64),
+            rate(lambda encoder=encoder, batch=batch: encode_tiles(encoder, batch, None), 64),
         )
         name = str(encoder.dtype).removeprefix("torch.")
         print(f"{name}: bare encoder {bare:.0f} tiles/s")

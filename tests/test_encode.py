@@ -13,7 +13,8 @@ import torch
 
 from histossl import encode, store
 from histossl.augment import augment
-from histossl.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides, encode_tiles
+from histossl.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides
+from histossl.encoders.forward import encode_tiles
 from histossl.encoders.zoo import load_encoder
 from histossl.geometry import Region
 from histossl.scale import Workers

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +15,11 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from histossl import store
-from histossl.augment import Augmentation, AugmentSettings, augment, draw_augmentation, to_float
+from histossl.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.config import fingerprint, number_of
+from histossl.encoders.forward import encode_tiles
 from histossl.encoders.zoo import TileEncoder
 from histossl.errors import HistosslError, SettingsError, SlideError
 from histossl.read import Batch, ReadJob, read_batch
@@ -32,7 +29,6 @@ from histossl.tiles import TileSpec
 
 # A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
 CACHE_BYTES = 64 * 2**20
-CACHE_PIXELS = 8 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -271,35 +267,6 @@ class SlideEncoding:
             bad = int((~torch.isfinite(features).all(dim=1)).nonzero()[0])
             raise SlideError(self.job.path, f"the encoder gave no finite feature for tile {bad} of batch {self.step}")
         return features.numpy()
-
-
-def encode_tiles(encoder: TileEncoder, tiles: Tensor, t: Augmentation | None) -> Tensor:
-    """(B, H, W, 3) uint8 tiles -> (B, dim) float32 features, under an augmentation or as they are."""
-
-    def few(part: Tensor) -> Tensor:
-        with torch.inference_mode():
-            part = part.to(encoder.device, non_blocking=True)
-            return encoder(to_float(part, encoder.dtype) if t is None else augment(part, t, encoder.dtype))
-
-    if encoder.device.type == "cuda":
-        return few(tiles)
-    # On a CPU a few tiles at a time: their maps stay in the cache, which is worth a quarter of the time.
-    cores = torch.get_num_threads()
-    part = min(CACHE_PIXELS // (tiles.shape[1] * tiles.shape[2]), -(-len(tiles) // cores))
-    return torch.cat(list(_threads(cores).map(few, tiles.split(max(1, part)))))
-
-
-@functools.lru_cache(maxsize=1)
-def _threads(count: int) -> ThreadPoolExecutor:
-    """Threads that compute on one core each.
-
-    Those that share a layer wait for each other after every one, which is long where workers that read take turns with
-    them: up to a sixth of the time.
-    """
-    pool, together = ThreadPoolExecutor(count, "encode", torch.set_num_threads, (1,)), threading.Barrier(count)
-    list(pool.map(lambda _: together.wait(), range(count)))
-    torch.set_num_threads(count)  # what a thread sets for itself, those begun later take over
-    return pool
 
 
 def draw_plan(
