@@ -14,6 +14,7 @@ import torch
 from histossl import encode, store
 from histossl.augment import augment
 from histossl.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides
+from histossl.encoders import forward
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.zoo import load_encoder
 from histossl.geometry import Region
@@ -128,7 +129,7 @@ def test_no_views_when_none_are_asked_for(jobs, tmp_path):
 
 
 def test_a_feature_that_is_not_finite_fails_the_slide(jobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "augment", lambda tiles, t, dtype: torch.full((len(tiles), 3, 48, 48), torch.nan))
+    monkeypatch.setattr(forward, "augment", lambda tiles, t, dtype: torch.full((len(tiles), 3, 48, 48), torch.nan))
     (_, _, error) = next(e for e in run(jobs[:1], tmp_path) if e[2] is not None)
     assert "no finite feature" in str(error)
     assert not list(tmp_path.iterdir())

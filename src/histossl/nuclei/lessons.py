@@ -151,7 +151,7 @@ def targets(lesson: Lesson, settings: LessonSettings = LessonSettings()) -> NDAr
     middle = np.asarray(ndimage.maximum(distance, labels, np.arange(len(lesson.quality))), np.float32)
     depth = np.where(nucleus, distance / np.maximum(middle[labels], 0.5), 0)
     # Beside a sure nucleus what is dark is none of it: as doubt it would push outlines outwards.
-    beside = ndimage.binary_dilation(nucleus, iterations=2)
+    beside = np.asarray(ndimage.binary_dilation(nucleus, iterations=2), bool)
     weight = np.where(lesson.doubtful & ~beside, settings.doubt, 1)
     weight[nucleus] = np.clip(lesson.quality * 2 / 3, 0, 1.5)[labels[nucleus]]
     return np.stack([nucleus, depth, weight]).astype(np.float32)
