@@ -81,7 +81,12 @@ def test_an_absent_tile_is_what_openslide_makes_of_it(tmp_path):
         counts = tiff.pages.first.databytecounts
         tiff.pages.first.tags["TileByteCounts"].overwrite((*counts[:1], 0, *counts[2:]))
     with open_slide(path) as slide, openslide.OpenSlide(path) as other:
-        shown = other.read_region((0, 0), 0, (300, 200))
+        try:
+            shown = other.read_region((0, 0), 0, (300, 200))
+        except openslide.OpenSlideError:  # before 4.0.1
+            with pytest.raises(SlideError, match="cannot be read"):
+                slide.read(Region(0, 0, 300, 200), 0.5)
+            return
         assert shown.getchannel("A").getextrema() == (0, 255)
         white = Image.new("RGBA", shown.size, "white")
         expected = np.asarray(Image.alpha_composite(white, shown).convert("RGB"))
