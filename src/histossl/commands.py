@@ -61,7 +61,8 @@ def run(
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
         mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
         encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
-            imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
+            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
+            hf:NAME or torchscript:PATH.
         tissue: how tissue is found.
         tile: how tiles are laid.
         tile_encoder: how `--encoder self` learns.
@@ -155,7 +156,8 @@ def encode_stage(
     Args:
         study: the folder that `inspect --out` made.
         encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
-            imagenet, the path of ResNet-18 weights or of a folder of ours, timm:NAME, hf:NAME or torchscript:PATH.
+            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
+            hf:NAME or torchscript:PATH.
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.

@@ -55,7 +55,7 @@ class PretrainSettings:
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the initial weights, the order of the slides and the views.
         start: what the slide encoder begins with: random weights, `tile-encoder` (the fourth stage of the tile encoder
-            where that is a whole ResNet-18, else random), or the path of ResNet-18 weights.
+            where that is a whole ResNet-18, else random), or ResNet-18 weights: a .safetensors file or `pickle:FILE`.
         view: how a view is drawn.
         encoder: what the slide encoder is made of; `in_dim` follows the features.
     """

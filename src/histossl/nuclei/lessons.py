@@ -134,7 +134,7 @@ def _usual_area(
 ) -> float:
     """µm² of the slide's usual nucleus, 0 where hardly any are sure: half of the area of the sure ones is in larger."""
     areas = np.zeros(0)
-    for amount in maps:
+    for amount in maps:  # each tree is grown again afterwards: all of them at once would be 32 copies of every field
         labels, quality = best_objects(amount, levels, mpp, objects)
         areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= least] * mpp**2)
     areas = np.sort(areas)
