@@ -62,7 +62,7 @@ def changed(edits):
         ),
         pytest.param(
             changed({4: "s04.svs,p02,a"}),
-            r"differ from a slide by extension or case: 's04.svs' \(row 6; is it 's04'\?\)",
+            r"differ from a slide by their extension: 's04.svs' \(row 6; is it 's04'\?\)",
             id="extension",
         ),
         pytest.param(changed({9: "S09,p04,a"}), r"'S09' \(row 11; is it 's09'\?\)", id="case"),

@@ -27,6 +27,8 @@ from histossl.gigassl.pretrain import PretrainSettings, trained_as
 from histossl.gigassl.published import load_published
 from histossl.gigassl.views import ViewSettings
 from histossl.interchange import Bag, attributes_of, read_bag
+from histossl.names import folded
+from histossl.sidecars import files_of
 from histossl.slide import find_slides, open_slide
 from histossl.study import COLUMNS, Row, Study, slide_names
 
@@ -79,7 +81,7 @@ def adopt(study: Study, origin: Origin, spatial: bool = True) -> int:
         raise StudyError(f"{study.folder}: made from slides, not from features", "use another --out")
     about = {"adopted": os.path.abspath(origin.folder), "stride": origin.stride, "mpp": origin.mpp}
     study.settle("encode", about, study.folder / "features")
-    pictures = {} if origin.slides is None else {path.stem: path for path in find_slides(origin.slides)}
+    pictures = {} if origin.slides is None else {folded(path.stem): path for path in find_slides(origin.slides)}
     rows = _rows(study, files, pictures)
     dims: dict[str, int] = {}
     with progress_bar("slides", len(rows)) as bar:
@@ -133,7 +135,7 @@ def feature_files(folder: Path) -> list[Path]:
         StudyError: there is none.
     """
     for place in (folder, folder / "h5_files", folder / "features", folder / "pt_files"):
-        found = {path.stem: path for suffix in ("*.pt", "*.h5") for path in sorted(place.glob(suffix))}
+        found = {path.stem: path for kinds in ((".pt",), (".h5", ".hdf5")) for path in files_of(place, kinds)[0]}
         if found:
             return [found[name] for name in sorted(found)]
     raise StudyError(f"{folder}: no .h5 or .pt files of features", "give a folder with a file a slide")
@@ -141,17 +143,17 @@ def feature_files(folder: Path) -> list[Path]:
 
 def _rows(study: Study, files: list[Path], pictures: dict[str, Path]) -> list[tuple[Row, Path | None]]:
     """A row a file, with what users wrote, and a failed one for each slide whose file is gone."""
-    known = {row["slide_id"]: row for row in study.slides()}
+    known = {folded(row["slide_id"]): row for row in study.slides()}
     rows: list[tuple[Row, Path | None]] = []
     for path, (name, complaint) in zip(files, slide_names(files), strict=True):
-        row = known.pop(name, dict.fromkeys(COLUMNS, "") | {"slide_id": name})
-        row["path"] = str(pictures.get(name, row["path"]))
+        row = known.pop(folded(name), dict.fromkeys(COLUMNS, "") | {"slide_id": name})
+        row["path"] = str(pictures.get(folded(name), row["path"]))
         row |= {"status": "", "error": ""}
         if complaint:
             fail(row, complaint)
         rows.append((row, None if complaint else path))
     for row in known.values():
-        fail(row, f"{row['slide_id']}: its features are no longer there; put them back or delete its row")
+        fail(row, f"{row['slide_id']}: its features are no longer there; put them back: its row is kept until then")
         rows.append((row, None))
     return rows
 

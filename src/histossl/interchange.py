@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.errors import FileFormatError, SettingsError
+from histossl.sidecars import files_of
 from histossl.store import ROWS_A_CHUNK, whole
 
 
@@ -266,7 +267,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
     """
     from histossl.console import say
 
-    paths = [source] if source.is_file() else sorted([*source.glob("*.h5"), *source.glob("*.pt")])
+    paths, others = ([source], []) if source.is_file() else files_of(source, (".h5", ".hdf5", ".pt"))
     if not paths:
         raise FileFormatError(f"{source}: no .h5 or .pt files", "give a file or a folder of features")
     if to not in LAYOUTS:
@@ -280,5 +281,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
         except FileFormatError as error:
             say(f"FAILED {error}", "red")
             failed += 1
+    if others:
+        say(f"{len(others)} other files there were not read: {', '.join(path.name for path in others[:3])}", "yellow")
     say(f"{len(paths) - failed} of {len(paths)} slides: {out}", "green")
     return 1 if failed else 0

@@ -22,6 +22,7 @@ from histossl.errors import StudyError
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain import PretrainSettings, trained_as
 from histossl.gigassl.towers import Features, pretrain_towers
+from histossl.names import folded
 from histossl.parallel import first
 from histossl.scale import Place
 from histossl.stages import SlideSources, embed_study, learned_from, stands_trained
@@ -66,11 +67,12 @@ def adopt_sources(study: Study, origins: Sequence[Origin], spatial: bool = True)
 def _united(study: Study) -> list[Row]:
     """A row a slide: of the first source that could take it, with the patient whom users wrote."""
     found: dict[str, Row] = {}
+    spelt: dict[str, str] = {}
     for part in study.sources:
         for row in part.slides():
-            name = row["slide_id"]
+            name = spelt.setdefault(folded(row["slide_id"]), row["slide_id"])
             if name not in found or (found[name]["status"] != "encoded" and row["status"] == "encoded"):
-                found[name] = dict(row)
+                found[name] = dict(row) | {"slide_id": name}
     for row in study.slides():
         if row["slide_id"] in found:
             more = {name: text for name, text in row.items() if name == "patient_id" or name not in COLUMNS}

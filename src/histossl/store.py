@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -101,8 +100,9 @@ def text_of(cell: str) -> str:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table of ours, each by column, as they were before `cell`."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        return [{name: text_of(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
+    from histossl.tables import read_table
+
+    return [{name: text for name, text in row.items() if name} for row in read_table(path, ours=True).rows.values()]
 
 
 def _fsync(path: Path) -> None:
