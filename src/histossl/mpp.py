@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from histossl.errors import SlideError
@@ -115,3 +116,17 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text.replace(",", "."))
     except ValueError:
         return None
+
+
+def jumps(mpps: Mapping[str, float]) -> list[str]:
+    """Slides whose mpp is far from that of most, as where a unit was mistaken."""
+    values = sorted(mpps.values())
+    if len(values) < 3:
+        return []
+    middle = values[len(values) // 2]
+    far = {slide: mpp for slide, mpp in mpps.items() if not middle / 1.9 <= mpp <= middle * 1.9}
+    if not far:
+        return []
+    some = ", ".join(f"{slide} {mpp:g}" for slide, mpp in list(far.items())[:3])
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    return [f"mpp jumps: most slides have about {middle:g}, and {some}{more} have not: are their tiles as large?"]

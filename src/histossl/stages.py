@@ -262,7 +262,9 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place
 def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
     """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
     return [
-        [row["slide_id"], row["patient_id"], str(store.fingerprint_of(study.features(row["slide_id"])))] for row in rows
+        [row["slide_id"], row["patient_id"], str(store.fingerprint_of(study.features(row["slide_id"])))]
+        + [f"{name}={text}" for name, text in row.items() if name not in COLUMNS and text]
+        for row in rows
     ]
 
 

@@ -11,14 +11,17 @@ from histossl.config import differences, to_dict
 from histossl.errors import StudyError
 from histossl.roll import Roll, Row
 
-COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
+COLUMNS = (
+    "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
+)  # fmt: skip
 
 
 class Study(Roll):
     """Where everything of a study stands; makes the folder where there is none.
 
     Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
-    what stands.
+    what stands, `note` what a reader of the file should know, `content` the fingerprint of the file by which a slide is
+    known again elsewhere.
 
     Args:
         folder: of the study.

@@ -9,6 +9,7 @@ from PIL import Image
 
 from histossl import store
 from histossl.config import fingerprint
+from histossl.content import content_of
 from histossl.errors import SlideError
 from histossl.slide import open_slide, slide_state
 from histossl.tiles import TileSpec, qc_picture, tile_grid
@@ -26,6 +27,7 @@ class SurveyJob:
         mpp_default: for a file that carries none, or None.
         tissue, tile: how tissue is found and tiles are laid.
         tiles_path, qc_path: where the results go.
+        content: fingerprint of the file when it was last surveyed, or "".
     """
 
     slide_id: str
@@ -36,6 +38,7 @@ class SurveyJob:
     tile: TileSpec
     tiles_path: Path
     qc_path: Path
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Survey:
     height: int
     tiles: int
     made: str
+    note: str = ""
+    content: str = ""
 
 
 def laying_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
@@ -73,12 +78,16 @@ def survey_slide(job: SurveyJob) -> Survey:
         with store.whole(job.qc_path) as part:
             picture.save(part, format="JPEG", quality=85)
         if not len(grid.xy):
-            raise SlideError(
-                job.path, "no tile of tissue found", f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
-            )
+            inked = f" ({mask.ink_note})" if mask.ink_note else ""
+            hint = f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
+            raise SlideError(job.path, f"no tile of tissue found{inked}", hint)
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
         made = survey_fingerprint(state, slide.mpp, laying_fingerprint(job.tissue, job.tile))
         with store.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
             pass
-        return Survey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)
+        content = content_of(job.path)
+        changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
+        told = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
+        note = "; ".join(filter(None, told))
+        return Survey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content)

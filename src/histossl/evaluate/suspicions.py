@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from histossl.evaluate.audit import Cohort
+from histossl.mpp import jumps
 
 _LEAST = 10  # slides of a table, below which chance does all of this
 
@@ -52,17 +53,3 @@ def ordered(target: str, labels: Sequence[str]) -> list[str]:
     if len(labels) < _LEAST or not 2 <= kinds <= len(labels) // 4 or blocks != kinds:
         return []
     return [f"labels of {target} follow the order of the rows, each class in one block: were they filled in by order?"]
-
-
-def jumps(mpps: Mapping[str, float]) -> list[str]:
-    """Slides whose mpp is far from that of most, as where a unit was mistaken."""
-    values = sorted(mpps.values())
-    if len(values) < 3:
-        return []
-    middle = values[len(values) // 2]
-    far = {slide: mpp for slide, mpp in mpps.items() if not middle / 1.9 <= mpp <= middle * 1.9}
-    if not far:
-        return []
-    some = ", ".join(f"{slide} {mpp:g}" for slide, mpp in list(far.items())[:3])
-    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
-    return [f"mpp jumps: most slides have about {middle:g}, and {some}{more} have not: are their tiles as large?"]
