@@ -44,7 +44,6 @@ class Slide:
         vendor: as the reader names it, such as "aperio" or "generic-tiff"; "plain" for pictures.
         properties: all of the file's metadata, as text, under the reader's names.
         objective: the objective's magnification, or None.
-        notes: what was read otherwise than the file may mean it, a sentence each.
     """
 
     def __init__(self, path: Path, reader: Reader, mpp: float) -> None:
@@ -55,8 +54,12 @@ class Slide:
         self.vendor = reader.vendor
         self.properties = reader.properties
         self.objective = objective(reader.properties)
-        self.notes: tuple[str, ...] = tuple(getattr(reader, "notes", ()))
         self._reader = reader
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read otherwise than the file may mean it, a sentence each; of plain pictures known once read."""
+        return tuple(getattr(self._reader, "notes", ()))
 
     def read(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """The picture of a region at `mpp`.
@@ -215,6 +218,7 @@ def find_slides(folder: str | Path) -> list[Path]:
 
 
 def _check_file(path: Path) -> None:
+    path = chosen_picture(path)[0]
     if path.is_dir():
         raise SlideError(path, "is a folder, not a slide")
     try:
