@@ -23,9 +23,14 @@ def folded(name: str) -> str:
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the first spelling of it; of names that are spelt one way, themselves."""
+    """Each name -> the first spelling of it, without the zeros of a spreadsheet; a name that is spelt one way, itself."""
+    every = list(dict.fromkeys(names))
     first: dict[str, str] = {}
-    return {name: first.setdefault(folded(name), name) for name in names}
+    for name in every:
+        key = folded(name)
+        if key not in first or (_WHOLE.fullmatch(first[key].strip()) and not _WHOLE.fullmatch(name.strip())):
+            first[key] = name
+    return {name: first[folded(name)] for name in every}
 
 
 def clashes(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 from rich.table import Table
 
 from histossl import store
@@ -23,8 +24,7 @@ from histossl.cohort import reason
 from histossl.config import fingerprint
 from histossl.console import console, progress_bar, say
 from histossl.errors import LabelError, SettingsError, SlideError, TrainingError
-from histossl.nuclei import export
-from histossl.nuclei.instances import Nuclei, joined
+from histossl.nuclei.geojson import Outlined, label_image, read_outlined
 from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
@@ -244,7 +244,7 @@ def _model_state(model: str) -> list[object]:
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
 
 
-_LABEL_FILES = (".tif", ".tiff", ".png", ".geojson", ".geojson.gz")
+_LABEL_FILES = (".tif", ".tiff", ".png", ".json", ".geojson", ".geojson.gz")
 
 
 def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -280,22 +280,24 @@ def _labels_in(folder: Path) -> dict[str, Path]:
 
 
 def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    a, b = _read_labels(prediction), _read_labels(truth)
-    if isinstance(a, Nuclei) and isinstance(b, Nuclei):
-        far = export.extent(joined([a, b]))
-        size = export.Size(int(far.width), int(far.height))
-        return export.label_image(a, size), export.label_image(b, size)
-    if isinstance(a, Nuclei):
-        assert isinstance(b, np.ndarray)
-        return export.label_image(a, export.Size(b.shape[1], b.shape[0])), b
-    if isinstance(b, Nuclei):
-        return a, export.label_image(b, export.Size(a.shape[1], a.shape[0]))
+    read = _read_labels(prediction), _read_labels(truth)
+    sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        what = f"{prediction} is {sizes[0][1]} x {sizes[0][0]} pixels, {truth} {sizes[1][1]} x {sizes[1][0]}"
+        raise LabelError(what, "score label images of the same picture")
+    shapes = [labels.shapes for labels in read if not isinstance(labels, np.ndarray)]
+    far = np.max([shapely.total_bounds(part)[2:] for part in shapes if len(part)] or [[1, 1]], axis=0)
+    height, width = sizes[0] if sizes else (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
+    a, b = (part if isinstance(part, np.ndarray) else label_image(part, height, width) for part in read)
     return a, b
 
 
-def _read_labels(path: Path) -> np.ndarray | Nuclei:
-    if path.name.endswith((".geojson", ".geojson.gz")):
-        return export.read_geojson(path)
+def _read_labels(path: Path) -> np.ndarray | Outlined:
+    if path.name.endswith((".geojson", ".geojson.gz", ".json")):
+        found = read_outlined(path)
+        if told := found.said():
+            say(f"note: {path}: {told}", "yellow")
+        return found
     from skimage.io import imread
 
     try:
