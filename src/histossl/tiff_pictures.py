@@ -133,6 +133,8 @@ def _is_level(other: Picture, picture: Picture) -> bool:
         return False
     if not (other.page.is_tiled and picture.page.is_tiled):
         return False
+    if other.page.subfiletype & 1:  # it says so itself
+        return True
     try:
         return _shows_the_same(other.page, picture.page)
     except (ValueError, OSError, RuntimeError, TypeError, IndexError):
@@ -217,7 +219,8 @@ def chosen(path: Path, pictures: Sequence[Picture], number: int | None) -> tuple
     if len(equal) > 1:
         what = f"holds a stack of {len(equal)} pages, or {len(equal)} pictures, of {largest.size.width} x "
         what += f"{largest.size.height}: {listed}"
-        raise SlideError(path, what, f"say which in the path, in slides.csv or as asked: {path.name}#{equal[0].number}")
+        hint = f"say which by its number behind the path, here or in slides.csv: {path.name}#{equal[0].number}; "
+        raise SlideError(path, what, f"{hint}channels of one picture: save it as RGB with 8 bits a channel")
     others = [picture for picture in pictures if picture is not largest]
     if not others:
         return largest, ""
