@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, score
-from histossl.nuclei.paper import learn_paper
-from histossl.nuclei.patches import PaperSettings
+from histossl.nuclei.patch_contrast import learn_paper
+from histossl.nuclei.patch_sampling import PaperSettings
 from histossl.nuclei.predict import picture_slide, survey
+from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from histossl.geometry import Region
-from histossl.nuclei.contrast import Batches, Contrast, ContrastTask, Sample
 from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.patches import PaperSettings, PaperTask
+from histossl.nuclei.patch_sampling import PaperSettings, PaperTask
 from histossl.nuclei.predict import picture_slide, survey
-from histossl.nuclei.prior import Prior
-from histossl.synth import SynthSettings, paint_region
+from histossl.nuclei.pseudo_labels import ContrastSettings
+from histossl.nuclei.self_training import Batches, Contrast, ContrastTask, Sample
+from histossl.nuclei.threshold import Prior
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import SynthSettings, paint_region
 
 
 def best(call: Callable[[], object], times: int = 3) -> float:

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histossl.core.atomic import whole
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.methods import TRAINED
 from histossl.evaluate.probe import ProbeSettings, write_probe
 from histossl.evaluate.rivals import judge
 from histossl.evaluate.sources import Source, read_source
-from histossl.store import whole
 from results_page import Found, draw_shots_picture, draw_split_picture, page
 
 STEPS = ("studies", *TRAINED, "split", "page")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.geometry import Region
 from histossl.nuclei.export import label_image, write_geojson, write_overlay, write_parquet
 from histossl.nuclei.instances import MEASURES
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import score
 from histossl.nuclei.predict import SegmentSettings, picture_slide, segment_slide, survey
+from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
-from histossl.synth import SynthSettings, nuclei_in, paint_region
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
 
 
 def main(image: np.ndarray, mpp: float, out: Path, steps: int = 400) -> np.ndarray:

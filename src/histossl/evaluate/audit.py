@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.evaluate.labels import (
     BARCODE,
     PATIENT_COLUMNS,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl.core.atomic import whole
 from histossl.evaluate.heatmap import Heatmap
-from histossl.geometry import Size
-from histossl.store import whole
+from histossl.wsi.geometry import Size
 
 
 def write_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool = False) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from histossl.errors import LabelError
-from histossl.store import text_of
+from histossl.core.errors import LabelError
+from histossl.core.tables import text_of
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id

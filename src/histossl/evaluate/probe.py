@@ -15,8 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import histossl
-from histossl.config import to_dict
-from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.core.atomic import whole
+from histossl.core.config import to_dict
+from histossl.core.errors import FileFormatError, LabelError, SettingsError
+from histossl.core.tables import cell
 from histossl.evaluate.audit import audit_line
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
@@ -25,8 +27,7 @@ from histossl.evaluate.methods import METHODS, describe
 from histossl.evaluate.ridge import ridge
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.splits import grouped_folds
-from histossl.evaluate.tasks import Task, labelled, make_task, numbers_of_labels
-from histossl.store import cell, whole
+from histossl.evaluate.targets import Task, labelled, make_task, numbers_of_labels
 
 # (rows that train (n,), their truth (n,), rows to test (m,), seed) -> (m, classes) probabilities where the truth is
 # int, of which every class is among those that train, and (m, 1) numbers where it is float. Rows are of the embeddings.
@@ -325,7 +326,7 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def write_probe(result: ProbeResult, folder: Path) -> None:
     """Write probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words), and
     figures; a table without rows is not there."""
-    from histossl.evaluate.figures import write_figures
+    from histossl.evaluate.plots import write_figures
 
     tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "predictions.csv": result.predictions}
     content = {

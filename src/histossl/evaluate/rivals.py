@@ -13,13 +13,15 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 import histossl
-from histossl.config import fingerprint
-from histossl.errors import FileFormatError, SettingsError
+from histossl.core.atomic import whole
+from histossl.core.config import fingerprint
+from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.fingerprints import fingerprint_of
+from histossl.core.hdf5 import read_features
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.methods import NEIGHBOURS, TRAINED, Recipe
 from histossl.evaluate.probe import ProbeResult, ProbeSettings, Rival, probe
 from histossl.evaluate.sources import Source
-from histossl.store import fingerprint_of, read_features, whole
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
 

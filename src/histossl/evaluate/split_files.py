@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_rows
 
 SIDES = ("train", "val", "test")

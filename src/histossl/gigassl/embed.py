@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histossl.config import number_of
-from histossl.encoders.zoo import pick_dtype
-from histossl.errors import SettingsError
+from histossl.core.config import number_of
+from histossl.core.errors import SettingsError
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.prototypes import Counted
 from histossl.gigassl.views import Batch, ViewSettings, collate, draw_tiles
+from histossl.training.device import pick_dtype
 
 # Bounds the memory of a pass: views are grouped up to this many tiles.
 TILES_A_PASS = 8192

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from histossl.config import from_dict, to_dict
-from histossl.errors import FileFormatError, SettingsError
+from histossl.core.atomic import whole_folder
+from histossl.core.config import from_dict, to_dict
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
 from histossl.gigassl.prototypes import RUNS, SCALES, Counted, Prototypes, shared_out
 from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, occupied, view_mean
-from histossl.store import whole_folder
 
 FORMAT = "histossl slide encoder 1"
 WIDTH = 256  # of the map that the stage works on: ResNet-18's third stage

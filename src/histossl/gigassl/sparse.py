@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histossl.parallel import norm_together, several
+from histossl.training.distributed import norm_together, several
 
 BLOCK = 4096  # rows a matrix product takes at once: bounds the buffers, and they stay in the cache
 Rows = Tensor | slice  # a choice of rows

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histossl.errors import SettingsError
+from histossl.core.errors import SettingsError
 
 
 @dataclass(frozen=True)

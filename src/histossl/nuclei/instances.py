@@ -12,8 +12,8 @@ from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
+from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
 from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
-from histossl.nuclei.tree import TreeSettings, best_objects, filled
 
 _STEPS = 13  # thresholds on the depth
 

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl import store
-from histossl.config import fingerprint
-from histossl.errors import FileFormatError, SettingsError, SlideError
-from histossl.geometry import Size, level0_length
+from histossl.core import atomic
+from histossl.core.config import fingerprint
+from histossl.core.errors import FileFormatError, SettingsError, SlideError
+from histossl.execution.workers import Here, Place
 from histossl.nuclei.instances import InstanceSettings, Nuclei, joined
-from histossl.nuclei.rows import by_row, tile_rows
 from histossl.nuclei.stain import Stains, estimate_stains, sample_fields
-from histossl.readers import Level
-from histossl.scale import Here, Place
-from histossl.slide import Slide, open_slide
-from histossl.tissue import TissueMask, find_tissue
+from histossl.nuclei.tiled_inference import by_row, tile_rows
+from histossl.wsi.geometry import Size, level0_length
+from histossl.wsi.readers import Level
+from histossl.wsi.slide import Slide, open_slide
+from histossl.wsi.tissue import TissueMask, find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Parts:
 
     def add(self, row: int, nuclei: Nuclei) -> None:
         """Keep a row, whole or not at all."""
-        with store.whole(self.path(row)) as part, part.open("wb") as file:
+        with atomic.whole(self.path(row)) as part, part.open("wb") as file:
             np.savez(file, points=nuclei.points, start=nuclei.start, measures=nuclei.measures)
 
     def remove(self) -> None:
@@ -263,7 +263,7 @@ def picture_slide(image: NDArray[Any], mpp: float, name: str = "image") -> Slide
     Raises:
         SlideError: of another shape or kind, or an mpp out of range.
     """
-    from histossl.mpp import RANGE_TEXT, usable
+    from histossl.wsi.mpp import RANGE_TEXT, usable
 
     if not usable(mpp):
         raise SlideError(name, f"an mpp of {mpp:g} is no microscope's", f"it must lie in {RANGE_TEXT}")

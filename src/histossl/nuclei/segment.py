@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histossl.cluster import Cluster
-from histossl.cohort import failure, give_up_on_disk, reason
-from histossl.config import fingerprint
-from histossl.console import progress_bar, say
-from histossl.errors import SettingsError, SlideError
-from histossl.ledger import Ledger, Shift
+from histossl.core.config import fingerprint
+from histossl.core.console import progress_bar, say
+from histossl.core.errors import SettingsError, SlideError
+from histossl.execution.cluster import Cluster
+from histossl.execution.failures import failure, give_up_on_disk, reason
+from histossl.execution.journal import Ledger, Shift
+from histossl.execution.shared_table import Roll, Row
+from histossl.execution.workers import Here, OneByOne, Place, Workers, result_of
 from histossl.nuclei import export
 from histossl.nuclei.instances import joined
 from histossl.nuclei.predict import (
@@ -26,9 +28,7 @@ from histossl.nuclei.predict import (
     segment_rows,
     survey_there,
 )
-from histossl.roll import Roll, Row
-from histossl.scale import Here, OneByOne, Place, Workers, result_of
-from histossl.slide import open_slide, slide_state
+from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
 """Of nuclei.csv; status is done or failed."""

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.errors import SettingsError, TrainingError
-from histossl.nuclei.contrast import Contrast, Sample, learn
+from histossl.core.errors import SettingsError, TrainingError
 from histossl.nuclei.export import label_image
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import read_model
-from histossl.nuclei.paper import Paper
+from histossl.nuclei.patch_contrast import Paper
 from histossl.nuclei.predict import Method, SegmentSettings, Survey, picture_slide, segment_slide, survey
-from histossl.nuclei.prior import Prior
-from histossl.slide import Slide
+from histossl.nuclei.pseudo_labels import ContrastSettings
+from histossl.nuclei.self_training import Contrast, Sample, learn
+from histossl.nuclei.threshold import Prior
+from histossl.wsi.slide import Slide
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class NucleiSegmenter:
         """
         slide, method = picture_slide(image, mpp), self._fitted()
         known = self._survey(slide)
-        from histossl.geometry import Region
+        from histossl.wsi.geometry import Region
 
         rgb = slide.read(Region.whole(slide.size), method.mpp)
         if known.stains is None:

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from histossl.errors import HistosslError
-from histossl.study import Study
+from histossl.core.errors import HistosslError
+from histossl.study.folder import Study
 from histossl.view.cohort import Cohort, read_cohort
 from histossl.view.guard import App, Guard
 from histossl.view.maps import map_names, slide_places

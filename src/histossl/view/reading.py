@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histossl.errors import SlideError
-from histossl.slide import Slide, open_slide
+from histossl.core.errors import SlideError
 from histossl.view.pyramid import Pyramid
+from histossl.wsi.slide import Slide, open_slide
 
 _OPEN = 12 * 2**20  # bytes of an idle slide's reader, and it holds a file
 _QUALITY = 85
