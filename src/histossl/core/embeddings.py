@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from histossl.core import atomic
 from histossl.core.errors import FileFormatError
-from histossl.study.folder import Row
+from histossl.core.tables import Row
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
 

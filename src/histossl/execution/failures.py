@@ -7,7 +7,7 @@ from pathlib import Path
 
 from histossl.core.console import say
 from histossl.core.errors import HistosslError
-from histossl.study.folder import Row
+from histossl.core.tables import Row
 
 
 def fail(row: Row, error: str) -> None:
