@@ -21,9 +21,10 @@ from PIL import Image
 from histossl.nuclei.metrics import METRICS, score
 from histossl.nuclei.patch_contrast import learn_paper
 from histossl.nuclei.patch_sampling import PaperSettings
-from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
+from histossl.nuclei.stain_survey import survey
+from histossl.wsi.array_slide import picture_slide
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
 ORGANS = {

@@ -19,10 +19,11 @@ from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.patch_sampling import PaperSettings, PaperTask
-from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.self_training import Batches, Contrast, ContrastTask, Sample
+from histossl.nuclei.stain_survey import survey
 from histossl.nuclei.threshold import Prior
+from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, paint_region
 

@@ -24,9 +24,9 @@ import pandas as pd
 
 from histossl.core.atomic import whole
 from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.methods import TRAINED
-from histossl.evaluate.probe import ProbeSettings, write_probe
+from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import judge
+from histossl.evaluate.settings import TRAINED, ProbeSettings
 from histossl.evaluate.sources import Source, read_source
 from results_page import Found, draw_shots_picture, draw_split_picture, page
 

@@ -21,7 +21,8 @@ import pandas as pd
 
 from histossl.cli.presets import PAPER
 from histossl.evaluate.labels import read_labels
-from histossl.evaluate.probe import ProbeSettings, probe
+from histossl.evaluate.probe import probe
+from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import pretrain_slides

@@ -12,9 +12,11 @@ from PIL import Image
 from histossl.nuclei.export import label_image, write_geojson, write_overlay, write_parquet
 from histossl.nuclei.instances import MEASURES
 from histossl.nuclei.metrics import score
-from histossl.nuclei.predict import SegmentSettings, picture_slide, segment_slide, survey
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
+from histossl.nuclei.stain_survey import SegmentSettings, survey
+from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
 

@@ -72,16 +72,16 @@ def test_the_command_line_takes_a_preset_and_what_is_given_beside_it():
     assert found["encode"] == EncodeSettings(views=50, tiles=256, window=1)
     assert found["embed"].views == 20
     assert (found["tile"].px, found["tile"].mpp) == (224, 1.0)
-    assert parse("pretrain", study_commands.pretrain, ["S", "--preset", "paper"])["pretrain"] == PAPER
-    assert parse("pretrain", study_commands.pretrain, ["S"])["pretrain"] == PretrainSettings()
+    assert parse("pretrain", study_commands.pretrain_command, ["S", "--preset", "paper"])["pretrain"] == PAPER
+    assert parse("pretrain", study_commands.pretrain_command, ["S"])["pretrain"] == PretrainSettings()
 
 
 def test_a_preset_may_stand_in_a_file(tmp_path):
     (tmp_path / "c.yaml").write_text("preset: paper\npretrain:\n  epochs: 12\n")
-    found = parse("pretrain", study_commands.pretrain, ["S", f"--config={tmp_path / 'c.yaml'}"])
+    found = parse("pretrain", study_commands.pretrain_command, ["S", f"--config={tmp_path / 'c.yaml'}"])
     assert found["pretrain"] == replace(PAPER, epochs=12)
     with pytest.raises((SettingsError, SystemExit)):
-        parse("pretrain", study_commands.pretrain, ["S", "--preset=papers"])
+        parse("pretrain", study_commands.pretrain_command, ["S", "--preset=papers"])
 
 
 def test_encoding_keeps_the_fourth_stage_in_the_study(tmp_path, whole_resnet):

@@ -18,7 +18,7 @@ from histossl.cli.main import main
 from histossl.core.embeddings import read_embeddings
 from histossl.evaluate.heatmap import Heatmap, fit_score
 from histossl.evaluate.heatmap_files import _painted, write_geojson, write_picture, write_table
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.views import ViewSettings

@@ -12,9 +12,10 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 from histossl.core.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.audit import near_duplicates
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.methods import Recipe, describe
+from histossl.evaluate.methods import describe
 from histossl.evaluate.plots import file_names
-from histossl.evaluate.probe import ProbeSettings, probe, write_probe
+from histossl.evaluate.probe import probe, write_probe
+from histossl.evaluate.settings import ProbeSettings, Recipe
 from histossl.evaluate.splits import grouped_folds
 from histossl.view.report.page import ReportInput, write_report
 

@@ -10,8 +10,9 @@ import pytest
 from histossl.core.errors import SettingsError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.mil import Recipe, trained_rival
-from histossl.evaluate.probe import ProbeSettings, probe
+from histossl.evaluate.probe import probe
 from histossl.evaluate.rivals import judge, neighbours, remembered
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 
 QUICK = ProbeSettings(repeats=1, folds=2, bootstraps=100, shots=())

@@ -20,11 +20,14 @@ from histossl.nuclei import export
 from histossl.nuclei.instances import Nuclei, joined
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import REACH, NucleusNet
-from histossl.nuclei.predict import Parts, SegmentSettings, picture_slide, segment_slide, survey
+from histossl.nuclei.partial_results import Parts
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
 from histossl.nuclei.self_training import Batches, Contrast, Sample
+from histossl.nuclei.stain_survey import SegmentSettings, survey
 from histossl.nuclei.threshold import Prior
+from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import open_slide
 from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region

@@ -22,8 +22,9 @@ from histossl.nuclei.patch_sampling import (
     draw_places,
     patch_loss,
 )
-from histossl.nuclei.predict import picture_slide, survey
 from histossl.nuclei.segmenter import load_method
+from histossl.nuclei.stain_survey import survey
+from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, paint_region
 

@@ -1,4 +1,4 @@
-"""The drawing holds: imports go downwards only, and the ground is light."""
+"""Folders are layers: imports go down only, without a cycle; the lowest are light; files and functions are short."""
 
 from __future__ import annotations
 
@@ -6,55 +6,71 @@ import ast
 import functools
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import histossl
 
 ROOT = Path(histossl.__file__).parent
-GROUND = ("geometry", "config", "errors")
+PILLARS = ("gigassl", "nuclei")
 
 
 @functools.cache
 def imports() -> dict[str, set[str]]:
-    """Module -> the modules of ours that it imports, anywhere in it."""
+    """Module -> the modules of ours that it imports, anywhere in it, those for types too."""
+    paths = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     found = {}
-    for path in ROOT.rglob("*.py"):
+    for module, path in modules.items():
         names = set()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("histossl"):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "histossl":
+                of = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name in modules else str(node.module) for name in of}
             elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names if alias.name.startswith("histossl")}
-        name = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
-        found[name] = names
+                names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "histossl"}
+        found[module] = names - {module, "histossl"}
     return found
 
 
-def reach(module: str, room: str) -> bool:
-    return any(name == room or name.startswith(f"{room}.") for name in imports()[module])
+def packages() -> dict[str, set[str]]:
+    """Folder -> the folders that its modules import."""
+    found: dict[str, set[str]] = {path.name: set() for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    for module, names in imports().items():
+        folder = module.split(".")[1] if "." in module else ""
+        if folder in found:
+            found[folder] |= {name.split(".")[1] for name in names} - {folder}
+    return found
 
 
-def test_nothing_imports_the_command_line():
-    assert [m for m in imports() if reach(m, "histossl.cli.main")] == ["histossl.__main__"]
+def test_no_module_imports_itself_by_way_of_others():
+    list(TopologicalSorter(imports()).static_order())  # raises CycleError with the cycle
+
+
+def test_folders_are_layers():
+    order = list(TopologicalSorter(packages()).static_order())
+    assert order[0] == "core"
+    assert order[-1] == "cli"
 
 
 def test_the_two_pillars_never_import_each_other():
-    for module in imports():
-        if module.startswith("histossl.gigassl"):
-            assert not reach(module, "histossl.nuclei"), module
-        if module.startswith("histossl.nuclei"):
-            assert not reach(module, "histossl.gigassl"), module
+    below = packages()
+    for one, other in (PILLARS, PILLARS[::-1]):
+        reached, todo = set(), [one]
+        while todo:
+            todo += below[name := todo.pop()] - reached
+            reached.add(name)
+        assert other not in reached
 
 
-def test_lower_rooms_know_nothing_of_higher_ones():
-    high = ("stages", "commands", "study", "ledger", "cohort", "status", "report", "view", "evaluate", "demo")
-    low = ("slide", "readers", "tissue", "tiles", "read", "store", "train", "losses", "augment", "scale", "encode")
-    for module in (f"histossl.{name}" for name in (*GROUND, *low)):
-        for room in high:
-            assert not reach(module, f"histossl.{room}"), (module, room)
-    for name in GROUND:
-        ours = {m.split(".")[1] for m in imports()[f"histossl.{name}"]}
-        assert ours <= set(GROUND), name
+def test_few_rooms_and_short_files():
+    assert len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 14
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 45, (path, node.name)
 
 
 def test_readers_in_worker_processes_load_no_torch():

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from histossl.evaluate.probe import ProbeResult, ProbeSettings
+from histossl.evaluate.settings import ProbeResult, ProbeSettings
 from histossl.evaluate.sources import Source
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

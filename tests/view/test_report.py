@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.probe import ProbeSettings, probe, write_probe
+from histossl.evaluate.probe import probe, write_probe
+from histossl.evaluate.settings import ProbeSettings
 from histossl.view.report.charts import curve, slide_map, small_picture
 from histossl.view.report.page import PICTURES, POINTS, ROWS, ReportInput, write_report
 from histossl.view.report.sheets import Picture, Sheet, heatmaps_sheet, hits_sheet, nuclei_sheet

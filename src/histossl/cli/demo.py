@@ -9,7 +9,7 @@ from pathlib import Path
 from histossl.cli.study_commands import run
 from histossl.core.console import say
 from histossl.encoders.encode import EncodeSettings
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.wsi.synth import write_cohort
 from histossl.wsi.tiles import TileSpec

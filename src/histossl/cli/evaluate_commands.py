@@ -15,8 +15,9 @@ from histossl.core import atomic, tables
 from histossl.core.console import answers, say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.probe import ProbeSettings, write_probe
+from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import judge
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
 
 
@@ -46,10 +47,10 @@ def probe_vectors(
     if against is not None and out is None:
         raise SettingsError("a comparison of two files of vectors has no place", "name a folder: --out FOLDER")
     if (vectors / "slides.csv").exists() and out is None:
-        from histossl.cli.study_commands import probe as probe_study
+        from histossl.cli.study_commands import probe_command
 
         if splits is None:
-            return probe_study(vectors, labels=labels, probe=probe)
+            return probe_command(vectors, labels=labels, probe=probe)
         out = vectors
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")

@@ -25,10 +25,10 @@ COMMANDS = {
         "pretrain_encoder",
         "train a tile encoder, without labels",
     ),
-    "encode": ("histossl.cli.study_commands", "encode", "tiles to features and augmented views"),
+    "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
     "features convert": ("histossl.core.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
-    "pretrain": ("histossl.cli.study_commands", "pretrain", "train the slide encoder, without labels"),
-    "embed": ("histossl.cli.study_commands", "embed", "one vector a slide: embeddings.h5ad"),
+    "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
+    "embed": ("histossl.cli.study_commands", "embed_command", "one vector a slide: embeddings.h5ad"),
     "probe": (
         "histossl.cli.evaluate_commands",
         "probe_vectors",

@@ -29,9 +29,9 @@ from histossl.nuclei import export
 from histossl.nuclei.instances import Nuclei, joined
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
-from histossl.nuclei.predict import SegmentSettings, SurveyTask, survey_there
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
+from histossl.nuclei.stain_survey import SegmentSettings, SurveyTask, survey_there
 from histossl.wsi.slide import EXTENSIONS, find_slides, slide_state
 
 if TYPE_CHECKING:

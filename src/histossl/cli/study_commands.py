@@ -14,7 +14,7 @@ from histossl.core.console import answers, say
 from histossl.core.errors import StudyError
 from histossl.encoders.encode import EncodeSettings, encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.execution.cluster import Cluster, by_slides, open_workers
 from histossl.execution.workers import OneByOne, Place, Workers
 from histossl.gigassl.embed import EmbedSettings
@@ -146,7 +146,7 @@ def inspect(
     return _code(failed)
 
 
-def encode(
+def encode_command(
     study: Path,
     encoder: str = "self",
     tile_encoder: TileTrainSettings = TileTrainSettings(),
@@ -176,7 +176,7 @@ def encode(
         return _code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
 
 
-def pretrain(
+def pretrain_command(
     study: list[Path],
     out: Path | None = None,
     stride: float | None = None,
@@ -216,7 +216,7 @@ def pretrain(
     return _code(failed)
 
 
-def embed(
+def embed_command(
     study: list[Path],
     out: Path | None = None,
     weights: Path | None = None,
@@ -276,7 +276,7 @@ def _embed(study: Study, settings: EmbedSettings, device: str, place: Place) -> 
     return (multi_source.embed_sources if study.sources else embed_study)(study, settings, device, place)
 
 
-def probe(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
+def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
     """A logistic regression on the slide vectors beside the baselines, grouped by patient: probe.csv, probe.json.
 
     Args:

@@ -38,3 +38,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a table of ours, each by column, as they were before `cell`."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return [{name: text_of(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
+
+
+Row = dict[str, str]

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import predict, prepare, solve
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 from histossl.evaluate.split_files import Split
 

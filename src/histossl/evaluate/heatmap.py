@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import prepare, solve
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 from histossl.evaluate.targets import make_task
 from histossl.gigassl.embed import EmbedSettings, explain_slide

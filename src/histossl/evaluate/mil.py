@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histossl.core.errors import FileFormatError
-from histossl.evaluate.methods import Recipe
-from histossl.evaluate.probe import Rival
+from histossl.evaluate.settings import Recipe, Rival
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.layers import GatedAttention, view_sum
 from histossl.gigassl.slide_sources import plain_tiles

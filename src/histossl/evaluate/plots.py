@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from histossl.evaluate.probe import ProbeResult
+    from histossl.evaluate.settings import ProbeResult
 
 # Okabe and Ito's, told apart by every kind of eye; the first embedding is the strongest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

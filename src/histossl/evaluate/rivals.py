@@ -19,8 +19,8 @@ from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.fingerprints import fingerprint_of
 from histossl.core.hdf5 import read_features
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.methods import NEIGHBOURS, TRAINED, Recipe
-from histossl.evaluate.probe import ProbeResult, ProbeSettings, Rival, probe
+from histossl.evaluate.probe import probe
+from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
 from histossl.evaluate.sources import Source
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}

@@ -15,7 +15,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, site_folds
 
 if TYPE_CHECKING:
-    from histossl.evaluate.probe import ProbeSettings
+    from histossl.evaluate.settings import ProbeSettings
 
 MANY = 20  # more values than this are no classes
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any, Generic, TypeVar
 
+from histossl.core.tables import Row
 from histossl.execution.claims import Claims, this_process
-from histossl.execution.shared_table import Roll, Row
+from histossl.execution.shared_table import Roll
 
 J = TypeVar("J")
 

@@ -13,9 +13,9 @@ from typing import IO
 
 from histossl.core import atomic, tables
 from histossl.core.errors import StudyError
+from histossl.core.tables import Row
 from histossl.execution.claims import Claims
 
-Row = dict[str, str]
 """A slide: text by column; slide_id and path are always there."""
 
 

@@ -11,23 +11,18 @@ from pathlib import Path
 from histossl.core.config import fingerprint
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import SettingsError, SlideError
+from histossl.core.tables import Row
 from histossl.execution.cluster import Cluster
 from histossl.execution.failures import failure, give_up_on_disk, reason
 from histossl.execution.journal import Ledger, Shift
-from histossl.execution.shared_table import Roll, Row
+from histossl.execution.shared_table import Roll
 from histossl.execution.workers import Here, OneByOne, Place, Workers, result_of
 from histossl.nuclei import export
 from histossl.nuclei.instances import joined
-from histossl.nuclei.predict import (
-    Method,
-    Parts,
-    SegmentSettings,
-    Survey,
-    SurveyTask,
-    parts_key,
-    segment_rows,
-    survey_there,
-)
+from histossl.nuclei.method import Method
+from histossl.nuclei.partial_results import Parts, parts_key
+from histossl.nuclei.stain_survey import SegmentSettings, Survey, SurveyTask, survey_there
+from histossl.nuclei.tiled_inference import segment_rows
 from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError, TrainingError
 from histossl.nuclei.export import label_image
+from histossl.nuclei.method import Method
 from histossl.nuclei.network import read_model
 from histossl.nuclei.patch_contrast import Paper
-from histossl.nuclei.predict import Method, SegmentSettings, Survey, picture_slide, segment_slide, survey
 from histossl.nuclei.pseudo_labels import ContrastSettings
 from histossl.nuclei.self_training import Contrast, Sample, learn
+from histossl.nuclei.stain_survey import SegmentSettings, Survey, survey
 from histossl.nuclei.threshold import Prior
+from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.slide import Slide
 
 log = logging.getLogger(__name__)

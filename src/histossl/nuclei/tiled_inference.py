@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.execution.workers import Place
-from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
+from histossl.execution.workers import Here, Place
+from histossl.nuclei.instances import InstanceSettings, Nuclei, joined, nuclei_of_tile
+from histossl.nuclei.method import Method
+from histossl.nuclei.stain_survey import SegmentSettings, Survey
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.slide import Slide, open_slide
 from histossl.wsi.tissue import TissueMask
 
 if TYPE_CHECKING:
-    from histossl.nuclei.predict import Method, Survey
+    from histossl.nuclei.method import Method
+    from histossl.nuclei.stain_survey import Survey
 
 _SQUARE = 256  # pixels
 _SQUARES = 32  # that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
@@ -167,3 +170,50 @@ class _Pictures:
     def _read(self, column: int, row: int) -> NDArray[np.uint8]:
         side = _SQUARE * level0_length(1, self.mpp, self.slide.mpp)
         return self.slide.read(Region(column * side, row * side, side, side), self.mpp)
+
+
+def segment_rows(
+    known: Survey, method: Method, settings: SegmentSettings, place: Place, slide: Slide | None = None, done: int = 0
+) -> Iterator[tuple[int, int, Nuclei]]:
+    """The nuclei of a slide, a row of tiles after the other.
+
+    `place` reads tiles, a few ahead, and parts and outlines nuclei; the network runs here. A nucleus belongs to the
+    tile that its centroid lies in.
+
+    Args:
+        known: its survey.
+        method: finds nuclei.
+        settings: how the slide is gone over; the nuclei do not depend on the tile size.
+        place: answers in order; only a few tiles are under way at any time.
+        slide: open, where `place` is this process; elsewhere workers open it by its path.
+        done: rows that are left out.
+
+    Yields:
+        (row, rows in all, its nuclei in level-0 pixels).
+
+    Raises:
+        SlideError: the slide is damaged.
+        WorkerDied, WorkerHung: a worker did, over one of its tiles.
+    """
+    rows = tile_rows(known, method.mpp, settings.tile, settings.halo)
+    if known.stains is None:
+        rows = [[] for _ in rows]
+    context = method.prepare(known.fields, known.stains) if known.stains else 0.0
+    scale = level0_length(1, method.mpp, known.mpp)
+    for k, found in enumerate(by_row(rows[done:], known, method, context, settings.instances, place, slide), done):
+        nuclei = joined([part.shifted(*tile.read[:2], scale) for tile, part in found])
+        yield k, len(rows), _on_tissue(nuclei, known.mask)
+
+
+def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:
+    if mask.mask.all() or not len(nuclei):
+        return nuclei
+    h, w = mask.mask.shape
+    x = np.clip((nuclei.measures[:, 0] * (w / mask.size.width)).astype(np.int64), 0, w - 1)
+    y = np.clip((nuclei.measures[:, 1] * (h / mask.size.height)).astype(np.int64), 0, h - 1)
+    return nuclei.chosen(mask.mask[y, x])
+
+
+def segment_slide(slide: Slide, known: Survey, method: Method, settings: SegmentSettings) -> Nuclei:
+    """All nuclei of a slide at once, in memory, in level-0 pixels; see `segment_rows`."""
+    return joined([nuclei for _, _, nuclei in segment_rows(known, method, settings, Here(), slide)])

@@ -9,7 +9,8 @@ from typing import Any
 from histossl.core import atomic, tables
 from histossl.core.config import differences, to_dict
 from histossl.core.errors import StudyError
-from histossl.execution.shared_table import Roll, Row
+from histossl.core.tables import Row
+from histossl.execution.shared_table import Roll
 
 COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
 

@@ -17,7 +17,7 @@ from histossl.core.errors import HistosslError, LabelError, SlideError, StudyErr
 from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
 from histossl.evaluate.heatmap_files import write_geojson, write_picture, write_table
 from histossl.evaluate.labels import read_labels
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.encoder import SlideEncoder

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from histossl.core.console import say
 from histossl.evaluate.labels import read_labels
-from histossl.evaluate.probe import ProbeSettings, write_probe
+from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import judge
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
 from histossl.study.folder import Study
 from histossl.study.times import timed
