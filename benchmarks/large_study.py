@@ -19,7 +19,7 @@ from pathlib import Path
 
 def write_study(folder: Path, slides: int) -> None:
     """Rows, products and a log, as a run of days leaves them."""
-    from histossl.execution.journal import Ledger
+    from histossl.execution.journal import Journal
     from histossl.study.folder import COLUMNS, Study
 
     study = Study(folder)
@@ -34,7 +34,7 @@ def write_study(folder: Path, slides: int) -> None:
     for room in ("features", "views", "tiles", "qc"):
         (folder / room).mkdir()
     done = rows[: slides // 2]
-    ledger = Ledger(study)
+    ledger = Journal(study)
     for first in range(0, len(done), 1000):
         lines = [
             (row, {"status": "encoded", "made": f"{row['made']}-key", "error": ""})
@@ -56,12 +56,12 @@ def of_status(folder: Path) -> None:
 
 def of_resume(folder: Path) -> None:
     """What `histossl encode` does before its first slide: which slides are left."""
-    from histossl.execution.journal import Ledger
+    from histossl.execution.journal import Journal
     from histossl.study.folder import Study
-    from histossl.study.inspect_stage import Standing
+    from histossl.study.inspect_stage import ExistingProducts
 
-    ledger = Ledger(Study(folder))
-    stand = Standing(Study(folder))
+    ledger = Journal(Study(folder))
+    stand = ExistingProducts(Study(folder))
     left = [
         row
         for row in ledger.rows

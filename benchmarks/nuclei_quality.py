@@ -19,9 +19,9 @@ import numpy as np
 from PIL import Image
 
 from histossl.nuclei.metrics import METRICS, score
-from histossl.nuclei.patch_contrast import learn_paper
-from histossl.nuclei.patch_sampling import PaperSettings
-from histossl.nuclei.pseudo_labels import ContrastSettings
+from histossl.nuclei.patch_contrast import learn_patch_contrast
+from histossl.nuclei.patch_sampling import PatchContrastSettings
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
 from histossl.nuclei.stain_survey import survey
 from histossl.wsi.array_slide import picture_slide
@@ -58,13 +58,13 @@ def read_labels(path: Path, by: int = 1) -> np.ndarray:
 def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, steps: int) -> NucleiSegmenter:
     """A segmenter that learned on pictures without labels."""
     if method == "contrast":
-        return NucleiSegmenter(ContrastSettings(seed=seed, steps=steps)).fit(pictures, mpp)
-    settings = PaperSettings(seed=seed)
+        return NucleiSegmenter(SelfTrainingSettings(seed=seed, steps=steps)).fit(pictures, mpp)
+    settings = PatchContrastSettings(seed=seed)
     known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
     fields = [field for one in known for field in one.fields if one.stains is not None]
     segmenter = NucleiSegmenter()
     with tempfile.TemporaryDirectory() as logs:
-        segmenter.method = learn_paper(fields, settings, Path(logs))
+        segmenter.method = learn_patch_contrast(fields, settings, Path(logs))
     return segmenter
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("contrast", "paper"), default="contrast")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
-    parser.add_argument("--steps", type=int, default=ContrastSettings().steps)
+    parser.add_argument("--steps", type=int, default=SelfTrainingSettings().steps)
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--reduce", type=int, default=1)
     options = parser.parse_args()

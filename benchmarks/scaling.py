@@ -111,7 +111,7 @@ def nothing(item: int) -> int:
 
 def of_overhead() -> None:
     """What the runner adds to slides of one second: claims, log, table, worker processes."""
-    from histossl.execution.journal import Ledger, Shift
+    from histossl.execution.journal import Journal, StageQueue
     from histossl.execution.workers import Workers
     from histossl.study.folder import COLUMNS, Study
 
@@ -121,9 +121,9 @@ def of_overhead() -> None:
         rows = [dict.fromkeys(COLUMNS, "") | {"slide_id": name, "path": f"/{name}.svs"} for name in names]
         study.write_slides(rows)
         list(workers.map(nothing, range(8)))
-        ledger = Ledger(study)
+        ledger = Journal(study)
         start, before = time.perf_counter(), spent()
-        with Shift(ledger, "encode", [(row, row["slide_id"]) for row in ledger.rows]) as shift:
+        with StageQueue(ledger, "encode", [(row, row["slide_id"]) for row in ledger.rows]) as shift:
             for mine in shift.rounds():
                 for name, _ in workers.map(second, mine):
                     shift.finish(name, {"status": "encoded"})

@@ -15,7 +15,7 @@ from histossl.encoders.encode import EncodeSettings, encode_slides
 from histossl.encoders.tile_encoder import load_encoder
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.search import nearest
-from histossl.execution.workers import OneByOne, Workers
+from histossl.execution.workers import SerialExecutor, Workers
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.study.embed_stage import embed_study
@@ -42,7 +42,7 @@ def main(slides: Path, labels: Path, out: Path, epochs: int = 100) -> dict[str, 
         # 3. The slide encoder learns to tell two augmented views of a slide from views of the others.
         pretrain_study(study, PretrainSettings(epochs=epochs), "auto")
         # 4. One vector a slide.
-        embed_study(study, EmbedSettings(), "auto", OneByOne())
+        embed_study(study, EmbedSettings(), "auto", SerialExecutor())
         report_study(study)
 
     found = read_embeddings(study.embeddings)

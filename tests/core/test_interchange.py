@@ -13,7 +13,7 @@ import torch
 from histossl.cli.main import main
 from histossl.core import hdf5
 from histossl.core.errors import FileFormatError
-from histossl.core.interchange import read_bag, write_bag
+from histossl.core.interchange import read_tile_features, write_tile_features
 from histossl.wsi import tile_files
 from histossl.wsi.geometry import Size
 from histossl.wsi.tiles import TileGrid, TileSpec
@@ -37,13 +37,13 @@ def ours(tmp_path) -> Path:
 
 
 def test_ours_becomes_stamp_in_micrometres_and_comes_back(ours, tmp_path):
-    path = write_bag(read_bag(ours), tmp_path / "stamp", "stamp")
+    path = write_tile_features(read_tile_features(ours), tmp_path / "stamp", "stamp")
     with h5py.File(path) as file:
         assert (file["feats"].dtype, file["coords"].dtype) == (np.float16, np.float32)
         np.testing.assert_allclose(file["coords"][:], XY * MPP, rtol=1e-5)
         assert file.attrs["tile_size_um"] == pytest.approx(224.0)
         assert (file.attrs["tile_size_px"], file.attrs["unit"]) == (224, "um")
-    back = write_bag(read_bag(path, MPP), tmp_path / "back", "trident")
+    back = write_tile_features(read_tile_features(path, MPP), tmp_path / "back", "trident")
     tiles = tile_files.read_tiles_of(back)
     np.testing.assert_array_equal(tiles.xy, XY)
     assert tiles.extent == pytest.approx(EXTENT)
@@ -52,7 +52,7 @@ def test_ours_becomes_stamp_in_micrometres_and_comes_back(ours, tmp_path):
 
 
 def test_trident_keeps_its_attributes(ours, tmp_path):
-    back = write_bag(read_bag(ours), tmp_path / "trident", "trident")
+    back = write_tile_features(read_tile_features(ours), tmp_path / "trident", "trident")
     with h5py.File(ours) as one, h5py.File(back) as other:
         assert dict(one["coords"].attrs) == dict(other["coords"].attrs)
         assert one["coords"].dtype == other["coords"].dtype == np.int64
@@ -66,23 +66,23 @@ def test_trident_s_own_file_gives_micrometres(tmp_path):
         file["features"] = FEATURES
         file["coords"] = IJ[:, ::-1].astype(np.int64) * 512
         file["coords"].attrs.update({"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20})
-    with h5py.File(write_bag(read_bag(path), tmp_path / "out", "stamp")) as file:
+    with h5py.File(write_tile_features(read_tile_features(path), tmp_path / "out", "stamp")) as file:
         np.testing.assert_allclose(file["coords"][:], IJ[:, ::-1] * 128)
         assert file.attrs["tile_size_um"] == 128
 
 
 def test_clam_both_ways(ours, tmp_path):
-    h5, pt = (write_bag(read_bag(ours), tmp_path / name, name) for name in ("clam", "clam-pt"))
+    h5, pt = (write_tile_features(read_tile_features(ours), tmp_path / name, name) for name in ("clam", "clam-pt"))
     with h5py.File(h5) as file:
         assert (file["features"].dtype, file["coords"].dtype) == (np.float32, np.int64)
     tensor = torch.load(pt, weights_only=True)
     assert (tensor.dtype, tuple(tensor.shape)) == (torch.float32, (30, 7))
-    np.testing.assert_array_equal(read_bag(pt).features, FEATURES)
-    np.testing.assert_array_equal(read_bag(h5).xy, XY)
+    np.testing.assert_array_equal(read_tile_features(pt).features, FEATURES)
+    np.testing.assert_array_equal(read_tile_features(h5).xy, XY)
     with pytest.raises(FileFormatError, match="how large its tiles"):
-        write_bag(read_bag(h5), tmp_path / "x", "trident")
+        write_tile_features(read_tile_features(h5), tmp_path / "x", "trident")
     with pytest.raises(FileFormatError, match="place for every feature"):
-        write_bag(read_bag(pt), tmp_path / "x", "stamp")
+        write_tile_features(read_tile_features(pt), tmp_path / "x", "stamp")
 
 
 def test_folders_from_the_command_line(ours, tmp_path, capsys):
@@ -107,4 +107,4 @@ def test_what_is_no_features_file_is_refused(tmp_path):
         file["features"], file["coords"] = np.full((2, 3), np.nan), np.zeros((2, 2))
     for name in ("bomb.pt", "empty.h5", "nan.h5"):
         with pytest.raises(FileFormatError, match=name):
-            read_bag(tmp_path / name)
+            read_tile_features(tmp_path / name)

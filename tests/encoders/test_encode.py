@@ -14,7 +14,7 @@ import torch
 from histossl.core import fingerprints, hdf5
 from histossl.encoders import encode, forward
 from histossl.encoders.augment import augment
-from histossl.encoders.encode import EncodeJob, EncodeSettings, draw_plan, draw_tiles, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings, choose_tiles, draw_plan, encode_slides
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.tile_encoder import load_encoder
 from histossl.execution.workers import Workers
@@ -141,13 +141,13 @@ def test_tiles_of_a_view_lie_in_windows():
     xy = ij[:, ::-1] * 100
     rng = np.random.default_rng(0)
     for window, low, high in ((1, 0, 60), (16, 170, 400)):
-        chosen = draw_tiles(xy, 128, window, rng)
+        chosen = choose_tiles(xy, 128, window, rng)
         assert len(np.unique(chosen)) == 128
         assert (np.diff(chosen) > 0).all()
         distance = np.abs(xy[chosen][:, None] - xy[chosen][None]).sum(-1)
         assert low <= (distance == 100).sum() / 2 <= high  # pairs of neighbours
-    assert np.array_equal(draw_tiles(xy, 5000, 16, rng), np.arange(900))
-    times = np.bincount(np.concatenate([draw_tiles(xy, 30, 1, rng) for _ in range(300)]), minlength=900)
+    assert np.array_equal(choose_tiles(xy, 5000, 16, rng), np.arange(900))
+    times = np.bincount(np.concatenate([choose_tiles(xy, 30, 1, rng) for _ in range(300)]), minlength=900)
     assert times.min() > 0  # every tile comes
 
 

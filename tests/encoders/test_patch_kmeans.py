@@ -13,7 +13,7 @@ from histossl.cli.main import main
 from histossl.core import hdf5
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.encoders.augment import STAINS
-from histossl.encoders.patch_kmeans import PATCH, SCALES, STEP, WordSettings, learn_words
+from histossl.encoders.patch_kmeans import PATCH, SCALES, STEP, PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
 from histossl.encoders.tile_encoder import load_encoder
 from histossl.encoders.tile_stream import StreamPlan, TileSource
@@ -23,13 +23,13 @@ from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, paint_region, write_slide
 from histossl.wsi.synth.recipe import plan
 
-SMALL = WordSettings(count=8, tiles=32, patches=2000)
+SMALL = PatchKMeansSettings(count=8, tiles=32, patches=2000)
 
 
 class Given:
     """A stream of tiles that lie here."""
 
-    def __init__(self, tiles: np.ndarray, settings: WordSettings) -> None:
+    def __init__(self, tiles: np.ndarray, settings: PatchKMeansSettings) -> None:
         self.tiles, self.plan = torch.from_numpy(tiles), StreamPlan(1, len(tiles), 1, settings.seed)
 
     def __call__(self, step: int) -> torch.Tensor:
@@ -56,7 +56,7 @@ def tiles():
 
 @pytest.fixture(scope="module")
 def words(tiles):
-    return learn_words(Given(tiles[0], SMALL), SMALL)
+    return learn_patch_kmeans(Given(tiles[0], SMALL), SMALL)
 
 
 def rgb(amounts: np.ndarray) -> torch.Tensor:
@@ -118,10 +118,10 @@ def test_glass_says_nothing_but_glass_and_the_same_seed_says_the_same(words, til
     white = words(torch.ones(2, 3, 40, 40))
     assert torch.isfinite(white).all()
     torch.testing.assert_close(white[0], white[1])
-    again, other = (learn_words(Given(tiles[0], s), s) for s in (SMALL, replace(SMALL, seed=1)))
+    again, other = (learn_patch_kmeans(Given(tiles[0], s), s) for s in (SMALL, replace(SMALL, seed=1)))
     assert all(torch.equal(a, b) for a, b in zip(words.state_dict().values(), again.state_dict().values(), strict=True))
     assert not torch.equal(words.centres, other.centres)
-    blank = learn_words(Given(np.full((4, 40, 40, 3), 255, np.uint8), SMALL), SMALL)
+    blank = learn_patch_kmeans(Given(np.full((4, 40, 40, 3), 255, np.uint8), SMALL), SMALL)
     assert torch.isfinite(blank(torch.rand(1, 3, 40, 40))).all()
 
 
@@ -130,7 +130,7 @@ def test_small_tiles_and_settings_out_of_range_are_refused(words):
         words(torch.rand(1, 3, 40, 27))
     for wrong in ({"count": 1}, {"tiles": 1}, {"count": 9, "patches": 8}):
         with pytest.raises(SettingsError):
-            WordSettings(**wrong)
+            PatchKMeansSettings(**wrong)
     with pytest.raises(SettingsError, match="words or moco"):
         TileTrainSettings(method="dino")
 

@@ -6,7 +6,7 @@ import pytest
 
 from histossl.cli.main import main
 from histossl.core.errors import LabelError
-from histossl.evaluate.audit import audit_split, read_cohort, verdicts
+from histossl.evaluate.audit import audit_split, read_cohort_table, verdicts
 from histossl.evaluate.split_files import read_splits
 
 TABLE = """slide_id,patient_id,site,label
@@ -34,7 +34,9 @@ def test_every_format_says_the_same(tmp_path, text):
     (split,) = read_splits(tmp_path / "split.csv")
     assert set(split.on("train")) == {"a", "c", "d"}
     assert set(split.on("test")) == {"b", "e"}
-    row = audit_split(split, read_cohort(tmp_path / "table.csv"), [("d", "e"), ("a", "b"), ("a", "c")], {"a", "e"})
+    row = audit_split(
+        split, read_cohort_table(tmp_path / "table.csv"), [("d", "e"), ("a", "b"), ("a", "c")], {"a", "e"}
+    )
     assert (row["train"], row["val"], row["test"]) == (3, 0, 2)
     assert (row["slides_shared"], row["patients_shared"], row["test_leaked"]) == (0, 1, 0.5)
     assert (row["sites_shared"], row["sites"]) == (1, 2)
@@ -45,7 +47,7 @@ def test_every_format_says_the_same(tmp_path, text):
 
 def test_folds_are_tested_one_by_one_and_files_of_a_folder_each(tmp_path):
     write(tmp_path, table=TABLE, folds="slide_id,fold\na,0\nb,0\nc,1\nd,1\ne,0\n")
-    cohort = read_cohort(tmp_path / "table.csv")
+    cohort = read_cohort_table(tmp_path / "table.csv")
     splits = read_splits(tmp_path / "folds.csv")
     assert [split.name for split in splits] == ["folds, fold 0", "folds, fold 1"]
     rows = [audit_split(split, cohort) for split in splits]
@@ -59,7 +61,7 @@ def test_folds_are_tested_one_by_one_and_files_of_a_folder_each(tmp_path):
 def test_tcga_barcodes_name_patient_and_site(tmp_path):
     ids = ["TCGA-A2-A1FZ-01Z-00-DX1.0BAA", "TCGA-A2-A1FZ-01Z-00-DX2.9D22", "TCGA-BH-A0E7-01Z-00-DX1.788F", "own"]
     write(tmp_path, table="ID,label\n" + "".join(f"{name},{k % 2}\n" for k, name in enumerate(ids)))
-    cohort = read_cohort(tmp_path / "table.csv")
+    cohort = read_cohort_table(tmp_path / "table.csv")
     assert list(cohort.patients.values()) == ["TCGA-A2-A1FZ", "TCGA-A2-A1FZ", "TCGA-BH-A0E7", "own"]
     assert cohort.sites == {ids[0]: "A2", ids[1]: "A2", ids[2]: "BH"}
     assert cohort.named == "TCGA barcodes"
@@ -77,13 +79,14 @@ def test_tcga_barcodes_name_patient_and_site(tmp_path):
 def test_bad_splits_are_refused_with_their_rows(tmp_path, text, what):
     write(tmp_path, table=TABLE, split=text)
     with pytest.raises(LabelError, match=what):
-        audit_split(read_splits(tmp_path / "split.csv")[0], read_cohort(tmp_path / "table.csv"))
+        audit_split(read_splits(tmp_path / "split.csv")[0], read_cohort_table(tmp_path / "table.csv"))
 
 
 def test_a_slide_on_both_sides_is_found(tmp_path):
     write(tmp_path, table=TABLE, split="train,test\na,a\nc,e\n")
     assert (
-        audit_split(read_splits(tmp_path / "split.csv")[0], read_cohort(tmp_path / "table.csv"))["slides_shared"] == 1
+        audit_split(read_splits(tmp_path / "split.csv")[0], read_cohort_table(tmp_path / "table.csv"))["slides_shared"]
+        == 1
     )
 
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from histossl.cli.main import main
 from histossl.core.embeddings import read_embeddings
 from histossl.evaluate.heatmap import Heatmap, fit_score
-from histossl.evaluate.heatmap_files import _painted, write_geojson, write_picture, write_table
+from histossl.evaluate.heatmap_files import _painted, write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
@@ -143,16 +143,16 @@ def test_files_of_several_classes_and_of_tiles_that_nobody_looked_at(tmp_path):
     shares = np.array([[0.5, -1.0], [0.25, 2.0], [0.0, 0.0]])
     heatmap = Heatmap("s<1>$x$", ("A", "ü,B"), shares.sum(0), shares, np.array([0.5, 0.5, 0.0]), np.zeros(2, "f4"))
     xy = np.array([[0, 0], [100, 0], [0, 50]])
-    write_table(tmp_path / "t.csv", heatmap, xy, in_um=True)
+    write_heatmap_table(tmp_path / "t.csv", heatmap, xy, in_um=True)
     with (tmp_path / "t.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["tile", "x_um", "y_um", "looked_at", "share(A)", "share(ü,B)"]
     assert [float(row["share(ü,B)"]) for row in rows] == [-1, 2, 0]
-    write_geojson(tmp_path / "g.geojson", heatmap, xy, 99.8)
+    write_heatmap_geojson(tmp_path / "g.geojson", heatmap, xy, 99.8)
     found = json.loads((tmp_path / "g.geojson").read_text("utf-8"))["features"]
     assert len(found) == 2
     assert found[1]["properties"]["measurements"]["score(ü,B)"] == 4
-    write_picture(tmp_path / "p.png", heatmap, xy, 50, Size(200, 100))
+    write_heatmap_picture(tmp_path / "p.png", heatmap, xy, 50, Size(200, 100))
     assert Image.open(tmp_path / "p.png").size[0] > 500
 
 

@@ -11,7 +11,7 @@ from histossl.core.errors import SettingsError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.mil import Recipe, trained_rival
 from histossl.evaluate.probe import probe
-from histossl.evaluate.rivals import judge, neighbours, remembered
+from histossl.evaluate.rivals import cached_rival, neighbours, probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 
@@ -124,7 +124,7 @@ def source(tmp_path):
 
 def test_all_methods_stand_in_one_table_in_the_order_asked_for(source):
     settings = replace(QUICK, rivals=("max", "deviation", "knn"))
-    table = judge(*source, settings).table.set_index("embedding")
+    table = probe_with_rivals(*source, settings).table.set_index("embedding")
     assert list(table.index) == [
         "mean pooling",
         "max pooling",
@@ -137,9 +137,9 @@ def test_all_methods_stand_in_one_table_in_the_order_asked_for(source):
 def test_rivals_that_cannot_run_say_what_they_need(source):
     vectors, labels = source
     with pytest.raises(SettingsError, match="finetune needs a pretrained slide encoder"):
-        judge(vectors, labels, replace(QUICK, rivals=("finetune",)))
+        probe_with_rivals(vectors, labels, replace(QUICK, rivals=("finetune",)))
     with pytest.raises(SettingsError, match="40 slides have none, first 's000'"):
-        judge(replace(vectors, tiles={}), labels, replace(QUICK, rivals=("max",)))
+        probe_with_rivals(replace(vectors, tiles={}), labels, replace(QUICK, rivals=("max",)))
     with pytest.raises(SettingsError, match="no 'transformer'; there are knn"):
         ProbeSettings(rivals=("transformer",))
 
@@ -174,15 +174,15 @@ def test_what_was_trained_once_is_remembered_and_nothing_else_is_taken_for_it(tm
 
     ids = [f"s{k}" for k in range(9)]
     rows, truth, test = np.arange(4), np.array([0, 1, 0, 1]), np.arange(4, 9)
-    first = remembered(rival, "made", ids, tmp_path)
+    first = cached_rival(rival, "made", ids, tmp_path)
     np.testing.assert_array_equal(first(rows, truth, test, 0), first(rows, truth, test, 0))
     assert len(calls) == 1
     first(rows, 1 - truth, test, 0)
     first(rows, truth, test[1:], 0)
     first(rows[:2], truth[:2], test, 0)
     first(rows, truth, test, 1)
-    remembered(rival, "made otherwise", ids, tmp_path)(rows, truth, test, 0)
-    remembered(rival, "made", ids[::-1], tmp_path)(rows, truth, test, 0)
+    cached_rival(rival, "made otherwise", ids, tmp_path)(rows, truth, test, 0)
+    cached_rival(rival, "made", ids[::-1], tmp_path)(rows, truth, test, 0)
     assert len(calls) == 7
-    again = remembered(rival, "made", ids, tmp_path)(rows, truth, test, 0)
+    again = cached_rival(rival, "made", ids, tmp_path)(rows, truth, test, 0)
     assert (again == 1).all()

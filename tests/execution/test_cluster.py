@@ -14,7 +14,7 @@ from histossl.core import fingerprints
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import SettingsError, SlideError
 from histossl.execution.cluster import Cluster, open_workers
-from histossl.execution.workers import Here, WorkerDied, WorkerHung, Workers
+from histossl.execution.workers import ThreadExecutor, WorkerDied, WorkerHung, Workers
 
 
 def task(item: int) -> int:
@@ -26,7 +26,7 @@ def task(item: int) -> int:
 
 
 def test_here_answers_in_order_as_workers_do():
-    answers = [(item, answer) for item, answer in Here().map(task, [1, 2, 3])]
+    answers = [(item, answer) for item, answer in ThreadExecutor().map(task, [1, 2, 3])]
     assert [item for item, _ in answers] == [1, 2, 3]
     assert (answers[0][1], answers[2][1]) == (1, 9)
     assert str(answers[1][1]) == "two.svs: is no slide"
@@ -45,7 +45,7 @@ def hang(item: int) -> int:
 
 
 def test_here_leaves_behind_what_hangs_and_goes_on():
-    answers = dict(Here(timeout=0.3).map(hang, range(5)))
+    answers = dict(ThreadExecutor(timeout=0.3).map(hang, range(5)))
     assert list(answers) == list(range(5))
     assert all(isinstance(answers.pop(k), WorkerHung) for k in (1, 2))
     assert answers == {0: 0, 3: 9, 4: 16}

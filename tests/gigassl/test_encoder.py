@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from histossl.core.errors import FileFormatError, SettingsError
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder, place
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder, site_indices
 from histossl.gigassl.layers import Projector, from_dense
 
 ARCHS = ("sparse", "mlp", "attention")
@@ -167,8 +167,8 @@ def test_the_mean_of_the_tiles_is_part_of_the_vector():
 
 def test_a_hard_border_leaves_positions_that_are_not_negative_where_they_are():
     positions = np.array([[0.2, 3.9], [5.0, 0.0], [-3.0, 1.0]])
-    np.testing.assert_array_equal(place(positions, np.array([0, 0, 1]), True), [[0, 0, 3], [0, 5, 0], [1, 1, 1]])
-    np.testing.assert_array_equal(place(positions, np.array([0, 0, 1])), [[0, 2, 5], [0, 7, 2], [1, 3, 3]])
+    np.testing.assert_array_equal(site_indices(positions, np.array([0, 0, 1]), True), [[0, 0, 3], [0, 5, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(site_indices(positions, np.array([0, 0, 1])), [[0, 2, 5], [0, 7, 2], [1, 3, 3]])
 
 
 def test_the_seed_makes_the_weights_and_the_global_generator_stays():

@@ -22,7 +22,7 @@ from histossl.gigassl.slide_sources import SlideSource, plain_tiles
 from histossl.gigassl.towers import Features, Towers, draw_across, match, pretrain_towers
 from histossl.gigassl.views import ViewSettings
 from histossl.study.folder import Study
-from histossl.study.multi_source import united
+from histossl.study.multi_source import merge_vectors
 from support.features import FAST, IJ, trident, write_source
 
 NARROW = [EncoderSettings(in_dim=dim, dim=16, prototypes=0) for dim in (24, 32)]
@@ -190,11 +190,13 @@ def test_a_slide_s_vector_is_the_mean_of_what_its_sources_share_beside_what_each
     a, b = np.array([[3.0, 1, 5], [1, 1, 1]]), np.array([[1.0, 3, 7, 8], [2, 2, 2, 2]])
     sources = [shown(["x", "y"], a), shown(["x", "z"], b)]
     wanted = np.array([[2, 2, 5, 7, 8], [1, 1, 1, 0, 0], [2, 2, 0, 2, 2]])
-    found = united(sources, "v", ["x", "y", "z"], 2)
+    found = merge_vectors(sources, "v", ["x", "y", "z"], 2)
     np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), rtol=1e-6)
-    turned = united(sources[::-1], "v", ["z", "y", "x"], 2)  # the order of sources and slides is that of the numbers
+    turned = merge_vectors(
+        sources[::-1], "v", ["z", "y", "x"], 2
+    )  # the order of sources and slides is that of the numbers
     np.testing.assert_array_equal(turned[::-1][:, [0, 1, 4, 2, 3]], found)
-    whole = united(sources, "v", ["x", "y", "z"], 0)
+    whole = merge_vectors(sources, "v", ["x", "y", "z"], 0)
     np.testing.assert_array_equal(whole[1], [1, 1, 1, 0, 0, 0, 0])
 
 

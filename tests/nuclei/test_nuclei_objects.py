@@ -11,9 +11,9 @@ from scipy import ndimage
 
 from histossl.core.errors import SlideError
 from histossl.nuclei.component_tree import TreeSettings, best_objects
-from histossl.nuclei.instances import InstanceSettings, joined, label_instances, nuclei_of_tile, outline_instances
+from histossl.nuclei.instances import InstanceSettings, concatenate, label_instances, nuclei_of_tile, outline_instances
 from histossl.nuclei.metrics import score
-from histossl.nuclei.pseudo_labels import Lesson, LessonSettings, crowd, make_lessons, targets
+from histossl.nuclei.pseudo_labels import PseudoLabel, PseudoLabelSettings, crowd, make_pseudo_labels, targets
 from histossl.nuclei.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 from histossl.nuclei.threshold import Prior, PriorSettings
 
@@ -159,7 +159,7 @@ def test_lessons_trust_what_is_as_large_as_the_others() -> None:
     giant = np.hypot(y - 90, x - 120) <= 17  # 4.5 times as large, and as sharp
     labels[np.hypot(y - 90, x - 120) <= 27] = 0
     rgb = paint(0.08 + 0.75 * ((labels > 0) | giant), np.full(labels.shape, 0.35))
-    (lesson,) = make_lessons([rgb], STAINS, 0.5)
+    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5)
     others = lesson.quality[np.unique(lesson.labels[labels > 0])]
     assert 0.3 < lesson.quality[lesson.labels[90, 120]] / np.median(others) < 0.7
 
@@ -237,10 +237,10 @@ def test_tables_shift_choose_and_join() -> None:
     assert moved.measures[1, :2].tolist() == pytest.approx([2 * 145.5, 2 * 22.5], abs=1e-3)
     second = moved.chosen(np.array([False, True]))
     assert len(second) == 1
-    both = joined([second, second])
+    both = concatenate([second, second])
     assert len(both) == 2
     assert shapely.equals(*both.polygons())
-    assert len(joined([])) == 0
+    assert len(concatenate([])) == 0
 
 
 def test_a_nucleus_belongs_to_one_core_only() -> None:
@@ -250,7 +250,7 @@ def test_a_nucleus_belongs_to_one_core_only() -> None:
     left = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (0, 0, 101, 180), True)
     right = nuclei_of_tile(rgb, confidence, STAINS, 0.5, InstanceSettings(), (101, 0, 240, 180), True)
     assert len(whole) == labels.max()
-    both = joined([left, right])
+    both = concatenate([left, right])
     assert sorted(map(tuple, both.measures.tolist())) == sorted(map(tuple, whole.measures.tolist()))
 
 
@@ -258,7 +258,7 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     rgb, labels = field()
     # A long dark band: dark, but no nucleus.
     rgb[2:8] = paint(np.full((6, 240), 0.8), np.full((6, 240), 0.35))
-    (lesson,) = make_lessons([rgb], STAINS, 0.5)
+    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5)
     found = score(lesson.labels, labels)
     assert found.f1 > 0.9
     assert lesson.doubtful[3:7].mean() > 0.9
@@ -268,7 +268,7 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     assert known[2][3:7].mean() < 0.2
     beside = np.zeros(labels.shape, bool)
     beside[90:92] = True  # dark, without a gap between it and the nuclei that it meets
-    weights = targets(Lesson(lesson.density, lesson.labels, lesson.quality, beside & (lesson.labels == 0)))[2, 90]
+    weights = targets(PseudoLabel(lesson.density, lesson.labels, lesson.quality, beside & (lesson.labels == 0)))[2, 90]
     distance = ndimage.distance_transform_cdt(lesson.labels == 0, "taxicab")[90]
     assert (weights[(distance > 0) & (distance <= 2)] == 1).all()
     assert (weights[distance > 2] == np.float32(0.1)).all()
@@ -289,6 +289,6 @@ def test_prior_finds_discs() -> None:
 
 def test_lessons_of_an_empty_field_are_empty() -> None:
     rgb = paint(np.full((90, 130), 0.02), np.full((90, 130), 0.3))
-    (lesson,) = make_lessons([rgb], STAINS, 0.5, LessonSettings())
+    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5, PseudoLabelSettings())
     assert lesson.labels.max() == 0
     assert crowd(lesson, 5, np.random.default_rng(0)) is lesson

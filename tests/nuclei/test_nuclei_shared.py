@@ -18,7 +18,7 @@ from PIL import Image
 
 from histossl.cli import nuclei_commands
 from histossl.cli.main import main
-from histossl.execution.shared_table import Roll
+from histossl.execution.shared_table import SharedTable
 from histossl.nuclei.segment import COLUMNS
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, paint_region
@@ -90,7 +90,7 @@ def test_two_runs_share_the_inputs_and_one_of_them_learns(images, alone, tmp_pat
 
 def test_a_run_joins_others_that_segment_already(images, tmp_path):
     (tmp_path / "out").mkdir()
-    with Roll(tmp_path / "out", "nuclei.csv", COLUMNS).share(print):
+    with SharedTable(tmp_path / "out", "nuclei.csv", COLUMNS).share(print):
         ended = begin(images / "i1.png", tmp_path / "out")
         screen = ended.communicate(timeout=120)[1]
     assert ended.returncode == 0, screen

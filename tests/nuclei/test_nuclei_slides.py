@@ -17,13 +17,13 @@ from histossl.cli import nuclei_commands
 from histossl.cli.nuclei_commands import ExportSettings
 from histossl.core.errors import FileFormatError, LabelError, SettingsError, SlideError, TrainingError
 from histossl.nuclei import export
-from histossl.nuclei.instances import Nuclei, joined
+from histossl.nuclei.instances import Nuclei, concatenate
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import REACH, NucleusNet
 from histossl.nuclei.partial_results import Parts
-from histossl.nuclei.pseudo_labels import ContrastSettings
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
-from histossl.nuclei.self_training import Batches, Contrast, Sample
+from histossl.nuclei.self_training import Batches, Sample, SelfTraining
 from histossl.nuclei.stain_survey import SegmentSettings, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
@@ -33,7 +33,7 @@ from histossl.wsi.slide import open_slide
 from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
 
 SYNTH = SynthSettings(width=900, height=700, mpp=0.4, seed=3)
-SHORT = ContrastSettings(steps=300, batch=6, crop=64, precision="float32")
+SHORT = SelfTrainingSettings(steps=300, batch=6, crop=64, precision="float32")
 QUICK = replace(SHORT, steps=20)  # where it does not matter what was learned
 
 
@@ -136,7 +136,7 @@ def test_bad_models_are_named(segmenter: NucleiSegmenter, tmp_path: Path, damage
     elif damage == "config":
         config.write_text("[]")
     with pytest.raises(FileFormatError, match="model"):
-        Contrast.load(folder)
+        SelfTraining.load(folder)
 
 
 def test_pictures_of_many_kinds(picture: np.ndarray) -> None:
@@ -175,7 +175,7 @@ def test_settings_out_of_range_are_errors() -> None:
             SegmentSettings(**bad)
     for bad in ({"steps": 0}, {"turns": 3}, {"crop": 50}):
         with pytest.raises(SettingsError):
-            ContrastSettings(**bad)
+            SelfTrainingSettings(**bad)
     with pytest.raises(SettingsError):
         NucleiSegmenter().predict(np.zeros((9, 9, 3), np.uint8), 0.5)
     with pytest.raises(SettingsError):
@@ -232,9 +232,9 @@ def test_parquet_and_zarr_hold_the_same(picture: np.ndarray, tmp_path: Path) -> 
 
 
 def test_no_nuclei_are_valid_files_too(tmp_path: Path) -> None:
-    assert export.write_geojson(tmp_path / "none.geojson", [joined([])], 0.5) == 0
+    assert export.write_geojson(tmp_path / "none.geojson", [concatenate([])], 0.5) == 0
     assert json.loads((tmp_path / "none.geojson").read_text())["features"] == []
-    export.write_label_tiff(tmp_path / "none.tif", joined([]), Size(7, 5))
+    export.write_label_tiff(tmp_path / "none.tif", concatenate([]), Size(7, 5))
     assert tifffile.imread(tmp_path / "none.tif").shape == (5, 7)
     assert len(export.read_geojson(tmp_path / "none.geojson")) == 0
     (tmp_path / "bad.geojson").write_text('{"features": [{"geometry": 3}]}')
@@ -257,7 +257,7 @@ def test_parts_resume_and_name_damage(tmp_path: Path) -> None:
     parts = Parts(tmp_path / "p")
     assert parts.done() == 0
     for row in range(3):
-        parts.add(row, joined([]))
+        parts.add(row, concatenate([]))
     assert parts.done() == 3
     assert [len(part) for part in parts] == [0, 0, 0]
     parts.path(1).write_bytes(b"PK\x03\x04 cut")
@@ -307,7 +307,7 @@ def test_empty_images_yield_no_nuclei_by_default(tmp_path: Path) -> None:
 def test_train_command_and_missing_mpp(picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture[:300]).save(tmp_path / "a.png")
     assert nuclei_commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, contrast=QUICK) == 0
-    assert Contrast.load(tmp_path / "m").settings == QUICK
+    assert SelfTraining.load(tmp_path / "m").settings == QUICK
     assert nuclei_commands.segment([tmp_path / "a.png"], out=tmp_path / "o", model="prior") == 1
     assert "no mpp" in (tmp_path / "o" / "nuclei.csv").read_text()
     with pytest.raises(SettingsError, match="several"):

@@ -11,12 +11,12 @@ import torch
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError, TrainingError
-from histossl.nuclei.patch_contrast import _agreement, _cleaned, _disc, choose, learn_paper
+from histossl.nuclei.patch_contrast import _agreement, _cleaned, _disc, choose, learn_patch_contrast
 from histossl.nuclei.patch_sampling import (
     SIMILARITIES,
     ConfidenceNet,
-    PaperSettings,
-    PaperTask,
+    PatchContrastSettings,
+    PatchContrastTask,
     Similarity,
     attended,
     draw_places,
@@ -28,7 +28,7 @@ from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, paint_region
 
-SMALL = PaperSettings(crop=70, patch=20, stride=10, places=6, batch=2, channels=3, epochs=2, runs=2)
+SMALL = PatchContrastSettings(crop=70, patch=20, stride=10, places=6, batch=2, channels=3, epochs=2, runs=2)
 
 
 def test_the_network_has_the_published_size_and_reach() -> None:
@@ -47,7 +47,7 @@ def test_places_follow_entropy_and_confidence() -> None:
     confidence = torch.full((1, 2, 70, 90), 0.5)
     confidence[:, 0, :, :40] = 0.98  # sure and positive on the left
     confidence[:, 1, :, 50:] = 0.02  # sure and negative on the right
-    settings = PaperSettings(crop=70, patch=20, stride=10, places=400)
+    settings = PatchContrastSettings(crop=70, patch=20, stride=10, places=400)
     rows, columns, positive = draw_places(confidence, settings, torch.rand(2, 1, 2, 400))
     assert int(rows.max()) <= 50
     assert int(columns.max()) <= 70
@@ -130,7 +130,7 @@ def test_learning_repeats_and_chooses_by_hematoxylin(tmp_path: Path) -> None:
     picture = paint_region(SynthSettings(width=300, height=240, mpp=0.25, seed=1), Region(0, 0, 300, 240))
     known = survey(picture_slide(picture, 0.25), 0.25)
     assert known.stains is not None
-    models = [learn_paper(known.fields, SMALL, tmp_path / str(k), "cpu") for k in range(2)]
+    models = [learn_patch_contrast(known.fields, SMALL, tmp_path / str(k), "cpu") for k in range(2)]
     a, b = (model.confidence(picture, known.stains, 0.5) for model in models)
     np.testing.assert_array_equal(a, b)
     assert a.shape == (2, 240, 300)
@@ -140,15 +140,15 @@ def test_learning_repeats_and_chooses_by_hematoxylin(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.confidence(picture, known.stains, 0.5), a)
     assert (tmp_path / "0" / "1" / "log.csv").exists()
     with pytest.raises(TrainingError):
-        learn_paper([picture[:60, :60]], SMALL, tmp_path / "small", "cpu")
+        learn_patch_contrast([picture[:60, :60]], SMALL, tmp_path / "small", "cpu")
 
 
 def test_settings_out_of_range_are_errors() -> None:
     with pytest.raises(SettingsError):
-        PaperSettings(similarity="colour")
+        PatchContrastSettings(similarity="colour")
     with pytest.raises(SettingsError):
-        PaperSettings(patch=301)
-    loss, gauges = PaperTask(SMALL)((torch.rand(2, 3, 70, 70), torch.rand(2, 2, 3, 6)))
+        PatchContrastSettings(patch=301)
+    loss, gauges = PatchContrastTask(SMALL)((torch.rand(2, 3, 70, 70), torch.rand(2, 2, 3, 6)))
     assert loss.isfinite()
     assert set(gauges) == {"separation", "positive"}
 

@@ -16,7 +16,7 @@ from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import FileFormatError, SettingsError, StudyError
 from histossl.gigassl.slide_sources import SlideSource, plain_tiles
 from histossl.study.folder import Study
-from histossl.study.import_features import Origin, adopt, feature_files
+from histossl.study.import_features import FeatureOrigin, feature_files, import_features
 from histossl.wsi import tile_files
 from support.features import FAST, IJ, features, trident, write_h5
 
@@ -43,7 +43,7 @@ def rows_of(study: Path) -> dict[str, dict[str, str]]:
 def adopted(tmp_path: Path, folder: Path, name: str = "study", **more) -> tuple[int, Study]:
     study = Study(tmp_path / name)
     with study.lock():
-        return adopt(study, Origin(folder, **more)), study
+        return import_features(study, FeatureOrigin(folder, **more)), study
 
 
 @pytest.mark.parametrize("layout", ["trident", "clam", "clam-pt", "stamp", "stamp in µm"])
@@ -218,14 +218,14 @@ def test_what_cannot_be_trained_on_is_said(tmp_path, capsys):
     with pytest.raises(StudyError, match=r"no \.h5 or \.pt"):
         feature_files(tmp_path)
     with pytest.raises(SettingsError, match="--mpp"):
-        Origin(tmp_path, mpp=-1)
+        FeatureOrigin(tmp_path, mpp=-1)
     trident(tmp_path / "one", "b", features("b", 32))
     with pytest.raises(FileFormatError, match="two encoders"):
         adopted(tmp_path, tmp_path / "one", "t")
     study = Study(tmp_path / "slides")
     (study.folder / "settings.json").write_text(json.dumps({"inspect": {}}))
     with pytest.raises(StudyError, match="made from slides"):
-        adopt(study, Origin(tmp_path / "one"))
+        import_features(study, FeatureOrigin(tmp_path / "one"))
 
 
 def test_a_bad_file_costs_the_exit_code_and_nothing_else(tmp_path, capsys):

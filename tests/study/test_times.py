@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from histossl.execution.journal import Ledger
+from histossl.execution.journal import Journal
 from histossl.study.folder import COLUMNS, Study
 from histossl.study.times import stage_times, timed
 
@@ -51,6 +51,6 @@ def test_a_stage_writes_its_time_and_one_that_fails_does_not(tmp_path):
     assert stage_times(study) == {}
     assert rest(study, 0.2) == "rested"
     assert 0.2 <= stage_times(study)["rest"] < 5
-    ledger = Ledger(study)  # lines that are of no slide change nothing
+    ledger = Journal(study)  # lines that are of no slide change nothing
     assert [row["slide_id"] for row in ledger.rows] == ["a"]
     assert ledger.news() == []

@@ -23,7 +23,7 @@ from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.gigassl.towers import Towers, draw_across, match
-from histossl.training.distributed import gather, make_fabric, moments, shares
+from histossl.training.distributed import gather, make_fabric, moments, rank_counts
 from support.features import SMALL, write_source
 
 SLIDES = 7  # no multiple of the processes
@@ -69,7 +69,7 @@ from test_distributed import CHUNKED, NARROW, first_step, sources_in, towers_ste
 from histossl.training import distributed as parallel
 from histossl.gigassl.pretrain import pretrain_slides
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
-with parallel.joined("cpu") as first:
+with parallel.process_group("cpu") as first:
     found = {
         "double": first_step(folder, NARROW),
         "single": first_step(folder, NARROW, torch.float32),
@@ -77,8 +77,8 @@ with parallel.joined("cpu") as first:
         "towers": towers_step(folder, NARROW),
         "towers in chunks": towers_step(folder, CHUNKED),
     }
-    torch.save(found, out / f"rank{parallel.place()[0]}.pt")
-    parallel.wait()
+    torch.save(found, out / f"rank{parallel.rank_and_world_size()[0]}.pt")
+    parallel.barrier()
     pretrain_slides(sources_in(folder), NARROW, out / "enc", out / "logs", "f", "cpu")
 """
 
@@ -127,7 +127,7 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder, two):
 @pytest.mark.slow
 def test_two_machines_are_one(folder, tmp_path):
     """As torchrun starts them, one on each machine; here the two are this one."""
-    script = SCRIPT.partition("    parallel.wait()")[0].replace("NARROW, torch.float32", "NARROW")
+    script = SCRIPT.partition("    parallel.barrier()")[0].replace("NARROW, torch.float32", "NARROW")
     (tmp_path / "script.py").write_text(script)
     common = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     common += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
@@ -199,7 +199,7 @@ def test_processes_share_the_pairs_of_one(folder, monkeypatch, chunk):
         as_if_of(3, monkeypatch, rank)
         chunks, total = pretrain_task.draw_batch(0, 1, sources, settings)
         assert total == pairs == SLIDES
-        assert sum(c[3] for c in chunks) == 2 * shares(total)[rank]
+        assert sum(c[3] for c in chunks) == 2 * rank_counts(total)[rank]
         counts.add(len(chunks))
         found += [f[v == k].numpy().tobytes() for f, _, v, n in chunks for k in range(n)]
     assert len(found) == size
@@ -211,7 +211,7 @@ def test_processes_share_the_pairs_of_one(folder, monkeypatch, chunk):
 def test_a_process_alone_gathers_its_own():
     rows = torch.randn(3, 2)
     assert gather(rows, [3]) is rows
-    assert shares(5) == [5]
+    assert rank_counts(5) == [5]
     with pytest.raises((RuntimeError, ValueError)):
         moments(rows)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from histossl.core.errors import StudyError, TrainingError
-from histossl.training.loop import Schedule, end_of_training, fit, judge, lowest, nothing_moves, optimiser, rate_at
+from histossl.training.loop import Schedule, end_of_training, fit, lowest, nothing_moves, optimiser, outcome_of, rate_at
 
 
 class Line(nn.Module):
@@ -139,11 +139,11 @@ def test_the_rate_falls_to_zero_from_where_the_training_is_ended():
 
 def test_the_best_weights_are_kept_only_where_the_last_have_fallen_behind():
     falling = [5 - 0.04 * k for k in range(100)]
-    assert lowest(log_of(falling), WATCHED) == judge(log_of(falling), WATCHED).kept == 200
+    assert lowest(log_of(falling), WATCHED) == outcome_of(log_of(falling), WATCHED).kept == 200
     noise = falling[:90] + [falling[89] + 0.02] * 10
-    assert judge(log_of(noise), WATCHED).kept == 200
+    assert outcome_of(log_of(noise), WATCHED).kept == 200
     collapsed = falling[:60] + [4.8] * 40
-    outcome = judge(log_of(collapsed), WATCHED)
+    outcome = outcome_of(log_of(collapsed), WATCHED)
     assert (outcome.steps, outcome.best, outcome.kept) == (200, 120, 120)
 
 

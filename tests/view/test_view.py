@@ -20,7 +20,7 @@ from histossl.evaluate.search import nearest
 from histossl.study.folder import Study
 from histossl.view.app import Viewer
 from histossl.view.pyramid import SIDE, NoTile, Pyramid
-from histossl.view.reading import Kept, Place, Shelf
+from histossl.view.reading import PictureCache, SlideCache, SlideRef
 from histossl.view.report.study_report import report_study
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import open_slide
@@ -151,7 +151,7 @@ def test_tissue_and_tiles_are_those_of_the_study(app, folder, viewer):
 
 
 def test_what_is_kept_stays_within_its_room():
-    kept = Kept(1000)
+    kept = PictureCache(1000)
     for k in range(50):
         kept.put(k, bytes(100))
         kept.get(0)
@@ -188,14 +188,14 @@ def test_fifty_requests_at_once_open_no_more_slides_than_there_are_threads(folde
 def test_idle_slides_are_closed_when_there_are_many(tmp_path):
     for k in range(5):
         Image.new("RGB", (100, 100)).save(tmp_path / f"{k}.png")
-    shelf = Shelf(room=3 * 100 * 100 * 3)
+    shelf = SlideCache(room=3 * 100 * 100 * 3)
     held = []
     for k in range(5):
-        with shelf.slide(Place(k, tmp_path / f"{k}.png", 1.0)) as slide:
+        with shelf.slide(SlideRef(k, tmp_path / f"{k}.png", 1.0)) as slide:
             held.append(slide)
-    with shelf.slide(Place(4, tmp_path / "4.png", 1.0)) as again:
+    with shelf.slide(SlideRef(4, tmp_path / "4.png", 1.0)) as again:
         assert again is held[4]
-    with shelf.slide(Place(0, tmp_path / "0.png", 1.0)) as anew:
+    with shelf.slide(SlideRef(0, tmp_path / "0.png", 1.0)) as anew:
         assert anew is not held[0]
 
 

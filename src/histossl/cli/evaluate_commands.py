@@ -16,7 +16,7 @@ from histossl.core.console import answers, say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.probe import write_probe
-from histossl.evaluate.rivals import judge
+from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
 
@@ -64,7 +64,7 @@ def probe_vectors(
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
     table = read_labels(labels, source.ids, settings.targets, source.patients)
-    result = judge(source, table, settings, out / "logs" / "rivals")
+    result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
     for line in result.audit:
         say(line)
@@ -75,7 +75,7 @@ def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings
 
 
 def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, settings: ProbeSettings) -> int:
-    from histossl.evaluate.audit import audit_split, read_cohort, verdicts
+    from histossl.evaluate.audit import audit_split, read_cohort_table, verdicts
     from histossl.evaluate.given_splits import probe_splits, summary
     from histossl.evaluate.split_files import read_splits
 
@@ -83,7 +83,7 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     found = probe_splits(source, table, named, settings)
     _write(out / "splits.csv", found)
     _show(summary(found))
-    cohort = read_cohort(labels)
+    cohort = read_cohort_table(labels)
     lost = {slide for split in named for slide in split.sides} - set(table.table.index)
     if lost:
         say(f"passed over: {len(lost)} slides of the splits without a label or a vector, {sorted(lost)[:3]}", "yellow")
@@ -157,10 +157,10 @@ def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | No
             pretraining.
         out: a CSV, a row a split.
     """
-    from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort, verdicts
+    from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort_table, verdicts
     from histossl.evaluate.split_files import read_splits
 
-    cohort, source, twins = read_cohort(table), None, set()
+    cohort, source, twins = read_cohort_table(table), None, set()
     if vectors is not None:
         source = read_source(vectors)
         for values in source.vectors.values():

@@ -22,21 +22,21 @@ from histossl.core.config import fingerprint
 from histossl.core.console import console, progress_bar, say
 from histossl.core.errors import LabelError, SettingsError, SlideError, TrainingError
 from histossl.execution.cluster import open_workers
-from histossl.execution.failures import reason
-from histossl.execution.shared_table import Roll
+from histossl.execution.failures import failure_reason
+from histossl.execution.shared_table import SharedTable
 from histossl.execution.workers import Workers
 from histossl.nuclei import export
-from histossl.nuclei.instances import Nuclei, joined
+from histossl.nuclei.instances import Nuclei, concatenate
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
-from histossl.nuclei.pseudo_labels import ContrastSettings
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings, SurveyTask, survey_there
 from histossl.wsi.slide import EXTENSIONS, find_slides, slide_state
 
 if TYPE_CHECKING:
-    from histossl.nuclei.patch_contrast import Paper
-    from histossl.nuclei.self_training import Contrast
+    from histossl.nuclei.patch_contrast import PatchContrast
+    from histossl.nuclei.self_training import SelfTraining
 
 
 def train(
@@ -45,7 +45,7 @@ def train(
     out: Path,
     method: str = "contrast",
     mpp_default: float | None = None,
-    contrast: ContrastSettings = ContrastSettings(),
+    contrast: SelfTrainingSettings = SelfTrainingSettings(),
     device: str = "auto",
 ) -> int:
     """Learn nuclei from images or slides, without labels.
@@ -74,7 +74,7 @@ def segment(
     out: Path,
     model: str = "self",
     mpp_default: float | None = None,
-    contrast: ContrastSettings = ContrastSettings(),
+    contrast: SelfTrainingSettings = SelfTrainingSettings(),
     running: SegmentSettings = SegmentSettings(),
     write: ExportSettings = ExportSettings(),
     workers: int | None = None,
@@ -105,7 +105,7 @@ def segment(
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
-    roll = Roll(out, "nuclei.csv", COLUMNS)
+    roll = SharedTable(out, "nuclei.csv", COLUMNS)
     if model == "self":
         # One run learns, the others wait for its model.
         with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
@@ -165,25 +165,25 @@ def _learn(
     files: list[Path],
     folder: Path,
     mpp_default: float | None,
-    settings: ContrastSettings,
+    settings: SelfTrainingSettings,
     device: str,
     readers: Workers,
     method: str = "contrast",
-) -> tuple[Contrast | Paper, int]:
-    from histossl.nuclei.patch_contrast import learn_paper
-    from histossl.nuclei.patch_sampling import PaperSettings
+) -> tuple[SelfTraining | PatchContrast, int]:
+    from histossl.nuclei.patch_contrast import learn_patch_contrast
+    from histossl.nuclei.patch_sampling import PatchContrastSettings
     from histossl.nuclei.segmenter import samples
-    from histossl.nuclei.self_training import Contrast, learn
+    from histossl.nuclei.self_training import SelfTraining, learn
 
-    published = PaperSettings(seed=settings.seed)
-    mpp = published.mpp if method == "paper" else Contrast.mpp
+    published = PatchContrastSettings(seed=settings.seed)
+    mpp = published.mpp if method == "paper" else SelfTraining.mpp
     known, failed = [], 0
     tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
     with progress_bar("looking", len(files)) as bar:
         for task, answer in readers.map(survey_there, tasks):
             if isinstance(answer, Exception):
                 failed += 1
-                say(reason(answer, task.path), "red")
+                say(failure_reason(answer, task.path), "red")
             else:
                 known.append(answer)
             bar.advance(1)
@@ -191,7 +191,7 @@ def _learn(
     logs = folder.parent / f".{folder.name}-training"
     taught = samples(known, settings.seed)
     if method == "paper":
-        model = learn_paper([field for sample in taught for field in sample.fields], published, logs, device)
+        model = learn_patch_contrast([field for sample in taught for field in sample.fields], published, logs, device)
     else:
         model = learn(taught, settings, logs, device)
     say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
@@ -202,7 +202,7 @@ def _learned_here(
     files: list[Path],
     out: Path,
     mpp_default: float | None,
-    settings: ContrastSettings,
+    settings: SelfTrainingSettings,
     device: str,
     readers: Workers,
 ) -> MethodName:
@@ -282,7 +282,7 @@ def _labels_in(folder: Path) -> dict[str, Path]:
 def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
     a, b = _read_labels(prediction), _read_labels(truth)
     if isinstance(a, Nuclei) and isinstance(b, Nuclei):
-        far = export.extent(joined([a, b]))
+        far = export.extent(concatenate([a, b]))
         size = export.Size(int(far.width), int(far.height))
         return export.label_image(a, size), export.label_image(b, size)
     if isinstance(a, Nuclei):

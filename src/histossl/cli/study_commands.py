@@ -15,8 +15,8 @@ from histossl.core.errors import StudyError
 from histossl.encoders.encode import EncodeSettings, encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.evaluate.settings import ProbeSettings
-from histossl.execution.cluster import Cluster, by_slides, open_workers
-from histossl.execution.workers import OneByOne, Place, Workers
+from histossl.execution.cluster import Cluster, open_workers, slide_executor
+from histossl.execution.workers import Executor, SerialExecutor, Workers
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.study import multi_source
@@ -24,7 +24,7 @@ from histossl.study.embed_stage import embed_study
 from histossl.study.encode_stage import encode_study, encoder_of
 from histossl.study.folder import Study
 from histossl.study.folder import existing_study as _existing
-from histossl.study.import_features import Origin, adopt, take_encoder
+from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
 from histossl.study.inspect_stage import inspect_slides
 from histossl.study.pretrain_stage import pretrain_study
 from histossl.study.probe_stage import probe_study
@@ -95,7 +95,7 @@ def run(
         pretrain_study(study, pretrain, device)
         say("4/6 embed")
         with open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = max(failed, embed_study(study, embed, device, by_slides(pool)))
+            failed = max(failed, embed_study(study, embed, device, slide_executor(pool)))
         with _report_in_any_case(study):
             if labels is None:
                 say("5/6 probe     no --labels, nothing to probe")
@@ -203,16 +203,16 @@ def pretrain_command(
         embed: how a slide's vector is made, with --out.
         device: auto, cpu or cuda.
     """
-    place, failed = _study(study, out), 0
-    with distributed.joined(pick_device(device).type) as first, place.lock() if first else nullcontext():
+    opened, failed = _study(study, out), 0
+    with distributed.process_group(pick_device(device).type) as first, opened.lock() if first else nullcontext():
         if out is not None and first:
-            origins = [Origin(folder, stride, mpp, slides) for folder in study]
-            failed = _adopt(place, origins, spatial=pretrain.encoder.arch == "sparse")
-        distributed.wait()
-        (multi_source.pretrain_sources if place.sources else pretrain_study)(place, pretrain, device)
+            origins = [FeatureOrigin(folder, stride, mpp, slides) for folder in study]
+            failed = _adopt(opened, origins, spatial=pretrain.encoder.arch == "sparse")
+        distributed.barrier()
+        (multi_source.pretrain_sources if opened.sources else pretrain_study)(opened, pretrain, device)
         if out is not None and first:
-            failed = max(failed, _embed(place, embed, device, OneByOne()))
-            say(f"done: {place.embeddings}", "green")
+            failed = max(failed, _embed(opened, embed, device, SerialExecutor()))
+            say(f"done: {opened.embeddings}", "green")
     return _code(failed)
 
 
@@ -245,14 +245,14 @@ def embed_command(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    place, failed = _study(study, out), 0
-    with place.lock():
+    opened, failed = _study(study, out), 0
+    with opened.lock():
         if out is not None:
-            failed = _adopt(place, [Origin(folder, stride, mpp, slides) for folder in study])
+            failed = _adopt(opened, [FeatureOrigin(folder, stride, mpp, slides) for folder in study])
         if weights is not None:
-            multi_source.take_encoders(place, weights) if place.sources else take_encoder(place, weights)
+            multi_source.take_encoders(opened, weights) if opened.sources else take_encoder(opened, weights)
         with open_workers(1, timeout, scheduler, slurm) as pool:
-            return _code(max(failed, _embed(place, embed, device, by_slides(pool))))
+            return _code(max(failed, _embed(opened, embed, device, slide_executor(pool))))
 
 
 def _study(folders: list[Path], out: Path | None) -> Study:
@@ -264,16 +264,16 @@ def _study(folders: list[Path], out: Path | None) -> Study:
     return _existing(folders[0])
 
 
-def _adopt(study: Study, origins: list[Origin], spatial: bool = True) -> int:
+def _adopt(study: Study, origins: list[FeatureOrigin], spatial: bool = True) -> int:
     if len(origins) > 1:
-        return multi_source.adopt_sources(study, origins, spatial)
+        return multi_source.import_sources(study, origins, spatial)
     if study.sources:
         raise StudyError(f"{study.folder}: made from several folders of features", "name them all, or another --out")
-    return adopt(study, origins[0], spatial)
+    return import_features(study, origins[0], spatial)
 
 
-def _embed(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
-    return (multi_source.embed_sources if study.sources else embed_study)(study, settings, device, place)
+def _embed(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    return (multi_source.embed_sources if study.sources else embed_study)(study, settings, device, executor)
 
 
 def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
@@ -284,9 +284,9 @@ def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSett
         labels: a CSV with slide_id, optionally patient_id, and label.
         probe: how the classifier is trained and scored.
     """
-    place = _existing(study)
-    with place.lock():
-        return _code(probe_study(place, labels, probe))
+    opened = _existing(study)
+    with opened.lock():
+        return _code(probe_study(opened, labels, probe))
 
 
 def heatmap(
@@ -311,9 +311,9 @@ def heatmap(
     """
     from histossl.study.heatmaps import heatmaps_study
 
-    place = _existing(study)
-    with place.lock():
-        return _code(heatmaps_study(place, labels, probe, slides, device))
+    opened = _existing(study)
+    with opened.lock():
+        return _code(heatmaps_study(opened, labels, probe, slides, device))
 
 
 def report(study: Path) -> int:
@@ -322,10 +322,10 @@ def report(study: Path) -> int:
     Args:
         study: the folder of the study.
     """
-    place = _existing(study)
-    with place.lock():
-        report_study(place)
-    say(f"done: {place.report}", "green")
+    opened = _existing(study)
+    with opened.lock():
+        report_study(opened)
+    say(f"done: {opened.report}", "green")
     return 0
 
 

@@ -26,7 +26,7 @@ from histossl.core.hdf5 import ROWS_A_CHUNK
 
 
 @dataclass(frozen=True)
-class Bag:
+class TileFeatures:
     """The features of a slide and where its tiles lie.
 
     Attributes:
@@ -54,7 +54,7 @@ class Bag:
     dataset: str = ""
 
 
-def read_bag(path: Path, mpp: float | None = None, in_um: bool = False) -> Bag:
+def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
     """Read a file of any of the layouts.
 
     Args:
@@ -66,7 +66,7 @@ def read_bag(path: Path, mpp: float | None = None, in_um: bool = False) -> Bag:
         FileFormatError: not one of the layouts, damaged, or STAMP's without `mpp`.
     """
     if path.suffix == ".pt":
-        return Bag(path.stem, _checked(_read_tensor(path), path), None, mpp=mpp)
+        return TileFeatures(path.stem, _checked(_read_tensor(path), path), None, mpp=mpp)
     try:
         with h5py.File(path, "r") as file:
             content = {name: np.asarray(file[name]) for name in ("features", "feats", "coords") if name in file}
@@ -81,13 +81,13 @@ def read_bag(path: Path, mpp: float | None = None, in_um: bool = False) -> Bag:
     if "feats" in content:
         return _from_stamp(path, content, top, mpp, in_um)
     features, xy = _checked(content["features"], path), _places(content["coords"], path)
-    bag = Bag(path.stem, features, xy, mpp=mpp, dataset="features")
+    bag = TileFeatures(path.stem, features, xy, mpp=mpp, dataset="features")
     if "patch_size_level0" in about:
         return _from_trident(bag, about)
     return _from_clam(bag, about) if {"patch_size", "downsample"} <= set(about) else bag
 
 
-def _from_trident(bag: Bag, about: dict[str, Any]) -> Bag:
+def _from_trident(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
     extent = float(about.get("extent_level0", about["patch_size_level0"]))
     px = int(about["patch_size"]) if "patch_size" in about else None
     mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else float(about["mpp"])
@@ -99,13 +99,15 @@ def _from_trident(bag: Bag, about: dict[str, Any]) -> Bag:
     return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about, stride=stride, in_um=in_um)
 
 
-def _from_clam(bag: Bag, about: dict[str, Any]) -> Bag:
+def _from_clam(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
     """As CLAM's files of patches, and features made with them, say it: pixels of a level and its downsampling."""
     extent = float(about["patch_size"]) * float(np.ravel(about["downsample"])[0])
     return replace(bag, extent=extent, px=int(about["patch_size"]), stride=extent)
 
 
-def _from_stamp(path: Path, content: dict[str, NDArray], top: dict[str, Any], mpp: float | None, in_um: bool) -> Bag:
+def _from_stamp(
+    path: Path, content: dict[str, NDArray], top: dict[str, Any], mpp: float | None, in_um: bool
+) -> TileFeatures:
     if mpp is None and not in_um:
         raise FileFormatError(f"{path}: its places are in µm, and it does not carry the slide's mpp", "give --mpp")
     if top.get("unit", "um") != "um" or "tile_size_um" not in top:
@@ -114,7 +116,7 @@ def _from_stamp(path: Path, content: dict[str, NDArray], top: dict[str, Any], mp
     px = int(top["tile_size_px"]) if "tile_size_px" in top else None
     extent = float(top["tile_size_um"]) / (mpp or 1)
     features = _checked(content["feats"], path)
-    return Bag(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
+    return TileFeatures(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
 
 
 def _read_tensor(path: Path) -> NDArray:
@@ -157,7 +159,7 @@ def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
     return np.rint(coords.astype(np.float64) / scale).astype(np.int64)
 
 
-def write_bag(bag: Bag, folder: Path, layout: str) -> Path:
+def write_tile_features(bag: TileFeatures, folder: Path, layout: str) -> Path:
     """Write one slide in a layout, whole or absent; returns the file's path.
 
     Raises:
@@ -184,7 +186,7 @@ def _write_h5(part: Path, features: str, values: NDArray, coords: NDArray, about
         file.attrs.update(top)
 
 
-def _trident(bag: Bag, part: Path) -> None:
+def _trident(bag: TileFeatures, part: Path) -> None:
     assert bag.xy is not None
     about = bag.attributes
     if about is None:
@@ -196,7 +198,7 @@ def _trident(bag: Bag, part: Path) -> None:
     _write_h5(part, "features", bag.features, bag.xy, about, {})
 
 
-def attributes_of(bag: Bag, folder: str) -> dict[str, Any]:
+def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
     """What TRIDENT and we write beside `coords`, as far as it is known; the places and the extent are needed.
 
     Where the source does not carry the slide's size, the least that holds all tiles stands for it.
@@ -226,18 +228,18 @@ def attributes_of(bag: Bag, folder: str) -> dict[str, Any]:
     return about
 
 
-def _clam(bag: Bag, part: Path) -> None:
+def _clam(bag: TileFeatures, part: Path) -> None:
     assert bag.xy is not None
     _write_h5(part, "features", bag.features, bag.xy, {}, {})
 
 
-def _clam_pt(bag: Bag, part: Path) -> None:
+def _clam_pt(bag: TileFeatures, part: Path) -> None:
     import torch
 
     torch.save(torch.from_numpy(bag.features.copy()), part)
 
 
-def _stamp(bag: Bag, part: Path) -> None:
+def _stamp(bag: TileFeatures, part: Path) -> None:
     assert bag.xy is not None
     if bag.mpp is None or bag.extent is None:
         raise FileFormatError(f"{bag.name}: STAMP's layout is in µm, and the source carries no mpp", "give --mpp")
@@ -248,7 +250,7 @@ def _stamp(bag: Bag, part: Path) -> None:
     _write_h5(part, "feats", bag.features.astype(np.float16), micrometres, {}, top)
 
 
-LAYOUTS: dict[str, tuple[str, Callable[[Bag, Path], None]]] = {
+LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {
     "trident": (".h5", _trident),
     "clam": (".h5", _clam),
     "clam-pt": (".pt", _clam_pt),
@@ -277,7 +279,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
     failed = 0
     for path in paths:
         try:
-            write_bag(read_bag(path, mpp), out, to)
+            write_tile_features(read_tile_features(path, mpp), out, to)
         except FileFormatError as error:
             say(f"FAILED {error}", "red")
             failed += 1

@@ -22,10 +22,10 @@ from histossl.core.errors import HistosslError, SettingsError, SlideError
 from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.tile_encoder import TileEncoder
-from histossl.execution.workers import Place
+from histossl.execution.workers import Executor
 from histossl.wsi import tile_files
 from histossl.wsi.slide import slide_state
-from histossl.wsi.tile_reader import Batch, ReadJob, read_batch
+from histossl.wsi.tile_reader import ReadJob, TileBatch, read_batch
 from histossl.wsi.tiles import TileSpec
 
 # A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
@@ -168,7 +168,7 @@ class SlideEncoding:
                 self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
             )
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: TileBatch) -> None:
         """Take the next batch; with the last one the products stand under their names and `finished` is true.
 
         Once a tile was lost, batches are only looked through for more: see `incomplete`.
@@ -188,7 +188,7 @@ class SlideEncoding:
         """Whether tiles were lost, and all that are is known: the slide has to begin again without them."""
         return bool(self.lost_now) and self.step >= len(self.chunks)
 
-    def _lose(self, batch: Batch) -> None:
+    def _lose(self, batch: TileBatch) -> None:
         plain = self.step < len(self.chunks)
         asked = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
         self.lost_now |= {int(k) for k in self.kept[asked[batch.lost]]}
@@ -276,10 +276,10 @@ def draw_plan(
     """The k-th augmentation of a slide, and which tiles it is applied to; a function of seed, slide and k alone."""
     rng = np.random.default_rng([settings.seed, number_of(slide_id), k])
     t = draw_augmentation(settings.augment, rng)
-    return t, draw_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
+    return t, choose_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
 
 
-def draw_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def choose_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """`n` different tiles in compact groups of `window`: the tiles nearest to random centres, ascending order."""
     if n >= len(xy):
         return np.arange(len(xy))
@@ -297,7 +297,7 @@ def draw_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Genera
 
 
 def encode_slides(
-    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Place
+    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Executor
 ) -> Iterator[Step]:
     """Encode slides one after the other while workers read ahead, across slides too; jobs are drawn as late as may be.
 
@@ -361,7 +361,7 @@ def _timed(answers: Iterator[tuple[ReadJob, Any]]) -> Iterator[tuple[ReadJob, An
         start = time.perf_counter()
 
 
-def _step(slide: SlideEncoding, read: ReadJob, answer: Batch | Exception, waited: float) -> Step:
+def _step(slide: SlideEncoding, read: ReadJob, answer: TileBatch | Exception, waited: float) -> Step:
     if isinstance(answer, Exception):
         slide.drop(answer)
         return Step(slide.job, error=answer)

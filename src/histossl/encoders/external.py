@@ -27,7 +27,7 @@ _REFUSALS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeEr
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalModel:
     """A network of another library, and what it wants to see.
 
     Attributes:
@@ -46,7 +46,7 @@ class Foreign:
     dtypes: str = "any"
 
 
-def load_foreign(kind: str, name: str) -> Foreign:
+def load_external(kind: str, name: str) -> ExternalModel:
     """Load a model of another library.
 
     Args:
@@ -108,7 +108,7 @@ def _mpp_of(name: str, stated: Any) -> float | None:
     return float(stated)
 
 
-def _timm(name: str) -> Foreign:
+def _timm(name: str) -> ExternalModel:
     import timm
 
     model = timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True, num_classes=0)
@@ -116,7 +116,7 @@ def _timm(name: str) -> Foreign:
     config = Path(name, "config.json")
     stated = json.loads(config.read_text(encoding="utf-8")).get("mpp") if config.is_file() else None
     side = int(wants["input_size"][-1])
-    return Foreign(model, _triple(wants["mean"]), _triple(wants["std"]), side, _mpp_of(name, stated))
+    return ExternalModel(model, _triple(wants["mean"]), _triple(wants["std"]), side, _mpp_of(name, stated))
 
 
 class HiddenState(nn.Module):
@@ -135,7 +135,7 @@ class HiddenState(nn.Module):
         return state[:, 0] if self.has_token else state.mean(dim=1)
 
 
-def _transformers(name: str) -> Foreign:
+def _transformers(name: str) -> ExternalModel:
     from transformers import AutoModel
     from transformers.utils import cached_file
 
@@ -145,7 +145,7 @@ def _transformers(name: str) -> Foreign:
     side = _side_of(wants) or getattr(model.config, "image_size", None)
     mean, std = wants.get("image_mean", IMAGENET_MEAN), wants.get("image_std", IMAGENET_STD)
     mpp = _mpp_of(name, getattr(model.config, "mpp", None))
-    return Foreign(HiddenState(model), _triple(mean), _triple(std), side if isinstance(side, int) else None, mpp)
+    return ExternalModel(HiddenState(model), _triple(mean), _triple(std), side if isinstance(side, int) else None, mpp)
 
 
 def _side_of(wants: dict[str, Any]) -> int | None:
@@ -158,7 +158,7 @@ def _side_of(wants: dict[str, Any]) -> int | None:
     return None
 
 
-def _torchscript(name: str) -> Foreign:
+def _torchscript(name: str) -> ExternalModel:
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError("no such file")
@@ -167,10 +167,10 @@ def _torchscript(name: str) -> Foreign:
     mean, std = wants.get("mean", IMAGENET_MEAN), wants.get("std", IMAGENET_STD)
     model = torch.jit.load(path, map_location="cpu")
     mpp = _mpp_of(name, wants.get("mpp"))
-    return Foreign(model, _triple(mean), _triple(std), wants.get("side"), mpp, dtypes="float32")
+    return ExternalModel(model, _triple(mean), _triple(std), wants.get("side"), mpp, dtypes="float32")
 
 
-KINDS: dict[str, Callable[[str], Foreign]] = {"timm": _timm, "hf": _transformers, "torchscript": _torchscript}
+KINDS: dict[str, Callable[[str], ExternalModel]] = {"timm": _timm, "hf": _transformers, "torchscript": _torchscript}
 
 
 def _triple(values: Any) -> Triple:

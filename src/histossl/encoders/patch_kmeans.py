@@ -33,7 +33,7 @@ FLOOR = 0.3  # of the usual contrast, added before contrast is taken out, so tha
 
 
 @dataclass(frozen=True)
-class WordSettings:
+class PatchKMeansSettings:
     """Visual words of tiles.
 
     Args:
@@ -58,7 +58,7 @@ class WordSettings:
         return StreamPlan(-(-self.tiles // batch), batch, 32, self.seed)
 
 
-class Words(nn.Module):
+class PatchKMeans(nn.Module):
     """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count): of hematoxylin and eosin, each at three sizes, what patches are like.
 
     Args:
@@ -107,14 +107,14 @@ class Words(nn.Module):
         return torch.cat(found, 1)
 
 
-def learn_words(stream: TileStream, settings: WordSettings) -> Words:
+def learn_patch_kmeans(stream: TileStream, settings: PatchKMeansSettings) -> PatchKMeans:
     """The words of the tiles of a stream that was made with `settings.plan()`.
 
     Raises:
         SettingsError: the tiles are too small.
         TrainingError: tiles cannot be read.
     """
-    words, rng = Words(settings.count), np.random.default_rng([settings.seed, 3])
+    words, rng = PatchKMeans(settings.count), np.random.default_rng([settings.seed, 3])
     drawn: list[list[NDArray[np.float32]]] = [[] for _ in words.floors]
     each = -(-settings.patches // (stream.plan.steps * stream.plan.batch))
     for step in range(stream.plan.steps):
@@ -135,7 +135,7 @@ def _patches(planes: NDArray[np.float32], each: int, rng: np.random.Generator) -
     return found.reshape(-1, PATCH**2)
 
 
-def _learn(words: Words, k: int, patches: NDArray[np.float32], seed: int) -> None:
+def _learn(words: PatchKMeans, k: int, patches: NDArray[np.float32], seed: int) -> None:
     """Contrast, axes and words of one stain and size."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning

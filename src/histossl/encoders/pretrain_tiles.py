@@ -9,7 +9,7 @@ from pathlib import Path
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.errors import SettingsError, TrainingError
 from histossl.encoders.moco import MocoSettings, learn_moco
-from histossl.encoders.patch_kmeans import WordSettings, learn_words
+from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.tile_encoder import save_encoder
 from histossl.encoders.tile_stream import TileSource, TileStream
 from histossl.execution.workers import Workers
@@ -27,7 +27,7 @@ class TileTrainSettings:
     """
 
     method: str = "words"
-    words: WordSettings = field(default_factory=WordSettings)
+    words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
     moco: MocoSettings = field(default_factory=MocoSettings)
 
     def __post_init__(self) -> None:
@@ -67,8 +67,8 @@ def pretrain_tiles(
         raise TrainingError("fewer than two tiles to learn from", "two or more are needed")
     of = [[source.slide_id, tiles.fingerprint] for source, tiles in zip(sources, stream.tiles, strict=True)]
     made = fingerprint(chosen, of)
-    if isinstance(chosen, WordSettings):
-        network, architecture = learn_words(stream, chosen), "visual words"
+    if isinstance(chosen, PatchKMeansSettings):
+        network, architecture = learn_patch_kmeans(stream, chosen), "visual words"
     else:
         network, architecture = learn_moco(stream, chosen, logs, made, device), "resnet18 up to layer3"
     about = {

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from histossl.core.atomic import whole_folder
 from histossl.core.errors import FileFormatError
-from histossl.encoders.external import KINDS, hash_of, load_foreign, probed_dim
-from histossl.encoders.patch_kmeans import Words
+from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
+from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
 from histossl.training.device import keep_buffers, pick_device, pick_dtype
 
@@ -72,7 +72,7 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
             path of a .safetensors file of ResNet-18 weights (torchvision's, MoCo's or ours), `pickle:FILE` for such
             weights in any other file (.pth, .pt, .tar), or a folder of ours with model.safetensors and config.json. Of
             a ResNet-18, all after `layer3` is cut off: dim = 256; visual words have a dim of six times their count. Or
-            anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_foreign`.
+            anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_external`.
         seed: of `random`.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
@@ -87,8 +87,8 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
     keep_buffers()
     kind, _, rest = name.partition(":")
     if kind in KINDS:
-        return _foreign_encoder(kind, rest, where, precision)
-    network: ResNet18 | Words
+        return _external_encoder(kind, rest, where, precision)
+    network: ResNet18 | PatchKMeans
     mpp = None
     if name == "random":
         identity = {"name": "random", "seed": str(seed)}
@@ -100,7 +100,7 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         network, mpp = _network_of(name), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if isinstance(network, Words):
+    if isinstance(network, PatchKMeans):
         identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
         words = network.to(where)
         return TileEncoder(identity, words, words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp)
@@ -125,8 +125,8 @@ def fourth_stage(name: str) -> dict[str, Tensor]:
     return {n: v.contiguous() for n, v in state_of(read_weights(name)).items() if n.startswith("layer4.")}
 
 
-def _foreign_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:
-    found = load_foreign(kind, name)
+def _external_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:
+    found = load_external(kind, name)
     exact = found.dtypes == "float32" and precision == "auto"
     dtype = torch.float32 if exact else pick_dtype(precision, where)
     identity = {"name": f"{kind}:{Path(name).name}", "sha256": hash_of(found.network)}
@@ -145,7 +145,7 @@ def _mpp_of(path: Path) -> float | None:
         return None
 
 
-def _network_of(name: str) -> ResNet18 | Words:
+def _network_of(name: str) -> ResNet18 | PatchKMeans:
     """The network whose weights a name stands for."""
     weights = read_weights(name)
     if "centres" not in weights:
@@ -153,7 +153,7 @@ def _network_of(name: str) -> ResNet18 | Words:
             network = ResNet18(stages=3)
         load_resnet(network, state_of(weights), name)
         return network
-    words = Words(weights["centres"].shape[1] if weights["centres"].ndim == 3 else 2)
+    words = PatchKMeans(weights["centres"].shape[1] if weights["centres"].ndim == 3 else 2)
     try:
         words.load_state_dict(weights)
     except RuntimeError as error:

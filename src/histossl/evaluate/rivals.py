@@ -26,7 +26,7 @@ from histossl.evaluate.sources import Source
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
 
 
-def judge(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
+def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
     """Probe the vectors of a source beside the rivals that `settings.rivals` names.
 
     - `knn`: the 10 nearest labelled slides by the first vectors, cosine of standardised features, weighted by distance;
@@ -67,12 +67,14 @@ def judge(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | 
         bags = read_bags([source.tiles[name] for name in source.ids])
         for name in trained:
             rival = trained_rival(name, bags, source.encoder)
-            rivals[TRAINED[name]] = rival if keep is None else remembered(rival, _made(name, source), source.ids, keep)
+            rivals[TRAINED[name]] = (
+                rival if keep is None else cached_rival(rival, _made(name, source), source.ids, keep)
+            )
     labels = replace(labels, sites={**source.sites, **labels.sites})
     return probe(vectors, source.ids, labels, settings, rivals, source.seen)
 
 
-def remembered(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:
+def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:
     """A rival that trains once for the same slides, truth and seed.
 
     Args:

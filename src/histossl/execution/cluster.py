@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from histossl.core.errors import SettingsError
-from histossl.execution.workers import Here, OneByOne, Place, WorkerDied, Workers, result_of
+from histossl.execution.workers import Executor, SerialExecutor, ThreadExecutor, WorkerDied, Workers, result_of
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -94,7 +94,7 @@ class Cluster:
 
 
 def _in_time(function: Callable[[A], R], timeout: float | None, item: A) -> R:
-    return result_of(Here(timeout), function, item)
+    return result_of(ThreadExecutor(timeout), function, item)
 
 
 def _answer(future: Any) -> Any:
@@ -139,9 +139,9 @@ def open_workers(count: int | None, timeout: float, scheduler: str, slurm: str) 
         raise SettingsError(f"no Dask scheduler answers at {scheduler} ({error})", "is it running?") from error
 
 
-def by_slides(pool: Workers | Cluster) -> Place:
+def slide_executor(pool: Workers | Cluster) -> Executor:
     """Where a whole slide is a task: on the cluster, or in this very process beside its workers."""
-    return pool if isinstance(pool, Cluster) else OneByOne()
+    return pool if isinstance(pool, Cluster) else SerialExecutor()
 
 
 def _slurm(client: Callable[..., Any], slurm: str, timeout: float) -> Cluster:

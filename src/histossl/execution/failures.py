@@ -26,7 +26,7 @@ def give_up_on_disk(error: Exception) -> None:
         raise error
 
 
-def reason(error: Exception, path: Path | None = None) -> str:
+def failure_reason(error: Exception, path: Path | None = None) -> str:
     """An error as one line of slides.csv; the slide's file is named where the error itself does not."""
     if isinstance(error, HistosslError):
         return str(error)

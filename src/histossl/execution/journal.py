@@ -16,7 +16,7 @@ from typing import IO, Any, Generic, TypeVar
 
 from histossl.core.tables import Row
 from histossl.execution.claims import Claims, this_process
-from histossl.execution.shared_table import Roll
+from histossl.execution.shared_table import SharedTable
 
 J = TypeVar("J")
 
@@ -27,7 +27,7 @@ _BLOCK = 2**16
 _PAUSE = 0.5  # seconds between two looks at slides that other runs are at
 
 
-class Ledger:
+class Journal:
     """A table of slides and its log, kept in step.
 
     Args:
@@ -35,7 +35,7 @@ class Ledger:
         seconds: at least so long between two writings of the table, and fifty times as long as one takes.
     """
 
-    def __init__(self, roll: Roll, seconds: float = 5) -> None:
+    def __init__(self, roll: SharedTable, seconds: float = 5) -> None:
         self.roll, self.seconds = roll, seconds
         self._read = self._size()
         self.rows = self.flush()
@@ -91,7 +91,7 @@ class Ledger:
             return 0
 
 
-def caught_up(roll: Roll) -> tuple[list[Row], bool]:
+def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
     """The table with all that the log says since it was last written; and whether that is anything."""
     rows = roll.slides()
     lines = lines_since(roll, lambda line: "kept" in line)
@@ -104,7 +104,7 @@ def caught_up(roll: Roll) -> tuple[list[Row], bool]:
     return rows, bool(lines)
 
 
-def lines_since(roll: Roll, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
+def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
     """The last lines of the log about slides, oldest first, back to the one that `stop` takes for the end.
 
     Args:
@@ -141,7 +141,7 @@ def _backwards(file: IO[bytes], most: int | None) -> Iterator[bytes]:
         yield rest
 
 
-def append(roll: Roll, text: str) -> None:
+def append(roll: SharedTable, text: str) -> None:
     """Add lines to a log; the caller is the only one who writes.
 
     Args:
@@ -166,7 +166,7 @@ def parsed(text: bytes) -> Line:
     return found if isinstance(found, dict) else {}
 
 
-def _ends_whole(roll: Roll) -> bool:
+def _ends_whole(roll: SharedTable) -> bool:
     with roll.log.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return True
@@ -174,7 +174,7 @@ def _ends_whole(roll: Roll) -> bool:
         return file.read(1) == b"\n"
 
 
-class Shift(Generic[J]):
+class StageQueue(Generic[J]):
     """A run's share of a stage: it claims slides, does them, writes down what came of them and lets them go.
 
     Args:
@@ -183,13 +183,13 @@ class Shift(Generic[J]):
         jobs: (row of the table, job) of all slides that are not done; of these other runs do some.
     """
 
-    def __init__(self, ledger: Ledger, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
+    def __init__(self, ledger: Journal, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
         self.ledger, self.stage = ledger, stage
         self.left = {row["slide_id"]: (row, job) for row, job in jobs}
         self.claims = Claims(ledger.roll.claims)
         self._begun: dict[str, float] = {}
 
-    def __enter__(self) -> Shift[J]:
+    def __enter__(self) -> StageQueue[J]:
         self.claims.__enter__()
         return self
 

@@ -19,7 +19,7 @@ from histossl.execution.claims import Claims
 """A slide: text by column; slide_id and path are always there."""
 
 
-class Roll:
+class SharedTable:
     """A table of slides, the log of what was done to them, and who is at work on them.
 
     Args:

@@ -7,7 +7,7 @@ import time
 _MEMORY = 30.0  # seconds after which what was counts for a third
 
 
-class Pace:
+class Throughput:
     """Counts tiles and seconds, the last half minute's above all.
 
     Args:

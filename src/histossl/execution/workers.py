@@ -20,8 +20,8 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-class Place(Protocol):
-    """What runs a function over slides, somewhere: `Workers`, `Here`, `cluster.Cluster`."""
+class Executor(Protocol):
+    """What runs a function over slides, somewhere: `Workers`, `ThreadExecutor`, `cluster.Cluster`."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """(item, result or the exception that it raised); in which order, and how far ahead, each says itself."""
@@ -143,15 +143,15 @@ class _Task(Generic[A, R]):
         return self.future is not None and self.future.done()
 
 
-def result_of(place: Place, function: Callable[[A], R], item: A) -> R:
+def result_of(executor: Executor, function: Callable[[A], R], item: A) -> R:
     """The result of a single task; raises what it raised."""
-    [(_, answer)] = place.map(function, [item])
+    [(_, answer)] = executor.map(function, [item])
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def tried(function: Callable[[A], R], item: A) -> R | Exception:
+def result_or_error(function: Callable[[A], R], item: A) -> R | Exception:
     """The result, or the exception that it raised: for a slide that is worked on in this very process."""
     try:
         return function(item)
@@ -159,16 +159,16 @@ def tried(function: Callable[[A], R], item: A) -> R | Exception:
         return error
 
 
-class OneByOne:
+class SerialExecutor:
     """Tasks in this very process, for what uses all of its cores by itself."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """(item, result or the exception that it raised) in the order of `items`, drawn one at a time."""
         for item in items:
-            yield item, tried(function, item)
+            yield item, result_or_error(function, item)
 
 
-class Here:
+class ThreadExecutor:
     """As `Workers`, for what runs in a worker already: a thread, a few tasks ahead.
 
     Args:
@@ -229,7 +229,7 @@ class _Thread:
         while (task := self._todo.get()) is not None and not self._left.is_set():
             future, function, item = task
             try:
-                future.set_result(tried(function, item))
+                future.set_result(result_or_error(function, item))
             except BaseException as error:  # noqa: BLE001 - for who waits
                 future.set_exception(error)
 

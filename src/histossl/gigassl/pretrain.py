@@ -17,7 +17,7 @@ from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask, draw_batch, steps_of_an_epoch
 from histossl.gigassl.slide_sources import SlideSource, sample_slides
 from histossl.training.device import pick_device, pick_dtype
-from histossl.training.distributed import first
+from histossl.training.distributed import is_rank_zero
 from histossl.training.loop import end_of_training, fit
 
 
@@ -67,7 +67,7 @@ def pretrain_slides(
         measure=task.measure,
         best=settings.keep == "best",
     )
-    if first():
+    if is_rank_zero():
         encoder.fit_prototypes(sample_slides(sources, settings.seed), settings.seed)
         encoder.save(folder, about | {"training": vars(outcome)})
         end_of_training(logs)
@@ -97,7 +97,7 @@ def start_from(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> 
     fits = encoder.settings.arch == "sparse" and encoder.settings.dim == 512
     if start == "tile-encoder" and not (fits and tile_encoder is not None and tile_encoder.exists()):
         why = "the tile encoder has no fourth stage to begin with" if fits else "only `sparse` of dim 512 can do so"
-        if first():
+        if is_rank_zero():
             say(f"the slide encoder begins at random: {why}", "yellow")
         return "random"
     if start == "random":

@@ -20,7 +20,7 @@ from histossl.gigassl.layers import Projector
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.gigassl.views import collate, draw_pair
-from histossl.training.distributed import gather, place, shares
+from histossl.training.distributed import gather, rank_and_world_size, rank_counts
 from histossl.training.losses import nt_xent
 
 # As `SlideEncoder` takes it: n first views, then their n partners.
@@ -66,7 +66,7 @@ class PretrainTask(nn.Module):
 
 def gather_pairs(views: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """The two views (pairs, d) of all pairs, from those of each process (2n, d): its first n pair with its last."""
-    a, b = gather(torch.cat(views.chunk(2), dim=1), shares(pairs)).chunk(2, dim=1)
+    a, b = gather(torch.cat(views.chunk(2), dim=1), rank_counts(pairs)).chunk(2, dim=1)
     return a, b
 
 
@@ -79,7 +79,7 @@ def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
     if len(names) < 2:
         only = names[0] if names else "nothing"
         raise TrainingError(f"{len(names)} slide to learn from ({only})", "contrast needs two or more")
-    per_epoch, processes = math.ceil(len(names) / settings.batch), place()[1]
+    per_epoch, processes = math.ceil(len(names) / settings.batch), rank_and_world_size()[1]
     if len(names) // per_epoch < processes:
         raise TrainingError(
             f"{processes} processes for batches of {len(names) // per_epoch} slides",
@@ -121,7 +121,7 @@ def draw_batch(
     epoch, part = divmod(step, per_epoch)
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(slides))
     together = np.array_split(order, per_epoch)[part]
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     mine = together[rank::processes]
     # As many chunks in each process, since they meet in every one, and none empty.
     count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1

@@ -26,7 +26,7 @@ from histossl.gigassl.pretrain_task import Chunk, PretrainTask, draw_batch, step
 from histossl.gigassl.slide_sources import SlideSource, sample_slides
 from histossl.gigassl.sparse import SparseConv
 from histossl.gigassl.views import View, collate, draw_one, draw_pair
-from histossl.training.distributed import first
+from histossl.training.distributed import is_rank_zero
 from histossl.training.loop import end_of_training, fit
 
 
@@ -186,7 +186,7 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
         measure=task.measure,
         best=settings.keep == "best",
     )
-    if first():
+    if is_rank_zero():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
             encoder.fit_prototypes(sample_slides(source.slides, settings.seed), settings.seed)
             about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from histossl.core.atomic import whole, whole_folder
 from histossl.core.errors import SettingsError
-from histossl.nuclei.instances import MEASURES, Nuclei, joined
+from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
@@ -273,7 +273,7 @@ def read_geojson(path: Path) -> Nuclei:
         if isinstance(part, shapely.Polygon) and not part.is_empty
     ]
     if not rings:
-        return joined([])
+        return concatenate([])
     start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
     measures = np.zeros((len(rings), len(MEASURES)), np.float32)
     measures[:, :2] = [ring.mean(0) for ring in rings]

@@ -13,7 +13,7 @@ from histossl.core import atomic
 from histossl.core.config import fingerprint
 from histossl.core.errors import FileFormatError
 from histossl.nuclei.instances import Nuclei
-from histossl.nuclei.stain_survey import SegmentSettings, Survey
+from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey
 
 
 class Parts:
@@ -55,6 +55,6 @@ class Parts:
                 raise FileFormatError(f"{self.path(row)}: damaged ({error})", "remove it and start again") from error
 
 
-def parts_key(known: Survey, state: str, method_key: str, settings: SegmentSettings) -> str:
+def parts_key(known: StainSurvey, state: str, method_key: str, settings: SegmentSettings) -> str:
     """What the nuclei of a slide depend on: the file and its state, its mpp, the method, the settings."""
     return fingerprint(str(known.path), state, known.mpp, method_key, settings)

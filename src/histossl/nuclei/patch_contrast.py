@@ -21,8 +21,8 @@ from torch import Tensor
 from histossl.core.config import fingerprint, from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.network import read_model, save_model
-from histossl.nuclei.patch_sampling import ConfidenceNet, PaperSettings, PaperTask
-from histossl.nuclei.stain import Stains, optical_density, smoothed, unmixed
+from histossl.nuclei.patch_sampling import ConfidenceNet, PatchContrastSettings, PatchContrastTask
+from histossl.nuclei.stain import Stains, gaussian, optical_density, unmixed
 from histossl.training.device import pick_device
 from histossl.training.loop import Schedule, end_of_training, fit
 
@@ -44,7 +44,7 @@ class Choice:
     agreement: float = 0.0
 
 
-class Paper:
+class PatchContrast:
     """A trained confidence network, with the channel and polarity that hematoxylin agrees with.
 
     Args:
@@ -56,7 +56,7 @@ class Paper:
     name = "paper"
     learned = False
 
-    def __init__(self, settings: PaperSettings, network: ConfidenceNet, choice: Choice) -> None:
+    def __init__(self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice) -> None:
         self.settings, self.network, self.choice = settings, network.eval(), choice
 
     @property
@@ -85,7 +85,7 @@ class Paper:
         save_model(folder, self.name, self.network, self.settings, choice=to_dict(self.choice))
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> Paper:
+    def load(cls, folder: Path, device: str = "auto") -> PatchContrast:
         """The model that `save` wrote; it runs on the CPU.
 
         Raises:
@@ -93,7 +93,7 @@ class Paper:
         """
         config, weights = read_model(folder)
         try:
-            settings = from_dict(PaperSettings, config["settings"])
+            settings = from_dict(PatchContrastSettings, config["settings"])
             network = ConfidenceNet(settings.channels)
             network.load_state_dict(weights)
             return cls(settings, network, from_dict(Choice, config["choice"]))
@@ -101,7 +101,7 @@ class Paper:
             raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
 
 
-def choose(network: ConfidenceNet, settings: PaperSettings, fields: Sequence[NDArray[np.uint8]]) -> Choice:
+def choose(network: ConfidenceNet, settings: PatchContrastSettings, fields: Sequence[NDArray[np.uint8]]) -> Choice:
     """Without labels: the channel and polarity that agree best with hematoxylin, each field under its best threshold.
 
     Args:
@@ -122,7 +122,7 @@ def choose(network: ConfidenceNet, settings: PaperSettings, fields: Sequence[NDA
 
 def _dark(fields: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.bool_]]:
     """Where hematoxylin by Ruifrok and Johnston's vectors lies above Otsu's threshold over all fields."""
-    amounts = [smoothed(unmixed(optical_density(field), hed_from_rgb[:, 0]), 1) for field in fields]
+    amounts = [gaussian(unmixed(optical_density(field), hed_from_rgb[:, 0]), 1) for field in fields]
     threshold = threshold_otsu(np.concatenate([amount.ravel() for amount in amounts]))
     return [amount > threshold for amount in amounts]
 
@@ -138,14 +138,14 @@ def _agreement(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[fl
     return float(ranked[best + 1] if best + 1 < len(ranked) else -1.0), float(dice[best])
 
 
-def _cleaned(values: NDArray[np.float32], settings: PaperSettings) -> NDArray[np.float32]:
+def _cleaned(values: NDArray[np.float32], settings: PatchContrastSettings) -> NDArray[np.float32]:
     """Opened and closed by discs; above a threshold this is what opening and closing make of the mask above it."""
     opened = ndimage.grey_opening(np.pad(values, _EDGE), footprint=_disc(settings.opening))
     closed = np.asarray(ndimage.grey_closing(opened, footprint=_disc(settings.closing)), np.float32)
     return closed[_EDGE:-_EDGE, _EDGE:-_EDGE]
 
 
-def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PaperSettings) -> NDArray[np.float32]:
+def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PatchContrastSettings) -> NDArray[np.float32]:
     with torch.inference_mode():
         return network(_image(rgb, settings)[None])[0].numpy()
 
@@ -155,15 +155,15 @@ def _disc(radius: int) -> NDArray[np.bool_]:
     return np.hypot(y, x) <= radius
 
 
-def _image(rgb: NDArray[np.uint8], settings: PaperSettings) -> Tensor:
+def _image(rgb: NDArray[np.uint8], settings: PatchContrastSettings) -> Tensor:
     """(3, H, W) float32 in [lowest, 1]."""
     part = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).float() / 255
     return settings.lowest + (1 - settings.lowest) * part
 
 
-def learn_paper(
-    fields: Sequence[NDArray[np.uint8]], settings: PaperSettings, logs: Path, device: str = "auto"
-) -> Paper:
+def learn_patch_contrast(
+    fields: Sequence[NDArray[np.uint8]], settings: PatchContrastSettings, logs: Path, device: str = "auto"
+) -> PatchContrast:
     """Train as published, on unlabelled fields at the settings' mpp, one crop of each an epoch.
 
     Args:
@@ -186,14 +186,14 @@ def learn_paper(
     looked_at = [rgb[:_SIDE, :_SIDE] for rgb in large[:: -(-len(large) // _LOOKED_AT)]]
     found: list[tuple[ConfidenceNet, Choice]] = []
     for run in range(settings.runs):
-        task = PaperTask(settings, settings.seed * settings.runs + run)
+        task = PatchContrastTask(settings, settings.seed * settings.runs + run)
         key = fingerprint(settings, run, crops.digest())
         fit(task, crops, schedule, logs / str(run), key, str(pick_device(device)))
         network = task.network.cpu()
         found.append((network, choose(network, settings, looked_at)))
     for run in range(settings.runs):
         end_of_training(logs / str(run))
-    return Paper(settings, *max(found, key=lambda one: one[1].agreement))
+    return PatchContrast(settings, *max(found, key=lambda one: one[1].agreement))
 
 
 class Crops:
@@ -204,7 +204,7 @@ class Crops:
         settings: batch, crop, channels, places, seed.
     """
 
-    def __init__(self, images: Sequence[Tensor], settings: PaperSettings) -> None:
+    def __init__(self, images: Sequence[Tensor], settings: PatchContrastSettings) -> None:
         self.images, self.settings = images, settings
         self.a_round = -(-len(images) // settings.batch)
 

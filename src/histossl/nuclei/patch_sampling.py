@@ -1,8 +1,8 @@
 """Patch contrast as published (Boserup and Selvan, NLDL 2023), vectorised: network, places, similarities, loss.
 
-Every number is in `PaperSettings`. Patches of a channel that drew only positives (or only negatives) add nothing to the
-loss, where the whole batch is skipped in the public code. The featuriser is our own of about the published size (3,386
-parameters), for the paper does not give its layers.
+Every number is in `PatchContrastSettings`. Patches of a channel that drew only positives (or only negatives) add
+nothing to the loss, where the public code skips the whole batch. The featuriser is our own, of about the published
+size (3,386 parameters): the paper does not give its layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BINS = 8  # of the soft histograms of mutual information
 
 
 @dataclass(frozen=True)
-class PaperSettings:
+class PatchContrastSettings:
     """The published numbers.
 
     Attributes:
@@ -113,7 +113,7 @@ class ConfidenceNet(nn.Module):
         return self.layers(image).sigmoid()
 
 
-def draw_places(confidence: Tensor, settings: PaperSettings, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def draw_places(confidence: Tensor, settings: PatchContrastSettings, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where patches are taken, and which are positive; nothing waits for the device.
 
     Args:
@@ -225,7 +225,7 @@ def patch_loss(similarity: Tensor, positive: Tensor, between: float = 1.0) -> Te
     return within + between * others
 
 
-class PaperTask(nn.Module):
+class PatchContrastTask(nn.Module):
     """Network, similarity and loss.
 
     Args:
@@ -233,7 +233,7 @@ class PaperTask(nn.Module):
         seed: of the initial weights.
     """
 
-    def __init__(self, settings: PaperSettings, seed: int = 0) -> None:
+    def __init__(self, settings: PatchContrastSettings, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
         self.network = ConfidenceNet(settings.channels, seed)

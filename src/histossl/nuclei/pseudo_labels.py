@@ -12,7 +12,7 @@ from skimage.segmentation import find_boundaries
 
 from histossl.core.errors import SettingsError
 from histossl.nuclei.component_tree import TreeSettings, best_objects, slopes
-from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
+from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
@@ -20,7 +20,7 @@ _SOME = 20  # sure nuclei from which their areas say what is usual
 
 
 @dataclass(frozen=True)
-class LessonSettings:
+class PseudoLabelSettings:
     """How hematoxylin becomes lessons.
 
     Attributes:
@@ -42,7 +42,7 @@ class LessonSettings:
 
 
 @dataclass(frozen=True)
-class ContrastSettings:
+class SelfTrainingSettings:
     """How the default method learns.
 
     Attributes:
@@ -71,7 +71,7 @@ class ContrastSettings:
     turns: int = 2
     precision: str = "auto"
     seed: int = 0
-    lessons: LessonSettings = field(default_factory=LessonSettings)
+    lessons: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
@@ -81,7 +81,7 @@ class ContrastSettings:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PseudoLabel:
     """A field of a slide and what is known about it.
 
     Attributes:
@@ -97,9 +97,9 @@ class Lesson:
     doubtful: NDArray[np.bool_]
 
 
-def make_lessons(
-    fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: LessonSettings = LessonSettings()
-) -> list[Lesson]:
+def make_pseudo_labels(
+    fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
+) -> list[PseudoLabel]:
     """Lessons from the fields of one slide; thresholds and scales are the slide's, never a field's.
 
     Args:
@@ -108,7 +108,7 @@ def make_lessons(
         mpp: µm per pixel.
     """
     densities = [optical_density(f, stains.white) for f in fields]
-    maps = [smoothed(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
+    maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
     values = np.concatenate([m.ravel() for m in maps])
     steepness = np.concatenate([slopes(m).ravel() for m in maps])
     steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
@@ -125,7 +125,7 @@ def make_lessons(
         names = (np.cumsum(sure) * sure).astype(np.int32)
         doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
         kept = np.concatenate([np.zeros(1, np.float32), relative[sure]])
-        lessons.append(Lesson(density / np.float32(stains.scale), names[labels], kept, doubtful))
+        lessons.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful))
     return lessons
 
 
@@ -142,7 +142,7 @@ def _usual_area(
     return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= _SOME else 0.0
 
 
-def targets(lesson: Lesson, settings: LessonSettings = LessonSettings()) -> NDArray[np.float32]:
+def targets(lesson: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:
     """(3, H, W): nucleus (0 or 1), depth inside of it (1 in the middle of each nucleus), weight of the pixel."""
     labels = lesson.labels
     nucleus = labels > 0
@@ -157,7 +157,7 @@ def targets(lesson: Lesson, settings: LessonSettings = LessonSettings()) -> NDAr
     return np.stack([nucleus, depth, weight]).astype(np.float32)
 
 
-def crowd(lesson: Lesson, count: int, rng: np.random.Generator) -> Lesson:
+def crowd(lesson: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLabel:
     """A copy in which `count` of the surest nuclei are set again beside others, touching or overlapping them."""
     boxes = ndimage.find_objects(lesson.labels)
     margin = 3
@@ -189,7 +189,7 @@ def crowd(lesson: Lesson, count: int, rng: np.random.Generator) -> Lesson:
         labels[place][shape] = len(quality)
         doubtful[place] &= ~shape
         quality.append(lesson.quality[k])
-    return Lesson(density, labels, np.array(quality, np.float32), doubtful)
+    return PseudoLabel(density, labels, np.array(quality, np.float32), doubtful)
 
 
 def _beside(box: tuple[slice, slice], shape: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:

@@ -15,10 +15,10 @@ from histossl.core.errors import SettingsError, TrainingError
 from histossl.nuclei.export import label_image
 from histossl.nuclei.method import Method
 from histossl.nuclei.network import read_model
-from histossl.nuclei.patch_contrast import Paper
-from histossl.nuclei.pseudo_labels import ContrastSettings
-from histossl.nuclei.self_training import Contrast, Sample, learn
-from histossl.nuclei.stain_survey import SegmentSettings, Survey, survey
+from histossl.nuclei.patch_contrast import PatchContrast
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
+from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
 from histossl.wsi.array_slide import picture_slide
@@ -44,7 +44,7 @@ class NucleiSegmenter:
 
     def __init__(
         self,
-        learning: ContrastSettings = ContrastSettings(),
+        learning: SelfTrainingSettings = SelfTrainingSettings(),
         running: SegmentSettings = SegmentSettings(),
         device: str = "auto",
     ) -> None:
@@ -66,7 +66,7 @@ class NucleiSegmenter:
         if len(each) != len(images):
             raise SettingsError(f"{len(each)} mpp for {len(images)} images", "give one, or one for each")
         slides = (picture_slide(image, m, f"image {k}") for k, (image, m) in enumerate(zip(images, each, strict=True)))
-        known = [survey(slide, Contrast.mpp, self.running) for slide in slides]
+        known = [survey(slide, SelfTraining.mpp, self.running) for slide in slides]
         with tempfile.TemporaryDirectory() as logs:
             self.method = learn(samples(known, self.learning.seed), self.learning, Path(logs), self.device)
         return self
@@ -93,7 +93,7 @@ class NucleiSegmenter:
     def save(self, folder: Path) -> None:
         """Write the trained model: model.safetensors and config.json."""
         method = self._fitted()
-        if not isinstance(method, Contrast | Paper):
+        if not isinstance(method, SelfTraining | PatchContrast):
             raise SettingsError(f"the method {method.name} has nothing to save")
         method.save(folder)
 
@@ -106,7 +106,7 @@ class NucleiSegmenter:
         segmenter.method = load_method(str(model), device)
         return segmenter
 
-    def _survey(self, slide: Slide) -> Survey:
+    def _survey(self, slide: Slide) -> StainSurvey:
         return survey(slide, self._fitted().mpp, self.running)
 
     def _fitted(self) -> Method:
@@ -120,10 +120,10 @@ def load_method(model: str, device: str = "auto") -> Method:
     if model == "prior":
         return Prior()
     config, _ = read_model(Path(model))
-    return (Paper if config.get("method") == Paper.name else Contrast).load(Path(model), device)
+    return (PatchContrast if config.get("method") == PatchContrast.name else SelfTraining).load(Path(model), device)
 
 
-def samples(known: Iterable[Survey], seed: int) -> list[Sample]:
+def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
     """What is learned from: fields of all slides, or of some of very many, about FIELDS in all.
 
     Raises:

@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
-from histossl.nuclei.pseudo_labels import MPP, ContrastSettings, crowd, make_lessons, targets
+from histossl.nuclei.pseudo_labels import MPP, SelfTrainingSettings, crowd, make_pseudo_labels, targets
 from histossl.nuclei.stain import Stains, optical_density
 from histossl.training.device import pick_device, pick_dtype
 from histossl.training.loop import Schedule, end_of_training, fit
 
 
-class Contrast:
+class SelfTraining:
     """A trained network with its settings.
 
     Args:
@@ -42,7 +42,7 @@ class Contrast:
     mpp = MPP
     learned = True
 
-    def __init__(self, settings: ContrastSettings, network: NucleusNet, device: str = "auto") -> None:
+    def __init__(self, settings: SelfTrainingSettings, network: NucleusNet, device: str = "auto") -> None:
         self.settings, self.network = settings, network.eval()
         self.device = pick_device(device)
         self.dtype = pick_dtype(settings.precision, self.device)
@@ -82,7 +82,7 @@ class Contrast:
         save_model(folder, self.name, self.network, self.settings)
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> Contrast:
+    def load(cls, folder: Path, device: str = "auto") -> SelfTraining:
         """The model that `save` wrote.
 
         Raises:
@@ -90,7 +90,7 @@ class Contrast:
         """
         config, weights = read_model(folder)
         try:
-            settings = from_dict(ContrastSettings, config["settings"])
+            settings = from_dict(SelfTrainingSettings, config["settings"])
             network = NucleusNet()
             network.load_state_dict(weights)
         except (KeyError, SettingsError, RuntimeError) as error:
@@ -106,7 +106,7 @@ class Sample:
     stains: Stains
 
 
-def learn(samples: Sequence[Sample], settings: ContrastSettings, logs: Path, device: str = "auto") -> Contrast:
+def learn(samples: Sequence[Sample], settings: SelfTrainingSettings, logs: Path, device: str = "auto") -> SelfTraining:
     """Train a network on unlabelled fields of slides.
 
     Args:
@@ -119,17 +119,17 @@ def learn(samples: Sequence[Sample], settings: ContrastSettings, logs: Path, dev
         TrainingError: no field shows a single sure nucleus.
     """
     where = pick_device(device)
-    task = ContrastTask(NucleusNet(seed=settings.seed))
+    task = SelfTrainingTask(NucleusNet(seed=settings.seed))
     batches = Batches(samples, settings)
     key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
     schedule = Schedule(settings.steps, settings.rate, max(1, settings.steps // 10), settings.weight_decay, 50)
     precision = "bfloat16" if pick_dtype(settings.precision, where) == torch.bfloat16 else "float32"
     fit(task, batches, schedule, logs, key, str(where), precision)
     end_of_training(logs)
-    return Contrast(settings, task.network.cpu(), device)
+    return SelfTraining(settings, task.network.cpu(), device)
 
 
-class ContrastTask(nn.Module):
+class SelfTrainingTask(nn.Module):
     """The network and its loss."""
 
     def __init__(self, network: NucleusNet) -> None:
@@ -157,12 +157,12 @@ class Batches:
         settings: of training.
     """
 
-    def __init__(self, samples: Sequence[Sample], settings: ContrastSettings) -> None:
+    def __init__(self, samples: Sequence[Sample], settings: SelfTrainingSettings) -> None:
         self.settings = settings
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
-            for lesson in make_lessons(sample.fields, sample.stains, MPP, settings.lessons):
+            for lesson in make_pseudo_labels(sample.fields, sample.stains, MPP, settings.lessons):
                 copies = [lesson]
                 if len(lesson.quality) > 1 and settings.lessons.pasted:
                     square = lesson.labels.size * MPP**2 / 1e6
@@ -211,7 +211,7 @@ class Batches:
         return F.grid_sample(window, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _restained(density: Tensor, settings: ContrastSettings, rng: np.random.Generator) -> Tensor:
+def _restained(density: Tensor, settings: SelfTrainingSettings, rng: np.random.Generator) -> Tensor:
     """Every crop under a stain of its own: channels mixed, scaled and shifted, then noise."""
     count = len(density)
 

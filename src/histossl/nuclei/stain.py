@@ -176,7 +176,7 @@ def sample_fields(
     ]
 
 
-def smoothed(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """A map (H, W) under a Gaussian of `sigma` pixels."""
     result = np.empty_like(values, np.float32)
     ndimage.gaussian_filter(values, sigma, mode="nearest", output=result)

@@ -50,7 +50,7 @@ class SegmentSettings:
 
 
 @dataclass(frozen=True)
-class Survey:
+class StainSurvey:
     """What is known about a slide before its nuclei are.
 
     Attributes:
@@ -70,7 +70,7 @@ class Survey:
     stains: Stains | None
 
 
-def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings()) -> Survey:
+def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings()) -> StainSurvey:
     """Tissue, a sample of fields at `mpp`, and the stains.
 
     Raises:
@@ -80,7 +80,7 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
     rng = np.random.default_rng(settings.seed)
     fields = sample_fields(slide, mask, mpp, settings.fields, rng)
     if not fields:
-        return Survey(slide.path, slide.mpp, slide.vendor, mask, [], None)
+        return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, [], None)
     try:
         stains = estimate_stains(np.concatenate([f.reshape(-1, 3)[:: max(1, len(fields))] for f in fields]))
     except SlideError as error:
@@ -92,7 +92,7 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
         stains = None
     elif stains.has_brown:
         log.warning("%s: brown stain, as in immunohistochemistry: only blue nuclei are found", slide.path.name)
-    return Survey(slide.path, slide.mpp, slide.vendor, mask, fields, stains)
+    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class SurveyTask:
     settings: SegmentSettings = SegmentSettings()
 
 
-def survey_there(task: SurveyTask) -> Survey:
+def survey_there(task: SurveyTask) -> StainSurvey:
     """As `survey`, in a worker.
 
     Raises:

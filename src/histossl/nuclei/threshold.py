@@ -11,7 +11,7 @@ from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
 from histossl.nuclei.component_tree import filled
-from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed, unmixed
+from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density, unmixed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Prior:
             amount = concentrations(optical_density(rgb, stains.white), stains)[..., 0]
         else:
             amount = unmixed(optical_density(rgb), hed_from_rgb[:, 0])
-        return smoothed(amount, self.settings.blur / self.mpp)
+        return gaussian(amount, self.settings.blur / self.mpp)
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
         """(2, H, W) in [0, 1]: nucleus (a step at the threshold), and depth inside of it."""

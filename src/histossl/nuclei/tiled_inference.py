@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.execution.workers import Here, Place
-from histossl.nuclei.instances import InstanceSettings, Nuclei, joined, nuclei_of_tile
+from histossl.execution.workers import Executor, ThreadExecutor
+from histossl.nuclei.instances import InstanceSettings, Nuclei, concatenate, nuclei_of_tile
 from histossl.nuclei.method import Method
-from histossl.nuclei.stain_survey import SegmentSettings, Survey
+from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.slide import Slide, open_slide
 from histossl.wsi.tissue import TissueMask
 
 if TYPE_CHECKING:
     from histossl.nuclei.method import Method
-    from histossl.nuclei.stain_survey import Survey
+    from histossl.nuclei.stain_survey import StainSurvey
 
 _SQUARE = 256  # pixels
 _SQUARES = 32  # that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
@@ -37,7 +37,7 @@ class Tile:
     read: tuple[int, int, int, int]
 
 
-def tile_rows(known: Survey, mpp: float, side: int, halo: int) -> list[list[Tile]]:
+def tile_rows(known: StainSurvey, mpp: float, side: int, halo: int) -> list[list[Tile]]:
     """The tiles that touch tissue, row by row; rows without any are empty.
 
     Args:
@@ -89,11 +89,11 @@ class _Part:
 
 def by_row(
     rows: Sequence[Sequence[Tile]],
-    known: Survey,
+    known: StainSurvey,
     method: Method,
     context: float,
     settings: InstanceSettings,
-    place: Place,
+    executor: Executor,
     slide: Slide | None,
 ) -> Iterator[list[tuple[Tile, Nuclei]]]:
     """Of each row of tiles the nuclei, in pixels of what was read; see `segment_rows`."""
@@ -108,7 +108,7 @@ def by_row(
     do = functools.partial(_do, _Pictures(slide, method.mpp) if slide else None)
     given, more = 0, True  # rows handed out
     while more:
-        for task, answer in place.map(do, tasks()):
+        for task, answer in executor.map(do, tasks()):
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, Nuclei):
@@ -173,19 +173,24 @@ class _Pictures:
 
 
 def segment_rows(
-    known: Survey, method: Method, settings: SegmentSettings, place: Place, slide: Slide | None = None, done: int = 0
+    known: StainSurvey,
+    method: Method,
+    settings: SegmentSettings,
+    executor: Executor,
+    slide: Slide | None = None,
+    done: int = 0,
 ) -> Iterator[tuple[int, int, Nuclei]]:
     """The nuclei of a slide, a row of tiles after the other.
 
-    `place` reads tiles, a few ahead, and parts and outlines nuclei; the network runs here. A nucleus belongs to the
+    `executor` reads tiles, a few ahead, and parts and outlines nuclei; the network runs here. A nucleus belongs to the
     tile that its centroid lies in.
 
     Args:
         known: its survey.
         method: finds nuclei.
         settings: how the slide is gone over; the nuclei do not depend on the tile size.
-        place: answers in order; only a few tiles are under way at any time.
-        slide: open, where `place` is this process; elsewhere workers open it by its path.
+        executor: answers in order; only a few tiles are under way at any time.
+        slide: open, where `executor` is this process; elsewhere workers open it by its path.
         done: rows that are left out.
 
     Yields:
@@ -200,8 +205,8 @@ def segment_rows(
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
     scale = level0_length(1, method.mpp, known.mpp)
-    for k, found in enumerate(by_row(rows[done:], known, method, context, settings.instances, place, slide), done):
-        nuclei = joined([part.shifted(*tile.read[:2], scale) for tile, part in found])
+    for k, found in enumerate(by_row(rows[done:], known, method, context, settings.instances, executor, slide), done):
+        nuclei = concatenate([part.shifted(*tile.read[:2], scale) for tile, part in found])
         yield k, len(rows), _on_tissue(nuclei, known.mask)
 
 
@@ -214,6 +219,6 @@ def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:
     return nuclei.chosen(mask.mask[y, x])
 
 
-def segment_slide(slide: Slide, known: Survey, method: Method, settings: SegmentSettings) -> Nuclei:
+def segment_slide(slide: Slide, known: StainSurvey, method: Method, settings: SegmentSettings) -> Nuclei:
     """All nuclei of a slide at once, in memory, in level-0 pixels; see `segment_rows`."""
-    return joined([nuclei for _, _, nuclei in segment_rows(known, method, settings, Here(), slide)])
+    return concatenate([nuclei for _, _, nuclei in segment_rows(known, method, settings, ThreadExecutor(), slide)])

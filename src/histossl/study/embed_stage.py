@@ -9,9 +9,9 @@ from histossl.core.config import fingerprint
 from histossl.core.console import progress_bar
 from histossl.core.embeddings import read_embeddings, write_embeddings
 from histossl.core.errors import SettingsError, StudyError
-from histossl.execution.failures import failure, give_up_on_disk, reason, report_failures
-from histossl.execution.journal import Ledger
-from histossl.execution.workers import Place
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal
+from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import Row, Study
@@ -20,16 +20,16 @@ from histossl.study.times import timed
 
 
 @timed("embed")
-def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
+def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
     """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
 
     Args:
         study: held alone.
         settings: of the stage.
         device: auto, cpu or cuda.
-        place: where slides are embedded.
+        executor: where slides are embedded.
     """
-    ledger = Ledger(study)
+    ledger = Journal(study)
     rows = ledger.rows
     encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
     encoder = str(trained_as(study.slide_encoder)["fingerprint"])
@@ -39,13 +39,13 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place
     tasks = (EmbedTask(s, study.features(s), study.slide_encoder, encoder, settings, device) for s in encoded)
     vectors: dict[str, dict[str, np.ndarray]] = {}
     with progress_bar("vectors", len(encoded)) as bar:
-        for task, answer in place.map(vectors_of, tasks):
+        for task, answer in executor.map(vectors_of, tasks):
             bar.advance(1)
             if isinstance(answer, SettingsError):  # an encoder of other features: no slide is to blame
                 raise answer
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
-                ledger.write("embed", [(encoded[task.slide_id], failure(reason(answer, task.features)))])
+                ledger.write("embed", [(encoded[task.slide_id], failure(failure_reason(answer, task.features)))])
             else:
                 vectors[task.slide_id] = answer
     ledger.flush()

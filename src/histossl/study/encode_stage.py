@@ -18,12 +18,12 @@ from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_fin
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
 from histossl.encoders.tile_encoder import TileEncoder, fourth_stage, load_encoder
 from histossl.encoders.tile_stream import TileSource, tiles_trained_on
-from histossl.execution.failures import failure, give_up_on_disk, reason, report_failures
-from histossl.execution.journal import Ledger, Shift
-from histossl.execution.throughput import Pace
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal, StageQueue
+from histossl.execution.throughput import Throughput
 from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
-from histossl.study.inspect_stage import Standing
+from histossl.study.inspect_stage import ExistingProducts
 from histossl.wsi.tiles import TileSpec
 
 
@@ -87,20 +87,20 @@ def encode_study(
     """
     tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
-    ledger = Ledger(study)
+    ledger = Journal(study)
     rows = ledger.rows
     jobs, changes = _to_encode(study, rows, tile, encoder, settings)
     ledger.write("check", changes)
     total = sum(int(row["tiles"]) for row, _ in jobs)
-    pace = Pace("GPU" if encoder.device.type == "cuda" else "CPU")
-    with Shift(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
+    pace = Throughput("GPU" if encoder.device.type == "cuda" else "CPU")
+    with StageQueue(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
         for mine in shift.rounds():
             for step in encoded(mine):
                 pace.add(step.tiles, step.waited, step.read, step.cpu)
                 name = step.job.slide_id
                 if step.error is not None:
                     give_up_on_disk(step.error)
-                    shift.finish(name, failure(reason(step.error, step.job.path)))
+                    shift.finish(name, failure(failure_reason(step.error, step.job.path)))
                 elif step.finished:
                     shift.finish(name, _encoded_row(step), lost=step.lost, limit=pace.limit)
                 bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
@@ -117,7 +117,7 @@ def _to_encode(
     study: Study, rows: list[Row], tile: TileSpec, encoder: TileEncoder, settings: EncodeSettings
 ) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
     """(The slides that are not encoded, the changes of rows that are not true of what stands)."""
-    stand, key = Standing(study), encode_fingerprint("", encoder, settings)
+    stand, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
     jobs, changes = [], []
     for row in rows:
         if row["status"] == "failed":

@@ -10,12 +10,12 @@ from histossl.core import atomic, tables
 from histossl.core.config import differences, to_dict
 from histossl.core.errors import StudyError
 from histossl.core.tables import Row
-from histossl.execution.shared_table import Roll
+from histossl.execution.shared_table import SharedTable
 
 COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
 
 
-class Study(Roll):
+class Study(SharedTable):
     """Where everything of a study stands; makes the folder where there is none.
 
     Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of

@@ -15,7 +15,7 @@ from histossl.core.config import from_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, LabelError, SlideError, StudyError
 from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
-from histossl.evaluate.heatmap_files import write_geojson, write_picture, write_table
+from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
@@ -125,13 +125,13 @@ class Explainer:
 def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None) -> None:
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
-    write_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
+    write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
     picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
-    write_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
+    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles lie in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
-        write_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
+        write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
 
 
 def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:

@@ -20,9 +20,9 @@ from histossl.core import atomic, fingerprints, hdf5
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.console import progress_bar
 from histossl.core.errors import FileFormatError, HistosslError, SettingsError, StudyError
-from histossl.core.interchange import Bag, attributes_of, read_bag
+from histossl.core.interchange import TileFeatures, attributes_of, read_tile_features
 from histossl.encoders.external import hash_of
-from histossl.execution.failures import fail, reason, report_failures
+from histossl.execution.failures import fail, failure_reason, report_failures
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.published import load_published
@@ -35,7 +35,7 @@ FEW = 10  # tiles that may lie apart from one another without a doubt about thei
 
 
 @dataclass(frozen=True)
-class Origin:
+class FeatureOrigin:
     """Where features come from and what their files do not say.
 
     Attributes:
@@ -57,7 +57,7 @@ class Origin:
                 raise SettingsError(f"--{name} must be positive, got {value}")
 
 
-def adopt(study: Study, origin: Origin, spatial: bool = True) -> int:
+def import_features(study: Study, origin: FeatureOrigin, spatial: bool = True) -> int:
     """Make the slides of a folder of features those of a study: slides.csv, features/ and views/.
 
     Files that cannot be used are left out, with the reason in slides.csv; what stands and has not changed is kept.
@@ -90,7 +90,7 @@ def adopt(study: Study, origin: Origin, spatial: bool = True) -> int:
             try:
                 dims[row["slide_id"]] = _adopt_one(study, row, path, origin, spatial)
             except (HistosslError, OSError) as error:
-                fail(row, reason(error))
+                fail(row, failure_reason(error))
     table = [row for row, _ in rows]
     study.write_slides(table)
     if dims:
@@ -156,14 +156,14 @@ def _rows(study: Study, files: list[Path], pictures: dict[str, Path]) -> list[tu
     return rows
 
 
-def _adopt_one(study: Study, row: Row, path: Path, origin: Origin, spatial: bool) -> int:
+def _adopt_one(study: Study, row: Row, path: Path, origin: FeatureOrigin, spatial: bool) -> int:
     """Take one file over, unless that was done before; returns the length of its features."""
     features, views = study.features(row["slide_id"]), study.views(row["slide_id"])
     mpp, stat = _mpp(row, origin), path.stat()
     of = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, origin.stride, spatial)
     standing = fingerprint(*of, mpp if mpp is not None else _attributes(features).get("mpp"))
     if any(fingerprints.fingerprint_of(product) != standing for product in (features, views)):
-        bag = check_places(_placed(read_bag(path, mpp, in_um=True), path, spatial), path, origin.stride)
+        bag = check_coordinates(_placed(read_tile_features(path, mpp, in_um=True), path, spatial), path, origin.stride)
         _write(study, bag, path, fingerprint(*of, bag.mpp))
     about = _attributes(features)
     values = np.load(views / "features.npy", mmap_mode="r", allow_pickle=False)
@@ -180,7 +180,7 @@ def _attributes(features: Path) -> dict:
         return dict(file["coords"].attrs)
 
 
-def _mpp(row: Row, origin: Origin) -> float | None:
+def _mpp(row: Row, origin: FeatureOrigin) -> float | None:
     """The user's word in slides.csv, else on the command line, else the slide's own where it is at hand."""
     if row["mpp"].strip():
         try:
@@ -193,13 +193,13 @@ def _mpp(row: Row, origin: Origin) -> float | None:
     return origin.mpp
 
 
-def _placed(bag: Bag, path: Path, spatial: bool) -> Bag:
+def _placed(bag: TileFeatures, path: Path, spatial: bool) -> TileFeatures:
     """A bag with places: CLAM's tensors have theirs in the file of the same name in h5_files."""
     if bag.xy is not None:
         return bag
     twin = path.parent.parent / "h5_files" / f"{path.stem}.h5"
     if twin.is_file():
-        found = read_bag(twin, bag.mpp, in_um=True)
+        found = read_tile_features(twin, bag.mpp, in_um=True)
         return replace(found, features=bag.features, name=bag.name, dataset="")
     if spatial:
         hint = "give the folder of h5_files, or train an encoder without places: --pretrain.encoder.arch attention"
@@ -208,7 +208,7 @@ def _placed(bag: Bag, path: Path, spatial: bool) -> Bag:
     return replace(bag, xy=line, extent=1.0, stride=1.0)
 
 
-def check_places(bag: Bag, path: Path, stride: float | None = None) -> Bag:
+def check_coordinates(bag: TileFeatures, path: Path, stride: float | None = None) -> TileFeatures:
     """A bag with stride and extent in level-0 pixels that its coordinates do not contradict.
 
     Tiles at one place are allowed, they are averaged on the map, as long as not all are; so are tiles that reach over
@@ -263,7 +263,7 @@ def _no_contradiction(nearest: NDArray[np.float64], stride: float, path: Path) -
         )
 
 
-def _inside(bag: Bag, path: Path) -> None:
+def _inside(bag: TileFeatures, path: Path) -> None:
     assert bag.xy is not None
     assert bag.extent is not None
     about = bag.attributes or {}
@@ -277,7 +277,7 @@ def _inside(bag: Bag, path: Path) -> None:
         )
 
 
-def _write(study: Study, bag: Bag, path: Path, key: str) -> None:
+def _write(study: Study, bag: TileFeatures, path: Path, key: str) -> None:
     assert bag.xy is not None
     views, features = study.views(bag.name), study.features(bag.name)
     with atomic.whole_folder(views) as folder:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from histossl.core.console import progress_bar
 from histossl.core.errors import HistosslError, StudyError
-from histossl.execution.failures import fail, failure, give_up_on_disk, reason, report_failures
-from histossl.execution.journal import Ledger, Shift
-from histossl.execution.workers import Place
+from histossl.execution.failures import fail, failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal, StageQueue
+from histossl.execution.workers import Executor
 from histossl.study.folder import COLUMNS, Row, Study, slide_names
-from histossl.study.survey import SurveyJob, laying_fingerprint, survey_fingerprint, survey_slide
+from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
 from histossl.wsi.slide import find_slides, slide_state
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
 
 @dataclass(frozen=True)
-class Laying:
+class InspectSettings:
     """How tissue is found and tiles are laid: the settings of `inspect`."""
 
     tissue: TissueSettings
@@ -27,7 +27,7 @@ class Laying:
 
 
 def inspect_slides(
-    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Place
+    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Executor
 ) -> int:
     """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
 
@@ -39,14 +39,14 @@ def inspect_slides(
     paths = [place] if place.is_file() else find_slides(place)
     if not paths:
         raise StudyError(f"{slides}: no slides in it", "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
-    study.settle("inspect", Laying(tissue, tile), study.folder / "tiles")
-    ledger = Ledger(study)
+    study.settle("inspect", InspectSettings(tissue, tile), study.folder / "tiles")
+    ledger = Journal(study)
     with study.writing():
         known = study.slides()
         rows = merge([dict(row) for row in known], paths)
         if rows != known:
             study.write_slides(rows)
-    laying, stand = laying_fingerprint(tissue, tile), Standing(study)
+    laying, stand = inspect_fingerprint(tissue, tile), ExistingProducts(study)
     jobs: list[tuple[Row, SurveyJob]] = []
     wrong: list[tuple[Row, Row]] = []
     for row in rows:
@@ -82,7 +82,7 @@ def merge(known: list[Row], paths: list[Path]) -> list[Row]:
     return merged
 
 
-class Standing:
+class ExistingProducts:
     """The products of a study by name, read once: to list 100,000 files is quicker than to ask for each."""
 
     def __init__(self, study: Study) -> None:
@@ -101,7 +101,7 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _surveyed(row: Row, mpp: float | None, laying: str, stand: Standing) -> bool:
+def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
     """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
     if mpp is None or row["status"] == "failed":
         return False
@@ -113,13 +113,13 @@ def _surveyed(row: Row, mpp: float | None, laying: str, stand: Standing) -> bool
     return row["made"].partition("-")[0] == made and stand("qc", f"{name}.jpg") and stand("tiles", f"{name}.h5")
 
 
-def _survey(ledger: Ledger, jobs: list[tuple[Row, SurveyJob]], workers: Place) -> None:
-    with Shift(ledger, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
+def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:
+    with StageQueue(ledger, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
         for mine in shift.rounds():
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    shift.finish(job.slide_id, failure(reason(answer, job.path)))
+                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)))
                 else:
                     found = {name: str(value) for name, value in vars(answer).items()}
                     shift.finish(job.slide_id, found | {"status": "inspected", "error": ""})

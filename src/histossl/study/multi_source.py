@@ -18,20 +18,20 @@ from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.embeddings import Embeddings, read_embeddings, write_embeddings
 from histossl.core.errors import StudyError
-from histossl.execution.workers import Place
+from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.towers import Features, pretrain_towers
 from histossl.study.embed_stage import embed_study
 from histossl.study.folder import COLUMNS, Row, Study
-from histossl.study.import_features import Origin, adopt, take_encoder
-from histossl.study.pretrain_stage import SlideSources, learned_from, stands_trained
+from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
+from histossl.study.pretrain_stage import SlideSources, features_fingerprint, is_trained
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED
 from histossl.study.times import timed
-from histossl.training.distributed import first
+from histossl.training.distributed import is_rank_zero
 
 
-def adopt_sources(study: Study, origins: Sequence[Origin], spatial: bool = True) -> int:
+def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool = True) -> int:
     """Make folders of features the sources of a study, in this order; their slides are matched by the files' names.
 
     A slide need not be in all of them. Users may edit patient_id in STUDY/slides.csv, and mpp in those of the sources.
@@ -45,7 +45,7 @@ def adopt_sources(study: Study, origins: Sequence[Origin], spatial: bool = True)
         The number of files that were left out.
 
     Raises:
-        StudyError, FileFormatError: as of `adopt`; the study was made from something else.
+        StudyError, FileFormatError: as of `import_features`; the study was made from something else.
     """
     if not study.sources and study.slides():
         raise StudyError(f"{study.folder}: made from slides or from one folder of features", "use another --out")
@@ -56,7 +56,7 @@ def adopt_sources(study: Study, origins: Sequence[Origin], spatial: bool = True)
     for number, origin in enumerate(origins, 1):
         part = study.source(number)
         with part.lock():
-            failed += adopt(part, origin, spatial)
+            failed += import_features(part, origin, spatial)
     rows = _united(study)
     study.write_slides(rows)
     shown = {part.folder.name: sum(row["status"] == "encoded" for row in part.slides()) for part in study.sources}
@@ -84,13 +84,13 @@ def pretrain_sources(study: Study, settings: PretrainSettings, device: str) -> i
     """Train a slide encoder for each source, together: STUDY/source-1/slide-encoder and so on."""
     parts = study.sources
     slides = [[row["slide_id"] for row in part.encoded()] for part in parts]
-    if first():
+    if is_rank_zero():
         study.settle("pretrain", settings, parts[0].slide_encoder)
-    standing = [stands_trained(part, names) for part, names in zip(parts, slides, strict=True)]
+    standing = [is_trained(part, names) for part, names in zip(parts, slides, strict=True)]
     if all(standing):
         return 0
     sources = [
-        Features(SlideSources(part, names), learned_from(part), part.slide_encoder)
+        Features(SlideSources(part, names), features_fingerprint(part), part.slide_encoder)
         for part, names in zip(parts, slides, strict=True)
     ]
     pretrain_towers(sources, settings, study.logs / "pretrain", device)
@@ -112,8 +112,8 @@ def take_encoders(study: Study, weights: Path) -> None:
 
 
 @timed("embed")
-def embed_sources(study: Study, settings: EmbedSettings, device: str, place: Place) -> int:
-    """The vectors of each source, in its study, and one vector a slide of all: embeddings.h5ad; see `united`.
+def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    """The vectors of each source, in its study, and one vector a slide of all: embeddings.h5ad; see `merge_vectors`.
 
     Returns the number of failures.
     """
@@ -121,7 +121,7 @@ def embed_sources(study: Study, settings: EmbedSettings, device: str, place: Pla
     with ExitStack() as held:
         for part in parts:
             held.enter_context(part.lock())
-            failed += embed_study(part, settings, device, place)
+            failed += embed_study(part, settings, device, executor)
     study.note("embed", settings)
     rows = _united(study)
     study.write_slides(rows)
@@ -135,12 +135,14 @@ def embed_sources(study: Study, settings: EmbedSettings, device: str, place: Pla
     if len(dims) > 1:
         raise StudyError(f"{study.folder}: its slide encoders were not trained together", "remove their folders")
     ids = [row["slide_id"] for row in rows]
-    table = {kind: united(found, kind, ids, 0 if kind == MEAN else min(dims)) for kind in (GIGA, MEAN, UNTRAINED)}
+    table = {
+        kind: merge_vectors(found, kind, ids, 0 if kind == MEAN else min(dims)) for kind in (GIGA, MEAN, UNTRAINED)
+    }
     write_embeddings(study.embeddings, rows, table, study.settings(), made)
     return failed
 
 
-def united(sources: Sequence[Embeddings], kind: str, ids: Sequence[str], shared: int) -> NDArray[np.float32]:
+def merge_vectors(sources: Sequence[Embeddings], kind: str, ids: Sequence[str], shared: int) -> NDArray[np.float32]:
     """One vector a slide from those of several sources, (len(ids), d).
 
     Of the first `shared` numbers, which the sources have in common, the mean over those that show the slide; behind

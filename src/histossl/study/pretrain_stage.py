@@ -13,7 +13,7 @@ from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.study.folder import Study
 from histossl.study.times import timed
-from histossl.training.distributed import first
+from histossl.training.distributed import is_rank_zero
 
 
 class SlideSources(Sequence[SlideSource]):
@@ -40,21 +40,21 @@ class SlideSources(Sequence[SlideSource]):
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
     """Train the slide encoder on all encoded slides: slide-encoder/."""
     slides = [row["slide_id"] for row in study.encoded()]
-    if first():
+    if is_rank_zero():
         study.settle("pretrain", settings, study.slide_encoder)
-    if stands_trained(study, slides):
+    if is_trained(study, slides):
         return 0
-    sources, of, logs = SlideSources(study, slides), learned_from(study), study.logs / "pretrain"
+    sources, of, logs = SlideSources(study, slides), features_fingerprint(study), study.logs / "pretrain"
     pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage)
     return 0
 
 
-def learned_from(study: Study) -> str:
+def features_fingerprint(study: Study) -> str:
     """The fingerprint of the features of a study, as far as its settings make them."""
     return fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
 
 
-def stands_trained(study: Study, slides: Sequence[str]) -> bool:
+def is_trained(study: Study, slides: Sequence[str]) -> bool:
     """Whether a slide encoder stands; says how many of the encoded slides it was trained without.
 
     Raises:
@@ -63,7 +63,7 @@ def stands_trained(study: Study, slides: Sequence[str]) -> bool:
     if not study.slide_encoder.is_dir():
         return False
     about = trained_as(study.slide_encoder)
-    if about["features"] != learned_from(study):
+    if about["features"] != features_fingerprint(study):
         raise StudyError(
             f"{study.slide_encoder}: trained on other features than those that stand",
             f"use another --out, or remove {study.slide_encoder} to train anew",

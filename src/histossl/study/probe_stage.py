@@ -7,7 +7,7 @@ from pathlib import Path
 from histossl.core.console import say
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import write_probe
-from histossl.evaluate.rivals import judge
+from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
 from histossl.study.folder import Study
@@ -22,7 +22,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """
     source = read_source(study.embeddings)
     table = read_labels(labels, source.ids, settings.targets, source.patients)
-    result = judge(source, table, settings, study.logs / "rivals")
+    result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
     for line in result.audit:

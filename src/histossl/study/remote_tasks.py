@@ -15,7 +15,7 @@ from histossl.core.errors import SettingsError
 from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_slides
 from histossl.encoders.tile_encoder import TileEncoder, load_encoder
 from histossl.execution.cluster import Cluster
-from histossl.execution.workers import Here
+from histossl.execution.workers import ThreadExecutor
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
@@ -62,7 +62,7 @@ def encode_slide(task: EncodeTask) -> Step:
     Raises:
         SettingsError: this machine computes otherwise than the one that asks.
     """
-    steps = list(encode_slides([task.job], _built(task.encoder), task.settings, Here(task.timeout)))
+    steps = list(encode_slides([task.job], _built(task.encoder), task.settings, ThreadExecutor(task.timeout)))
     *_, last = steps
     if last.error is not None:
         return last

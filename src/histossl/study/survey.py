@@ -40,7 +40,7 @@ class SurveyJob:
 
 
 @dataclass(frozen=True)
-class Survey:
+class SlideSurvey:
     """What was found: cells of the slide's row in slides.csv."""
 
     mpp: float
@@ -50,17 +50,17 @@ class Survey:
     made: str
 
 
-def laying_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
+def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
     """The key of every setting that tiles depend on."""
     return fingerprint(tissue, tile)
 
 
 def survey_fingerprint(state: str, mpp: float, laying: str) -> str:
-    """The key of a slide's tiles: the file's state, the mpp in force, and `laying_fingerprint` of every setting."""
+    """The key of a slide's tiles: the file's state, the mpp in force, and `inspect_fingerprint` of every setting."""
     return fingerprint(state, mpp, laying)
 
 
-def survey_slide(job: SurveyJob) -> Survey:
+def survey_slide(job: SurveyJob) -> SlideSurvey:
     """Open a slide, find its tissue, lay its tiles, write both products; whole or absent.
 
     Raises:
@@ -79,7 +79,7 @@ def survey_slide(job: SurveyJob) -> Survey:
             )
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
-        made = survey_fingerprint(state, slide.mpp, laying_fingerprint(job.tissue, job.tile))
+        made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile))
         with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
             pass
-        return Survey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)
+        return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)

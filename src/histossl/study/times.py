@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from histossl.execution.claims import this_process
 from histossl.execution.journal import append, parsed
 from histossl.study.folder import Study
-from histossl.training.distributed import first
+from histossl.training.distributed import is_rank_zero
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def timed(stage: str) -> Callable[[Callable[Concatenate[Study, P], T]], Callable
         def timing(study: Study, *args: P.args, **more: P.kwargs) -> T:
             start = time.monotonic()
             result = work(study, *args, **more)
-            if first():
+            if is_rank_zero():
                 me = this_process()
                 line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "run": me.token, "host": me.host}
                 line |= {"pid": me.pid, "stage": stage, "seconds": round(time.monotonic() - start, 2)}

@@ -13,16 +13,16 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The rank of this process, and how many train together."""
     if not distributed.is_torchelastic_launched():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes."""
-    return place()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
@@ -34,43 +34,43 @@ def make_fabric(device: str, precision: str) -> Fabric:
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what was asked for
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return Fabric(accelerator=kind, devices=1, precision=precision)  # type: ignore[arg-type]
     here = int(os.environ["LOCAL_WORLD_SIZE"])
-    nodes = place()[1] // here
+    nodes = rank_and_world_size()[1] // here
     fabric = Fabric(accelerator=kind, strategy="ddp", devices=here, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
     fabric.launch()
     return fabric
 
 
 @contextmanager
-def joined(device: str) -> Iterator[bool]:
+def process_group(device: str) -> Iterator[bool]:
     """Meet the other processes; yields whether this is the first, which alone writes.
 
     Args:
         device: cpu or cuda.
     """
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         make_fabric(device, "32-true")
-    yield first()
-    if several():
+    yield is_rank_zero()
+    if is_distributed():
         distributed.destroy_process_group()
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether other processes have been met."""
     return distributed.is_initialized()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes have come here."""
-    if several():
+    if is_distributed():
         distributed.barrier()
 
 
-def shares(count: int) -> list[int]:
+def rank_counts(count: int) -> list[int]:
     """How many of so many things each process takes, where process r takes those at r, r + W, r + 2W, ..."""
-    _, processes = place()
+    _, processes = rank_and_world_size()
     return [len(range(rank, count, processes)) for rank in range(processes)]
 
 
@@ -84,7 +84,7 @@ def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
         rows: of this process.
         counts: rows of each process.
     """
-    if not several():
+    if not is_distributed():
         return rows
     most = max(counts)
     padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])

@@ -168,7 +168,7 @@ def fit(
                         run.save(run.best, step, ending)
                     run.save(run.checkpoint, step, ending)
     log.close()
-    outcome = judge(log.rows, schedule) if log.rows else Outcome(step, step, step)
+    outcome = outcome_of(log.rows, schedule) if log.rows else Outcome(step, step, step)
     if best and outcome.kept != outcome.steps and fabric.is_global_zero:
         say(f"the loss rose after step {outcome.best}: those weights are kept, of {outcome.steps} steps", "yellow")
         run.load(run.best)
@@ -188,7 +188,7 @@ def nothing_moves(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> bool
     return True
 
 
-def smoothed(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> list[float]:
+def smoothed_losses(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> list[float]:
     """The loss after each row of the log, averaged over `SMOOTH` of the training."""
     window = max(1, round(SMOOTH * schedule.steps / schedule.checkpoints))
     losses = [float(row["loss"]) for row in rows]
@@ -197,13 +197,13 @@ def smoothed(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> list[floa
 
 def lowest(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> int:
     """The step at which the smoothed loss was lowest, the first of equals."""
-    losses = smoothed(rows, schedule)
+    losses = smoothed_losses(rows, schedule)
     return int(rows[losses.index(min(losses))]["step"])
 
 
-def judge(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> Outcome:
+def outcome_of(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> Outcome:
     """How a training went, from its log; the best weights are to keep where the last have fallen behind them."""
-    losses, last, best = smoothed(rows, schedule), int(rows[-1]["step"]), lowest(rows, schedule)
+    losses, last, best = smoothed_losses(rows, schedule), int(rows[-1]["step"]), lowest(rows, schedule)
     behind = losses[-1] - min(losses) > BEHIND * abs(losses[0])
     return Outcome(last, best, best if behind else last)
 

@@ -14,7 +14,7 @@ from histossl.core import tables
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import StudyError
 from histossl.study.folder import Row, Study
-from histossl.view.reading import Place
+from histossl.view.reading import SlideRef
 
 _NEAREST = 8
 _HIDDEN = ("slide_id", "path", "error", "made")  # columns that colour no map
@@ -45,9 +45,9 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def place(self, slide: int) -> Place:
+    def place(self, slide: int) -> SlideRef:
         """Where a slide lies."""
-        return Place(slide, Path(self.rows[slide]["path"]), self.mpp(slide))
+        return SlideRef(slide, Path(self.rows[slide]["path"]), self.mpp(slide))
 
     def mpp(self, slide: int) -> float | None:
         """µm per level-0 pixel, or None."""

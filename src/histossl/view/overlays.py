@@ -18,7 +18,7 @@ from histossl.core.errors import FileFormatError
 from histossl.study.folder import Study
 from histossl.view.cohort import Cohort
 from histossl.view.outlines import Outlines, find_outlines, read_outlines
-from histossl.view.reading import Shelf
+from histossl.view.reading import SlideCache
 from histossl.wsi import tile_files
 from histossl.wsi.geometry import Size
 from histossl.wsi.tissue import TissueSettings, find_tissue
@@ -36,7 +36,7 @@ class Overlays:
         nuclei: folder of `<slide_id>.geojson`, `.geojson.gz` or `.parquet`.
     """
 
-    def __init__(self, study: Study, cohort: Cohort, shelf: Shelf, nuclei: Path) -> None:
+    def __init__(self, study: Study, cohort: Cohort, shelf: SlideCache, nuclei: Path) -> None:
         self.study, self.cohort, self.shelf, self.nuclei = study, cohort, shelf, nuclei
         self._outlines: OrderedDict[int, Outlines] = OrderedDict()
 
@@ -165,7 +165,7 @@ def _packed(stride: float, extent: float, xy: NDArray) -> bytes:
     return np.array([stride, extent], "<f4").tobytes() + np.rint(xy).astype("<i4").tobytes()
 
 
-def slide_facts(cohort: Cohort, overlays: Overlays, shelf: Shelf, slide: int) -> dict[str, Any]:
+def slide_facts(cohort: Cohort, overlays: Overlays, shelf: SlideCache, slide: int) -> dict[str, Any]:
     """All that the page of a slide begins with.
 
     Raises:

@@ -87,7 +87,7 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
-def reason(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An exception's text as one short line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
@@ -109,7 +109,7 @@ class OpenSlideReader:
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise Refused from error
         except openslide.OpenSlideError as error:
-            raise Refused(reason(error)) from error
+            raise Refused(describe_error(error)) from error
         self.properties = dict(slide.properties)
         self.vendor = self.properties.get("openslide.vendor", "unknown")
         if self.vendor == "generic-tiff" and "<OME" in self.properties.get("tiff.ImageDescription", ""):

@@ -22,7 +22,7 @@ from PIL import Image
 from histossl.core.errors import SettingsError, SlideError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
-from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, reason
+from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, describe_error
 
 __all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
 
@@ -131,7 +131,7 @@ class Slide:
         except FILE_ERRORS as error:
             where = f"x {left * self.levels[level].downsample:.0f}, y {top * self.levels[level].downsample:.0f}"
             raise SlideError(
-                self.path, f"cannot be read near {where} ({reason(error)})", "the file is damaged or cut short"
+                self.path, f"cannot be read near {where} ({describe_error(error)})", "the file is damaged or cut short"
             ) from error
         # Pillow takes no box beyond its picture, and the last pixel may reach half of itself beyond the slide.
         before = max(0, math.ceil(x - box[0])), max(0, math.ceil(y - box[1]))
@@ -284,7 +284,7 @@ def _reader(path: Path) -> Reader:
         except SlideError:
             raise
         except FILE_ERRORS as error:
-            reasons[name] = reason(error)
+            reasons[name] = describe_error(error)
     told = [f"{name}: {text}" for name, text in reasons.items() if text]
     raise SlideError(
         path,

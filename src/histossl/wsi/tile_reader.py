@@ -40,7 +40,7 @@ class ReadJob:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TileBatch:
     """What was read.
 
     Attributes:
@@ -62,7 +62,7 @@ def _slide(path: Path, mpp: float) -> Slide:
     return open_slide(path, mpp)
 
 
-def read_batch(job: ReadJob) -> Batch:
+def read_batch(job: ReadJob) -> TileBatch:
     """Read a batch of tiles; a worker keeps its last slide open. A tile that cannot be decoded is tried twice.
 
     Raises:
@@ -83,7 +83,9 @@ def read_batch(job: ReadJob) -> Batch:
                 _slide.cache_clear()
                 lost[k] = error.what
     why = next(iter(lost.values()), "")
-    return Batch(tiles, np.array(list(lost), np.int64), why, time.perf_counter() - start, time.process_time() - busy)
+    return TileBatch(
+        tiles, np.array(list(lost), np.int64), why, time.perf_counter() - start, time.process_time() - busy
+    )
 
 
 def read_tiles(job: ReadJob) -> NDArray[np.uint8]:

@@ -87,7 +87,7 @@ def key_line(k: int) -> Markup:
 
 
 @dataclass(frozen=True)
-class Point:
+class MapPoint:
     """A slide on the map: its place in the viewBox, its class (None: no label) and what a pointer over it shows."""
 
     x: float

@@ -14,7 +14,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from histossl.core.atomic import whole
-from histossl.view.report.charts import Point, curve, key_line, shots_chart, slide_map, small_picture
+from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture
 from histossl.view.report.sheets import Sheet
 
 COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
@@ -235,7 +235,7 @@ def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], draw
     shown = sorted(ranked[:COLOURS]) if len(ranked) > COLOURS else sorted(ranked)
     kinds = {value: k for k, value in enumerate(shown)}
     points = [
-        Point(
+        MapPoint(
             round(float(xy[k, 0]), 1),
             round(float(xy[k, 1]), 1),
             None if name and not classes[k] else kinds.get(classes[k], COLOURS if name else 0),
