@@ -29,9 +29,8 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
     if tag != f"v{version}":
         found.append(f"the tag {tag} is not v{version}, the version in src/histossl/__init__.py")
     history = sections((root / "CHANGELOG.md").read_text(encoding="utf-8"))
-    if history and history[0][0] == "[Unreleased]":
-        if history.pop(0)[1]:
-            found.append("CHANGELOG.md has entries under [Unreleased]: move them to a section of this version")
+    if history and history[0][0] == "[Unreleased]" and history.pop(0)[1]:
+        found.append("CHANGELOG.md has entries under [Unreleased]: move them to a section of this version")
     newest = history[0][0] if history else ""
     release = RELEASE.fullmatch(newest)
     if release is None:
