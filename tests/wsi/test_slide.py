@@ -209,6 +209,7 @@ def test_a_thumbnail_never_enlarges(tmp_path):
         assert slide.thumbnail(70).shape == (50, 70, 3)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no ru_maxrss on Windows")
 def test_memory_does_not_grow_with_the_slide(tmp_path):
     """A one-level slide is the worst case: all of its pixels pass through memory for a thumbnail."""
     tile = tifffile.TiffWriter(tmp_path / "tile.tif")
