@@ -4,8 +4,8 @@ in common.
 The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
 size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot
 copy them, because it sees them under changing stain, size and noise; what it finds beyond them (pale nuclei, touching
-ones) and drops from them (dark stroma) is what they have in common. Far from Boserup and Selvan (NLDL 2023) in all but the aim; why is in
-docs/nuclei.md.
+ones) and drops from them (dark stroma) is what they have in common. It shares with Boserup and Selvan (NLDL 2023) the
+aim alone; docs/nuclei.md says why.
 """
 
 from __future__ import annotations
