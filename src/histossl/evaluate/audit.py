@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
+from histossl.core.names import spellings, told
+from histossl.core.tables import number, read_table
 from histossl.evaluate.labels import (
     BARCODE,
     EMPTY,
@@ -23,8 +25,6 @@ from histossl.evaluate.labels import (
     unique_lines,
 )
 from histossl.evaluate.split_files import SIDES, Split
-from histossl.names import spellings, told
-from histossl.tables import number, read_table
 
 
 def audit_line(
@@ -99,7 +99,7 @@ def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[in
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortTable:
     """What is known of slides: slide -> patient, slide -> site, target -> slide -> class.
 
     Attributes:
@@ -121,7 +121,7 @@ class Cohort:
     mpps: dict[str, float] = field(default_factory=dict)
 
 
-def read_cohort(path: Path) -> Cohort:
+def read_cohort_table(path: Path) -> CohortTable:
     """Read a table of slides: slide_id, and where there are such columns patient_id, site and label.
 
     Where patients or sites are not given, slides that carry a TCGA barcode say them: TCGA-A2-A1FZ-01Z-… is patient
@@ -148,7 +148,7 @@ def read_cohort(path: Path) -> Cohort:
     people, places = spellings(patients.values()), spellings(sites.values())
     notes = (*read.said, *told("patients", people), *told("sites", places))
     named = " and ".join([*([patient] if given and patient else []), *(["TCGA barcodes"] if barcodes else [])])
-    return Cohort(
+    return CohortTable(
         {name: people[patient] for name, patient in patients.items()},
         {name: places[place] for name, place in sites.items()},
         classes,
@@ -167,13 +167,13 @@ def _mpp(text: str) -> float:
 
 
 def audit_split(
-    split: Split, cohort: Cohort, twins: Iterable[tuple[str, str]] = (), seen: Collection[str] | None = None
+    split: Split, cohort: CohortTable, twins: Iterable[tuple[str, str]] = (), seen: Collection[str] | None = None
 ) -> dict[str, object]:
     """What the test slides of a split share with those that the model may learn from, train and val together.
 
     Args:
         split: from `read_splits`.
-        cohort: from `read_cohort`.
+        cohort: from `read_cohort_table`.
         twins: pairs of near-duplicate slides.
         seen: slides that the slide encoder was trained on without labels; None where unknown.
 
@@ -224,7 +224,7 @@ def _balance(classes: dict[str, str], learn: Sequence[str], test: Sequence[str])
     return ", ".join(f"{name} {counts[0][name]}/{counts[1][name]}" for name in sorted({*counts[0], *counts[1]}))
 
 
-def verdicts(found: Sequence[Mapping[str, object]], cohort: Cohort, twins_known: bool) -> list[str]:
+def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_known: bool) -> list[str]:
     """What an audit found, in sentences; those that begin with LEAK make a figure from these splits flatter."""
     said = []
     for column, what in (

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.errors import FileFormatError
-from histossl.evaluate.labels import Labels, bare
-
-if TYPE_CHECKING:
-    from histossl.evaluate.sources import Source
+from histossl.core.errors import FileFormatError
+from histossl.evaluate.labels import bare
 
 _UNNAMED = re.compile(r"(unnamed:?\s*[0-9]*(\.[0-9]+)?|index|level_?[0-9]+|row(_?(number|id|nr|no))?|)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.*?)[_\-. ]?([0-9]+)")
 _ABOUT = frozenset(
-    "age sex gender label target class stage grade tiles ntiles width height mpp magnification year fold split os "
-    "ostime osevent time event survival status batch weight id score".split()
+    [
+        "age",
+        "sex",
+        "gender",
+        "label",
+        "target",
+        "class",
+        "stage",
+        "grade",
+        "tiles",
+        "ntiles",
+        "width",
+        "height",
+        "mpp",
+        "magnification",
+        "year",
+        "fold",
+        "split",
+        "os",
+        "ostime",
+        "osevent",
+        "time",
+        "event",
+        "survival",
+        "status",
+        "batch",
+        "weight",
+        "id",
+        "score",
+    ]
 )  # names that are no feature's, as `bare` has them
 _FEW = 8  # a table of at least this many slides is needed to tell a row number from chance
 
@@ -68,12 +93,14 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
         for what, odd in _odd(names, values).items():
             gone = [k for k in left if k in odd]
             if gone:
-                said.append(f"{name}: left out of the vector: {what} {_some([names[k] or 'without a name' for k in gone])}")
+                some = _some([names[k] or "without a name" for k in gone])
+                said.append(f"{name}: left out of the vector: {what} {some}")
                 left = [k for k in left if k not in odd]
         left, more = _declared(name, names, left)
         said += more
     if not left:
-        raise FileFormatError(f"{name}: no column of numbers is left that is a vector; {'; '.join(said) or 'it has none'}")
+        why = "; ".join(said) or "it has none"
+        raise FileFormatError(f"{name}: no column of numbers is left that is a vector: {why}", "name them: --columns")
     declared = bool(wanted) or len({prefix_of(names[k]) for k in left} - {None}) == 1
     if not declared:
         said += _undeclared(name, [names[k] for k in left], values[:, left])
@@ -147,7 +174,8 @@ def _undeclared(name: str, names: list[str], values: NDArray[np.float64]) -> lis
     """
     whole = (values == np.rint(values)).all(axis=0)
     if whole.any() and not whole.all():
-        hint = f"say which are the vector: --columns {','.join(n for n, odd in zip(names, whole, strict=True) if not odd)}"
+        others = [column for column, is_odd in zip(names, whole, strict=True) if not is_odd]
+        hint = f"say which are the vector, such as --columns '{json.dumps(others[:6])}'"
         odd = _some([column for column, is_odd in zip(names, whole, strict=True) if is_odd])
         raise FileFormatError(f"{name}: column {odd} holds whole numbers, the others do not: is it a feature?", hint)
     return [f"{name}: the vector is taken to be {len(names)} columns, {_some(names)}; --columns says it otherwise"]
@@ -156,25 +184,6 @@ def _undeclared(name: str, names: list[str], values: NDArray[np.float64]) -> lis
 def _some(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
-
-
-def check_columns(source: Source, labels: Labels) -> list[str]:
-    """`check_against_label` for each target of a table of vectors; nothing where no table names the numbers."""
-    found: list[str] = []
-    if not source.columns:
-        return found
-    name, values = next(iter(source.vectors.items()))
-    row_of = {slide: k for k, slide in enumerate(source.ids)}
-    for target in labels.targets:
-        column = labels.table[target].dropna()
-        words = column.to_numpy(dtype=str)
-        try:
-            truth = words.astype(np.float64)
-        except ValueError:
-            truth = np.unique(words, return_inverse=True)[1]
-        rows = values[[row_of[slide] for slide in column.index]]
-        found += check_against_label(name, source.columns, rows, truth, target, source.asked)
-    return found
 
 
 def check_against_label(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from histossl.errors import LabelError
-from histossl.names import Known, folded, spellings, told
-from histossl.tables import Table, number, read_table
+from histossl.core.errors import LabelError
+from histossl.core.names import Known, folded, spellings, told
+from histossl.core.tables import Table, number, read_table
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
@@ -150,7 +150,7 @@ def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[
     return {name: slide for name, slide in found.items() if slide is not None}
 
 
-def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The header of a table, and line number -> column -> stripped text.
 
     Raises:

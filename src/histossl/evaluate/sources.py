@@ -8,20 +8,21 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.embeddings import read_embeddings
-from histossl.errors import FileFormatError
+from histossl.core.embeddings import read_embeddings
+from histossl.core.errors import FileFormatError
+from histossl.core.names import Known, clashes, spellings, told
+from histossl.core.sidecars import files_of
+from histossl.core.tables import number, read_table
 from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, bare, find_column
 from histossl.evaluate.pickled import read_pickled_vectors
-from histossl.names import Known, clashes, spellings, told
-from histossl.sidecars import files_of
-from histossl.tables import number, read_table
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _checked(path: Path, source: Source) -> Source:
         raise FileFormatError(f"{path}: slide {some} is there twice", "keep one row a slide")
     if pairs := clashes(source.ids):
         some = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:3])
-        raise FileFormatError(f"{path}: slides whose names differ by their spelling alone: {some}", "rename one of them")
+        raise FileFormatError(f"{path}: slides whose names differ by their spelling alone: {some}", "rename them")
     people = spellings(patient.strip() for patient in source.patients.values())
     places = spellings(site.strip() for site in source.sites.values())
     said = (*told("patients", people), *told("sites", places))
@@ -226,7 +227,8 @@ def _folder(folder: Path) -> Source:
 
 def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
     """One line about files beside those that are read, which may be meant; none where there are none."""
-    meant = [path for path in others if path.suffix.lower() in (".pt", ".pth", ".npy", ".npz", ".zarr", ".h5ad", ".pkl")]
+    kinds = (".pt", ".pth", ".npy", ".npz", ".zarr", ".h5ad", ".pkl")
+    meant = [path for path in others if path.suffix.lower() in kinds]
     if not meant:
         return ()
     some = ", ".join(path.name for path in meant[:3]) + (f" and {len(meant) - 3} more" if len(meant) > 3 else "")
@@ -304,7 +306,7 @@ def _numbered(columns: Iterable[object]) -> bool:
     return sum(prefix_of(str(name)) is not None for name in columns) > 1
 
 
-def _words(column: pd.Series) -> list[str]:
+def _words(column: Any) -> list[str]:
     """A column of names; "" where nothing is known."""
     return ["" if text.strip().lower() in EMPTY else text.strip() for text in column.fillna("").astype(str)]
 
@@ -318,10 +320,14 @@ def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
     for name in header:
         words = [row[name] for row in found.rows.values()]
         try:
-            cells[name] = words if bare(name) in names else [number(w) if w.lower() not in EMPTY else np.nan for w in words]
+            cells[name] = words if bare(name) in names else [_number_or_nan(word) for word in words]
         except ValueError:
             cells[name] = words
     return pd.DataFrame(cells), [f"{path.name}: {what}" for what in found.said]
+
+
+def _number_or_nan(word: str) -> float:
+    return float("nan") if word.lower() in EMPTY else number(word)
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histossl.errors import LabelError
-from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_rows
-from histossl.names import Known, folded
-from histossl.sidecars import is_sidecar
+from histossl.core.errors import LabelError
+from histossl.core.names import Known, folded
+from histossl.core.sidecars import is_sidecar
+from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
 _SPELT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "held-out": "test"}
@@ -74,7 +74,7 @@ def read_splits(path: Path) -> list[Split]:
 
 
 def _splits(file: Path, name: str) -> list[Split]:
-    columns, rows = read_rows(file)
+    columns, rows = read_label_rows(file)
     slide, side, fold = (find_column(columns, names) for names in (SLIDE_COLUMNS, ("split", "set"), ("fold",)))
     lists = {column: _side(column) for column in columns if _side(column) in SIDES}
     if {"train", "test"} <= set(lists.values()):

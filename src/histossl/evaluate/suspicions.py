@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from histossl.evaluate.audit import Cohort
-from histossl.mpp import jumps
+import numpy as np
+
+from histossl.evaluate.audit import CohortTable
+from histossl.evaluate.columns import check_against_label
+from histossl.evaluate.labels import Labels
+from histossl.evaluate.sources import Source
+from histossl.wsi.mpp import jumps
 
 _LEAST = 10  # slides of a table, below which chance does all of this
 
 
-def suspicions(cohort: Cohort, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
+def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
     """Near-duplicates across patients, classes of one site or scanner, mpp that jumps, labels that follow the rows.
 
     Args:
-        cohort: from `read_cohort`, in the order of the table.
+        cohort: from `read_cohort_table`, in the order of the table.
         twins: pairs of near-duplicate slides.
     """
     slides = list(cohort.patients)
@@ -49,7 +55,26 @@ def one_place(target: str, classes: Mapping[str, str], what: str, places: Mappin
 def ordered(target: str, labels: Sequence[str]) -> list[str]:
     """Whether each class stands in one block of the table's rows, as where labels were filled in by order."""
     kinds = len(set(labels))
-    blocks = 1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+    blocks = 1 + sum(a != b for a, b in itertools.pairwise(labels))
     if len(labels) < _LEAST or not 2 <= kinds <= len(labels) // 4 or blocks != kinds:
         return []
     return [f"labels of {target} follow the order of the rows, each class in one block: were they filled in by order?"]
+
+
+def check_columns(source: Source, labels: Labels) -> list[str]:
+    """`check_against_label` for each target of a table of vectors; nothing where no table names the numbers."""
+    found: list[str] = []
+    if not source.columns:
+        return found
+    name, values = next(iter(source.vectors.items()))
+    row_of = {slide: k for k, slide in enumerate(source.ids)}
+    for target in labels.targets:
+        column = labels.table[target].dropna()
+        words = column.to_numpy(dtype=str)
+        try:
+            truth = words.astype(np.float64)
+        except ValueError:
+            truth = np.unique(words, return_inverse=True)[1]
+        rows = values[[row_of[slide] for slide in map(str, column.index)]]
+        found += check_against_label(name, source.columns, rows, truth, target, source.asked)
+    return found

@@ -15,11 +15,11 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from histossl.errors import SettingsError
-from histossl.geometry import Region, Size
-from histossl.nuclei.instances import MEASURES, Nuclei, joined
-from histossl.slide import Slide
-from histossl.store import whole, whole_folder
+from histossl.core.atomic import whole, whole_folder
+from histossl.core.errors import SettingsError
+from histossl.nuclei.instances import MEASURES, Nuclei
+from histossl.wsi.geometry import Region, Size
+from histossl.wsi.slide import Slide
 
 _TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
 _BAND = 1024  # rows of a label image that are in memory at once

@@ -13,8 +13,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from histossl.errors import LabelError
-from histossl.nuclei.instances import MEASURES, Nuclei, joined
+from histossl.core.errors import LabelError
+from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
 
 _NO_NUCLEI = ("annotation", "tmacore", "tma core", "tma_core", "root", "pathannotationobject", "pathrootobject", "tile")
 _HINT = "give a FeatureCollection as QuPath writes it"
@@ -47,7 +47,7 @@ class Outlined:
         """Their outlines; measures are zero but for the centroid."""
         rings = [np.asarray(shape.exterior.coords, np.float32)[:-1, :2] for shape in self.shapes]
         if not rings:
-            return joined([])
+            return concatenate([])
         start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
         measures = np.zeros((len(rings), len(MEASURES)), np.float32)
         measures[:, :2] = [ring.mean(0) for ring in rings]
@@ -76,7 +76,8 @@ def read_outlined(path: Path) -> Outlined:
             if geometry is None:
                 left[kind] += 1
                 continue
-            parts = [p for p in shapely.get_parts(_shape(geometry)) if isinstance(p, shapely.Polygon) and not p.is_empty]
+            found = shapely.get_parts(_shape(geometry))
+            parts = [part for part in found if isinstance(part, shapely.Polygon) and not part.is_empty]
             if not parts:
                 left["points or lines"] += 1
                 continue
@@ -87,9 +88,9 @@ def read_outlined(path: Path) -> Outlined:
     if not shapes and left:
         lost = ", ".join(f"{count} {why}" for why, count in left.items())
         raise LabelError(f"{path}: holds no nuclei, only {lost}", "export detections or cells with their nuclei")
-    found = np.empty(len(shapes), object)
-    found[:] = shapes
-    return Outlined(found, read, left)
+    polygons = np.empty(len(shapes), object)
+    polygons[:] = shapes
+    return Outlined(polygons, read, left)
 
 
 def _features(path: Path) -> list[dict[str, Any]]:

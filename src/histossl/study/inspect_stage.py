@@ -1,0 +1,183 @@
+"""The slides of a study: found, told apart, surveyed, and written into slides.csv."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from histossl.core.console import progress_bar, say
+from histossl.core.errors import HistosslError, StudyError
+from histossl.core.names import folded
+from histossl.core.tables import number
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal, StageQueue
+from histossl.execution.workers import Executor
+from histossl.study.folder import COLUMNS, Row, Study
+from histossl.study.identity import NOT_OURS, merge
+from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
+from histossl.wsi.content import chosen_picture
+from histossl.wsi.folders import Found, is_ours, lies_in, look_for_slides
+from histossl.wsi.mpp import jumps
+from histossl.wsi.slide import slide_state
+from histossl.wsi.tiles import TileSpec
+from histossl.wsi.tissue import TissueSettings
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """How tissue is found and tiles are laid: the settings of `inspect`."""
+
+    tissue: TissueSettings
+    tile: TileSpec
+
+
+def inspect_slides(
+    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Executor
+) -> int:
+    """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
+
+    Raises:
+        SettingsError: `mpp_default` is out of range.
+        StudyError: no slides, or a study made with other settings.
+    """
+    place = Path(os.path.abspath(slides))
+    found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
+    if not found.slides and not found.passed:
+        told = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
+        what = f"{slides}: no slides in it" + (f", only files of other kinds ({told})" if told else "")
+        raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
+    if found.slides == [place] and (lies_in(place, study.folder) or any(map(is_ours, place.parents))):
+        raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
+    study.settle("inspect", InspectSettings(tissue, tile), study.folder / "tiles")
+    ledger = Journal(study)
+    with study.writing():
+        known = study.slides()
+        merged = merge(known, found.slides, study.folder)
+        rows = _with_passed(merged.rows, found)
+        if rows != known:
+            study.write_slides(rows)
+    laying, stand = inspect_fingerprint(tissue, tile), ExistingProducts(study)
+    jobs: list[tuple[Row, SurveyJob]] = []
+    wrong: list[tuple[Row, Row]] = []
+    for row in rows:
+        mpp, no_number = _number(row["mpp"])
+        if no_number:
+            wrong.append((row, failure(f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")))
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, stand):
+            name, path = row["slide_id"], Path(row["path"])
+            job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
+            jobs.append((row, replace(job, content=row["content"])))
+    # Before the first product is replaced: what a row says of it does not outlive it.
+    wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
+    ledger.write("check", wrong)
+    _survey(ledger, jobs, workers)
+    failed = report_failures(rows)
+    for line in (*merged.said, *_said(found)):
+        say(f"note: {line}", "yellow")
+    for line in suspicions(rows):
+        say(f"SUSPECT {line}", "yellow")
+    return failed
+
+
+def _with_passed(rows: list[Row], found: Found) -> list[Row]:
+    """The rows, and a failed one for each file that is not read and may be a slide, unless one of its name is read."""
+    known = {folded(row["slide_id"]) for row in rows}
+    paths = {row["path"]: row for row in rows}
+    more = []
+    for path, why in found.passed.items():
+        complaint = failure(f"{NOT_OURS}{path.name} {why}")
+        if str(path) in paths:
+            paths[str(path)] |= complaint
+        elif folded(path.stem) not in known:
+            known.add(folded(path.stem))
+            more.append(dict.fromkeys(COLUMNS, "") | {"slide_id": path.stem, "path": str(path)} | complaint)
+    return rows + more
+
+
+def _said(found: Found) -> list[str]:
+    """What lies there beside the slides, in a few lines."""
+    said = []
+    if found.passed:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in found.passed)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        said.append(f"passed over: {len(found.passed)} files that may be slides ({told}); see what is wrong with each")
+    if found.links:
+        some = ", ".join(f"{link} to {target.name}" for link, target in list(found.links.items())[:3])
+        more = f" and {len(found.links) - 3} more" if len(found.links) > 3 else ""
+        said.append(f"links to slides that are there by their own names were not read: {some}{more}")
+    if found.others:
+        told = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(8))
+        said.append(f"files of other kinds: {told}")
+    return said
+
+
+def suspicions(rows: Sequence[Row]) -> list[str]:
+    """What looks as if something were wrong with the slides: one line each, for a person to judge."""
+    holding: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.get("content") and row["status"] != "failed":
+            holding[row["content"]].append(row["slide_id"])
+    said = [
+        f"{' and '.join(names[:3])} hold the same: if they are one slide, leave one, or give them one patient_id"
+        for names in holding.values()
+        if len(names) > 1
+    ]
+    mpps = {row["slide_id"]: number(row["mpp"]) for row in rows if row["mpp"] and row["status"] != "failed"}
+    return said + jumps(mpps)
+
+
+class ExistingProducts:
+    """The products of a study by name, read once: to list 100,000 files is quicker than to ask for each."""
+
+    def __init__(self, study: Study) -> None:
+        self._names = {room: _names(study.folder / room) for room in ("qc", "tiles", "features", "views")}
+
+    def __call__(self, room: str, name: str) -> bool:
+        """Whether a room has that file."""
+        return name in self._names[room]
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
+
+
+def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
+    """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
+    if mpp is None or row["status"] == "failed":
+        return False
+    try:
+        made = survey_fingerprint(slide_state(Path(row["path"])), mpp, laying)
+    except HistosslError:
+        return False
+    name = row["slide_id"]
+    return row["made"].partition("-")[0] == made and stand("qc", f"{name}.jpg") and stand("tiles", f"{name}.h5")
+
+
+def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:
+    with StageQueue(ledger, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
+        for mine in shift.rounds():
+            for job, answer in workers.map(survey_slide, mine):
+                if isinstance(answer, Exception):
+                    give_up_on_disk(answer)
+                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)))
+                else:
+                    found = {name: str(value) for name, value in vars(answer).items()}
+                    shift.finish(job.slide_id, found | {"status": "inspected", "error": ""})
+                bar.advance(1 + len(shift.listen()))
+
+
+def _number(text: str) -> tuple[float | None, bool]:
+    """The number in a cell, None where it is empty; and whether it is not a number."""
+    if not text.strip():
+        return None, False
+    try:
+        return number(text), False
+    except ValueError:
+        return None, True
