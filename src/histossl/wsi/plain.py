@@ -79,9 +79,11 @@ class PlainReader:
         return np.ascontiguousarray(oriented(pixels, self._orientation))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
+        """As of `Reader`."""
         return self._pixels[y : y + height, x : x + width], float(x), float(y)
 
     def close(self) -> None:
+        """Give back the file and all memory."""
         self.__dict__.pop("_pixels", None)
 
 

@@ -68,6 +68,7 @@ class TiffReader:
         self.notes = (*self.notes, note) if note else self.notes
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
+        """As of `Reader`."""
         planes = self._pages[level]
         parts = [self._plane(level, k, x, y, width, height) for k in range(len(planes))]
         pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
@@ -104,6 +105,7 @@ class TiffReader:
         return tile[0]
 
     def close(self) -> None:
+        """Give back the file and all memory."""
         self._tiff.close()
         self._decoded.cache_clear()
 
