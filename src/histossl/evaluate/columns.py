@@ -156,7 +156,7 @@ def _declared(name: str, names: list[str], left: list[int]) -> tuple[list[int], 
         return left, []
     if len(groups) > 1:
         some = "; ".join(f"{prefix!r} with {len(found)} columns" for prefix, found in list(groups.items())[:3])
-        hint = "say which are the vector: --columns PREFIX, or several prefixes"
+        hint = "say which are the vector by one or more prefixes: --columns '[\"" + next(iter(groups)) + "\"]'"
         raise FileFormatError(f"{name}: several sets of numbered columns could be the vector: {some}", hint)
     (found,) = groups.values()
     others = [names[k] for k in left if k not in found]
@@ -221,7 +221,11 @@ def check_against_label(
 
 
 def _is_label(column: NDArray, truth: NDArray) -> bool:
-    """Whether each value of a column stands for one class and each class for one value."""
+    """Whether each value of a column stands for one class, or is the number itself in some unit."""
+    if len(np.unique(truth)) > min(20, len(truth) // 2):
+        if truth.dtype.kind not in "fi" or not np.ptp(column):
+            return False
+        return bool(abs(np.corrcoef(column, truth)[0, 1]) > 1 - 1e-9)
     values, of = np.unique(column, return_inverse=True)
     kinds, kind = np.unique(truth, return_inverse=True)
     return len(values) == len(kinds) and len(np.unique(of * len(kinds) + kind)) == len(kinds)

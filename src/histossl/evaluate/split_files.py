@@ -40,12 +40,13 @@ class Split:
         return Split(
             self.name,
             {spelt[slide]: sides for slide, sides in self.sides.items()},
-            {spelt[slide]: line for slide, line in self.lines.items()},
+            {spelt.get(slide, slide): line for slide, line in self.lines.items()},
         )
 
     def only(self, slides: Collection[str]) -> Split:
         """The split without the slides that are not among these."""
-        return Split(self.name, {slide: sides for slide, sides in self.sides.items() if slide in slides}, self.lines)
+        kept = {slide: sides for slide, sides in self.sides.items() if slide in slides}
+        return Split(self.name, kept, {slide: self.lines[slide] for slide in kept})
 
 
 def read_splits(path: Path) -> list[Split]:
