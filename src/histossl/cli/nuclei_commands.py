@@ -23,6 +23,7 @@ from histossl.core import atomic, tables
 from histossl.core.config import fingerprint
 from histossl.core.console import console, progress_bar, say
 from histossl.core.errors import LabelError, SettingsError, SlideError, TrainingError
+from histossl.core.names import folded
 from histossl.execution.cluster import open_workers
 from histossl.execution.failures import failure_reason
 from histossl.execution.shared_table import SharedTable
@@ -33,7 +34,8 @@ from histossl.nuclei.metrics import score as score_labels
 from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings, SurveyTask, survey_there
-from histossl.wsi.slide import EXTENSIONS, find_slides, slide_state
+from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
+from histossl.wsi.slide import slide_state
 
 if TYPE_CHECKING:
     from histossl.nuclei.patch_contrast import PatchContrast
@@ -102,7 +104,7 @@ def segment(
         device: auto, cpu or cuda.
     """
     files = [Path(os.path.abspath(file)) for file in _files(inputs)]
-    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
+    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
@@ -156,7 +158,14 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
-    files = [file for path in inputs for file in (find_slides(path) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in inputs:
+        found = look_for_slides(path) if path.is_dir() else Found([path])
+        files += found.slides
+        if found.passed:
+            some = "; ".join(f"{file.name} {why}" for file, why in list(found.passed.items())[:3])
+            more = f"; and {len(found.passed) - 3} more" if len(found.passed) > 3 else ""
+            say(f"note: passed over {len(found.passed)} files that may be slides: {some}{more}", "yellow")
     if not files:
         raise SettingsError("no images or slides there", f"formats are {', '.join(sorted(EXTENSIONS))}")
     return files
