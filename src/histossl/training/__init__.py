@@ -1,0 +1,1 @@
+"""The training loop, losses, several processes, and the choice of the device."""
