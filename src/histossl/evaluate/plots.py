@@ -1,4 +1,4 @@
-"""A picture of what a probe found, one a target: few labels, ROC, calibration, confusion; as PNG and SVG."""
+"""Figures of the probe's results, one per target: few labels, ROC, calibration, confusion; as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     from histossl.evaluate.settings import ProbeResult
 
-# Okabe and Ito's, told apart by every kind of eye; the first embedding is the strongest.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish; the first embedding has the strongest one.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
-FEW = 3  # slides: fewer tell nothing of calibration
+FEW = 3  # slides: a point of the calibration curve with fewer is noise, and is left out
 
 
 def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     """Write `probe-TARGET.png` and `.svg` for every target; the same results give the same bytes.
 
-    Of classes: AUROC over the number of labels, with its 95 % interval; ROC with all labels, of predictions pooled over
-    folds and averaged over repeats, of several classes the mean of one against the rest; calibration of the same, the
-    share of each tenth of the probabilities that is of the class, a dot the larger the more slides; and what the first
-    embedding took each class for. Of numbers: Spearman's correlation over the number of labels, and what the first
-    embedding predicted.
+    Targets with classes get four panels: AUROC over the number of labels, with its 95 % interval; ROC with all labels,
+    from predictions pooled over folds and averaged over repeats, with more than two classes the mean of one against
+    the rest; calibration of the same predictions, the dots larger for more slides; the confusion matrix of the first
+    embedding. Targets with numbers get two: Spearman's correlation over the number of labels, and the predictions of
+    the first embedding.
 
     Args:
         result: of `probe`.
-        folder: where to.
+        folder: for the files.
 
     Returns:
-        The files written.
+        The paths of the files, PNG before SVG for each target.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,7 +60,7 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
             _draw_numbers(figure, rows, found, unit)
         first = rows.iloc[0]
         figure.suptitle(_plain(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11)
-        # Text stays text, and what names clip paths is not chance.
+        # Text stays text in the SVG, and a fixed salt makes the names of clip paths the same in every run.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "histossl"}):
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
                 with whole(folder / f"probe-{name}.{kind}") as part:
@@ -96,11 +96,18 @@ def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
 
 
 def file_names(targets: list[str]) -> dict[str, str]:
-    """Target -> a name for its files, of letters, digits, - and _; numbered where two would be the same."""
+    """Choose a file name for every target, of letters, digits, - and _; numbered where two would be the same.
+
+    Args:
+        targets: any text.
+
+    Returns:
+        Target -> file name without ending, at most 60 characters and a number.
+    """
     names: dict[str, str] = {}
     for target in targets:
         name = re.sub(r"[^\w-]+", "-", target).strip("-")[:60] or "target"
-        taken = {other.casefold() for other in names.values()}
+        taken = {other.casefold() for other in names.values()}  # some file systems ignore the case
         names[target] = next(n for n in (name, *(f"{name}-{k}" for k in range(2, 10**6))) if n.casefold() not in taken)
     return names
 
@@ -110,7 +117,7 @@ def _of(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 
 def _plain(text: str) -> str:
-    """Names are data: a dollar sign in them begins no formula."""
+    """Escape dollar signs, which begin a formula in matplotlib: names are data."""
     return text.replace("$", r"\$")
 
 
@@ -118,6 +125,7 @@ def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, w
     counts = list(rows["n_labelled"].unique())
     for k, name in enumerate(embeddings):
         line = rows[rows["embedding"] == name].set_index("n_labelled").loc[counts]
+        # Side by side, so that the intervals of different embeddings do not cover each other.
         at = np.arange(len(counts)) + (k - (len(embeddings) - 1) / 2) * 0.5 / max(len(embeddings), 4)
         colour = COLOURS[k % len(COLOURS)]
         axes.vlines(at, line["low"], line["high"], color=colour, linewidth=1.2, alpha=0.6)
