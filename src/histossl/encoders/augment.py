@@ -192,7 +192,7 @@ def augment(tiles: Tensor, t: Augmentation, dtype: torch.dtype = torch.float32) 
     b, h, w, _ = tiles.shape
     kernel = torch.from_numpy(colour_blur_kernel(t)).to(tiles.device, dtype)
     margin = kernel.shape[-1] // 2
-    x = tiles.permute(0, 3, 1, 2).float()  # values up to 255 do not fit the precision of bfloat16
+    x = tiles.permute(0, 3, 1, 2).float()  # bfloat16 would round the interpolated values
     x = F.grid_sample(
         x, _grid(t, h, w, margin, tiles.device).expand(b, -1, -1, -1), "bilinear", "reflection", align_corners=False
     )
