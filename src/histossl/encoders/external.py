@@ -116,11 +116,11 @@ def _timm(name: str) -> ExternalModel:
     import timm
 
     model = timm.create_model(f"local-dir:{name}" if Path(name).is_dir() else name, pretrained=True, num_classes=0)
-    wants = timm.data.resolve_model_data_config(model)
+    expected = timm.data.resolve_model_data_config(model)
     config = Path(name, "config.json")
     stated = json.loads(config.read_text(encoding="utf-8")).get("mpp") if config.is_file() else None
-    side = int(wants["input_size"][-1])
-    return ExternalModel(model, _triple(wants["mean"]), _triple(wants["std"]), side, _mpp_of(name, stated))
+    side = int(expected["input_size"][-1])
+    return ExternalModel(model, _triple(expected["mean"]), _triple(expected["std"]), side, _mpp_of(name, stated))
 
 
 class HiddenState(nn.Module):
@@ -157,19 +157,19 @@ def _transformers(name: str) -> ExternalModel:
 
     model = AutoModel.from_pretrained(name, trust_remote_code=False)
     file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    wants = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    side = _side_of(wants) or getattr(model.config, "image_size", None)
-    mean, std = wants.get("image_mean", IMAGENET_MEAN), wants.get("image_std", IMAGENET_STD)
+    expected = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    side = _side_of(expected) or getattr(model.config, "image_size", None)
+    mean, std = expected.get("image_mean", IMAGENET_MEAN), expected.get("image_std", IMAGENET_STD)
     mpp = _mpp_of(name, getattr(model.config, "mpp", None))
     return ExternalModel(HiddenState(model), _triple(mean), _triple(std), side if isinstance(side, int) else None, mpp)
 
 
-def _side_of(wants: dict[str, Any]) -> int | None:
+def _side_of(expected: dict[str, Any]) -> int | None:
     for key in ("crop_size", "size"):
-        size = wants.get(key)
+        size = expected.get(key)
         if isinstance(size, dict):
             size = size.get("height", size.get("shortest_edge"))
-        if isinstance(size, int) and (key == "size" or wants.get("do_center_crop", True)):
+        if isinstance(size, int) and (key == "size" or expected.get("do_center_crop", True)):
             return size
     return None
 
@@ -179,11 +179,11 @@ def _torchscript(name: str) -> ExternalModel:
     if not path.is_file():
         raise FileNotFoundError("no such file")
     about = path.with_suffix(".json")
-    wants = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    mean, std = wants.get("mean", IMAGENET_MEAN), wants.get("std", IMAGENET_STD)
+    expected = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    mean, std = expected.get("mean", IMAGENET_MEAN), expected.get("std", IMAGENET_STD)
     model = torch.jit.load(path, map_location="cpu")
-    mpp = _mpp_of(name, wants.get("mpp"))
-    return ExternalModel(model, _triple(mean), _triple(std), wants.get("side"), mpp, dtypes="float32")
+    mpp = _mpp_of(name, expected.get("mpp"))
+    return ExternalModel(model, _triple(mean), _triple(std), expected.get("side"), mpp, dtypes="float32")
 
 
 KINDS: dict[str, Callable[[str], ExternalModel]] = {"timm": _timm, "hf": _transformers, "torchscript": _torchscript}

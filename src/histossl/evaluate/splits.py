@@ -104,12 +104,12 @@ def site_folds(
     counts = np.zeros((unit.max() + 1, int(strata.max()) + 1))
     np.add.at(counts, (unit, strata), 1)
     if ((counts > 0).sum(axis=1) < 2).all():
-        raise LabelError("every site has slides of one class only", "site and class cannot be told apart here")
+        raise LabelError("every site has slides of one class only", "site and class cannot be distinguished here")
     alone = np.flatnonzero((counts > 0).sum(axis=0) == 1)
     if len(alone):
         of = ", ".join(repr(str(name)) for name in names[np.unique(site[strata == alone[0]])][:3])
         raise LabelError(
-            f"all slides of a class are at {of}, so no other site can teach it",
+            f"all slides of a class are at {of}, so no other site has slides to train on",
             "leave that class out, or leave whole patients out instead: --probe.hold_out patients",
         )
     share = counts / counts.sum(axis=0)

@@ -1,1 +1,1 @@
-"""The training loop, losses, several processes, and the choice of the device."""
+"""How networks train: the one loop, losses, several processes, the device."""
