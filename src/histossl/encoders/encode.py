@@ -211,7 +211,7 @@ class SlideEncoding:
         self.why = self.why or batch.why.removeprefix(f"{self.job.path.name}: ")
         count = len(self.lost | self.lost_now)
         if count > self.settings.max_lost * self.all:
-            what = f"{count} of {self.all} tiles or more cannot be decoded: {self.why}"
+            what = f"at least {count} of {self.all} tiles cannot be decoded: {self.why}"
             raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
 
     def _drawn(self, step: int) -> NDArray[np.int64]:

@@ -70,7 +70,9 @@ def load_external(kind: str, name: str) -> ExternalModel:
             what, hint = "needs a library that is missing", f"pip install 'histossl[{extra}]'"
         else:  # both import torchvision if it is installed, which fails if it was built for another torch
             what = f"{extra} cannot be imported"
-            hint = "is there a torchvision of another torch? install the one that belongs to yours, or, for hf:, none"
+            hint = (
+                "torchvision of another torch? install the version that matches your torch, or, for hf:, uninstall it"
+            )
         raise FileFormatError(f"{kind}:{name}: {what} ({_first_line(error)})", hint) from error
     except _REFUSALS as error:
         raise FileFormatError(f"{kind}:{name}: cannot be loaded ({_first_line(error)})", _HINTS[kind]) from error
@@ -81,7 +83,7 @@ _OUT_OF_REACH = (
     "`hf download` and give the folder instead of the name"
 )
 _HINTS = {
-    "timm": f"{_OUT_OF_REACH}; timm needs the torchvision that belongs to your torch",
+    "timm": f"{_OUT_OF_REACH}; timm needs the torchvision that matches your torch",
     "hf": _OUT_OF_REACH,
     "torchscript": "give a file saved by torch.jit.save",
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from histossl.encoders.augment import Augmentation, augment, to_float
 from histossl.encoders.tile_encoder import TileEncoder
 
-CACHE_PIXELS = 8 * 224 * 224  # pixels per core and call, chosen by measurement: their feature maps stay in the cache
+CACHE_PIXELS = 8 * 224 * 224  # pixels per core and call: few enough that their feature maps stay in the cache
 
 
 def encode_tiles(encoder: TileEncoder, tiles: Tensor, t: Augmentation | None) -> Tensor:

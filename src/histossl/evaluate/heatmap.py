@@ -119,7 +119,7 @@ class Heatmap:
     vector: NDArray[np.float32]
 
     def scores(self) -> NDArray[np.float64]:
-        """(N, C) scores of the tiles: the logits of a slide made of this tile alone; nan where `looked_at` is 0.
+        """(N, C): the logits of a slide whose tiles all contribute as this one does; nan where `looked_at` is 0.
 
         Their mean, weighted by `looked_at`, is the slide's logit.
         """

@@ -138,7 +138,7 @@ def picture(frames: Sequence[tuple[str, Path | None, Path | None]], side: int = 
 
     Args:
         frames: (text, a picture file or None, the slide's file or None); the slide is used where its file exists, else
-            the picture; where neither can be read, an empty field says so.
+            the picture; where that cannot be read, an empty field says so.
         side: pixels of a thumbnail's longer side.
         columns: thumbnails per row.
 

@@ -47,7 +47,7 @@ def grouped_folds(
         more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
         raise LabelError(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
-            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
+            "correct them; if labels belong to slides and not to patients: --probe.mixed_patients true",
         )
     stratum = _rarest(has)
     fewest = min(int(has.sum(axis=0)[has.any(axis=0)].min()), int(np.bincount(stratum).max()))

@@ -117,7 +117,7 @@ class GatedAttention(nn.Module):
             sparse: a map of S sites with `inputs` channels.
 
         Returns:
-            (S,) in (0, 1), in the dtype of the map.
+            (S,) in (0, 1], in the dtype of the map.
         """
         rows, views = sparse.features, sparse.grid.views
         score = self.score(torch.tanh(self.content(rows)) * torch.sigmoid(self.gate(rows))).squeeze(1).float()
@@ -182,7 +182,7 @@ def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 value = state.get(f"layer4.{key}", state.get(key))
                 if value is None or value.shape[0] != 512 or (dense and value.ndim != 4):
                     raise FileFormatError(
-                        f"layer4.{key} is missing or not ResNet-18's", "give the weights of a whole ResNet-18"
+                        f"layer4.{key} is missing or not of ResNet-18's shape", "give the weights of a whole ResNet-18"
                     )
                 if dense:  # (out, in, y, x) to (offsets, 1, in, out)
                     value = value.permute(2, 3, 1, 0).reshape(-1, 1, value.shape[1], 512)

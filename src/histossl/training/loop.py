@@ -176,7 +176,7 @@ def fit(
             if step % schedule.checkpoints == 0 or step == schedule.end(run.ending):
                 row = log.write(step, rate_at(step, schedule, run.ending), measure() if measure else {})
                 if not math.isfinite(row["loss"]):
-                    raise TrainingError(f"the loss of step {step} is {row['loss']}", "lower the rate")
+                    raise TrainingError(f"the loss at step {step} is {row['loss']}", "lower the learning rate")
                 bar.say(f"loss {row['loss']:.3f}")
                 if run.ending is None and fabric.broadcast(nothing_moves(log.rows, schedule)):
                     run.ending = step
@@ -185,7 +185,10 @@ def fit(
     log.close()
     outcome = outcome_of(log.rows, schedule) if log.rows else Outcome(step, step, step)
     if best and outcome.kept != outcome.steps and fabric.is_global_zero:
-        say(f"the loss rose after step {outcome.best}: those weights are kept, of {outcome.steps} steps", "yellow")
+        say(
+            f"the loss rose after step {outcome.best} of {outcome.steps}: the weights of step {outcome.kept} are kept",
+            "yellow",
+        )
         run.load(run.best)
     return outcome if best else replace(outcome, kept=outcome.steps)
 
@@ -338,11 +341,12 @@ class Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise StudyError(f"{path}: not a checkpoint ({error})", "remove it to start training anew") from error
+            raise StudyError(f"{path}: not a checkpoint ({error})", "remove it to train from the start") from error
         if state["fingerprint"] != self.key["fingerprint"]:
-            changed = ", ".join(differences(state.get("about", {}), self.key["about"])) or "not said which"
+            changed = ", ".join(differences(state.get("about", {}), self.key["about"])) or "unknown which"
             raise StudyError(
-                f"{path}: of a training with other settings or slides ({changed})", "remove it to start training anew"
+                f"{path}: written by a training with other settings or slides ({changed})",
+                "remove it to train from the start",
             )
         self.task.load_state_dict(state["task"])
         return state
