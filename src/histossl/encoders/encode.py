@@ -152,7 +152,7 @@ class SlideEncoding:
         self.lost, self.why = lost, why
         self.tiles = tile_files.read_tiles_of(job.tiles_path)
         self.all, self.state = len(self.tiles.xy), tile_files.slide_state_of(job.tiles_path)
-        self._unchanged()
+        self._check_unchanged()
         self.kept = np.array([k for k in range(self.all) if k not in lost], np.int64)
         self.tiles = replace(self.tiles, xy=self.tiles.xy[self.kept])
         self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
@@ -166,7 +166,7 @@ class SlideEncoding:
         self.lost_now: set[int] = set()
         self.finished = False
 
-    def _unchanged(self) -> None:
+    def _check_unchanged(self) -> None:
         if self.state and slide_state(self.job.path) != self.state:
             raise SlideError(self.job.path, "has changed since it was inspected", "run `histossl inspect` again")
 
@@ -193,18 +193,18 @@ class SlideEncoding:
             SlideError: too many tiles cannot be decoded, the file was changed meanwhile, or a feature is not finite.
         """
         if len(batch.lost):
-            self._lose(batch)
+            self._record_lost(batch)
         if self.lost_now:
             self.step += 1
         else:
-            self._take(batch.tiles)
+            self._encode_batch(batch.tiles)
 
     @property
     def incomplete(self) -> bool:
         """Whether tiles were lost and all batches are searched: the slide is then encoded again without them."""
         return bool(self.lost_now) and self.step >= len(self.chunks)
 
-    def _lose(self, batch: TileBatch) -> None:
+    def _record_lost(self, batch: TileBatch) -> None:
         plain = self.step < len(self.chunks)
         wanted = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
         self.lost_now |= {int(k) for k in self.kept[wanted[batch.lost]]}
@@ -219,7 +219,7 @@ class SlideEncoding:
         k, part = divmod(step - len(self.chunks), len(parts))
         return self.plan[k][1][parts[part]]
 
-    def _take(self, tiles: NDArray[np.uint8]) -> None:
+    def _encode_batch(self, tiles: NDArray[np.uint8]) -> None:
         if self.step == 0:
             self._begin()
         if self.step < len(self.chunks):
@@ -232,7 +232,7 @@ class SlideEncoding:
         if self.step == len(self.chunks) and self.cached:
             self._views_from_cache()
         if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
-            self._unchanged()
+            self._check_unchanged()
             self.stack.close()
             self.finished = True
 

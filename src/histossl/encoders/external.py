@@ -23,7 +23,7 @@ from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD
 Triple = tuple[float, float, float]
 
 # The errors of the libraries for models that are unknown, unreachable, gated or damaged; the hub's are OSErrors.
-_REFUSALS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError)
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,17 @@ def load_external(kind: str, name: str) -> ExternalModel:
                 "torchvision of another torch? install the version that matches your torch, or, for hf:, uninstall it"
             )
         raise FileFormatError(f"{kind}:{name}: {what} ({_first_line(error)})", hint) from error
-    except _REFUSALS as error:
+    except _LOAD_ERRORS as error:
         raise FileFormatError(f"{kind}:{name}: cannot be loaded ({_first_line(error)})", _HINTS[kind]) from error
 
 
-_OUT_OF_REACH = (
+_UNREACHABLE = (
     "if it is gated, request access on its page and run `hf auth login`; without network, download it elsewhere with "
     "`hf download` and give the folder instead of the name"
 )
 _HINTS = {
-    "timm": f"{_OUT_OF_REACH}; timm needs the torchvision that matches your torch",
-    "hf": _OUT_OF_REACH,
+    "timm": f"{_UNREACHABLE}; timm needs the torchvision that matches your torch",
+    "hf": _UNREACHABLE,
     "torchscript": "give a file saved by torch.jit.save",
 }
 
@@ -215,7 +215,7 @@ def probed_dim(network: nn.Module, name: str, side: int, device: torch.device, d
     try:
         with torch.inference_mode():
             out = network(torch.zeros(2, 3, side, side, device=device, dtype=dtype))
-    except _REFUSALS as error:
+    except _LOAD_ERRORS as error:
         what = f"{name}: cannot take tiles of {side} x {side} pixels ({_first_line(error)})"
         raise FileFormatError(what, "it must turn (B, 3, H, W) into (B, D)") from error
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != 2:

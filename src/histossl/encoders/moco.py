@@ -139,8 +139,8 @@ class MocoTask(nn.Module):
             one, other = (normalised(augment_each(tiles, torch.from_numpy(t).to(tiles.device), side)) for t in drawn)
         with torch.no_grad():
             if self.training and not self.seen:
-                self._settle(one)
-            self._follow()
+                self._start_averages(one)
+            self._update_momentum_encoder()
             keys = F.normalize(self.key(other).float(), dim=1)
         queries = F.normalize(self.query(one).float(), dim=1)
         with torch.autocast(queries.device.type, enabled=False):
@@ -153,7 +153,7 @@ class MocoTask(nn.Module):
             self._enqueue(keys)
         return loss, _gauges(queries.detach(), keys, similarity.detach())
 
-    def _settle(self, x: Tensor) -> None:
+    def _start_averages(self, x: Tensor) -> None:
         """Start the running averages at the statistics of a batch.
 
         From the initial 0 and 1, the momentum encoder would give almost the same key for all tiles.
@@ -166,14 +166,14 @@ class MocoTask(nn.Module):
             norm.momentum = 0.1
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_momentum_encoder(self) -> None:
         """Move the momentum encoder towards the encoder, in weights and in running averages."""
         self.seen += 1
         # A lower momentum in the first steps, when the encoder changes fast: the initial weights are soon forgotten.
         keep = torch.clamp(self.seen / (self.seen + 9), max=self.settings.momentum)
-        mine, theirs = self.key.state_dict(), self.query.state_dict()
-        for name, value in mine.items():
-            value.copy_(torch.lerp(theirs[name], value, keep) if value.is_floating_point() else theirs[name])
+        trained = self.query.state_dict()
+        for name, value in self.key.state_dict().items():
+            value.copy_(torch.lerp(trained[name], value, keep) if value.is_floating_point() else trained[name])
 
     def _enqueue(self, keys: Tensor) -> None:
         if len(self.queue):

@@ -48,9 +48,9 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     written = []
     names = file_names([str(name) for name in result.predictions["target"].unique()])
     for target, name in names.items():
-        found = _of(result.predictions, "target", target)
+        found = _where(result.predictions, "target", target)
         classes = not result.table.empty and target in set(result.table["target"])
-        rows = _of(result.table if classes else result.numbers, "target", target)
+        rows = _where(result.table if classes else result.numbers, "target", target)
         figure = Figure(figsize=(16, 4.2) if classes else (9, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         unit = result.settings.shots_of
@@ -59,7 +59,9 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
         else:
             _draw_numbers(figure, rows, found, unit)
         first = rows.iloc[0]
-        figure.suptitle(_plain(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11)
+        figure.suptitle(
+            _escaped(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11
+        )
         # Text stays text in the SVG, and a fixed salt makes the names of clip paths the same in every run.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "histossl"}):
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
@@ -76,7 +78,7 @@ def _draw_classes(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     shots.set_ylabel("AUROC, 95 % interval over patients")
     _rocs(roc, found, embeddings)
     _calibration(calibration, found, embeddings)
-    _confusion(confusion, _of(found, "embedding", embeddings[0]), embeddings[0])
+    _confusion(confusion, _where(found, "embedding", embeddings[0]), embeddings[0])
 
 
 def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit: str) -> None:
@@ -85,13 +87,13 @@ def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     _shots(shots, rows, embeddings, "spearman", f"labelled {unit} in training")
     shots.set_ylabel("Spearman's correlation, 95 % interval over patients")
     shots.legend(frameon=False, fontsize=8, loc="best")
-    own = _of(found, "embedding", embeddings[0])
+    own = _where(found, "embedding", embeddings[0])
     truth, predicted = own["truth"].to_numpy(float), own["predicted"].to_numpy(float)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     against.plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
     against.scatter(truth, predicted, s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
     against.set(xlabel="truth", ylabel="predicted, of patients held out")
-    against.set_title(_plain(embeddings[0]), fontsize=9)
+    against.set_title(_escaped(embeddings[0]), fontsize=9)
     against.spines[["top", "right"]].set_visible(False)
 
 
@@ -112,11 +114,11 @@ def file_names(targets: list[str]) -> dict[str, str]:
     return names
 
 
-def _of(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+def _where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return pd.DataFrame(table[table[column] == value])
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape dollar signs, which begin a formula in matplotlib: names are data."""
     return text.replace("$", r"\$")
 
@@ -131,7 +133,7 @@ def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, w
         axes.vlines(at, line["low"], line["high"], color=colour, linewidth=1.2, alpha=0.6)
         marker = MARKERS[k % len(MARKERS)]
         width = 2 if k == 0 else 1.2
-        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_plain(name))
+        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_escaped(name))
     chance = 0.5 if figure == "auroc" else 0.0
     axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(counts)), counts)
@@ -154,7 +156,7 @@ def _rocs(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None:
             curves.append(np.interp(grid, false, true))
         curve = np.mean(curves, axis=0)
         curve[0] = 0
-        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_plain(name))
+        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_escaped(name))
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", xlim=(0, 1), ylim=(0, 1.005))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -165,7 +167,7 @@ def _calibration(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None
     classes = sorted(found["truth"].unique())
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     for k, name in enumerate(embeddings):
-        own = _of(found, "embedding", name)
+        own = _where(found, "embedding", name)
         shown = classes[1:] if len(classes) == 2 else classes
         p = np.concatenate([own[f"p({kind})"].to_numpy(float) for kind in shown])
         true = np.concatenate([own["truth"].to_numpy() == kind for kind in shown])
@@ -189,8 +191,8 @@ def _confusion(axes: Axes, found: pd.DataFrame, name: str) -> None:
             axes.text(
                 j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.6 else "black"
             )
-    ticks = [_plain(kind if len(kind) <= 14 else kind[:13] + "…") for kind in classes]
+    ticks = [_escaped(kind if len(kind) <= 14 else kind[:13] + "…") for kind in classes]
     axes.set_xticks(range(len(classes)), ticks, rotation=30 if max(map(len, ticks)) > 6 else 0)
     axes.set_yticks(range(len(classes)), ticks)
     axes.set(xlabel="predicted", ylabel="truth")
-    axes.set_title(_plain(name), fontsize=9)
+    axes.set_title(_escaped(name), fontsize=9)

@@ -9,7 +9,14 @@ from histossl.core.errors import LabelError
 from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
-_SPELT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "held-out": "test"}
+_ALIASES = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "held-out": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def _splits(file: Path, name: str) -> list[Split]:
 
 def _side(word: str) -> str:
     word = word.strip().lower()
-    return _SPELT.get(word, word)
+    return _ALIASES.get(word, word)
 
 
 def _split(name: str, named: list[tuple[str, str, int]]) -> Split:

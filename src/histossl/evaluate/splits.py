@@ -58,7 +58,7 @@ def grouped_folds(
     fold_of = np.empty((repeats, len(names)), np.int16)
     seeds = np.random.SeedSequence(seed).generate_state(repeats)
     for repeat in range(repeats):
-        fold_of[repeat] = _deal(stratum, folds, int(seeds[repeat]))
+        fold_of[repeat] = _stratified_folds(stratum, folds, int(seeds[repeat]))
         if mixed_patients and any(np.ptp(fold_of[repeat, of_class]) == 0 for of_class in has.T if of_class.any()):
             raise LabelError("one fold holds all patients of a class", "fewer --probe.folds, or another --probe.seed")
     return fold_of[:, patient]
@@ -126,7 +126,7 @@ def site_folds(
     return found[:, unit]
 
 
-def _deal(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def _stratified_folds(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
     fold_of = np.empty(len(stratum), np.int16)
     with warnings.catch_warnings():
         # A stratum of mixed patients may have fewer patients than there are folds, of which scikit-learn warns.

@@ -89,13 +89,13 @@ class Towers(nn.Module):
         found = []
         for k, encoder in enumerate(self.encoders):
             # Encoders without views run too: in other processes they may have views, and batch norms wait for all.
-            vectors = encoder(*parts.get(k, _nothing(encoder)))
+            vectors = encoder(*parts.get(k, _no_views(encoder)))
             before, after = sum(self.own[:k]), sum(self.own[k + 1 :])
             found.append(torch.cat([vectors[:, : self.dim], F.pad(vectors[:, self.dim :], (before, after))], 1))
         return torch.cat(found)[order]
 
 
-def _nothing(encoder: SlideEncoder) -> Chunk:
+def _no_views(encoder: SlideEncoder) -> Chunk:
     weight = next(encoder.stage.parameters())
     return weight.new_empty(0, encoder.settings.in_dim), np.empty((0, 2)), np.empty(0, np.int64), 0
 

@@ -163,7 +163,7 @@ def fit(
     log = Log(logs, step, writes=fabric.is_global_zero)
     model.train()
     with progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
-        for batch in _ahead(batch_of, run, schedule):
+        for batch in _batches_ahead(batch_of, run, schedule):
             for group in opt.param_groups:
                 group["lr"] = rate_at(step, schedule, run.ending)
             loss, gauges = model(fabric.to_device(batch))
@@ -193,7 +193,7 @@ def fit(
     return outcome if best else replace(outcome, kept=outcome.steps)
 
 
-def _ahead(batch_of: Callable[[int], Any], run: Run, schedule: Schedule) -> Iterator[Any]:
+def _batches_ahead(batch_of: Callable[[int], Any], run: Run, schedule: Schedule) -> Iterator[Any]:
     """Batches of the remaining steps; a thread makes each one while the step before it runs."""
     step = run.start
     with ThreadPoolExecutor(1) as thread:
