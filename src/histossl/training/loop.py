@@ -185,10 +185,7 @@ def fit(
     log.close()
     outcome = outcome_of(log.rows, schedule) if log.rows else Outcome(step, step, step)
     if best and outcome.kept != outcome.steps and fabric.is_global_zero:
-        say(
-            f"the loss rose after step {outcome.best} of {outcome.steps}: the weights of step {outcome.kept} are kept",
-            "yellow",
-        )
+        say(f"the loss rose after step {outcome.best} of {outcome.steps}: that step's weights are kept", "yellow")
         run.load(run.best)
     return outcome if best else replace(outcome, kept=outcome.steps)
 
