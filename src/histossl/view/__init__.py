@@ -1,1 +1,1 @@
-"""A local page to look at a study: the cohort as a map, every slide in full depth, and what was found on it."""
+"""A local web page that shows a study: a map of the cohort, each slide at all magnifications, and its overlays."""
