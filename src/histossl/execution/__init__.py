@@ -1,0 +1,1 @@
+"""Runs stages over many slides: worker processes, clusters, claims, the journal."""

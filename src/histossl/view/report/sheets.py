@@ -72,7 +72,7 @@ def hits_sheet(
         f"Each query slide, then the {others} most similar to it, with their similarity: "
         "0 is the similarity that two slides of the cohort have by chance."
     )
-    return Sheet("What is alike", text, shown, "rows")
+    return Sheet("Similar slides", text, shown, "rows")
 
 
 def heatmaps_sheet(study: Path) -> Sheet | None:
