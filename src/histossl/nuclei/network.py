@@ -118,9 +118,8 @@ def save_model(folder: Path, method: str, network: nn.Module, settings: Any, **m
     """
     with whole_folder(folder) as part:
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        (part / "model.safetensors").write_bytes(
-            save(state)
-        )  # `save_file` does not raise an OSError where the disk is full
+        # Unlike `save_file` of safetensors, this raises an OSError where the disk is full.
+        (part / "model.safetensors").write_bytes(save(state))
         config = {"format": FORMAT, "method": method, "settings": to_dict(settings), **more}
         (part / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
 

@@ -148,7 +148,7 @@ def read_outlines(path: Path, size: Size) -> Outlines:
     try:
         points, counts = _parquet(path) if path.suffix == ".parquet" else _geojson(path)
     except (OSError, ValueError, EOFError) as error:
-        raise FileFormatError(f"{path.name}: no nuclei can be read ({error})", "write it anew") from error
+        raise FileFormatError(f"{path.name}: no nuclei can be read ({error})", "write it again") from error
     kept = counts < 2**16  # `packed` counts points in uint16; no nucleus has more
     points, counts = points[np.repeat(kept, counts)], counts[kept]
     return _cut(points.astype(np.float32), counts, size)

@@ -131,7 +131,7 @@ def read_tiles_of(path: Path) -> Tiles:
         attrs: dict[str, Any] = dict(coords.attrs)
         extent = attrs.get("extent_level0", attrs.get("patch_size_level0"))
         if extent is None or "level0_width" not in attrs or "level0_height" not in attrs:
-            raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it anew")
+            raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it again")
         share = 1 - attrs.get("overlap", 0) / attrs["patch_size"] if "patch_size" in attrs else 1.0
         size = Size(int(attrs["level0_width"]), int(attrs["level0_height"]))
         stride = float(attrs.get("stride_level0", extent * share))
