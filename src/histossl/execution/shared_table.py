@@ -57,7 +57,7 @@ class SharedTable:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 if waiting is None:
-                    raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end")
+                    raise StudyError(f"{self.folder}: another run is using it ({holder})", "wait for it to end")
                 waiting(holder)
                 _flock(handle, fcntl.LOCK_EX)
             self._clear_up()

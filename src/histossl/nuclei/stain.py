@@ -131,7 +131,7 @@ def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
         return None
     if np.percentile(np.ptp(stained, axis=1), 95) < 0.02:
         raise SlideError(
-            "image", "is greyscale, so that hematoxylin cannot be told from eosin", "give the colour image"
+            "image", "is greyscale, so that hematoxylin and eosin cannot be distinguished", "give the colour image"
         )
     scale = float(np.percentile(stained, 99))
     if scale < 1.25 * np.percentile(stained, 1):

@@ -45,7 +45,7 @@ def slide_places(name: str, vectors: NDArray[np.float32]) -> tuple[NDArray, str]
         return xy, f"The first two principal components: {share:.0%} of the variance."
     from histossl.evaluate.search import directions
 
-    note = "Near slides are alike by the cosine of standardised features; far distances mean nothing."
+    note = "Near slides have similar features (cosine, standardised); large distances have no meaning."
     if name == "umap":
         from umap import UMAP  # type: ignore[import-not-found]
 
