@@ -1,1 +1,1 @@
-"""Runs stages over many slides: worker processes, clusters, claims, the journal."""
+"""Runs functions over many slides, in processes and on clusters: workers, claims, the journal, the shared table."""

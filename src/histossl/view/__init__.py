@@ -1,1 +1,1 @@
-"""A local web page that shows a study: a map of the cohort, each slide at all magnifications, and its overlays."""
+"""What people look at: a local web viewer of a study; `report` is one self-contained HTML page."""

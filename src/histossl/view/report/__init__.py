@@ -1,1 +1,1 @@
-"""The self-contained HTML report of a study."""
+"""The report of a study: one self-contained HTML page."""
