@@ -108,9 +108,9 @@ class Workers:
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """Run a function over items.
 
-        When a worker dies, all tasks in flight run again, the first of them alone: if it kills its worker again, it
-        gives `WorkerDied`. A task that takes longer than `timeout` gives `WorkerHung`, and the tasks in flight beside
-        it run again.
+        When a worker dies, the tasks in flight run again, one at a time: one that kills its worker again gives
+        `WorkerDied`. A task that takes longer than `timeout` gives `WorkerHung`, and the tasks in flight beside it run
+        again.
 
         Args:
             function: of one item; must be picklable.

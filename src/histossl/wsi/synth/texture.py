@@ -169,7 +169,7 @@ def textures(mpp: float) -> NDArray[np.int8]:
         mpp: µm per pixel.
 
     Returns:
-        (7, 1024, 1024) int8; 40 is one standard deviation, except in ANGLE, where it is one radian.
+        (7, 1024, 1024) int8; 40 is about one standard deviation, in ANGLE one radian, in CELLS a third of a spacing.
     """
     rng = np.random.default_rng(20)
     size = max(1.0, min(90 / mpp, N / 6))

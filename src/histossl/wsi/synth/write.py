@@ -64,7 +64,7 @@ def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32
 
     Returns:
         (height, width) int32 of ids that are unique on the slide, 0 = none, by pixel centres; and a table of the ids
-        in it: id, x, y (centre of the whole nucleus, level-0 pixels), type (of `NUCLEI`).
+        in it, ascending: id, x, y (centre of the whole nucleus, level-0 pixels), type (of `NUCLEI`).
 
     Raises:
         SettingsError: the region is not in whole pixels.
