@@ -137,7 +137,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     page = Page(tmp_path / "r.html")
     for heading in ("What failed", "What the vectors are worth", "Map of the slides", "Training", "Tissue and tiles"):
         assert heading not in page.text
-    assert "1 slides were looked at" in " ".join(page.text.split())
+    assert "1 slides were inspected" in " ".join(page.text.split())
     write_report(tmp_path / "r.html", ReportInput("none", pd.DataFrame({"slide_id": []}), training=pd.DataFrame()))
     assert not Page(tmp_path / "r.html").broken
 

@@ -16,7 +16,7 @@ from histossl.core.errors import StudyError
 from histossl.study.folder import Row, Study
 from histossl.view.reading import SlideRef
 
-_NEAREST = 8
+_NEAREST = 8  # similar slides that a page lists
 _HIDDEN = ("slide_id", "path", "error", "made")  # columns that cannot colour a map
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from histossl.wsi.synth.texture import World
 
-_TILE = 512
+_TILE = 512  # pixels, side of a tile of the TIFF
 _CORNERS = 24  # of a polygon
 _LONG_PX = 100_000_000  # slides of more pixels show their progress
 _T = TypeVar("_T")
