@@ -31,7 +31,7 @@ COMMANDS = {
     "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
     "features convert": ("histossl.core.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
     "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
-    "embed": ("histossl.cli.study_commands", "embed_command", "one vector a slide: embeddings.h5ad"),
+    "embed": ("histossl.cli.study_commands", "embed_command", "one vector per slide: embeddings.h5ad"),
     "probe": (
         "histossl.cli.evaluate_commands",
         "probe_vectors",
