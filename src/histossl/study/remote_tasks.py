@@ -113,8 +113,22 @@ def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
 @functools.lru_cache(maxsize=1)
 def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEncoder, ViewSettings]]:
     """Of one fingerprint: workers outlive the encoder that stands in a folder."""
-    where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
-    encoder = SlideEncoder.load(folder).to(where).eval()
+    trained = from_dict(PretrainSettings, trained_as(folder)["pretrain"])
+    return networks_of(SlideEncoder.load(folder), trained, device)
+
+
+def networks_of(
+    encoder: SlideEncoder, trained: PretrainSettings, device: str
+) -> list[tuple[str, SlideEncoder, ViewSettings]]:
+    """The encoder and its untrained twin on a device, each with its name and the views that it looks at.
+
+    Args:
+        encoder: of slides; moves to the device.
+        trained: how it was trained.
+        device: auto, cpu or cuda.
+    """
+    where = pick_device(device)
+    encoder = encoder.to(where).eval()
     untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
     # The strongest form of that rival: all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
