@@ -21,12 +21,14 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`.
+    """The inverse of `to_dict`; a class may give the former names of its fields as `FORMER_FIELDS`, old -> new.
 
     Raises:
         SettingsError: a key that `kind` does not have, or a missing one without default.
     """
     hints = typing.get_type_hints(kind)
+    renamed: dict[str, str] = getattr(kind, "FORMER_FIELDS", {})
+    values = {renamed.get(name, name): value for name, value in values.items()}
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
@@ -66,7 +68,10 @@ def number_of(name: str) -> int:
 
 
 def _plain(part: Any) -> Any:
-    return [type(part).__name__, to_dict(part)] if dataclasses.is_dataclass(part) else part
+    if not dataclasses.is_dataclass(part):
+        return part
+    # A class that was renamed keeps its former name here, so that what it made before still opens.
+    return [getattr(part, "FORMER_NAME", type(part).__name__), to_dict(part)]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
