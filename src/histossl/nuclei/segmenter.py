@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl.core.config import from_dict
 from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.nuclei.export import label_image
 from histossl.nuclei.instances import Nuclei
@@ -65,21 +66,25 @@ class NucleiSegmenter:
     def __repr__(self) -> str:
         return f"NucleiSegmenter({'not trained yet' if self.method is None else self.method.name})"
 
-    def fit(self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None) -> NucleiSegmenter:
+    def fit(
+        self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None, **settings: Any
+    ) -> NucleiSegmenter:
         """Learn on pictures, without labels: the ones to be segmented, best of all.
 
         Args:
             images: of any sizes.
             mpp: µm per pixel of all, or of each. Files and open slides know theirs; arrays need it.
+            **settings: of `SelfTrainingSettings`, such as `steps=400`, in place of those in `learning`.
 
         Returns:
             This segmenter.
 
         Raises:
             SlideError: an image is not one, cannot be read, or its mpp is not known.
-            SettingsError: there is not one mpp for each image.
+            SettingsError: there is not one mpp for each image; an unknown setting or one out of range.
             TrainingError: in none of them is there a sure nucleus.
         """
+        learning = from_dict(SelfTrainingSettings, vars(self.learning) | settings)
         each = list(mpp) if isinstance(mpp, Sequence | np.ndarray) else [mpp] * len(images)
         if len(each) != len(images):
             raise SettingsError(f"{len(each)} mpp for {len(images)} images", "give one, or one for each")
@@ -88,7 +93,7 @@ class NucleiSegmenter:
             with _opened(image, m, f"image {k}") as slide:
                 known.append(survey(slide, SelfTraining.mpp, self.running))
         with tempfile.TemporaryDirectory() as logs:
-            self.method = learn(samples(known, self.learning.seed), self.learning, Path(logs), self.device)
+            self.method = learn(samples(known, learning.seed), learning, Path(logs), self.device)
         return self
 
     def segment(self, image: Picture, mpp: float | None = None) -> Nuclei:

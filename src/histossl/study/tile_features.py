@@ -196,6 +196,9 @@ def read_features(source: str | Path | Study | Mapping[str, TileFeatures]) -> Co
         source: a study, the `out` of `encode`, a folder of files or one file, a slide each: ours, TRIDENT's, CLAM's or
             STAMP's; or slide_id -> `TileFeatures`, arrays in memory.
 
+    Returns:
+        The features by slide_id.
+
     Raises:
         FileFormatError: there are no features, or a file is damaged.
     """

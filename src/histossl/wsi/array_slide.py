@@ -37,6 +37,10 @@ def picture_slide(image: NDArray[Any], mpp: float, name: str = "image") -> Slide
     Args:
         image: (H, W, 3) or (H, W, 4, laid on white) of uint8, uint16 (full range) or floats in [0, 1].
         mpp: µm per pixel.
+        name: for messages and titles.
+
+    Returns:
+        A slide of one level.
 
     Raises:
         SlideError: of another shape or kind, or an mpp out of range.

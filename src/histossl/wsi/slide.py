@@ -212,6 +212,9 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
         mpp: µm per level-0 pixel; goes before whatever the file says.
         mpp_default: taken only where the file carries none.
 
+    Returns:
+        The open slide; close it, or use it in a `with`.
+
     Raises:
         SlideError: there is no such file, none of the readers takes it, it carries no mpp and none is given, or its mpp
             (or the one given for it) lies outside of MPP_RANGE.
@@ -252,6 +255,12 @@ def find_slides(folder: str | Path) -> list[Path]:
 
     By extension, in upper or lower case; hidden files are none (macOS leaves such beside the true ones), a DICOM series
     counts once, and the JPEGs beside a .vms are that slide's own.
+
+    Args:
+        folder: to search.
+
+    Returns:
+        The paths of the slides.
 
     Raises:
         SettingsError: there is no such folder.

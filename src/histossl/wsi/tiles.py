@@ -122,6 +122,11 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
     reaches beyond it (and reads white there): a field must not vanish for being small. The part that is tissue is
     that of the tile's area on the slide, counted exactly, fractions of the mask's pixels included.
 
+    Args:
+        slide: whose tiles are wanted.
+        mask: its tissue, from `find_tissue`.
+        spec: what tiles are cut.
+
     Returns:
         The grid, in the order of (row, column); empty where there is no tissue.
     """

@@ -93,6 +93,10 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
     alike, red ink green and blue alike.
 
+    Args:
+        slide: to look at.
+        settings: how tissue is told from glass; None takes the defaults.
+
     Returns:
         The mask; all False on an empty slide, be it white, grey or black.
 
