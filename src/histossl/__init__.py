@@ -64,7 +64,7 @@ _MODULES = {
     "HistosslError": "core.errors",
 }
 
-__all__ = [*_MODULES]
+__all__ = [*_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -99,7 +99,7 @@ def search(
     groups = np.array([known.get(name) or f"slide {name}" for name in ids], dtype=object)
     hits = nearest(next(iter(source.vectors.values())), groups, int(row), top)
     found = [(ids[hit.row], known.get(ids[hit.row], ""), hit.similarity) for hit in hits]
-    return pd.DataFrame(found, columns=["slide_id", "patient_id", "similarity"])
+    return pd.DataFrame(found, columns=pd.Index(["slide_id", "patient_id", "similarity"]))
 
 
 @names_arguments
@@ -144,9 +144,10 @@ def read_embeddings(path: str | Path) -> AnnData:
     if file.suffix == ".h5ad":
         return read_h5ad(file)
     columns = {"patient_id": source.patients, "site": source.sites}
-    obs = pd.DataFrame({n: [of.get(s, "") for s in source.ids] for n, of in columns.items() if of}, index=source.ids)
+    told = {name: [of.get(slide, "") for slide in source.ids] for name, of in columns.items() if of}
     (_, first), *others = source.vectors.items()
-    return AnnData(X=first, obs=obs, obsm={name.replace(" ", "_"): values for name, values in others})
+    further: dict[str, Any] = {name.replace(" ", "_"): values for name, values in others}
+    return AnnData(X=first, obs=pd.DataFrame(told, index=pd.Index(source.ids)), obsm=further)
 
 
 def slide_vectors(vectors: Vectors) -> Source:

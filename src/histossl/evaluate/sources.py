@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -188,7 +189,7 @@ def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
     try:
         with h5py.File(path, "r") as file:
-            found = next((file[name] for name in ("features", "feats") if name in file), None)
+            found: Any = next((file[name] for name in ("features", "feats") if name in file), None)
             if not isinstance(found, h5py.Dataset):
                 raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
             values = np.asarray(found[:], np.float32)
