@@ -118,6 +118,7 @@ def write_page(notebook: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Do what the command line asks for."""
     notebook = read()
     if "--page" not in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):

@@ -12,7 +12,8 @@ def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
     """One line a target: the first method's score with all labels, beside the best of the others.
 
     Args:
-        classes, numbers: `table` and `numbers` of a `ProbeResult`.
+        classes: `table` of a `ProbeResult`.
+        numbers: `numbers` of it.
     """
     lines = []
     for table, (score, title) in zip((classes, numbers), SCORES, strict=True):

@@ -168,8 +168,14 @@ def pretrain_tiles(
     """Train a tile encoder on slides, without labels and without a download.
 
     Args:
-        slides, tile, tissue, mpp, mpp_default, workers, device: as of `encode`.
+        slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
+        tile: how tiles are laid.
         out: a folder for the encoder, which `load_encoder` reads back; None writes no file.
+        tissue: how tissue is found.
+        mpp: µm per level-0 pixel of all slides; goes before what the files say.
+        mpp_default: taken only for files that carry none.
+        workers: processes that read slides; 0 reads in a thread of this process.
+        device: auto, cpu or cuda.
         **settings: of `TileTrainSettings`, such as `method="moco"`.
 
     Returns:
