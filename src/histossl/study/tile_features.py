@@ -137,11 +137,9 @@ def encode(
         cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers)
         if encoder == "self":
             encoder = _trained(cut, TileTrainSettings(), folder / "tile-encoder", readers, device)
-        start = folder / "fourth-stage.safetensors"
+        start = None
         if not isinstance(encoder, TileEncoder):
-            if weights := fourth_stage(str(encoder)):
-                with atomic.whole(start) as part:
-                    part.write_bytes(save(weights))
+            start = _start_of(str(encoder), folder / "fourth-stage.safetensors")
             encoder = load_encoder(encoder, chosen.seed, device, chosen.precision)
         failed |= _encode(cut, folder, encoder, chosen, readers)
     kept = [source for source in cut if source.slide_id not in failed]
@@ -149,7 +147,7 @@ def encode(
     made_with = {"inspect": to_dict(InspectSettings(tissue, tile))}
     made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
-    return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start if start.exists() else None, keeps)
+    return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
 
 
 @names_arguments
@@ -311,6 +309,17 @@ def _trained(
 ) -> Path:
     train_tile_encoder(cut, settings, out, out.parent / "logs" / out.name, readers, device)
     return out
+
+
+def _start_of(encoder: str, path: Path) -> Path | None:
+    """The weights that a slide encoder may begin with, written to `path`; None where the tile encoder has none."""
+    weights = fourth_stage(encoder)
+    if not weights:
+        path.unlink(missing_ok=True)
+        return None
+    with atomic.whole(path) as part:
+        part.write_bytes(save(weights))
+    return path
 
 
 def _encode(
