@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # type checkers take it for true by its name; to import typing would take most of the time
 if TYPE_CHECKING:
+    from typing import Any
+
     from histossl.core.errors import HistosslError as HistosslError
     from histossl.core.interchange import TileFeatures as TileFeatures
     from histossl.encoders.tile_encoder import load_encoder as load_encoder
