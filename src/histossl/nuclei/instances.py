@@ -6,6 +6,7 @@ This module does not import torch: worker processes use it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -17,6 +18,10 @@ from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 _STEPS = 13  # number of thresholds on the depth
 
@@ -167,6 +172,30 @@ class Nuclei:
             return np.zeros(0, object)
         rows = np.repeat(np.arange(len(self)), np.diff(self.start))
         return np.asarray(shapely.polygons(shapely.linearrings(self.points.astype(np.float64), indices=rows)))
+
+    def __repr__(self) -> str:
+        area = f", median area {np.median(self.measures[:, 2]):.0f} µm²" if self.measures[:, 2].any() else ""
+        return f"Nuclei({len(self)} outlines{area})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a nucleus: `MEASURES`, and `geometry`, its polygon; a GeoDataFrame where geopandas is installed."""
+        from histossl.nuclei.frames import frame_of
+
+        return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))
+
+    def plot(self, ax: Axes | None = None, values: NDArray | str | None = None, colour: str | None = None) -> Axes:
+        """Draw the outlines on matplotlib axes in level-0 pixels, such as those of `Slide.plot`.
+
+        Args:
+            ax: axes to draw on; None makes new ones.
+            values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
+            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+        """
+        from histossl.wsi.plot import draw_polygons
+
+        values = self.measures[:, MEASURES.index(values)] if isinstance(values, str) else values
+        colour = colour or ("gold" if values is None else "viridis")
+        return draw_polygons(np.split(self.points, self.start[1:-1]) if len(self) else [], values, colour, ax)
 
 
 MEASURES = (

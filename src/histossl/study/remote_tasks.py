@@ -161,12 +161,23 @@ def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
 
 @functools.lru_cache(maxsize=1)
 def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEncoder, ViewSettings]]:
-    """(name, network, views) of the slide encoder and the untrained baseline.
+    """The networks of one fingerprint: a worker may live longer than the encoder in a folder."""
+    trained = from_dict(PretrainSettings, trained_as(folder)["pretrain"])
+    return networks_of(SlideEncoder.load(folder), trained, device)
 
-    `made` is part of the cache's key: a worker may live longer than the encoder in a folder.
+
+def networks_of(
+    encoder: SlideEncoder, trained: PretrainSettings, device: str
+) -> list[tuple[str, SlideEncoder, ViewSettings]]:
+    """The encoder and its untrained twin on a device, each with its name and the views that it looks at.
+
+    Args:
+        encoder: of slides; moves to the device.
+        trained: how it was trained.
+        device: auto, cpu or cuda.
     """
-    where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
-    encoder = SlideEncoder.load(folder).to(where).eval()
+    where = pick_device(device)
+    encoder = encoder.to(where).eval()
     untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
     # The untrained baseline scores best on all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)

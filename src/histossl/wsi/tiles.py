@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
 from histossl.wsi.slide import Slide
 from histossl.wsi.tissue import TissueMask
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +79,33 @@ class TileGrid:
     def __len__(self) -> int:
         return len(self.xy)
 
+    def __repr__(self) -> str:
+        return (
+            f"TileGrid({len(self)} tiles of {self.spec.px} px at mpp {self.spec.mpp:g}, "
+            f"slide of {self.size.width} x {self.size.height} at mpp {self.mpp:g})"
+        )
+
+    def plot(self, ax: Axes | None = None, values: NDArray | None = None, colour: str | None = None) -> Axes:
+        """Draw the tiles: their frames, or filled by a value each.
+
+        Args:
+            ax: matplotlib axes in level-0 pixels, such as those of `Slide.plot`; None makes new ones.
+            values: (N,) numbers that colour the tiles, or None for frames.
+            colour: of the frames, or the colour map of the values; None takes blue, or "viridis".
+
+        Returns:
+            The axes.
+
+        Raises:
+            SettingsError: there is not one value for each tile.
+        """
+        from histossl.wsi.plot import draw_squares
+
+        if values is not None and np.shape(values) != (len(self),):
+            raise SettingsError(f"values of shape {np.shape(values)} for {len(self)} tiles", "give one for each tile")
+        colour = colour or ("tab:blue" if values is None else "viridis")
+        return draw_squares(self.xy, self.extent, self.size, values, colour, ax)
+
     def region(self, k: int) -> Region:
         """The region of a tile.
 
@@ -102,6 +133,11 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
         slide: the slide.
         mask: its tissue.
         spec: size, resolution and least tissue of the tiles.
+
+    Args:
+        slide: whose tiles are wanted.
+        mask: its tissue, from `find_tissue`.
+        spec: what tiles are cut.
 
     Returns:
         The grid, in the order of (row, column); empty where there is no tissue.
