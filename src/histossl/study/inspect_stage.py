@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from histossl.core.console import progress_bar, say
-from histossl.core.errors import HistosslError, StudyError
+from histossl.core.errors import HistosslError, SlideError, StudyError
 from histossl.core.names import folded
 from histossl.core.tables import number
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
@@ -18,7 +18,7 @@ from histossl.execution.workers import Executor
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
-from histossl.wsi.content import chosen_picture
+from histossl.wsi.content import chosen_picture, content_of
 from histossl.wsi.folders import Found, is_ours, lies_in, look_for_slides
 from histossl.wsi.mpp import jumps
 from histossl.wsi.slide import slide_state
@@ -166,11 +166,20 @@ def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executo
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)))
+                    known = {"content": job.content or _content(job.path)}  # known again once it is put right
+                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)) | known)
                 else:
                     found = {name: str(value) for name, value in vars(answer).items()}
                     shift.finish(job.slide_id, found | {"status": "inspected", "error": ""})
                 bar.advance(1 + len(shift.listen()))
+
+
+def _content(path: Path) -> str:
+    """The fingerprint of a file, "" of one that cannot be read."""
+    try:
+        return content_of(path)
+    except SlideError:
+        return ""
 
 
 def _number(text: str) -> tuple[float | None, bool]:
