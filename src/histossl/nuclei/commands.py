@@ -6,6 +6,7 @@ What needs torch is imported when a command runs.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import time
@@ -23,12 +24,12 @@ from histossl.cohort import reason
 from histossl.config import fingerprint
 from histossl.console import console, progress_bar, say
 from histossl.errors import LabelError, SettingsError, SlideError, TrainingError
-from histossl.nuclei import export
+from histossl.nuclei import export, strata
 from histossl.nuclei.instances import Nuclei, joined
-from histossl.nuclei.lessons import ContrastSettings
+from histossl.nuclei.lessons import AdaptSettings, ContrastSettings
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
-from histossl.nuclei.predict import SegmentSettings, SurveyTask, survey_there
+from histossl.nuclei.predict import SegmentSettings, Survey, SurveyTask, survey_there
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.roll import Roll
 from histossl.scale import Workers
@@ -72,9 +73,11 @@ def segment(
     inputs: list[Path],
     *,
     out: Path,
-    model: str = "self",
+    model: str = "general",
+    adapt: bool = False,
     mpp_default: float | None = None,
     contrast: ContrastSettings = ContrastSettings(),
+    adapting: AdaptSettings = AdaptSettings(),
     running: SegmentSettings = SegmentSettings(),
     write: ExportSettings = ExportSettings(),
     workers: int | None = None,
@@ -88,10 +91,13 @@ def segment(
     Args:
         inputs: images, slides, or folders of them.
         out: the folder of what is found; a run that was killed goes on in it.
-        model: self (learn on the inputs first, then segment them), prior (no learning), or a folder that
-            `nuclei train` wrote.
+        model: general (the model that comes with the package), self (learn on the inputs first, then segment them),
+            prior (a threshold, no learning), or a folder that `nuclei train` wrote.
+        adapt: train on from the model on the inputs first, and take the result where it is judged better, without
+            labels; else the model stands.
         mpp_default: µm per pixel of images that carry none.
         contrast: how `self` learns.
+        adapting: how `adapt` does.
         running: how slides are gone over.
         write: which files are written.
         workers: processes that read slides, and part and outline nuclei.
@@ -106,13 +112,17 @@ def segment(
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     roll = Roll(out, "nuclei.csv", COLUMNS)
-    if model == "self":
+    if adapt and model in ("self", "prior"):
+        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
+    if adapt or model == "self":
         # One run learns, the others wait for its model.
         with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
-            method = _learned_here(files, roll.folder, mpp_default, contrast, device, readers)
+            if adapt:
+                method = _adapted_here(files, roll.folder, mpp_default, _named(model, device), adapting, readers)
+            else:
+                method = _learned_here(files, roll.folder, mpp_default, contrast, device, readers)
     else:
-        folder = Path(model).absolute() if Path(model).exists() else model
-        method = MethodName(str(folder), device, fingerprint(model, _model_state(model)))
+        method = _named(model, device)
     built(method)  # a model that cannot be read is told before any slide is
     with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
         jobs = [
@@ -125,7 +135,16 @@ def segment(
     return 1 if failed else 0
 
 
-def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0) -> int:
+def score(
+    prediction: Path,
+    truth: Path,
+    out: Path | None = None,
+    seed: int = 0,
+    *,
+    by: str = "",
+    images: Path | None = None,
+    mpp: float = 0.25,
+) -> int:
     """Dice, AJI, PQ, F1, precision and recall of nuclei against ground truth, with bootstrap intervals.
 
     Args:
@@ -133,10 +152,19 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
         truth: the same, with the same names; label images (TIFF or PNG of integers) or GeoJSON in pixels.
         out: a CSV, a row an image.
         seed: of the bootstrap.
+        by: also the recall of nuclei in groups: area, darkness, or both as area,darkness.
+        images: for the darkness: the image, or the folder of images, that the labels are of, with the same names.
+        mpp: for the area: µm per pixel of the labels.
     """
+    kinds = strata.kinds_of(by, images)
     scores: dict[str, Scores] = {}
+    found: list[strata.Found] = []
     for name, a, b in _pairs(prediction, truth):
-        scores[name] = score_labels(*_read_pair(a, b))
+        pair = _read_pair(a, b)
+        scores[name] = score_labels(*pair)
+        if kinds:
+            density = strata.density_of(images, b, name) if images else None
+            found.append(strata.found_nuclei(*pair, mpp, density))
     table = Table(box=None, header_style="bold")
     for column in ("image", *METRICS):
         table.add_column(column, justify="left" if column == "image" else "right")
@@ -146,12 +174,25 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
     table.add_row("mean", *(f"{means[m].mean:.3f}" for m in METRICS), style="bold")
     table.add_row("95 %", *(f"{means[m].low:.3f}-{means[m].high:.3f}" for m in METRICS))
     console.print(table)
+    for kind in kinds:
+        console.print(_groups_table(strata.grouped(found, kind), kind))
     if out is not None:
         with store.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("image", *METRICS))
             writer.writerows((store.cell(name), *astuple(one)) for name, one in scores.items())
     return 0
+
+
+def _groups_table(groups: list[strata.Group], kind: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    unit = "area, µm²" if kind == "area" else "darkness / median"
+    for column in (unit, "nuclei", "recall", "missed"):
+        table.add_column(column, justify="right")
+    for group in groups:
+        name = f"{group.low:g} to {group.high:g}" if np.isfinite(group.high) else f"from {group.low:g}"
+        table.add_row(name, str(group.nuclei), f"{group.recall:.3f}", f"{group.missed:.3f}")
+    return table
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
@@ -176,7 +217,22 @@ def _learn(
     from histossl.nuclei.segmenter import samples
 
     published = PaperSettings(seed=settings.seed)
-    mpp = published.mpp if method == "paper" else Contrast.mpp
+    known, failed = _surveyed(files, mpp_default, published.mpp if method == "paper" else Contrast.mpp, readers)
+    start = time.monotonic()
+    logs = folder.parent / f".{folder.name}-training"
+    taught = samples(known, settings.seed)
+    if method == "paper":
+        model = learn_paper([field for sample in taught for field in sample.fields], published, logs, device)
+    else:
+        model = learn(taught, settings, logs, device)
+    say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
+    return model, failed
+
+
+def _surveyed(
+    files: list[Path], mpp_default: float | None, mpp: float, readers: Workers
+) -> tuple[list[Survey], int]:
+    """What is known about the inputs that can be read, and how many cannot."""
     known, failed = [], 0
     tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
     with progress_bar("looking", len(files)) as bar:
@@ -187,15 +243,45 @@ def _learn(
             else:
                 known.append(answer)
             bar.advance(1)
-    start = time.monotonic()
-    logs = folder.parent / f".{folder.name}-training"
-    taught = samples(known, settings.seed)
-    if method == "paper":
-        model = learn_paper([field for sample in taught for field in sample.fields], published, logs, device)
-    else:
-        model = learn(taught, settings, logs, device)
-    say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
-    return model, failed
+    return known, failed
+
+
+def _adapted_here(
+    files: list[Path],
+    out: Path,
+    mpp_default: float | None,
+    method: MethodName,
+    settings: AdaptSettings,
+    readers: Workers,
+) -> MethodName:
+    """The model adapted to these inputs, where that helps, in out/model; else the method that it began with."""
+    from histossl.nuclei.adapt import adapt
+    from histossl.nuclei.contrast import Contrast
+    from histossl.nuclei.segmenter import samples
+
+    teacher = built(method)
+    if not isinstance(teacher, Contrast):
+        raise SettingsError(f"{method.name}: such a model cannot be adapted", "take general, or leave out --adapt")
+    states = [(str(file.resolve()), _state(file)) for file in files]
+    key = fingerprint(states, mpp_default, settings, method.key)
+    folder = out / "model"
+    made = folder / "inputs.json"
+    if not (made.exists() and json.loads(made.read_text("utf-8")) == key):
+        known, _ = _surveyed(files, mpp_default, Contrast.mpp, readers)
+        start = time.monotonic()
+        try:
+            result = adapt(samples(known, settings.seed), teacher, settings, out / ".model-training", method.device)
+        except TrainingError as error:
+            say(f"{error.what}: {method.name} stands as it is", "yellow")
+            return method
+        told = f"(sure nuclei found {result.before.sure:.3f} before, {result.after.sure:.3f} after; found again in "
+        told += f"another stain {result.before.steady:.3f} before, {result.after.steady:.3f} after)"
+        what = "adapting helped" if result.helped else f"adapting did not help, {method.name} stands as it is"
+        say(f"{what} {told}, {time.monotonic() - start:.0f} s")
+        result.model.save(folder)
+        with store.whole(made) as part:
+            part.write_text(json.dumps(key), "utf-8")
+    return MethodName(str(folder), method.device, key)
 
 
 def _learned_here(
@@ -237,6 +323,19 @@ def _waiting(holder: str) -> None:
 
 def _waiting_for_model() -> None:
     say("waiting for another run that learns the model", "yellow")
+
+
+def _named(model: str, device: str) -> MethodName:
+    """The method of a name, which goes before a folder that is called the same, or of a model's folder."""
+    if model == "prior":
+        return MethodName(model, device, fingerprint(model))
+    if model == "general":
+        from histossl.nuclei.segmenter import GENERAL
+
+        weights = (GENERAL / "model.safetensors").read_bytes()
+        return MethodName(model, device, fingerprint(model, hashlib.sha256(weights).hexdigest()))
+    folder = Path(model).absolute() if Path(model).exists() else model
+    return MethodName(str(folder), device, fingerprint(model, _model_state(model)))
 
 
 def _model_state(model: str) -> list[object]:

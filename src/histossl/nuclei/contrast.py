@@ -11,7 +11,7 @@ docs/nuclei.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from histossl.config import fingerprint, from_dict
 from histossl.encoders.zoo import pick_device, pick_dtype
 from histossl.errors import FileFormatError, SettingsError, TrainingError
-from histossl.nuclei.lessons import MPP, ContrastSettings, crowd, make_lessons, targets
+from histossl.nuclei.agreement import agreed
+from histossl.nuclei.lessons import MPP, ContrastSettings, Lesson, LessonSettings, crowd, make_lessons, paled, targets
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.stain import Stains, optical_density
 from histossl.train import Schedule, end_of_training, fit
@@ -91,7 +92,7 @@ class Contrast:
         config, weights = read_model(folder)
         try:
             settings = from_dict(ContrastSettings, config["settings"])
-            network = NucleusNet()
+            network = NucleusNet(settings.widths)
             network.load_state_dict(weights)
         except (KeyError, SettingsError, RuntimeError) as error:
             raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
@@ -106,7 +107,13 @@ class Sample:
     stains: Stains
 
 
-def learn(samples: Sequence[Sample], settings: ContrastSettings, logs: Path, device: str = "auto") -> Contrast:
+def learn(
+    samples: Sequence[Sample],
+    settings: ContrastSettings,
+    logs: Path,
+    device: str = "auto",
+    teacher: Contrast | None = None,
+) -> Contrast:
     """Train a network on unlabelled fields of slides.
 
     Args:
@@ -114,13 +121,20 @@ def learn(samples: Sequence[Sample], settings: ContrastSettings, logs: Path, dev
         settings: how.
         logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
         device: auto, cpu or cuda.
+        teacher: a trained model: training begins at its weights, and what is learned from is what it and hematoxylin
+            agree on (`agreement.py`). Its widths go before those of `settings`.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.
     """
     where = pick_device(device)
-    task = ContrastTask(NucleusNet(seed=settings.seed))
-    batches = Batches(samples, settings)
+    if teacher is not None:
+        settings = replace(settings, widths=teacher.settings.widths)
+    network = NucleusNet(settings.widths, settings.seed)
+    if teacher is not None:
+        network.load_state_dict(teacher.network.state_dict())
+    task = ContrastTask(network)
+    batches = Batches(samples, settings, teacher)
     key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
     schedule = Schedule(settings.steps, settings.rate, max(1, settings.steps // 10), settings.weight_decay, 50)
     precision = "bfloat16" if pick_dtype(settings.precision, where) == torch.bfloat16 else "float32"
@@ -155,19 +169,21 @@ class Batches:
     Args:
         samples: a slide each.
         settings: of training.
+        teacher: a trained model that has a say in what is sure.
     """
 
-    def __init__(self, samples: Sequence[Sample], settings: ContrastSettings) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], settings: ContrastSettings, teacher: Contrast | None = None
+    ) -> None:
         self.settings = settings
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
-            for lesson in make_lessons(sample.fields, sample.stains, MPP, settings.lessons):
-                copies = [lesson]
-                if len(lesson.quality) > 1 and settings.lessons.pasted:
-                    square = lesson.labels.size * MPP**2 / 1e6
-                    copies.append(crowd(lesson, round(settings.lessons.pasted * square), rng))
-                for copy in copies:
+            lessons = make_lessons(sample.fields, sample.stains, MPP, settings.lessons)
+            for lesson, field in zip(lessons, sample.fields, strict=True):
+                if teacher is not None:
+                    lesson = agreed(lesson, teacher.confidence(field, sample.stains), settings.agreement)
+                for copy in _copies(lesson, settings.lessons, rng):
                     known = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.lessons)])
                     self.fields.append(torch.from_numpy(known).half())
         if not any(bool((field[3] > 0).any()) for field in self.fields):
@@ -211,6 +227,17 @@ class Batches:
         return F.grid_sample(window, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def _copies(lesson: Lesson, settings: LessonSettings, rng: np.random.Generator) -> list[Lesson]:
+    """The lesson, a crowded copy of it and a paled one of that."""
+    copies = [lesson]
+    if len(lesson.quality) > 1 and settings.pasted:
+        square = lesson.labels.size * MPP**2 / 1e6
+        copies.append(crowd(lesson, round(settings.pasted * square), rng))
+    if len(lesson.quality) > 1 and settings.paled:
+        copies.append(paled(copies[-1], rng))
+    return copies
+
+
 def _restained(density: Tensor, settings: ContrastSettings, rng: np.random.Generator) -> Tensor:
     """Every crop under a stain of its own: channels mixed, scaled and shifted, then noise."""
     count = len(density)
@@ -221,4 +248,6 @@ def _restained(density: Tensor, settings: ContrastSettings, rng: np.random.Gener
     mix = torch.eye(3) + normal(count, 3, 3) * settings.stain * 0.35
     stained = torch.einsum("bij,bjhw->bihw", mix, density)
     stained = stained * (1 + normal(count, 3, 1, 1) * settings.stain) + normal(count, 3, 1, 1) * settings.stain * 0.15
+    if settings.strength:
+        stained = stained * (normal(count, 1, 1, 1) * settings.strength).exp()
     return stained + normal(*density.shape) * settings.noise

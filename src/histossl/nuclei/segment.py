@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from histossl.cluster import Cluster
 from histossl.cohort import failure, give_up_on_disk, reason
 from histossl.config import fingerprint
@@ -16,6 +18,7 @@ from histossl.errors import SettingsError, SlideError
 from histossl.ledger import Ledger, Shift
 from histossl.nuclei import export
 from histossl.nuclei.instances import joined
+from histossl.nuclei.maps import density_map, write_density, write_sheet
 from histossl.nuclei.predict import (
     Method,
     Parts,
@@ -26,6 +29,7 @@ from histossl.nuclei.predict import (
     segment_rows,
     survey_there,
 )
+from histossl.nuclei.usual import doubt_about_mpp, usual_size
 from histossl.roll import Roll, Row
 from histossl.scale import Here, OneByOne, Place, Workers, result_of
 from histossl.slide import open_slide, slide_state
@@ -41,12 +45,18 @@ class ExportSettings:
     Attributes:
         gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
         parquet: GeoParquet, a row a nucleus.
+        h5ad: AnnData, a row a nucleus with its measures.
+        density: nuclei per mm² of tissue in squares of 100 µm, as a TIFF.
+        sheet: a picture of 48 random nuclei with their outlines, for checking.
         zarr: OME-Zarr labels.
         labels: a label image (int32 TIFF) for plain pictures.
     """
 
     gzip: bool = False
     parquet: bool = False
+    h5ad: bool = False
+    density: bool = False
+    sheet: bool = False
     zarr: bool = False
     labels: bool = True
 
@@ -142,6 +152,8 @@ def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
         raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
     count = _write(job, known, parts)
     result_of(place, _write_overlay, (job, known.mpp, parts))
+    if doubt := doubt_about_mpp(usual_size(parts), known.mpp):
+        say(f"{job.path.name}: {doubt}", "yellow")
     parts.remove()
     square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
     seconds = time.monotonic() - start
@@ -154,8 +166,12 @@ def _write(job: SegmentJob, known: Survey, parts: Parts) -> int:
     count = export.write_geojson(job.geojson, parts, known.mpp)
     if write.parquet:
         export.write_parquet(job.file(".parquet"), parts, known.mpp)
-    if write.zarr or (write.labels and picture):
+    if write.density:
+        write_density(job.file("-density.tif"), density_map(parts, known.mask, known.mpp))
+    if write.zarr or write.h5ad or (write.labels and picture):
         everything = joined(list(parts))
+        if write.h5ad:
+            export.write_anndata(job.file(".h5ad"), everything, known.mpp, job.slide_id)
         if write.zarr:
             export.write_zarr(job.file(".zarr"), everything, known.mask.size, known.mpp)
         if write.labels and picture:
@@ -167,6 +183,9 @@ def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
     job, mpp, parts = task
     with open_slide(job.path, mpp) as slide:
         export.write_overlay(job.overlay, slide, parts)
+        if job.write.sheet:
+            rng = np.random.default_rng(job.running.seed)
+            write_sheet(job.file("-sheet.jpg"), slide, joined(list(parts)), rng)
 
 
 def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:

@@ -26,12 +26,16 @@ log = logging.getLogger(__name__)
 FIELDS = 96
 """About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
 
+GENERAL = Path(__file__).parent / "general"
+"""The model that comes with the package: weights, settings and the model card."""
+
 
 class NucleiSegmenter:
-    """Finds nuclei in pictures, after learning on unlabelled ones.
+    """Finds nuclei in pictures: with the model `general` that comes with the package, or after learning on unlabelled
+    pictures.
 
     Example:
-        `labels = NucleiSegmenter().fit([image], mpp=0.25).predict(image, mpp=0.25)`
+        `labels = NucleiSegmenter().predict(image, mpp=0.25)`
 
     Args:
         learning: how the default method learns.
@@ -98,7 +102,7 @@ class NucleiSegmenter:
     def load(
         cls, model: str | Path, running: SegmentSettings = SegmentSettings(), device: str = "auto"
     ) -> NucleiSegmenter:
-        """A segmenter that needs no `fit`: "prior", or the folder of a trained model."""
+        """A segmenter that needs no `fit`: "general", "prior", or the folder of a trained model."""
         segmenter = cls(running=running, device=device)
         segmenter.method = load_method(str(model), device)
         return segmenter
@@ -108,16 +112,20 @@ class NucleiSegmenter:
 
     def _fitted(self) -> Method:
         if self.method is None:
-            raise SettingsError("this segmenter has not learned yet", "call fit, or take NucleiSegmenter.load")
+            self.method = load_method("general", self.device)
         return self.method
 
 
 def load_method(model: str, device: str = "auto") -> Method:
-    """The training-free `prior`, or a trained model from its folder."""
+    """The model `general` of the package, the training-free `prior`, or a trained model from its folder.
+
+    A name goes before a folder of that name, which is meant by ./general or ./prior.
+    """
     if model == "prior":
         return Prior()
-    config, _ = read_model(Path(model))
-    return (Paper if config.get("method") == Paper.name else Contrast).load(Path(model), device)
+    folder = GENERAL if model == "general" else Path(model)
+    config, _ = read_model(folder)
+    return (Paper if config.get("method") == Paper.name else Contrast).load(folder, device)
 
 
 def samples(known: Iterable[Survey], seed: int) -> list[Sample]:
@@ -126,7 +134,7 @@ def samples(known: Iterable[Survey], seed: int) -> list[Sample]:
     Raises:
         TrainingError: no slide shows hematoxylin.
     """
-    usable = [k for k in known if k.stains is not None]
+    usable = [k for k in known if k.stains is not None and k.stains.has_hematoxylin]
     if not usable:
         raise TrainingError("none of the images shows hematoxylin", "nuclei cannot be learned from them")
     if len(usable) > FIELDS:

@@ -1,0 +1,117 @@
+"""Learns the model `general` that comes with the package, from public tissue and without any label.
+
+python benchmarks/learn_general.py DATA --out FOLDER [--seed 0] [--steps 800] [--again 400] [--mpp 0.2]
+python benchmarks/learn_general.py DATA --estimate
+
+DATA holds nuclei/nuinsseg/*.jpg (NuInsSeg, CC BY 4.0), cohort/lymphoma/slides/*.jpg (one field a patient is taken) and
+slides/CMU-1-Small-Region.svs (OpenSlide's test data, CC0). `--again 0` leaves out the second round, in which the trained
+network has a say in what is learned from. `--estimate` prints the mpp of NuInsSeg, which states none: at the right one
+the usual nucleus of the median image has 40 µm², as that of a cell with a nucleus of 7 µm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from histossl.nuclei.contrast import Contrast, Sample, learn
+from histossl.nuclei.lessons import MPP, ContrastSettings, LessonSettings, usual_area
+from histossl.nuclei.predict import picture_slide, survey
+from histossl.slide import open_slide
+
+USUAL = 40.0  # µm²
+SIDE = 256  # pixels, of the middle of a lymphoma field
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture as (H, W, 3) uint8."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def organs(data: Path, mpp: float) -> list[Sample]:
+    """NuInsSeg, an image a sample; those without clear hematoxylin are left out."""
+    files = sorted((data / "nuclei" / "nuinsseg").glob("*.jpg"), key=lambda path: int(path.stem))
+    known = [survey(picture_slide(read(path), mpp, path.name), MPP) for path in files]
+    return [Sample(k.fields, k.stains) for k in known if k.stains is not None and k.stains.has_hematoxylin]
+
+
+def lymphoma(data: Path) -> list[Sample]:
+    """The middle of the first field of each patient, 20x; the stains are the whole field's."""
+    first: dict[str, Path] = {}
+    for path in sorted((data / "cohort" / "lymphoma" / "slides").glob("*.jpg")):
+        first.setdefault(path.stem.rpartition("_")[0], path)
+    found = []
+    for path in first.values():
+        picture = read(path)
+        known = survey(picture_slide(picture, MPP, path.name), MPP)
+        if known.stains is not None and known.stains.has_hematoxylin:
+            top, left = ((n - SIDE) // 2 for n in picture.shape[:2])
+            found.append(Sample([picture[top : top + SIDE, left : left + SIDE]], known.stains))
+    return found
+
+
+def slide(data: Path) -> list[Sample]:
+    """OpenSlide's CMU-1-Small-Region, 24 fields."""
+    with open_slide(data / "slides" / "CMU-1-Small-Region.svs") as opened:
+        known = survey(opened, MPP)
+    assert known.stains is not None
+    return [Sample(known.fields, known.stains)]
+
+
+def estimate(data: Path) -> float:
+    """The mpp at which NuInsSeg's usual nucleus has the usual area; of every second image, the median."""
+    mpp = 0.25
+    for _ in range(4):
+        areas = [usual_area(s.fields, s.stains, MPP) for s in organs(data, mpp)[::2]]
+        usual = float(np.median([a for a in areas if a > 0]))
+        print(f"at {mpp:.3f} µm/px the usual nucleus has {usual:.1f} µm²", flush=True)
+        mpp *= (USUAL / usual) ** 0.5
+    return mpp
+
+
+def taught(data: Path, mpp: float, settings: ContrastSettings, again: int, device: str) -> Contrast:
+    """The model after one round or two."""
+    start = time.monotonic()
+    samples = organs(data, mpp) + lymphoma(data) + slide(data)
+    print(f"{len(samples)} samples, {time.monotonic() - start:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as logs:
+        model = learn(samples, settings, Path(logs) / "first", device)
+        print(f"learned, {time.monotonic() - start:.0f} s", flush=True)
+        if again:
+            settings = replace(settings, steps=again, rate=settings.rate / 2, seed=settings.seed + 1)
+            model = learn(samples, settings, Path(logs) / "second", device, model)
+            print(f"learned again, {time.monotonic() - start:.0f} s", flush=True)
+    return model
+
+
+def main() -> None:
+    """Write the model's weights and settings."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--again", type=int, default=0)
+    parser.add_argument("--mpp", type=float, default=0.2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--estimate", action="store_true")
+    options = parser.parse_args()
+    if options.estimate:
+        print(f"{estimate(options.data):.3f} µm/px")
+        return
+    if options.out is None:
+        parser.error("--out is missing")
+    settings = ContrastSettings(seed=options.seed, steps=options.steps, lessons=LessonSettings())
+    model = taught(options.data, options.mpp, settings, options.again, options.device)
+    model.save(options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What one's own slides add to a trained model: a short training that begins at its weights, and a judge that needs no
+label and sends the result away where it does not help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.errors import SettingsError
+from histossl.nuclei.contrast import Contrast, Sample, learn
+from histossl.nuclei.instances import label_instances
+from histossl.nuclei.lessons import MPP, AdaptSettings, ContrastSettings, make_lessons
+from histossl.nuclei.strata import found_nuclei
+
+_VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on the optical density of each channel
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well a model does on fields that nobody labelled; larger is better.
+
+    Attributes:
+        sure: share of the tree's sure nuclei that it finds at IoU > 0.5.
+        steady: share of its nuclei that it finds again at IoU > 0.5 when the stain is a little different.
+        nuclei: how many it finds.
+    """
+
+    sure: float
+    steady: float
+    nuclei: int
+
+    @property
+    def mean(self) -> float:
+        """Of both shares."""
+        return (self.sure + self.steady) / 2
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What came of it.
+
+    Attributes:
+        model: the adapted one, or the one that it began with, if that is better.
+        helped: which of the two.
+        before: the judgement of the model that it began with, on fields that were not learned from.
+        after: the judgement of the adapted one.
+    """
+
+    model: Contrast
+    helped: bool
+    before: Judgement
+    after: Judgement
+
+
+def adapt(
+    samples: Sequence[Sample],
+    teacher: Contrast,
+    settings: AdaptSettings,
+    logs: Path,
+    device: str = "auto",
+) -> Adaptation:
+    """Train on from a model, on what it and hematoxylin agree on in one's own slides; keep the better of the two.
+
+    The weights are `share` of the trained ones and the rest of the teacher's: a step towards the slides that does not
+    forget what the teacher knows.
+
+    Args:
+        samples: a slide each.
+        teacher: the model that it begins with.
+        settings: how.
+        logs: as of `learn`.
+        device: auto, cpu or cuda.
+
+    Raises:
+        TrainingError: no field shows a single sure nucleus.
+        SettingsError: the teacher is of no kind that can be adapted.
+    """
+    if not isinstance(teacher, Contrast):
+        raise SettingsError("this model cannot be adapted", "take general, or one that `nuclei train` wrote")
+    taught, held = _parted(samples, settings.held)
+    how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
+    trained = learn(taught, how, logs, device, teacher)
+    model = blended(teacher, trained, settings.share, device)
+    before, after = judge(teacher, held, how), judge(model, held, how)
+    helped = after.mean > before.mean + settings.margin and min(after.sure, after.steady) > 0
+    return Adaptation(model if helped else teacher, helped, before, after)
+
+
+def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sample]]:
+    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned."""
+    fields = [(field, sample.stains) for sample in samples for field in sample.fields]
+    if len(fields) < held:
+        halves = [(half, stains) for field, stains in fields for half in np.array_split(field, 2, axis=1)]
+        apart = [k % 2 == 1 for k in range(len(halves))]
+        fields = halves
+    else:
+        apart = [k % held == held - 1 for k in range(len(fields))]
+    lots = [Sample([field], stains) for field, stains in fields]
+    return [s for s, a in zip(lots, apart, strict=True) if not a], [s for s, a in zip(lots, apart, strict=True) if a]
+
+
+def blended(teacher: Contrast, trained: Contrast, share: float, device: str = "auto") -> Contrast:
+    """A model whose weights lie between those of two, `share` of the way from the first to the second."""
+    import copy
+
+    network = copy.deepcopy(teacher.network)
+    other = trained.network.state_dict()
+    state = {
+        k: v + share * (other[k].to(v.device) - v) if v.dtype.is_floating_point else v
+        for k, v in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+    return Contrast(trained.settings, network, device)
+
+
+def judge(model: Contrast, samples: Sequence[Sample], settings: ContrastSettings) -> Judgement:
+    """A model on fields that nobody labelled: does it find what is sure, and the same again in another stain?"""
+    sure, again, nuclei, known = 0, 0, 0, 0
+    for sample in samples:
+        lessons = make_lessons(sample.fields, sample.stains, MPP, settings.lessons)
+        for field, lesson in zip(sample.fields, lessons, strict=True):
+            found = label_instances(model.confidence(field, sample.stains), MPP)
+            tree = found_nuclei(found, lesson.labels, MPP)
+            known, sure = known + len(tree.iou), sure + int((tree.iou > 0.5).sum())
+            for factors in _VIEWS:
+                other = label_instances(model.confidence(_restained(field, factors), sample.stains), MPP)
+                same = found_nuclei(other, found, MPP)
+                nuclei, again = nuclei + len(same.iou), again + int((same.iou > 0.5).sum())
+    return Judgement(sure / max(known, 1), again / max(nuclei, 1), nuclei // len(_VIEWS))
+
+
+def _restained(rgb: NDArray[np.uint8], factors: tuple[float, float, float]) -> NDArray[np.uint8]:
+    """The picture with the optical density of each channel multiplied."""
+    light = (rgb.astype(np.float32) + 1) / 256
+    return np.clip(np.rint(light ** np.asarray(factors, np.float32) * 256 - 1), 0, 255).astype(np.uint8)
