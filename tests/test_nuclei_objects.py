@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import shapely
@@ -11,7 +13,7 @@ from scipy import ndimage
 
 from histossl.errors import SlideError
 from histossl.nuclei.instances import InstanceSettings, joined, label_instances, nuclei_of_tile, outline_instances
-from histossl.nuclei.lessons import Lesson, LessonSettings, crowd, make_lessons, targets
+from histossl.nuclei.lessons import LessonSettings, crowd, make_lessons, targets
 from histossl.nuclei.metrics import score
 from histossl.nuclei.prior import Prior, PriorSettings
 from histossl.nuclei.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
@@ -268,7 +270,7 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     assert known[2][3:7].mean() < 0.2
     beside = np.zeros(labels.shape, bool)
     beside[90:92] = True  # dark, without a gap between it and the nuclei that it meets
-    weights = targets(Lesson(lesson.density, lesson.labels, lesson.quality, beside & (lesson.labels == 0)))[2, 90]
+    weights = targets(replace(lesson, doubtful=beside & (lesson.labels == 0)))[2, 90]
     distance = ndimage.distance_transform_cdt(lesson.labels == 0, "taxicab")[90]
     assert (weights[(distance > 0) & (distance <= 2)] == 1).all()
     assert (weights[distance > 2] == np.float32(0.1)).all()

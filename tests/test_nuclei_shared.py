@@ -26,7 +26,7 @@ from histossl.synth import SynthSettings, paint_region
 COUNT = 5
 SYNTH = SynthSettings(width=900, height=700, mpp=0.4, seed=3)
 LEARNING = ["--contrast.steps=40", "--contrast.batch=6", "--contrast.crop=64", "--contrast.precision=float32"]
-FLAGS = ["--mpp-default=0.4", "--workers=1", "--device=cpu", "--running.tile=256", *LEARNING]
+FLAGS = ["--model=self", "--mpp-default=0.4", "--workers=1", "--device=cpu", "--running.tile=256", *LEARNING]
 
 
 @pytest.fixture(scope="module")
