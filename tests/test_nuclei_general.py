@@ -83,7 +83,7 @@ def test_doubt_about_hematoxylin_is_a_warning(caplog: pytest.LogCaptureFixture, 
     # A red cast takes the red from hematoxylin.
     density = -np.log10((picture.astype(float) + 1) / 256)
     density[..., 0] *= 0.3
-    red = np.clip(np.rint(10 ** -density * 256 - 1), 0, 255).astype(np.uint8)
+    red = np.clip(np.rint(10**-density * 256 - 1), 0, 255).astype(np.uint8)
     with caplog.at_level(logging.WARNING):
         known = survey(picture_slide(red, 0.4), 0.5)
     assert known.stains is not None

@@ -25,7 +25,9 @@ def at(points: np.ndarray, area: float = 40.0) -> Nuclei:
     corners = np.array([[-2, -2], [2, -2], [2, 2], [-2, 2]], np.float32)
     measures = np.zeros((len(points), len(MEASURES)), np.float32)
     measures[:, :2], measures[:, 2] = points, area
-    return Nuclei((points[:, None] + corners).reshape(-1, 2).astype(np.float32), np.arange(len(points) + 1) * 4, measures)
+    return Nuclei(
+        (points[:, None] + corners).reshape(-1, 2).astype(np.float32), np.arange(len(points) + 1) * 4, measures
+    )
 
 
 def test_diameters_of_a_rectangle_and_of_a_disc() -> None:

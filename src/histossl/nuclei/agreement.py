@@ -1,5 +1,5 @@
-"""Lessons that a trained network and the tree of hematoxylin give together: what both see is sure, what only one of them
-sees is doubt, unless the network is very sure of it."""
+"""Lessons that a trained network and the tree of hematoxylin give together: what both see is sure, what only one of
+them sees is doubt, unless the network is very sure of it."""
 
 from __future__ import annotations
 
@@ -75,5 +75,3 @@ def _tree_alone(
 def _means(values: NDArray, labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     """(count + 1) the mean of `values` in each label; 0 where there is none."""
     return np.nan_to_num(np.asarray(ndimage.mean(values, labels, np.arange(count + 1)), np.float64))
-
-

@@ -229,9 +229,7 @@ def _learn(
     return model, failed
 
 
-def _surveyed(
-    files: list[Path], mpp_default: float | None, mpp: float, readers: Workers
-) -> tuple[list[Survey], int]:
+def _surveyed(files: list[Path], mpp_default: float | None, mpp: float, readers: Workers) -> tuple[list[Survey], int]:
     """What is known about the inputs that can be read, and how many cannot."""
     known, failed = [], 0
     tasks = (SurveyTask(file, mpp_default, mpp) for file in files)

@@ -172,9 +172,7 @@ class Batches:
         teacher: a trained model that has a say in what is sure.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], settings: ContrastSettings, teacher: Contrast | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], settings: ContrastSettings, teacher: Contrast | None = None) -> None:
         self.settings = settings
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)

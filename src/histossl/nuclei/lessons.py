@@ -28,8 +28,8 @@ class LessonSettings:
         levels: thresholds of the tree of objects.
         quality: of an object from which it is sure, in units of the slide's steep slopes (their 95th percentile).
         doubt: weight of what is dark but no sure object; sure background weighs 1.
-        pale: where paleness begins to be doubted too, from 1 (only what is darker than Otsu's threshold is doubted) down
-            to 0 (all that is darker than the median of what lies below that threshold).
+        pale: where paleness begins to be doubted too, from 1 (only what is darker than Otsu's threshold is doubted)
+            down to 0 (all that is darker than the median of what lies below that threshold).
         faint: weight of what lies between the two.
         pasted: per mm², sure nuclei that are set beside others in a second copy of each field, so that the network
             meets touching nuclei whose outlines are known.
@@ -293,10 +293,7 @@ def paled(lesson: Lesson, rng: np.random.Generator) -> Lesson:
     outside = ndimage.binary_dilation(lesson.labels > 0, iterations=1) == 0
     weight = ndimage.gaussian_filter(outside.astype(np.float32), _AROUND) + np.float32(1e-3)
     around = np.stack(
-        [
-            ndimage.gaussian_filter(np.where(outside, lesson.density[..., c], 0), _AROUND) / weight
-            for c in range(3)
-        ],
+        [ndimage.gaussian_filter(np.where(outside, lesson.density[..., c], 0), _AROUND) / weight for c in range(3)],
         -1,
     )
     kept, hollow = rng.uniform(0.3, 1, count), rng.uniform(0, 0.6, count) * (rng.random(count) < 0.5)

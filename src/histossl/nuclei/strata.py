@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,7 @@ class Found:
     darkness: NDArray[np.float64]
 
 
-def found_nuclei(
-    prediction: NDArray, truth: NDArray, mpp: float, density: NDArray[np.float32] | None = None
-) -> Found:
+def found_nuclei(prediction: NDArray, truth: NDArray, mpp: float, density: NDArray[np.float32] | None = None) -> Found:
     """Every true nucleus with its best match.
 
     Args:
@@ -151,7 +150,7 @@ def grouped(found: Sequence[Found], by: str) -> list[Group]:
     iou = np.concatenate([one.iou for one in found]) if found else np.zeros(0)
     covered = np.concatenate([one.covered for one in found]) if found else np.zeros(0)
     groups = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (values >= low) & (values < high)
         if inside.any():
             recall, missed = float((iou[inside] > 0.5).mean()), float((covered[inside] < 0.1).mean())
