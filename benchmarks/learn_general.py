@@ -5,8 +5,8 @@ python benchmarks/learn_general.py DATA --estimate
 
 DATA holds nuclei/nuinsseg/*.jpg (NuInsSeg, CC BY 4.0), cohort/lymphoma/slides/*.jpg (one field a patient is taken) and
 slides/CMU-1-Small-Region.svs (OpenSlide's test data, CC0). `--again N` adds a second round of N steps, in which the
-trained network has a say in what is learned from. `--estimate` prints the mpp of NuInsSeg, which states none: at the right one
-the usual nucleus of the median image has 40 µm², as that of a cell with a nucleus of 7 µm.
+trained network has a say in what is learned from. `--estimate` prints the mpp of NuInsSeg, which states none: at the
+right one the usual nucleus of the median image has 40 µm², as a disc of 7 µm.
 """
 
 from __future__ import annotations
