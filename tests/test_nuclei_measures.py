@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
 from histossl.errors import LabelError
-from histossl.geometry import Size
+from histossl.geometry import Region, Size
+from histossl.nuclei import commands
+from histossl.nuclei.commands import ExportSettings
 from histossl.nuclei.export import write_anndata
 from histossl.nuclei.instances import MEASURES, Nuclei, joined, outline_instances
 from histossl.nuclei.maps import density_map, write_density, write_sheet
@@ -17,6 +22,7 @@ from histossl.nuclei.morphology import diameters, spreads
 from histossl.nuclei.predict import picture_slide
 from histossl.nuclei.strata import found_nuclei, grouped
 from histossl.nuclei.usual import USUAL, doubt_about_mpp, usual_size
+from histossl.synth import SynthSettings, paint_region
 from histossl.tissue import TissueMask
 
 
@@ -152,3 +158,20 @@ def test_usual_nuclei_and_few_nuclei_are_no_matter() -> None:
     assert doubt_about_mpp(usual_size([at(np.zeros((50, 2)))]), 0.25) == ""
     assert doubt_about_mpp(usual_size([at(np.zeros((5, 2)), 500)]), 0.25) == ""
     assert doubt_about_mpp(usual_size([]), 0.25) == ""
+
+
+def test_the_command_writes_maps_sheets_and_tables_and_scores_beside_them(tmp_path: Path) -> None:
+    picture = paint_region(SynthSettings(width=900, height=700, mpp=0.4, seed=3), Region(0, 0, 400, 300))
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    write = ExportSettings(h5ad=True, density=True, sheet=True)
+    settings = {"model": "prior", "mpp_default": 0.4, "workers": 1, "write": write}
+    assert commands.segment([tmp_path / "a.png"], out=tmp_path / "o", **settings) == 0
+    names = {path.name for path in (tmp_path / "o").iterdir()}
+    assert {"a.h5ad", "a-density.tif", "a-sheet.jpg", "a.geojson"} <= names
+    features = json.loads((tmp_path / "o" / "a.geojson").read_text("utf-8"))["features"]
+    assert {"Area µm^2", "Length µm", "Max diameter µm", "Hematoxylin: Std.Dev."} <= set(
+        features[0]["properties"]["measurements"]
+    )
+    (tmp_path / "truth").mkdir()
+    shutil.copy(tmp_path / "o" / "a.tif", tmp_path / "truth" / "a.tif")
+    assert commands.score(tmp_path / "o", tmp_path / "truth") == 0

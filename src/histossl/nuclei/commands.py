@@ -27,6 +27,7 @@ from histossl.errors import LabelError, SettingsError, SlideError, TrainingError
 from histossl.nuclei import export, strata
 from histossl.nuclei.instances import Nuclei, joined
 from histossl.nuclei.lessons import AdaptSettings, ContrastSettings
+from histossl.nuclei.maps import DENSITY
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
 from histossl.nuclei.predict import SegmentSettings, Survey, SurveyTask, survey_there
@@ -369,7 +370,8 @@ def _labels_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for ending in reversed(_LABEL_FILES):
         for path in folder.iterdir():
-            if path.name.endswith(ending) and not path.name.startswith("."):
+            named = path.name.endswith(ending) and not path.name.startswith(".")
+            if named and not path.name.endswith(DENSITY):  # a map is no label image
                 found[path.name.removesuffix(ending)] = path
     if not found:
         raise LabelError(f"{folder} holds no label images or GeoJSON", f"endings are {', '.join(_LABEL_FILES)}")

@@ -18,6 +18,9 @@ from histossl.tissue import TissueMask
 CELL = 100.0
 """µm, side of a square of the density map."""
 
+DENSITY = "-density.tif"
+"""What the name of a density map's file ends with."""
+
 _SHEET = (8, 6)  # nuclei across and down
 _VIEW = 32.0  # µm that each of them is shown in
 _SIDE = 128  # pixels of that

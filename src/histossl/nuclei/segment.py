@@ -18,7 +18,7 @@ from histossl.errors import SettingsError, SlideError
 from histossl.ledger import Ledger, Shift
 from histossl.nuclei import export
 from histossl.nuclei.instances import joined
-from histossl.nuclei.maps import density_map, write_density, write_sheet
+from histossl.nuclei.maps import DENSITY, density_map, write_density, write_sheet
 from histossl.nuclei.predict import (
     Method,
     Parts,
@@ -167,7 +167,7 @@ def _write(job: SegmentJob, known: Survey, parts: Parts) -> int:
     if write.parquet:
         export.write_parquet(job.file(".parquet"), parts, known.mpp)
     if write.density:
-        write_density(job.file("-density.tif"), density_map(parts, known.mask, known.mpp))
+        write_density(job.file(DENSITY), density_map(parts, known.mask, known.mpp))
     if write.zarr or write.h5ad or (write.labels and picture):
         everything = joined(list(parts))
         if write.h5ad:
