@@ -113,6 +113,7 @@ def learn(
     logs: Path,
     device: str = "auto",
     teacher: Contrast | None = None,
+    begin: Contrast | None = None,
 ) -> Contrast:
     """Train a network on unlabelled fields of slides.
 
@@ -121,18 +122,20 @@ def learn(
         settings: how.
         logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
         device: auto, cpu or cuda.
-        teacher: a trained model: training begins at its weights, and what is learned from is what it and hematoxylin
-            agree on (`agreement.py`). Its widths go before those of `settings`.
+        teacher: a trained model: what is learned from is what it and hematoxylin agree on (`agreement.py`), and
+            training begins at its weights.
+        begin: a trained model whose weights training begins at. Its widths go before those of `settings`.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.
     """
     where = pick_device(device)
-    if teacher is not None:
-        settings = replace(settings, widths=teacher.settings.widths)
+    begin = begin or teacher
+    if begin is not None:
+        settings = replace(settings, widths=begin.settings.widths)
     network = NucleusNet(settings.widths, settings.seed)
-    if teacher is not None:
-        network.load_state_dict(teacher.network.state_dict())
+    if begin is not None:
+        network.load_state_dict(begin.network.state_dict())
     task = ContrastTask(network)
     batches = Batches(samples, settings, teacher)
     key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
