@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.nuclei.contrast import Contrast, Sample, learn
-from histossl.nuclei.lessons import MPP, ContrastSettings, LessonSettings, usual_area
-from histossl.nuclei.predict import picture_slide, survey
-from histossl.slide import open_slide
+from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, SelfTrainingSettings, usual_area
+from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.stain_survey import survey
+from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.slide import open_slide
 
 USUAL = 40.0  # µm²
 SIDE = 256  # pixels, of the middle of a lymphoma field
@@ -89,7 +90,7 @@ def estimate(data: Path) -> float:
     return mpp
 
 
-def taught(data: Path, mpp: float, settings: ContrastSettings, again: int, device: str) -> Contrast:
+def taught(data: Path, mpp: float, settings: SelfTrainingSettings, again: int, device: str) -> SelfTraining:
     """The model after one round or two."""
     start = time.monotonic()
     samples = organs(data, mpp) + lymphoma(data) + slide(data)
@@ -124,8 +125,10 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out is missing")
-    lessons = LessonSettings(pale=options.pale, paled=bool(options.paled))
-    settings = ContrastSettings(seed=options.seed, steps=options.steps, strength=options.strength, lessons=lessons)
+    labels = PseudoLabelSettings(pale=options.pale, paled=bool(options.paled))
+    settings = SelfTrainingSettings(
+        seed=options.seed, steps=options.steps, strength=options.strength, pseudo_labels=labels
+    )
     model = taught(options.data, options.mpp, settings, options.again, options.device)
     model.save(options.out)
     print(options.out)

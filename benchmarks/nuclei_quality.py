@@ -2,7 +2,7 @@
 images.
 
 python benchmarks/nuclei_quality.py FOLDER --mode prior|model|adapt|self|others|all [--model general|MODEL]
-    [--method contrast|paper] [--seeds 0 1 2] [--reduce 2]
+    [--method self-training|patch-contrast] [--seeds 0 1 2] [--reduce 2]
 
 FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images;
 `adapt` adapts the model to each organ's images, as `nuclei segment --adapt` does. Recall by darkness and area, last.
@@ -21,15 +21,16 @@ import numpy as np
 from PIL import Image
 
 from histossl.nuclei.adapt import adapt
-from histossl.nuclei.contrast import Contrast
-from histossl.nuclei.lessons import AdaptSettings, ContrastSettings
 from histossl.nuclei.metrics import METRICS, score
-from histossl.nuclei.paper import learn_paper
-from histossl.nuclei.patches import PaperSettings
-from histossl.nuclei.predict import picture_slide, survey
+from histossl.nuclei.patch_contrast import learn_patch_contrast
+from histossl.nuclei.patch_sampling import PatchContrastSettings
+from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter, samples
+from histossl.nuclei.self_training import SelfTraining
 from histossl.nuclei.stain import optical_density
+from histossl.nuclei.stain_survey import survey
 from histossl.nuclei.strata import BY, found_nuclei, grouped
+from histossl.wsi.array_slide import picture_slide
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
 ORGANS = {
@@ -62,14 +63,14 @@ def read_labels(path: Path, by: int = 1) -> np.ndarray:
 
 def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, steps: int) -> NucleiSegmenter:
     """A segmenter that learned on pictures without labels."""
-    if method == "contrast":
-        return NucleiSegmenter(ContrastSettings(seed=seed, steps=steps)).fit(pictures, mpp)
-    settings = PaperSettings(seed=seed)
+    if method == "self-training":
+        return NucleiSegmenter(SelfTrainingSettings(seed=seed, steps=steps)).fit(pictures, mpp)
+    settings = PatchContrastSettings(seed=seed)
     known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
     fields = [field for one in known for field in one.fields if one.stains is not None]
     segmenter = NucleiSegmenter()
     with tempfile.TemporaryDirectory() as logs:
-        segmenter.method = learn_paper(fields, settings, Path(logs))
+        segmenter.method = learn_patch_contrast(fields, settings, Path(logs))
     return segmenter
 
 
@@ -77,8 +78,8 @@ def adapted(pictures: list[np.ndarray], mpp: float, model: str, seed: int) -> Nu
     """A model adapted to pictures without labels; prints what came of it."""
     segmenter = NucleiSegmenter.load(model)
     teacher = segmenter.method
-    assert isinstance(teacher, Contrast)
-    known = [survey(picture_slide(picture, mpp), Contrast.mpp) for picture in pictures]
+    assert isinstance(teacher, SelfTraining)
+    known = [survey(picture_slide(picture, mpp), SelfTraining.mpp) for picture in pictures]
     with tempfile.TemporaryDirectory() as logs:
         result = adapt(samples(known, seed), teacher, AdaptSettings(seed=seed), Path(logs))
     print("helped" if result.helped else "did not help", result.before, result.after)
@@ -92,10 +93,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=("prior", "model", "adapt", "self", "others", "all"), default="model")
     parser.add_argument("--model", default="general")
-    parser.add_argument("--method", choices=("contrast", "paper"), default="contrast")
+    parser.add_argument("--method", choices=("self-training", "patch-contrast"), default="self-training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
-    parser.add_argument("--steps", type=int, default=ContrastSettings().steps)
+    parser.add_argument("--steps", type=int, default=SelfTrainingSettings().steps)
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--reduce", type=int, default=1)
     return parser.parse_args()

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
-from histossl.config import fingerprint
+from histossl.core.config import fingerprint
+from histossl.core.errors import SettingsError
+from histossl.encoders.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
-from histossl.encoders.stream import StreamPlan, TileStream
-from histossl.encoders.zoo import keep_buffers, pick_device, pick_dtype
-from histossl.errors import SettingsError
-from histossl.losses import contrast
-from histossl.train import Schedule, fit
+from histossl.encoders.tile_stream import StreamPlan, TileStream
+from histossl.training.device import keep_buffers, pick_device, pick_dtype
+from histossl.training.loop import Schedule, fit
+from histossl.training.losses import contrast
 
 
 @dataclass(frozen=True)

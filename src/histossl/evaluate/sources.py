@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.embeddings import read_embeddings
-from histossl.errors import FileFormatError
+from histossl.core.embeddings import read_embeddings
+from histossl.core.errors import FileFormatError
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
 from histossl.evaluate.pickled import read_pickled_vectors
 

@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from histossl.config import from_dict, to_dict
-from histossl.errors import FileFormatError, SettingsError
+from histossl.core.atomic import whole_folder
+from histossl.core.config import from_dict, to_dict
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
 from histossl.gigassl.prototypes import RUNS, SCALES, Counted, Prototypes, shared_out
 from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, occupied, view_mean
-from histossl.store import whole_folder
 
 FORMAT = "histossl slide encoder 1"
 WIDTH = 256  # of the map that the stage works on: ResNet-18's third stage
@@ -186,8 +186,9 @@ class SlideEncoder(nn.Module):
                 f"this slide encoder takes tiles of {self.settings.in_dim} numbers, got {tuple(features.shape)}",
                 "use features of the tile encoder that it was trained on",
             )
-        places = place(np.asarray(positions) * self.settings.spacing, np.asarray(views), self.settings.hard_border)
-        grid, site_of_tile, counts = occupied(places, size, features.device)
+        spaced = np.asarray(positions) * self.settings.spacing
+        sites = site_indices(spaced, np.asarray(views), self.settings.hard_border)
+        grid, site_of_tile, counts = occupied(sites, size, features.device)
         return site_of_tile, SparseMap(view_mean(features.to(self.stage.dtype), site_of_tile, counts), grid)
 
     def _looked_at(self, tiles: SparseMap) -> SparseMap:
@@ -242,7 +243,7 @@ class SlideEncoder(nn.Module):
         return encoder.eval()
 
 
-def place(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
+def site_indices(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
     """Sites (N, 3) [view, row, column] of tiles at positions (N, 2) in tile units: rounded down, and moved so that
     none is negative.
 

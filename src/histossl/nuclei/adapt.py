@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.errors import SettingsError
-from histossl.nuclei.contrast import Contrast, Sample, learn
+from histossl.core.errors import SettingsError
 from histossl.nuclei.instances import label_instances
-from histossl.nuclei.lessons import MPP, AdaptSettings, ContrastSettings, make_lessons
+from histossl.nuclei.pseudo_labels import MPP, AdaptSettings, SelfTrainingSettings, make_pseudo_labels
+from histossl.nuclei.self_training import Sample, SelfTraining, learn
 from histossl.nuclei.strata import found_nuclei
 
 _VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on the optical density of each channel
@@ -50,7 +50,7 @@ class Adaptation:
         after: the judgement of the adapted one.
     """
 
-    model: Contrast
+    model: SelfTraining
     helped: bool
     before: Judgement
     after: Judgement
@@ -58,7 +58,7 @@ class Adaptation:
 
 def adapt(
     samples: Sequence[Sample],
-    teacher: Contrast,
+    teacher: SelfTraining,
     settings: AdaptSettings,
     logs: Path,
     device: str = "auto",
@@ -79,7 +79,7 @@ def adapt(
         TrainingError: no field shows a single sure nucleus.
         SettingsError: the teacher is of no kind that can be adapted.
     """
-    if not isinstance(teacher, Contrast):
+    if not isinstance(teacher, SelfTraining):
         raise SettingsError("this model cannot be adapted", "take general, or one that `nuclei train` wrote")
     taught, held = _parted(samples, settings.held)
     how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
@@ -103,7 +103,7 @@ def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sa
     return [s for s, a in zip(lots, apart, strict=True) if not a], [s for s, a in zip(lots, apart, strict=True) if a]
 
 
-def blended(teacher: Contrast, trained: Contrast, share: float, device: str = "auto") -> Contrast:
+def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
     """A model whose weights lie between those of two, `share` of the way from the first to the second."""
     import copy
 
@@ -114,17 +114,17 @@ def blended(teacher: Contrast, trained: Contrast, share: float, device: str = "a
         for k, v in network.state_dict().items()
     }
     network.load_state_dict(state)
-    return Contrast(trained.settings, network, device)
+    return SelfTraining(trained.settings, network, device)
 
 
-def judge(model: Contrast, samples: Sequence[Sample], settings: ContrastSettings) -> Judgement:
+def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTrainingSettings) -> Judgement:
     """A model on fields that nobody labelled: does it find what is sure, and the same again in another stain?"""
     sure, again, nuclei, known = 0, 0, 0, 0
     for sample in samples:
-        lessons = make_lessons(sample.fields, sample.stains, MPP, settings.lessons)
-        for field, lesson in zip(sample.fields, lessons, strict=True):
+        labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+        for field, labelled in zip(sample.fields, labels, strict=True):
             found = label_instances(model.confidence(field, sample.stains), MPP)
-            tree = found_nuclei(found, lesson.labels, MPP)
+            tree = found_nuclei(found, labelled.labels, MPP)
             known, sure = known + len(tree.iou), sure + int((tree.iou > 0.5).sum())
             for factors in _VIEWS:
                 other = label_instances(model.confidence(_restained(field, factors), sample.stains), MPP)

@@ -1,5 +1,5 @@
-"""Lessons that a trained network and the tree of hematoxylin give together: what both see is sure, what only one of
-them sees is doubt, unless the network is very sure of it."""
+"""Pseudo-labels that a trained network and the tree of hematoxylin give together: what both see is sure, what only
+one of them sees is doubt, unless the network is very sure of it."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.nuclei.instances import InstanceSettings, label_instances
-from histossl.nuclei.lessons import MPP, AgreementSettings, Lesson
+from histossl.nuclei.pseudo_labels import MPP, AgreementSettings, PseudoLabel
 
 
 def agreed(
-    lesson: Lesson, confidence: NDArray[np.float32], settings: AgreementSettings = AgreementSettings()
-) -> Lesson:
-    """The lesson of a field after a network has looked at it, too.
+    labelled: PseudoLabel, confidence: NDArray[np.float32], settings: AgreementSettings = AgreementSettings()
+) -> PseudoLabel:
+    """The pseudo-labels of a field after a network has looked at it, too.
 
     Args:
-        lesson: of the tree alone.
+        labelled: of the tree alone.
         confidence: (2, H, W) of the network, with the depth.
         settings: how the two are weighed.
 
     Returns:
-        A lesson. Objects that both see keep the network's outline, which is the smoother one; the quality of those that
-        it alone sees is such that they weigh `alone`.
+        Pseudo-labels. Objects that both see keep the network's outline, which is the smoother one; the quality of those
+        that it alone sees is such that they weigh `alone`.
     """
     found = label_instances(confidence, MPP, InstanceSettings(threshold=settings.threshold))
-    count, known = int(found.max(initial=0)), len(lesson.quality)
+    count, known = int(found.max(initial=0)), len(labelled.quality)
     trust = _means(confidence[0], found, count)
-    table = np.bincount((lesson.labels.astype(np.int64) * (count + 1) + found).ravel(), minlength=known * (count + 1))
+    table = np.bincount((labelled.labels.astype(np.int64) * (count + 1) + found).ravel(), minlength=known * (count + 1))
     shared = table.reshape(known, count + 1)
     union = shared.sum(1)[:, None] + shared.sum(0)[None] - shared
     iou = shared / np.maximum(union, 1)
     iou[0], iou[:, 0] = 0, 0
     partner = iou.argmax(0)
     both = iou.max(0) > 0.5
-    quality = np.where(both, np.maximum(lesson.quality[partner], 1), settings.alone * 1.5)
+    quality = np.where(both, np.maximum(labelled.quality[partner], 1), settings.alone * 1.5)
     kept = both | (trust >= settings.sure)
     kept[0] = False
     names = (np.cumsum(kept) * kept).astype(np.int32)
     labels = names[found]
-    labels, more = _tree_alone(lesson, labels, confidence[0], iou, settings)
+    labels, more = _tree_alone(labelled, labels, confidence[0], iou, settings)
     nucleus = labels > 0
-    seen = (confidence[0] >= settings.background) | lesson.doubtful | (lesson.labels > 0)
+    seen = (confidence[0] >= settings.background) | labelled.doubtful | (labelled.labels > 0)
     return replace(
-        lesson,
+        labelled,
         labels=labels,
         quality=np.concatenate([np.zeros(1, np.float32), quality[kept].astype(np.float32), more]),
         doubtful=np.zeros_like(nucleus),
@@ -55,21 +55,21 @@ def agreed(
 
 
 def _tree_alone(
-    lesson: Lesson,
+    labelled: PseudoLabel,
     labels: NDArray[np.int32],
     confidence: NDArray[np.float32],
     iou: NDArray[np.float64],
     settings: AgreementSettings,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """With the tree's sure objects that the network sees differently: they stand where none of its nuclei does."""
-    known = len(lesson.quality)
-    free = np.bincount(lesson.labels[labels == 0], minlength=known) / np.maximum(
-        np.bincount(lesson.labels.ravel(), minlength=known), 1
+    known = len(labelled.quality)
+    free = np.bincount(labelled.labels[labels == 0], minlength=known) / np.maximum(
+        np.bincount(labelled.labels.ravel(), minlength=known), 1
     )
-    kept = (iou.max(1) <= 0.5) & (free > 0.9) & (_means(confidence, lesson.labels, known - 1) >= settings.doubted)
+    kept = (iou.max(1) <= 0.5) & (free > 0.9) & (_means(confidence, labelled.labels, known - 1) >= settings.doubted)
     kept[0] = False
     names = np.where(kept, np.cumsum(kept) + labels.max(initial=0), 0).astype(np.int32)
-    return np.where(labels == 0, names[lesson.labels], labels), lesson.quality[kept]
+    return np.where(labels == 0, names[labelled.labels], labels), labelled.quality[kept]
 
 
 def _means(values: NDArray, labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from histossl.geometry import Region
+from histossl.core.atomic import whole
 from histossl.nuclei.instances import Nuclei
-from histossl.slide import Slide
-from histossl.store import whole
-from histossl.tissue import TissueMask
+from histossl.wsi.geometry import Region
+from histossl.wsi.slide import Slide
+from histossl.wsi.tissue import TissueMask
 
 CELL = 100.0
 """µm, side of a square of the density map."""

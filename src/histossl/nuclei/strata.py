@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.nuclei.stain import optical_density
 
 BY = ("area", "darkness")
@@ -116,7 +116,7 @@ def density_of(images: Path, labels: Path, name: str) -> NDArray[np.float32]:
     Raises:
         LabelError: there is none, or it cannot be read.
     """
-    from histossl.slide import EXTENSIONS
+    from histossl.wsi.slide import EXTENSIONS
 
     path = images
     if images.is_dir():
