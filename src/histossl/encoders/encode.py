@@ -320,12 +320,11 @@ def encode_slides(
         yield from itertools.takewhile(lambda _: position in at_work, at_work[position].reads())
 
     def reads() -> Iterator[ReadJob]:
-        for job in jobs:
-            yield from begin(job)
+        for job in itertools.chain(jobs, (None,)):
+            if job is not None:
+                yield from begin(job)
             while again:
                 yield from begin(again[0].job, again.popleft())
-        while again:
-            yield from begin(again[0].job, again.popleft())
 
     try:
         while True:
@@ -336,7 +335,6 @@ def encode_slides(
                     if step.finished or step.error or slide.incomplete:
                         del at_work[read.slide]
                     if slide.incomplete and not step.error:
-                        slide.drop(Incomplete())
                         again.append(slide)
                     yield step
                 while unfit:
@@ -370,6 +368,8 @@ def _step(slide: SlideEncoding, read: ReadJob, answer: TileBatch | Exception, wa
     except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
         slide.drop(error)
         return Step(slide.job, error=error)
+    if slide.incomplete:
+        slide.drop(Incomplete())
     tiles = 0 if slide.lost_now else len(read.xy)
     seconds = (waited, answer.seconds, answer.cpu)
     return Step(slide.job, tiles, slide.finished, None, len(slide.lost), slide.why, slide.made, *seconds)

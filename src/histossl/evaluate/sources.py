@@ -188,7 +188,7 @@ def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
     try:
         with h5py.File(path, "r") as file:
-            found = next((file[name] for name in ("features", "feats") if name in file), None)
+            found: Any = next((file[name] for name in ("features", "feats") if name in file), None)
             if not isinstance(found, h5py.Dataset):
                 raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
             values = np.asarray(found[:], np.float32)

@@ -313,6 +313,7 @@ def _entries(sources: int):
     return paint, label, collect
 
 
+_SOURCES = ("texture", "painted_nuclei", "paint")
 paint, label, collect = _entries(
-    zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("texture", "nuclei", "paint")))
+    zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _SOURCES))
 )
