@@ -1,6 +1,6 @@
 """Learns the model `general` that comes with the package, from public tissue and without any label.
 
-python benchmarks/learn_general.py DATA --out FOLDER [--seed 0] [--steps 800] [--again 400] [--mpp 0.2]
+python benchmarks/learn_general.py DATA --out FOLDER [--begin MODEL] [--seed 0] [--steps 800] [--rate 4e-3]
 python benchmarks/learn_general.py DATA --estimate
 
 DATA holds nuclei/nuinsseg/*.jpg (NuInsSeg, CC BY 4.0), cohort/lymphoma/slides/*.jpg (one field a patient is taken) and
@@ -48,10 +48,11 @@ def balanced(pictures: list[np.ndarray]) -> list[np.ndarray]:
     return [np.minimum(np.rint(p * factor), 255).astype(np.uint8) for p in pictures]
 
 
-def organs(data: Path, mpp: float, every: int = 1) -> list[Sample]:
+def organs(data: Path, mpp: float, balance: bool = True, every: int = 1) -> list[Sample]:
     """NuInsSeg, an image a sample; those without clear hematoxylin are left out."""
     files = sorted((data / "nuclei" / "nuinsseg").glob("*.jpg"), key=lambda path: int(path.stem))
-    pictures = balanced([read(path) for path in files])[::every]
+    pictures = [read(path) for path in files]
+    pictures = (balanced(pictures) if balance else pictures)[::every]
     known = [survey(picture_slide(picture, mpp), MPP) for picture in pictures]
     return [Sample(k.fields, k.stains) for k in known if k.stains is not None and k.stains.has_hematoxylin]
 
@@ -83,55 +84,63 @@ def estimate(data: Path) -> float:
     """The mpp at which NuInsSeg's usual nucleus has the usual area; of every fourth image, the median."""
     mpp = 0.25
     for _ in range(4):
-        areas = [usual_area(s.fields, s.stains, MPP) for s in organs(data, mpp, 4)]
+        areas = [usual_area(s.fields, s.stains, MPP) for s in organs(data, mpp, every=4)]
         usual = float(np.median([a for a in areas if a > 0]))
         print(f"at {mpp:.3f} µm/px the usual nucleus has {usual:.1f} µm²", flush=True)
         mpp *= (USUAL / usual) ** 0.5
     return mpp
 
 
-def taught(data: Path, mpp: float, settings: SelfTrainingSettings, again: int, device: str) -> SelfTraining:
+def options() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--begin", type=Path, help="a model's folder: training begins at its weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--again", type=int, default=0, help="steps of a second round")
+    parser.add_argument("--pale", type=float, default=0.5)
+    parser.add_argument("--paled", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--strength", type=float, default=0.15)
+    parser.add_argument("--balance", type=int, choices=(0, 1), default=1)
+    parser.add_argument("--mpp", type=float, default=0.2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--estimate", action="store_true")
+    asked = parser.parse_args()
+    if asked.out is None and not asked.estimate:
+        parser.error("--out is missing")
+    return asked
+
+
+def taught(asked: argparse.Namespace) -> SelfTraining:
     """The model after one round or two."""
     start = time.monotonic()
-    samples = organs(data, mpp) + lymphoma(data) + slide(data)
+    labels = PseudoLabelSettings(pale=asked.pale, paled=bool(asked.paled))
+    settings = SelfTrainingSettings(
+        seed=asked.seed, steps=asked.steps, rate=asked.rate, strength=asked.strength, pseudo_labels=labels
+    )
+    samples = organs(asked.data, asked.mpp, bool(asked.balance)) + lymphoma(asked.data) + slide(asked.data)
     print(f"{len(samples)} samples, {time.monotonic() - start:.0f} s", flush=True)
+    begin = SelfTraining.load(asked.begin, asked.device) if asked.begin else None
     with tempfile.TemporaryDirectory() as logs:
-        model = learn(samples, settings, Path(logs) / "first", device)
-        print(f"learned, {time.monotonic() - start:.0f} s", flush=True)
-        if again:
-            settings = replace(settings, steps=again, rate=settings.rate / 2, seed=settings.seed + 1)
-            model = learn(samples, settings, Path(logs) / "second", device, model)
-            print(f"learned again, {time.monotonic() - start:.0f} s", flush=True)
+        model = learn(samples, settings, Path(logs) / "first", asked.device, None, begin)
+        if asked.again:
+            settings = replace(settings, steps=asked.again, rate=settings.rate / 2, seed=settings.seed + 1)
+            model = learn(samples, settings, Path(logs) / "second", asked.device, model)
+    print(f"learned, {time.monotonic() - start:.0f} s", flush=True)
     return model
 
 
 def main() -> None:
-    """Write the model's weights and settings."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--again", type=int, default=0)
-    parser.add_argument("--pale", type=float, default=0.5)
-    parser.add_argument("--paled", type=int, choices=(0, 1), default=1)
-    parser.add_argument("--strength", type=float, default=0.15)
-    parser.add_argument("--mpp", type=float, default=0.2)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--estimate", action="store_true")
-    options = parser.parse_args()
-    if options.estimate:
-        print(f"{estimate(options.data):.3f} µm/px")
+    """Write the model's weights and settings, or print the mpp."""
+    asked = options()
+    if asked.estimate:
+        print(f"{estimate(asked.data):.3f} µm/px")
         return
-    if options.out is None:
-        parser.error("--out is missing")
-    labels = PseudoLabelSettings(pale=options.pale, paled=bool(options.paled))
-    settings = SelfTrainingSettings(
-        seed=options.seed, steps=options.steps, strength=options.strength, pseudo_labels=labels
-    )
-    model = taught(options.data, options.mpp, settings, options.again, options.device)
-    model.save(options.out)
-    print(options.out)
+    taught(asked).save(asked.out)
+    print(asked.out)
 
 
 if __name__ == "__main__":
