@@ -14,7 +14,7 @@ from PIL import Image
 
 from histossl.cli import nuclei_commands as commands
 from histossl.core.errors import SettingsError, SlideError, TrainingError
-from histossl.nuclei.adapt import adapt, blended, judge
+from histossl.nuclei.adapt import _parted, adapt, blended, judge
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
@@ -178,6 +178,18 @@ def test_an_adapted_model_that_is_no_better_is_sent_away(general: SelfTraining, 
     taken = adapt([sample], general, replace(settings, margin=-1.0), tmp_path / "logs", "cpu")
     assert taken.helped
     assert taken.model is not general
+
+
+def test_what_is_judged_was_not_learned_from(sample: Sample) -> None:
+    fields = [np.full((8, 10, 3), k, np.uint8) for k in range(6)]
+    samples = [Sample(fields[:2], sample.stains), Sample(fields[2:], sample.stains)]
+    for held in (4, 100):
+        taught, judged = _parted(samples, held)
+        sizes = [sum(field.size for s in lot for field in s.fields) for lot in (taught, judged)]
+        assert sum(sizes) == 6 * 240
+        assert min(sizes) > 0
+    seen = [int(field[0, 0, 0]) for s in _parted(samples, 4)[1] for field in s.fields]
+    assert seen == [3]
 
 
 def test_the_judge_prefers_a_trained_network(general: SelfTraining, sample: Sample) -> None:

@@ -3,6 +3,7 @@ label and sends the result away where it does not help."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,22 +92,30 @@ def adapt(
 
 
 def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sample]]:
-    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned."""
-    fields = [(field, sample.stains) for sample in samples for field in sample.fields]
-    if len(fields) < held:
-        halves = [(half, stains) for field, stains in fields for half in np.array_split(field, 2, axis=1)]
-        apart = [k % 2 == 1 for k in range(len(halves))]
-        fields = halves
-    else:
-        apart = [k % held == held - 1 for k in range(len(fields))]
-    lots = [Sample([field], stains) for field, stains in fields]
-    return [s for s, a in zip(lots, apart, strict=True) if not a], [s for s, a in zip(lots, apart, strict=True) if a]
+    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned.
+
+    Fields of a slide stay one sample, for thresholds are the slide's.
+    """
+    if sum(len(sample.fields) for sample in samples) < held:
+        parts = [[np.array_split(field, 2, axis=1) for field in sample.fields] for sample in samples]
+        lots = [
+            [Sample([half[k] for half in halves], sample.stains) for halves, sample in zip(parts, samples, strict=True)]
+            for k in range(2)
+        ]
+        return lots[0], lots[1]
+    taught, judged, count = [], [], 0
+    for sample in samples:
+        apart = [(count + k) % held == held - 1 for k in range(len(sample.fields))]
+        count += len(apart)
+        for lot, wanted in ((taught, False), (judged, True)):
+            fields = [field for field, a in zip(sample.fields, apart, strict=True) if a == wanted]
+            if fields:
+                lot.append(Sample(fields, sample.stains))
+    return taught, judged
 
 
 def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
     """A model whose weights lie between those of two, `share` of the way from the first to the second."""
-    import copy
-
     network = copy.deepcopy(teacher.network)
     other = trained.network.state_dict()
     state = {
