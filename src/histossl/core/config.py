@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +52,21 @@ def _restore(hint: Any, value: Any) -> Any:
     if value is not None and Path in options:
         return Path(value)
     return value
+
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of its choices, when the settings are made and not hours later.
+
+    Raises:
+        SettingsError: `value` is not among `choices`; names the nearest.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError(f"{name} is {value!r}", f"{hint}choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def fingerprint(*parts: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from histossl.core import atomic, fingerprints, hdf5
-from histossl.core.config import fingerprint, number_of
+from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_of
 from histossl.core.errors import HistosslError, SettingsError, SlideError
 from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.encoders.forward import encode_tiles
@@ -60,6 +60,7 @@ class EncodeSettings:
         for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
+        check_choice("encode.precision", self.precision, PRECISIONS)
         if not 0 <= self.max_lost < 1:
             raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
 

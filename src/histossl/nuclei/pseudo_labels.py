@@ -11,6 +11,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
+from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import SettingsError
 from histossl.nuclei.component_tree import TreeSettings, best_objects, slopes
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
@@ -113,6 +114,7 @@ class SelfTrainingSettings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
             raise SettingsError("self-training needs steps >= 1, batch >= 1 and turns of 1, 2 or 4")
+        check_choice("self-training.precision", self.precision, PRECISIONS)
         if self.crop < 32 or self.crop % 4:
             raise SettingsError(f"self-training.crop must be a multiple of 4 from 32, got {self.crop}")
 
