@@ -1,5 +1,7 @@
-"""What one's own slides add to a trained model: a short training that begins at its weights, and a judge that needs no
-label and sends the result away where it does not help."""
+"""What one's own slides add to a trained model.
+
+A short training begins at its weights; a judge that needs no label sends the result away where it does not help.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Pseudo-labels that a trained network and the tree of hematoxylin give together: what both see is sure, what only
-one of them sees is doubt, unless the network is very sure of it."""
+"""Pseudo-labels that a trained network and the tree of hematoxylin give together.
+
+What both see is sure, what only one of them sees is doubt, unless the network is very sure of it.
+"""
 
 from __future__ import annotations
 

@@ -172,6 +172,7 @@ def make_pseudo_labels(
         fields: (H, W, 3) uint8 pictures at `mpp`.
         stains: of the slide.
         mpp: µm per pixel.
+        settings: how.
     """
     densities = [optical_density(f, stains.white) for f in fields]
     maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]

@@ -37,8 +37,7 @@ GENERAL = Path(__file__).parent / "general"
 
 
 class NucleiSegmenter:
-    """Finds nuclei in pictures: with the model `general` that comes with the package, or after learning on unlabelled
-    pictures.
+    """Finds nuclei in pictures, with the model `general` of the package or after learning on unlabelled ones.
 
     Example:
         `labels = NucleiSegmenter().predict(image, mpp=0.25)`
