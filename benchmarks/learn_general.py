@@ -1,12 +1,11 @@
 """Learns the model `general` that comes with the package, from public tissue and without any label.
 
-python benchmarks/learn_general.py DATA --out FOLDER [--begin MODEL] [--seed 0] [--steps 800] [--rate 4e-3]
+python benchmarks/learn_general.py DATA --out FOLDER [--seed 0] [--stages 3] [--mpp 0.2]
 python benchmarks/learn_general.py DATA --estimate
 
 DATA holds nuclei/nuinsseg/*.jpg (NuInsSeg, CC BY 4.0), cohort/lymphoma/slides/*.jpg (one field a patient is taken) and
-slides/CMU-1-Small-Region.svs (OpenSlide's test data, CC0). `--again N` adds a second round of N steps, in which the
-trained network has a say in what is learned from. `--estimate` prints the mpp of NuInsSeg, which states none: at the
-right one the usual nucleus of the median image has 40 µm², as a disc of 7 µm.
+slides/CMU-1-Small-Region.svs (OpenSlide's test data, CC0). `--estimate` prints the mpp of NuInsSeg, which states none:
+at the right one the usual nucleus of the median image has 40 µm², as a disc of 7 µm.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -91,56 +90,73 @@ def estimate(data: Path) -> float:
     return mpp
 
 
-def options() -> argparse.Namespace:
-    """What was asked for."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--begin", type=Path, help="a model's folder: training begins at its weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rate", type=float, default=4e-3)
-    parser.add_argument("--again", type=int, default=0, help="steps of a second round")
-    parser.add_argument("--pale", type=float, default=0.5)
-    parser.add_argument("--paled", type=int, choices=(0, 1), default=1)
-    parser.add_argument("--strength", type=float, default=0.15)
-    parser.add_argument("--balance", type=int, choices=(0, 1), default=1)
-    parser.add_argument("--mpp", type=float, default=0.2)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--estimate", action="store_true")
-    asked = parser.parse_args()
-    if asked.out is None and not asked.estimate:
-        parser.error("--out is missing")
-    return asked
+@dataclass(frozen=True)
+class Stage:
+    """One training, which begins at the weights of the one before.
+
+    Attributes:
+        steps, rate, seed, strength: of `SelfTrainingSettings`.
+        pale, paled: of `PseudoLabelSettings`.
+        balance: whether NuInsSeg is brought to the light of a scanner.
+        agree: whether the model so far has a say in the pseudo-labels (`agreement.py`).
+    """
+
+    steps: int
+    rate: float
+    seed: int
+    pale: float = 0.5
+    paled: bool = True
+    strength: float = 0.15
+    balance: bool = True
+    agree: bool = False
 
 
-def taught(asked: argparse.Namespace) -> SelfTraining:
-    """The model after one round or two."""
+# The first is what `nuclei train` does on the images as they are.
+STAGES = (
+    Stage(800, 4e-3, 0, pale=1, paled=False, strength=0, balance=False),
+    Stage(250, 2e-3, 1),
+    Stage(250, 2e-3, 2, agree=True),
+)
+
+
+def trained(asked: argparse.Namespace, stage: Stage, number: int, before: SelfTraining | None) -> SelfTraining:
+    """The model after a stage."""
     start = time.monotonic()
-    labels = PseudoLabelSettings(pale=asked.pale, paled=bool(asked.paled))
+    labels = PseudoLabelSettings(pale=stage.pale, paled=stage.paled)
     settings = SelfTrainingSettings(
-        seed=asked.seed, steps=asked.steps, rate=asked.rate, strength=asked.strength, pseudo_labels=labels
+        seed=asked.seed + stage.seed,
+        steps=stage.steps,
+        rate=stage.rate,
+        strength=stage.strength,
+        pseudo_labels=labels,
     )
-    samples = organs(asked.data, asked.mpp, bool(asked.balance)) + lymphoma(asked.data) + slide(asked.data)
-    print(f"{len(samples)} samples, {time.monotonic() - start:.0f} s", flush=True)
-    begin = SelfTraining.load(asked.begin, asked.device) if asked.begin else None
+    samples = organs(asked.data, asked.mpp, stage.balance) + lymphoma(asked.data) + slide(asked.data)
     with tempfile.TemporaryDirectory() as logs:
-        model = learn(samples, settings, Path(logs) / "first", asked.device, None, begin)
-        if asked.again:
-            settings = replace(settings, steps=asked.again, rate=settings.rate / 2, seed=settings.seed + 1)
-            model = learn(samples, settings, Path(logs) / "second", asked.device, model)
-    print(f"learned, {time.monotonic() - start:.0f} s", flush=True)
+        model = learn(samples, settings, Path(logs), asked.device, before if stage.agree else None, before)
+    print(f"stage {number} of {asked.stages}: {len(samples)} samples, {time.monotonic() - start:.0f} s", flush=True)
     return model
 
 
 def main() -> None:
     """Write the model's weights and settings, or print the mpp."""
-    asked = options()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="added to that of each stage")
+    parser.add_argument("--stages", type=int, default=len(STAGES), help="so many of the stages")
+    parser.add_argument("--mpp", type=float, default=0.2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--estimate", action="store_true")
+    asked = parser.parse_args()
     if asked.estimate:
         print(f"{estimate(asked.data):.3f} µm/px")
         return
-    taught(asked).save(asked.out)
-    print(asked.out)
+    if asked.out is None:
+        parser.error("--out is missing")
+    model = None
+    for number, stage in enumerate(STAGES[: asked.stages], 1):
+        model = trained(asked, stage, number, model)
+        model.save(asked.out)
 
 
 if __name__ == "__main__":
