@@ -1,4 +1,4 @@
-"""Splits as others write them: who trained and who was tested."""
+"""Reads the split files of other tools: which slides train, validate and test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from histossl.core.errors import LabelError
 from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
-_SPELT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "held-out": "test"}
+_ALIASES = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "held-out": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -17,9 +24,9 @@ class Split:
     """One split of slides.
 
     Attributes:
-        name: of the file, with its folder below the one asked for, and of the fold.
-        sides: slide -> the sides it is named on, of train, val and test; one slide on two sides is a finding.
-        lines: slide -> the row of the file that names it first, the header being row 1.
+        name: of the file, relative to the folder that was read, and of the fold.
+        sides: slide -> its sides, of train, val and test; a slide on two sides is kept with both, for the audit.
+        lines: slide -> the first row of the file that names it; the header is row 1.
     """
 
     name: str
@@ -27,20 +34,35 @@ class Split:
     lines: dict[str, int]
 
     def on(self, *sides: str) -> list[str]:
-        """The slides of these sides, in the order of the file."""
+        """List the slides of some sides.
+
+        Args:
+            sides: of train, val and test.
+
+        Returns:
+            Slides on at least one of the sides, in the order of the file.
+        """
         return [slide for slide, found in self.sides.items() if set(found) & set(sides)]
 
 
 def read_splits(path: Path) -> list[Split]:
     """Read a split file, or every .csv below a folder.
 
-    - columns train, test and perhaps val, each a list of slides, of different lengths (Giga-SSL, CLAM);
-    - a slide a row and the same columns of True and False (CLAM's `_bool` files);
-    - `slide_id` and `split`, of train, val and test;
-    - `slide_id` and `fold`: each fold is tested once, by what the others taught.
+    Formats:
+
+    - columns `train`, `test` and optionally `val`, each a list of slides, of different lengths (Giga-SSL, CLAM);
+    - one row per slide, with the same columns of True and False (CLAM's `_bool` files);
+    - columns `slide_id` and `split`, with train, val or test;
+    - columns `slide_id` and `fold`: each fold is tested once, the others train.
+
+    Args:
+        path: of a file or a folder.
+
+    Returns:
+        The splits, in the order of the files' names; a file with folds gives one per fold.
 
     Raises:
-        LabelError: none of these; a side is empty; nothing there.
+        LabelError: the folder has no .csv, a file has none of these formats, or a split has no slides to train or test.
     """
     path = Path(path)
     files = sorted(path.rglob("*.csv")) if path.is_dir() else [path]
@@ -52,7 +74,7 @@ def read_splits(path: Path) -> list[Split]:
         found += _splits(file, name)
     for split in found:
         if not split.on("train") or not split.on("test"):
-            raise LabelError(f"{split.name}: a split needs slides to train and slides to test", "see the two columns")
+            raise LabelError(f"{split.name}: a split needs slides to train and slides to test", "check its columns")
     return found
 
 
@@ -63,7 +85,7 @@ def _splits(file: Path, name: str) -> list[Split]:
     if {"train", "test"} <= set(lists.values()):
         values = {row[column].lower() for row in rows.values() for column in lists}
         if values <= {"true", "false", "0", "1", "0.0", "1.0"}:
-            # CLAM's slides stand in a column without a name, which is the first of the file.
+            # CLAM writes the slides in the first column, which has no name.
             key = slide or ""
             named = [
                 (row[key], lists[c], line)
@@ -95,7 +117,7 @@ def _splits(file: Path, name: str) -> list[Split]:
 
 def _side(word: str) -> str:
     word = word.strip().lower()
-    return _SPELT.get(word, word)
+    return _ALIASES.get(word, word)
 
 
 def _split(name: str, named: list[tuple[str, str, int]]) -> Split:
