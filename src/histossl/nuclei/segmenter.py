@@ -43,7 +43,7 @@ GENERAL = Path(__file__).parent / "general"
 
 
 class NucleiSegmenter:
-    """Finds nuclei in pictures and slides, with the model `general` of the package or after learning on unlabelled ones.
+    """Finds nuclei in pictures and slides, with the model `general` or after learning on unlabelled ones.
 
     Every picture may be an array (H, W, 3) of uint8, uint16 or floats in [0, 1], an open slide, or the path of one.
 
