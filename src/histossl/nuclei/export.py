@@ -25,13 +25,23 @@ _TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
 _BAND = 1024  # rows of a label image that are in memory at once
 _TILE = 256  # side of the tiles of a label TIFF
 
+# As QuPath calls them where it measures detections (shape features, and intensity features by channel).
 _TITLES = {
     "area_um2": "Area µm^2",
-    "perimeter_um": "Perimeter µm",
-    "eccentricity": "Eccentricity",
+    "perimeter_um": "Length µm",
+    "circularity": "Circularity",
     "solidity": "Solidity",
-    "hematoxylin_od": "Hematoxylin OD mean",
-    "eosin_od": "Eosin OD mean",
+    "max_diameter_um": "Max diameter µm",
+    "min_diameter_um": "Min diameter µm",
+    "eccentricity": "Eccentricity",
+    "hematoxylin_od": "Hematoxylin: Mean",
+    "hematoxylin_std": "Hematoxylin: Std.Dev.",
+    "hematoxylin_min": "Hematoxylin: Min",
+    "hematoxylin_max": "Hematoxylin: Max",
+    "eosin_od": "Eosin: Mean",
+    "eosin_std": "Eosin: Std.Dev.",
+    "eosin_min": "Eosin: Min",
+    "eosin_max": "Eosin: Max",
     "confidence": "Confidence",
 }
 
@@ -142,6 +152,31 @@ def write_parquet(path: Path, parts: Iterable[Nuclei], mpp: float) -> None:
             arrays = [pa.array(ids), pa.array(shapely.to_wkb(spare_outlines(part, mpp)), pa.binary())]
             arrays += [pa.array(np.ascontiguousarray(column)) for column in part.measures.T]
             writer.write_table(pa.table(arrays, schema=schema))
+
+
+def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
+    """AnnData, a row a nucleus: X (N, measures) float32, obsm['spatial'] the centroid in level-0 pixels, obs['slide'].
+
+    Args:
+        path: the file.
+        nuclei: in level-0 pixels.
+        mpp: µm per level-0 pixel, in uns.
+        slide: its name.
+    """
+    import anndata
+    import pandas as pd
+
+    names = [name for name in MEASURES if name not in ("x", "y")]
+    ids = [str(k) for k in range(1, len(nuclei) + 1)]
+    data = anndata.AnnData(
+        np.ascontiguousarray(nuclei.measures[:, [MEASURES.index(name) for name in names]]),
+        obs=pd.DataFrame({"slide": pd.Categorical([slide] * len(ids))}, index=pd.Index(ids)),
+        var=pd.DataFrame({"title": [_TITLES[name] for name in names]}, index=pd.Index(names)),
+        obsm={"spatial": nuclei.measures[:, :2].astype(np.float64)},
+        uns={"mpp": mpp},
+    )
+    with whole(path) as part:
+        data.write_h5ad(part)
 
 
 def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDArray[np.int32]]:

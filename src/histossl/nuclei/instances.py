@@ -17,6 +17,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+from histossl.nuclei.morphology import diameters, spreads
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -200,8 +201,11 @@ class Nuclei:
 
 MEASURES = (
     "x", "y", "area_um2", "perimeter_um", "eccentricity", "solidity", "hematoxylin_od", "eosin_od", "confidence",
+    "circularity", "max_diameter_um", "min_diameter_um", "hematoxylin_std", "hematoxylin_min", "hematoxylin_max",
+    "eosin_std", "eosin_min", "eosin_max",
 )  # fmt: skip
-"""Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels."""
+"""Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels, the stains are in optical density, their
+deviation, minimum and maximum are those of a nucleus's pixels, circularity is 4 π area / perimeter² (1 for a disc)."""
 
 
 def concatenate(parts: list[Nuclei]) -> Nuclei:
@@ -257,15 +261,17 @@ def outline_instances(
     centres = np.rint(shapely.get_coordinates(shapely.centroid(shapes)) * 1024) / 1024
     inside = labels.ravel() > 0
     names = labels.ravel()[inside]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    means = [
-        np.bincount(names, values.ravel()[inside], count + 1)[1:] / pixels
-        for values in (stain[..., 0], stain[..., 1], confidence)
-    ]
-    hull = shapely.area(shapely.convex_hull(shapes))
+    hematoxylin, eosin, sure = (
+        spreads(names - 1, values.ravel()[inside], count) for values in (stain[..., 0], stain[..., 1], confidence)
+    )
+    hulls = shapely.convex_hull(shapes)
+    length = shapely.length(shapes)
+    wide = diameters(hulls) * mpp
     columns = [
-        centres[:, 0], centres[:, 1], area * mpp**2, shapely.length(shapes) * mpp, _eccentricity(labels, count),
-        area / np.maximum(hull, 1e-9), *means,
+        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, _eccentricity(labels, count),
+        area / np.maximum(shapely.area(hulls), 1e-9), hematoxylin[:, 0], eosin[:, 0], sure[:, 0],
+        np.minimum(4 * np.pi * area / np.maximum(length, 1e-9) ** 2, 1), wide[:, 0], wide[:, 1],
+        *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
 

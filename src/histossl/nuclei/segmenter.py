@@ -38,15 +38,19 @@ FORMER_NAMES = {"contrast": SelfTraining.name, "paper": PatchContrast.name}
 FIELDS = 96
 """About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
 
+GENERAL = Path(__file__).parent / "general"
+"""The model that comes with the package: weights, settings and the model card."""
+
 
 class NucleiSegmenter:
-    """Finds nuclei in pictures and slides, after learning on unlabelled ones.
+    """Finds nuclei in pictures and slides, with the model `general` or after learning on unlabelled ones.
 
     Every picture may be an array (H, W, 3) of uint8, uint16 or floats in [0, 1], an open slide, or the path of one.
 
     Example:
+        `labels = NucleiSegmenter().predict(image, mpp=0.25)`
         `labels = NucleiSegmenter().fit([image], mpp=0.25).predict(image, mpp=0.25)`
-        `nuclei = NucleiSegmenter().fit(["a.svs", "b.svs"]).segment("a.svs")`
+        `nuclei = NucleiSegmenter().segment("a.svs")`
 
     Args:
         learning: how the default method learns.
@@ -142,7 +146,7 @@ class NucleiSegmenter:
     def load(
         cls, model: str | Path, running: SegmentSettings = SegmentSettings(), device: str = "auto"
     ) -> NucleiSegmenter:
-        """A segmenter that needs no `fit`: "prior", or the folder of a trained model."""
+        """A segmenter that needs no `fit`: "general", "prior", or the folder of a trained model."""
         segmenter = cls(running=running, device=device)
         segmenter.method = load_method(str(model), device)
         return segmenter
@@ -152,7 +156,7 @@ class NucleiSegmenter:
 
     def _fitted(self) -> Method:
         if self.method is None:
-            raise SettingsError("this segmenter has not learned yet", "call fit, or take NucleiSegmenter.load")
+            self.method = load_method("general", self.device)
         return self.method
 
 
@@ -175,15 +179,19 @@ def _opened(image: Picture, mpp: float | None, name: str = "image") -> Iterator[
 
 
 def load_method(model: str, device: str = "auto") -> Method:
-    """The training-free `prior`, or a trained model from its folder."""
+    """The model `general` of the package, the training-free `prior`, or a trained model from its folder.
+
+    A name goes before a folder of that name, which is meant by ./general or ./prior.
+    """
     if model == "prior":
         return Prior()
-    config, _ = read_model(Path(model))
+    folder = GENERAL if model == "general" else Path(model)
+    config, _ = read_model(folder)
     name = str(config.get("method", ""))
     if name in FORMER_NAMES:
         log.warning("%s: its method `%s` is now called `%s`", model, name, FORMER_NAMES[name])
         name = FORMER_NAMES[name]
-    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(Path(model), device)
+    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(folder, device)
 
 
 def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
@@ -192,7 +200,7 @@ def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
     Raises:
         TrainingError: no slide shows hematoxylin.
     """
-    usable = [k for k in known if k.stains is not None]
+    usable = [k for k in known if k.stains is not None and k.stains.has_hematoxylin]
     if not usable:
         raise TrainingError("none of the images shows hematoxylin", "nuclei cannot be learned from them")
     if len(usable) > FIELDS:

@@ -248,5 +248,3 @@ def _lost_tags(page: Any, file: Any, form: Any) -> list[int]:
     entries = file.read(count * form.tagsize)
     codes = [struct.unpack_from(form.byteorder + "H", entries, k)[0] for k in range(0, len(entries), form.tagsize)]
     return [code for code in codes if code in _TIFF_TAGS and code not in page.tags]
-
-
