@@ -153,7 +153,7 @@ def test_two_runs_at_once_are_kept_apart(study, capsys):
             [sys.executable, "-m", "histossl", "report", str(study)], capture_output=True, text=True, check=False
         )
     assert process.returncode == 2
-    assert f"another run is at work on it (process {os.getpid()}" in process.stderr
+    assert f"another run is using it (process {os.getpid()}" in process.stderr
 
 
 def test_other_settings_are_refused_and_named(study, cohort, capsys):

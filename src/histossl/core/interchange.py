@@ -53,6 +53,10 @@ class TileFeatures:
     in_um: bool = False
     dataset: str = ""
 
+    def __repr__(self) -> str:
+        where = "without places" if self.xy is None else f"stride {self.stride or 0:g} {'µm' if self.in_um else 'px'}"
+        return f"TileFeatures({self.name!r}, {len(self.features)} tiles of {self.features.shape[-1]} numbers, {where})"
+
 
 def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
     """Read a file of any of the layouts.

@@ -12,7 +12,7 @@ from histossl.encoders.moco import MocoSettings, learn_moco
 from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.tile_encoder import save_encoder
 from histossl.encoders.tile_stream import TileSource, TileStream
-from histossl.execution.workers import Workers
+from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.training.loop import end_of_training
 
 
@@ -40,7 +40,7 @@ def pretrain_tiles(
     settings: TileTrainSettings,
     folder: Path,
     logs: Path,
-    workers: Workers,
+    workers: Workers | ThreadExecutor,
     device: str = "auto",
 ) -> dict[str, str]:
     """Train a tile encoder and write it to `folder`, whole or absent; `load_encoder(folder)` reads it back.

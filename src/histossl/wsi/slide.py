@@ -6,6 +6,9 @@ level. An open slide stays in its process: workers open their own.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import math
 import os
 import re
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +27,9 @@ from histossl.core.errors import SettingsError, SlideError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
 from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, describe_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
 
@@ -35,6 +42,8 @@ EXTENSIONS = frozenset([
 
 _BLOCK = 2048
 """Side in level pixels of what one step of a read decodes: bounds the memory of a thumbnail of a one-level slide."""
+
+_SHOWN = 8192  # pixels of the coarsest level's longer side, above which a notebook shows no thumbnail by itself
 
 _LARGEST = 10**6  # pixels of a side; a glass slide of 75 mm has less than 10**6 at the finest mpp that is in use
 
@@ -101,6 +110,23 @@ class Slide:
         side = max(self.size.width, self.size.height)
         return self.read(Region.whole(self.size), self.mpp * max(1.0, side / longest))
 
+    def plot(self, ax: Axes | None = None, longest: int = 1024) -> Axes:
+        """Draw the whole slide with a scale bar.
+
+        Args:
+            ax: matplotlib axes to draw on; None makes new ones.
+            longest: pixels of the picture's longer side.
+
+        Returns:
+            The axes, in level-0 pixels: tiles and nuclei are drawn on the same ones.
+
+        Raises:
+            SlideError: the slide cannot be read.
+        """
+        from histossl.wsi.plot import draw_picture
+
+        return draw_picture(self.thumbnail(longest), self.size, self.mpp, self.path.name, ax)
+
     def close(self) -> None:
         """Give back the file and all memory."""
         self._reader.close()
@@ -113,6 +139,20 @@ class Slide:
 
     def __repr__(self) -> str:
         return f"Slide({self.path.name!r}, {self.size.width} x {self.size.height}, mpp {self.mpp:g}, {self.vendor})"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: a thumbnail, unless it would take long, and one line."""
+        coarsest = self.levels[-1].size
+        if max(coarsest.width, coarsest.height) > _SHOWN:
+            return None
+        try:
+            picture = self.thumbnail(256)
+        except (SlideError, *FILE_ERRORS):  # closed already
+            return None
+        packed = io.BytesIO()
+        Image.fromarray(picture).save(packed, "JPEG", quality=85)
+        data = base64.b64encode(packed.getvalue()).decode()
+        return f'<img alt="" src="data:image/jpeg;base64,{data}"><br><code>{html.escape(repr(self))}</code>'
 
     def _level_for(self, downsample: float) -> int:
         # A level of 4.0003 serves a picture at 4: the 1 % is far less than the filter's own blur.
@@ -172,6 +212,9 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
         mpp: µm per level-0 pixel; goes before whatever the file says.
         mpp_default: taken only where the file carries none.
 
+    Returns:
+        The open slide; close it, or use it in a `with`.
+
     Raises:
         SlideError: there is no such file, none of the readers takes it, it carries no mpp and none is given, or its mpp
             (or the one given for it) lies outside of MPP_RANGE.
@@ -212,6 +255,12 @@ def find_slides(folder: str | Path) -> list[Path]:
 
     By extension, in upper or lower case; hidden files are none (macOS leaves such beside the true ones), a DICOM series
     counts once, and the JPEGs beside a .vms are that slide's own.
+
+    Args:
+        folder: to search.
+
+    Returns:
+        The paths of the slides.
 
     Raises:
         SettingsError: there is no such folder.

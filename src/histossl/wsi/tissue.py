@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from scipy import ndimage
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
 _CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could not be told from red ink
@@ -58,6 +62,27 @@ class TissueMask:
     mask: NDArray[np.bool_]
     size: Size
 
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return (
+            f"TissueMask({self.mask.mean():.0%} tissue, {width} x {height} pixels for a slide of "
+            f"{self.size.width} x {self.size.height})"
+        )
+
+    def plot(self, ax: Axes | None = None, colour: str = "tab:green") -> Axes:
+        """Draw the outlines of the tissue.
+
+        Args:
+            ax: matplotlib axes in level-0 pixels, such as those of `Slide.plot`; None makes new ones.
+            colour: of the lines.
+
+        Returns:
+            The axes.
+        """
+        from histossl.wsi.plot import draw_mask
+
+        return draw_mask(self.mask, self.size, colour, ax)
+
 
 def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
     """The tissue of a slide.
@@ -67,6 +92,10 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     absolute threshold. There is no threshold per slide: a field that is all tissue has nothing to be parted from.
     Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
     alike, red ink green and blue alike.
+
+    Args:
+        slide: to look at.
+        settings: how tissue is told from glass; None takes the defaults.
 
     Returns:
         The mask; all False on an empty slide, be it white, grey or black.
