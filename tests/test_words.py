@@ -155,12 +155,12 @@ def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsy
     for k in range(3):
         write_slide(slides / f"s{k}.tiff", SynthSettings(width=448, height=448, seed=k))
     flags = ["--tile.px=48", "--tile.mpp=1.3", "--workers=1"]
-    small = ["--tile-encoder.words.count=8", "--tile-encoder.words.tiles=24", "--tile-encoder.words.patches=1000"]
+    small = ["--tile-encoder.joint.words.count=8", "--tile-encoder.joint.words.tiles=24", "--tile-encoder.joint.words.patches=1000"]
     assert main(["inspect", str(slides), "--out", str(tmp_path / "a"), *flags]) == 0
     views = ["--encode.views=2", "--encode.tiles=8", "--device=cpu", "--workers=1"]
     assert main(["encode", str(tmp_path / "a"), *views, *small]) == 0
     about = json.loads((tmp_path / "a/tile-encoder/config.json").read_text())
-    assert about["architecture"] == "visual words"
+    assert about["architecture"] == "visual words, contrast and colour"
     assert about["slides"] == ["s0", "s1", "s2"]
     features = store.read_features(tmp_path / "a/features/s0.h5")
     assert features.shape[1] == 6 * 8
@@ -188,7 +188,7 @@ def test_a_run_joins_others_that_encode_already(tmp_path):
     flags = ["--tile.px=48", "--tile.mpp=1.3", "--workers=1"]
     assert main(["inspect", str(tmp_path / "s.tiff"), "--out", str(study), *flags]) == 0
     command = ["encode", str(study), "--encode.views=2", "--encode.tiles=8", "--device=cpu", "--workers=1"]
-    small = ["--tile-encoder.words.count=8", "--tile-encoder.words.tiles=24", "--tile-encoder.words.patches=1000"]
+    small = ["--tile-encoder.joint.words.count=8", "--tile-encoder.joint.words.tiles=24", "--tile-encoder.joint.words.patches=1000"]
     with Study(study).share(print):
         ended = subprocess.run(
             [sys.executable, "-m", "histossl", *command, *small], timeout=120, capture_output=True, text=True

@@ -32,6 +32,7 @@ from histossl.evaluate.probe import ProbeSettings, write_probe
 from histossl.evaluate.rivals import judge
 from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.encoder import made_before, parts_of
 from histossl.gigassl.pretrain import PretrainSettings, SlideSource, pretrain_slides, trained_as
 from histossl.ledger import Ledger, Shift
 from histossl.pace import Pace
@@ -234,6 +235,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place
     rows = ledger.rows
     encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
     encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    if old := made_before(study.slide_encoder):
+        say(f"slide-encoder/ is used as it is; {old}; remove it and run `histossl pretrain` to train anew", "yellow")
     made = fingerprint(settings, encoder, _features_made(study, list(encoded.values())))
     if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
         return report_failures(rows)
@@ -255,7 +258,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, place: Place
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
     table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
-    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made)
+    parts = parts_of(study.slide_encoder)
+    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
     return report_failures(rows)
 
 

@@ -16,6 +16,7 @@ from histossl.encode import EncodeJob, EncodeSettings, Step, encode_slides
 from histossl.encoders.zoo import TileEncoder, load_encoder, pick_device
 from histossl.errors import SettingsError
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
+from histossl.gigassl.encoder import UNTRAINED as RIVAL
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain import PretrainSettings, plain_tiles, trained_as
 from histossl.gigassl.views import ViewSettings
@@ -113,7 +114,11 @@ def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEnco
     """Of one fingerprint: workers outlive the encoder that stands in a folder."""
     where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
     encoder = SlideEncoder.load(folder).to(where).eval()
-    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
+    if (folder / RIVAL).exists():  # like for like: all that is not trained is the same
+        rival = SlideEncoder.load(folder, RIVAL).to(where).eval()
+        return [(GIGA, encoder, trained.view), (UNTRAINED, rival, trained.view)]
+    plain = replace(encoder.settings, prototypes=0, normalise=False)
+    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
     # The strongest form of that rival: all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
     return [(GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)]

@@ -24,6 +24,7 @@ from histossl.encoders.zoo import pick_device, pick_dtype, read_weights
 from histossl.errors import FileFormatError, SettingsError, TrainingError
 from histossl.geometry import tile_units
 from histossl.gigassl.chunked import encode_twice
+from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.gauges import effective_rank, gauges
 from histossl.gigassl.layers import Projector
@@ -32,6 +33,7 @@ from histossl.losses import nt_xent
 from histossl.parallel import first, gather, place, shares
 from histossl.train import Schedule, end_of_training, fit
 
+MANY = 2000  # slides, at most, whose vectors tell the scale of their parts
 SAMPLE = 100_000  # tiles, about: statistics of a cohort are taken of so many
 
 
@@ -170,6 +172,15 @@ def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[T
         yield torch.from_numpy(features).float(), positions
 
 
+def some_slides(
+    sources: Sequence[SlideSource], seed: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Name, features (N, D) and positions (N, 2) of slides in random order, un-augmented, `MANY` at most."""
+    for k in np.random.default_rng([seed, len(sources), 1]).permutation(len(sources))[:MANY]:
+        features, positions = plain_tiles(sources[k].features)
+        yield sources[k].slide_id, np.asarray(features, np.float32), positions
+
+
 # As `SlideEncoder` takes it: n first views, then their n partners.
 Chunk = tuple[Tensor, NDArray, NDArray, int]
 
@@ -264,8 +275,9 @@ def pretrain_slides(
         best=settings.keep == "best",
     )
     if first():
-        encoder.fit_prototypes(sample_slides(sources, settings.seed), settings.seed)
-        encoder.save(folder, about | {"training": vars(outcome)})
+        sample = sample_slides(sources, settings.seed)
+        rival = complete(encoder, sample, partial(some_slides, sources, settings.seed), settings.seed)
+        encoder.save(folder, about | {"training": vars(outcome)}, rival)
         end_of_training(logs)
 
 

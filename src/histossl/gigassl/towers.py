@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from histossl.config import fingerprint, to_dict
 from histossl.errors import TrainingError
+from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.pretrain import (
     Chunk,
@@ -29,6 +31,7 @@ from histossl.gigassl.pretrain import (
     hardware,
     of_length,
     sample_slides,
+    some_slides,
     start_from,
     steps_of_an_epoch,
 )
@@ -196,8 +199,9 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
     )
     if first():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
-            encoder.fit_prototypes(sample_slides(source.slides, settings.seed), settings.seed)
+            sample = sample_slides(source.slides, settings.seed)
+            rival = complete(encoder, sample, partial(some_slides, source.slides, settings.seed), settings.seed)
             about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}
             about |= {"pretrain": to_dict(each[k]), "start": started[k], "training": vars(outcome)}
-            encoder.save(source.folder, about)
+            encoder.save(source.folder, about, rival)
         end_of_training(logs)
