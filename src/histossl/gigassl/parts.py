@@ -35,9 +35,9 @@ class Kind:
 
 
 KINDS = {
-    "stage": Kind(0.3, 16, 0.5, False),
+    "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
-    "prototypes": Kind(0.9, 16, 0.0, True),
+    "prototypes": Kind(0.75, 16, 0.0, True),
 }
 """Chosen on slides composed of real lung tiles, two seeds, see docs/methods.md."""
 
