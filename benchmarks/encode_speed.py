@@ -21,17 +21,17 @@ import numpy as np
 import openslide
 import torch
 
-from histossl import encode
-from histossl.augment import AugmentSettings, augment, draw_augmentation, to_float
-from histossl.encode import EncodeJob, EncodeSettings, encode_slides
+from histossl.encoders import encode
+from histossl.encoders.augment import AugmentSettings, augment, draw_augmentation, to_float
+from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_slides
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms
-from histossl.encoders.zoo import TileEncoder, load_encoder
-from histossl.scale import Workers
-from histossl.survey import SurveyJob, survey_slide
-from histossl.synth import SynthSettings, write_slide
-from histossl.tiles import TileSpec
-from histossl.tissue import TissueSettings
+from histossl.encoders.tile_encoder import TileEncoder, load_encoder
+from histossl.execution.workers import Workers
+from histossl.study.survey import SurveyJob, survey_slide
+from histossl.wsi.synth import SynthSettings, write_slide
+from histossl.wsi.tiles import TileSpec
+from histossl.wsi.tissue import TissueSettings
 
 TILE = TileSpec(px=224, mpp=1.0)
 SECONDS = 15  # of repetitions behind each rate of the network alone

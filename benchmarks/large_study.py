@@ -19,8 +19,8 @@ from pathlib import Path
 
 def write_study(folder: Path, slides: int) -> None:
     """Rows, products and a log, as a run of days leaves them."""
-    from histossl.ledger import Ledger
-    from histossl.study import COLUMNS, Study
+    from histossl.execution.journal import Journal
+    from histossl.study.folder import COLUMNS, Study
 
     study = Study(folder)
     rows = []
@@ -34,7 +34,7 @@ def write_study(folder: Path, slides: int) -> None:
     for room in ("features", "views", "tiles", "qc"):
         (folder / room).mkdir()
     done = rows[: slides // 2]
-    ledger = Ledger(study)
+    ledger = Journal(study)
     for first in range(0, len(done), 1000):
         lines = [
             (row, {"status": "encoded", "made": f"{row['made']}-key", "error": ""})
@@ -49,19 +49,19 @@ def write_study(folder: Path, slides: int) -> None:
 
 def of_status(folder: Path) -> None:
     """What `histossl status` does."""
-    from histossl.status import status_of
+    from histossl.study.status import status_of
 
     assert status_of(folder).slides["encoded"] > 0
 
 
 def of_resume(folder: Path) -> None:
     """What `histossl encode` does before its first slide: which slides are left."""
-    from histossl.cohort import Standing
-    from histossl.ledger import Ledger
-    from histossl.study import Study
+    from histossl.execution.journal import Journal
+    from histossl.study.folder import Study
+    from histossl.study.inspect_stage import ExistingProducts
 
-    ledger = Ledger(Study(folder))
-    stand = Standing(Study(folder))
+    ledger = Journal(Study(folder))
+    stand = ExistingProducts(Study(folder))
     left = [
         row
         for row in ledger.rows
@@ -76,7 +76,7 @@ def of_resume(folder: Path) -> None:
 
 def of_claim(folder: Path) -> None:
     """A thousand claims, each taken, looked at by another run and let go."""
-    from histossl.claims import Claims
+    from histossl.execution.claims import Claims
 
     with Claims(folder / ".claims") as claims:
         for k in range(1000):
@@ -95,8 +95,8 @@ def main(slides: int) -> None:
 
 def measured(name: str, folder: Path) -> None:
     """Time one of them, without the start of Python and the imports."""
-    import histossl.cohort
-    import histossl.status  # noqa: F401
+    import histossl.study.inspect_stage
+    import histossl.study.status  # noqa: F401
 
     start, busy = time.perf_counter(), time.process_time()
     {"status": of_status, "resume": of_resume, "claim": of_claim}[name](folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from histossl.synth import SynthSettings, write_slide
+from histossl.wsi.synth import SynthSettings, write_slide
 
 
 def peak(command: list[str]) -> int:

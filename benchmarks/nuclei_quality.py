@@ -1,7 +1,7 @@
 """Nuclei scored organ by organ: trained on the other organs, or on the organ's own unlabelled images.
 
-python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method contrast|paper] [--seeds 0 1 2]
-    [--reduce 2]
+python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method self-training|patch-contrast]
+    [--seeds 0 1 2] [--reduce 2]
 
 FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images.
 `--reduce 2` makes a 20x slide's images of a 40x slide's: means of 2 x 2 pixels, every second label.
@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import METRICS, score
-from histossl.nuclei.paper import learn_paper
-from histossl.nuclei.patches import PaperSettings
-from histossl.nuclei.predict import picture_slide, survey
+from histossl.nuclei.patch_contrast import learn_patch_contrast
+from histossl.nuclei.patch_sampling import PatchContrastSettings
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
+from histossl.nuclei.stain_survey import survey
+from histossl.wsi.array_slide import picture_slide
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
 ORGANS = {
@@ -56,14 +57,14 @@ def read_labels(path: Path, by: int = 1) -> np.ndarray:
 
 def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, steps: int) -> NucleiSegmenter:
     """A segmenter that learned on pictures without labels."""
-    if method == "contrast":
-        return NucleiSegmenter(ContrastSettings(seed=seed, steps=steps)).fit(pictures, mpp)
-    settings = PaperSettings(seed=seed)
+    if method == "self-training":
+        return NucleiSegmenter(SelfTrainingSettings(seed=seed, steps=steps)).fit(pictures, mpp)
+    settings = PatchContrastSettings(seed=seed)
     known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
     fields = [field for one in known for field in one.fields if one.stains is not None]
     segmenter = NucleiSegmenter()
     with tempfile.TemporaryDirectory() as logs:
-        segmenter.method = learn_paper(fields, settings, Path(logs))
+        segmenter.method = learn_patch_contrast(fields, settings, Path(logs))
     return segmenter
 
 
@@ -72,10 +73,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=("prior", "self", "others", "all"), default="self")
-    parser.add_argument("--method", choices=("contrast", "paper"), default="contrast")
+    parser.add_argument("--method", choices=("self-training", "patch-contrast"), default="self-training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
-    parser.add_argument("--steps", type=int, default=ContrastSettings().steps)
+    parser.add_argument("--steps", type=int, default=SelfTrainingSettings().steps)
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--reduce", type=int, default=1)
     options = parser.parse_args()

@@ -20,8 +20,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from histossl.geometry import Region
-from histossl.synth import SynthSettings, paint_region
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import SynthSettings, paint_region
 from memory import peak
 
 BLOCK, TILE, MPP = 4096, 512, 0.38

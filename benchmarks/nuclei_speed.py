@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from histossl.geometry import Region
-from histossl.nuclei.contrast import Batches, Contrast, ContrastTask, Sample
 from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.patches import PaperSettings, PaperTask
-from histossl.nuclei.predict import picture_slide, survey
-from histossl.nuclei.prior import Prior
-from histossl.synth import SynthSettings, paint_region
+from histossl.nuclei.patch_sampling import PatchContrastSettings, PatchContrastTask
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
+from histossl.nuclei.self_training import Batches, Sample, SelfTraining, SelfTrainingTask
+from histossl.nuclei.stain_survey import survey
+from histossl.nuclei.threshold import Prior
+from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import SynthSettings, paint_region
 
 
 def best(call: Callable[[], object], times: int = 3) -> float:
@@ -70,7 +71,7 @@ def main() -> None:
     assert known.stains is not None
     stains = known.stains
     rgb = slide.read(Region.whole(slide.size), 0.5)
-    method = Contrast(ContrastSettings(), NucleusNet())
+    method = SelfTraining(SelfTrainingSettings(), NucleusNet())
     prior = Prior()
     context = prior.prepare(known.fields, stains)
     found = prior.confidence(rgb, stains, context)
@@ -84,8 +85,8 @@ def main() -> None:
     macs = multiplications(NucleusNet(), rgb.shape[0] * rgb.shape[1])
     a, b = torch.zeros(4096, 288, dtype=method.dtype), torch.zeros(288, 32, dtype=method.dtype)
     gemm = best(lambda: a @ b) * macs / (4096 * 288 * 32)
-    task = ContrastTask(NucleusNet()).train()
-    batches = Batches([Sample(known.fields, stains)], ContrastSettings())
+    task = SelfTrainingTask(NucleusNet()).train()
+    batches = Batches([Sample(known.fields, stains)], SelfTrainingSettings())
     batch = batches(0)
 
     def step(whole: bool) -> None:
@@ -107,11 +108,11 @@ def main() -> None:
     print(f"{len(nuclei)} nuclei, {megapixels:.2f} megapixels of 0.25 µm, {options.threads} threads, {method.dtype}")
     for name, seconds in rows.items():
         print(f"{name:40} {1000 * seconds / megapixels:8.1f} ms/MP   {seconds / gemm:7.1f} x GEMM")
-    paper = PaperTask(PaperSettings()).train()
-    crops = torch.rand(PaperSettings().batch, 3, PaperSettings().crop, PaperSettings().crop)
-    drawn = torch.rand(2, len(crops), PaperSettings().channels, PaperSettings().places)
+    paper = PatchContrastTask(PatchContrastSettings()).train()
+    crops = torch.rand(PatchContrastSettings().batch, 3, PatchContrastSettings().crop, PatchContrastSettings().crop)
+    drawn = torch.rand(2, len(crops), PatchContrastSettings().channels, PatchContrastSettings().places)
     steps = {
-        "training step of contrast": (lambda: step(True), lambda: step(False)),
+        "training step of self-training": (lambda: step(True), lambda: step(False)),
         "training step of paper": (
             lambda: paper((crops, drawn))[0].backward(),
             lambda: paper.network(crops).mean().backward(),

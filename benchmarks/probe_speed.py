@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.probe import ProbeSettings, probe
+from histossl.evaluate.probe import probe
+from histossl.evaluate.settings import ProbeSettings
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 
-from histossl.geometry import Region
-from histossl.slide import open_slide
+from histossl.wsi.geometry import Region
+from histossl.wsi.slide import open_slide
 
 PX, MOST = 224, 2000
 

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histossl.core.atomic import whole
 from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.methods import TRAINED
-from histossl.evaluate.probe import ProbeSettings, write_probe
-from histossl.evaluate.rivals import judge
+from histossl.evaluate.probe import write_probe
+from histossl.evaluate.rivals import probe_with_rivals
+from histossl.evaluate.settings import TRAINED, ProbeSettings
 from histossl.evaluate.sources import Source, read_source
-from histossl.store import whole
 from results_page import Found, draw_shots_picture, draw_split_picture, page
 
 STEPS = ("studies", *TRAINED, "split", "page")
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
             for cohort in cohorts:
                 source = cohort.source()
                 quick = replace(settings, rivals=(step,), bootstraps=100)
-                judge(source, cohort.table(source), quick, args.out / "rivals")
+                probe_with_rivals(source, cohort.table(source), quick, args.out / "rivals")
 
 
 def painted(study: Path) -> Cohort:
@@ -171,7 +171,7 @@ def write_page(cohorts: list[Cohort], settings: ProbeSettings, args: argparse.Na
     found = []
     for cohort in cohorts:
         source = cohort.source()
-        result = judge(source, cohort.table(source), settings, args.out / "rivals")
+        result = probe_with_rivals(source, cohort.table(source), settings, args.out / "rivals")
         write_probe(result, args.out / "probes" / cohort.name)
         places = [path for name in source.ids if (path := source.paths.get(name)) and path.exists()]
         size = sum(path.stat().st_size for path in places)
@@ -200,7 +200,7 @@ def by_field_and_by_patient(cohort: Cohort, settings: ProbeSettings, out: Path) 
     by_field = replace(by_patient, table=by_patient.table.assign(patient_id=by_patient.table.index))
     quick, tables = replace(settings, shots=(), rivals=()), []
     for way, labels in (("by field", by_field), ("by patient", by_patient)):
-        tables.append(judge(same, labels, quick).table.assign(split=way))
+        tables.append(probe_with_rivals(same, labels, quick).table.assign(split=way))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from histossl.evaluate.figures import COLOURS, MARKERS
+from histossl.core.atomic import whole
 from histossl.evaluate.methods import describe
-from histossl.evaluate.probe import ProbeResult, ProbeSettings
-from histossl.store import whole
+from histossl.evaluate.plots import COLOURS, MARKERS
+from histossl.evaluate.settings import ProbeResult, ProbeSettings
 
 SUPERVISED = ("attention MIL", "SparseConvMIL")  # by labels alone; fine-tuning begins with what was learned
 BAR = 0.063  # by how much the paper is ahead at 50 labelled slides

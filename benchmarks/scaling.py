@@ -20,6 +20,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from histossl.core import fingerprints
+from histossl.wsi import tile_files
+
 TASKS, SLIDES, STEPS = 40, 16, 4
 VIEWS = (10, 256, 256)  # of each simulated slide: views, tiles, features
 
@@ -50,7 +53,7 @@ def ended(*runs: subprocess.Popen) -> tuple[float, float]:
 
 def paint(folder: Path, slides: int, side: int = 4000) -> Path:
     """A folder of painted slides, written once."""
-    from histossl.synth import SynthSettings, write_slide
+    from histossl.wsi.synth import SynthSettings, write_slide
 
     for k in range(slides):
         path = folder / f"s{k}.tiff"
@@ -61,7 +64,6 @@ def paint(folder: Path, slides: int, side: int = 4000) -> Path:
 
 def of_slides() -> None:
     """Cost of a slide and a tile, bytes a slide and a tile: of inspect, of features, of views."""
-    from histossl import store
 
     painted = paint(Path("out/benchmarks/scaling"), SLIDES)
     with tempfile.TemporaryDirectory() as out:
@@ -70,7 +72,7 @@ def of_slides() -> None:
         flags = ["--encoder=random", "--encode.precision=float32", "--workers=1", "--device=cpu"]
         plain = ended(histossl("encode", out, "--encode.views=0", *flags))[1]
         begun = ended(histossl("encode", out, "--encode.views=0", *flags))[1]  # finds nothing to do
-        tiles = sum(len(store.read_tiles_of(path).xy) for path in (study / "tiles").iterdir())
+        tiles = sum(len(tile_files.read_tiles_of(path).xy) for path in (study / "tiles").iterdir())
         written = _size(study / "features")
     with tempfile.TemporaryDirectory() as out:
         ended(histossl("inspect", str(painted), "--out", out, "--workers=1"))
@@ -109,9 +111,9 @@ def nothing(item: int) -> int:
 
 def of_overhead() -> None:
     """What the runner adds to slides of one second: claims, log, table, worker processes."""
-    from histossl.ledger import Ledger, Shift
-    from histossl.scale import Workers
-    from histossl.study import COLUMNS, Study
+    from histossl.execution.journal import Journal, StageQueue
+    from histossl.execution.workers import Workers
+    from histossl.study.folder import COLUMNS, Study
 
     with tempfile.TemporaryDirectory() as out, Workers(2) as workers:
         study = Study(out)
@@ -119,9 +121,9 @@ def of_overhead() -> None:
         rows = [dict.fromkeys(COLUMNS, "") | {"slide_id": name, "path": f"/{name}.svs"} for name in names]
         study.write_slides(rows)
         list(workers.map(nothing, range(8)))
-        ledger = Ledger(study)
+        ledger = Journal(study)
         start, before = time.perf_counter(), spent()
-        with Shift(ledger, "encode", [(row, row["slide_id"]) for row in ledger.rows]) as shift:
+        with StageQueue(ledger, "encode", [(row, row["slide_id"]) for row in ledger.rows]) as shift:
             for mine in shift.rounds():
                 for name, _ in workers.map(second, mine):
                     shift.finish(name, {"status": "encoded"})
@@ -133,7 +135,7 @@ def of_overhead() -> None:
 
 def of_processes() -> None:
     """Speed-up over processes: of spinning tasks, and of `histossl encode` shared by two runs."""
-    from histossl.scale import Workers
+    from histossl.execution.workers import Workers
 
     one = 0.0
     for count in (1, 2, 4):
@@ -166,7 +168,7 @@ def of_dask() -> None:
     except ImportError:
         print("Dask: is not installed")
         return
-    from histossl.cluster import Cluster
+    from histossl.execution.cluster import Cluster
 
     with LocalCluster(2, threads_per_worker=1, dashboard_address=":0") as local, Client(local) as client:
         cluster = Cluster(client, timeout=60)
@@ -188,9 +190,10 @@ def of_training(slides: int = 0) -> None:
         return
     import torch
 
-    from histossl.gigassl.pretrain import PretrainSettings, PretrainTask, draw_batch
-    from histossl.stages import SlideSources
-    from histossl.study import Study
+    from histossl.gigassl.pretrain_settings import PretrainSettings
+    from histossl.gigassl.pretrain_task import PretrainTask, draw_batch
+    from histossl.study.folder import Study
+    from histossl.study.pretrain_stage import SlideSources
 
     torch.set_num_threads(1)
     sources = SlideSources(Study(os.environ["VIEWS"]), [f"{k % 64}" for k in range(slides)])
@@ -224,7 +227,6 @@ def of_training(slides: int = 0) -> None:
 
 
 def _write_views(folder: Path) -> None:
-    from histossl import store
 
     rng = np.random.default_rng(0)
     for k in range(64):
@@ -232,7 +234,7 @@ def _write_views(folder: Path) -> None:
         place.mkdir(parents=True)
         np.save(place / "features.npy", rng.standard_normal(VIEWS, np.float32).astype(np.float16))
         np.save(place / "coords.npy", rng.integers(0, 40, (*VIEWS[:2], 2)).astype(np.int32) * 448)
-        store.write_made(place, "", stride_level0=448.0)
+        fingerprints.write_made(place, "", stride_level0=448.0)
 
 
 PARTS = {

@@ -19,13 +19,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from histossl.cli.presets import PAPER
 from histossl.evaluate.labels import read_labels
-from histossl.evaluate.probe import ProbeSettings, probe
+from histossl.evaluate.probe import probe
+from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
 from histossl.gigassl.encoder import SlideEncoder
-from histossl.gigassl.pretrain import PretrainSettings, SlideSource, plain_tiles, pretrain_slides
-from histossl.presets import PAPER
-from histossl.study import Study
+from histossl.gigassl.pretrain import pretrain_slides
+from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.gigassl.slide_sources import SlideSource, plain_tiles
+from histossl.study.folder import Study
 
 
 def variants(base: PretrainSettings) -> dict[str, PretrainSettings]:

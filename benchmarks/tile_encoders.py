@@ -16,10 +16,10 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
-from histossl.encoders.zoo import load_encoder
-from histossl.geometry import Region
-from histossl.synth import KINDS, SynthSettings, paint_region
-from histossl.synth.recipe import plan
+from histossl.encoders.tile_encoder import load_encoder
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import KINDS, SynthSettings, paint_region
+from histossl.wsi.synth.recipe import plan
 from results import statistics
 
 PX, KNOWN = 64, KINDS[:5]  # a tile is a patch of the plan; the lesion is in too few slides

@@ -24,10 +24,10 @@ import numpy as np
 import psutil
 from playwright.sync_api import Page, sync_playwright
 
-from histossl.geometry import Size
 from histossl.nuclei.export import write_geojson, write_parquet
 from histossl.nuclei.instances import MEASURES, Nuclei
-from histossl.study import COLUMNS, Study
+from histossl.study.folder import COLUMNS, Study
+from histossl.wsi.geometry import Size
 from nuclei_size import BLOCK, MPP, write
 
 POINTS, RADIUS = 24, 3.5  # of an outline; µm

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from histossl.geometry import Size
-from histossl.study import COLUMNS, Study
+from histossl.study.folder import COLUMNS, Study
 from histossl.view.pyramid import SIDE, Pyramid
+from histossl.wsi.geometry import Size
 from view_nuclei import asked, served
 
 AT_ONCE, ROUNDS = 50, 6

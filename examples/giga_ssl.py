@@ -10,20 +10,23 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from histossl.cohort import inspect_slides
-from histossl.embeddings import read_embeddings
-from histossl.encode import EncodeSettings, encode_slides
-from histossl.encoders.zoo import load_encoder
+from histossl.core.embeddings import read_embeddings
+from histossl.encoders.encode import EncodeSettings, encode_slides
+from histossl.encoders.tile_encoder import load_encoder
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.search import nearest
+from histossl.execution.workers import SerialExecutor, Workers
 from histossl.gigassl.embed import EmbedSettings
-from histossl.gigassl.pretrain import PretrainSettings
-from histossl.scale import OneByOne, Workers
-from histossl.stages import embed_study, encode_study, pretrain_study, report_study
-from histossl.study import Study
-from histossl.synth import write_cohort
-from histossl.tiles import TileSpec
-from histossl.tissue import TissueSettings
+from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.study.embed_stage import embed_study
+from histossl.study.encode_stage import encode_study
+from histossl.study.folder import Study
+from histossl.study.inspect_stage import inspect_slides
+from histossl.study.pretrain_stage import pretrain_study
+from histossl.view.report.study_report import report_study
+from histossl.wsi.synth import write_cohort
+from histossl.wsi.tiles import TileSpec
+from histossl.wsi.tissue import TissueSettings
 
 
 def main(slides: Path, labels: Path, out: Path, epochs: int = 100) -> dict[str, float]:
@@ -39,7 +42,7 @@ def main(slides: Path, labels: Path, out: Path, epochs: int = 100) -> dict[str, 
         # 3. The slide encoder learns to tell two augmented views of a slide from views of the others.
         pretrain_study(study, PretrainSettings(epochs=epochs), "auto")
         # 4. One vector a slide.
-        embed_study(study, EmbedSettings(), "auto", OneByOne())
+        embed_study(study, EmbedSettings(), "auto", SerialExecutor())
         report_study(study)
 
     found = read_embeddings(study.embeddings)

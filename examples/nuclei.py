@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.geometry import Region
 from histossl.nuclei.export import label_image, write_geojson, write_overlay, write_parquet
 from histossl.nuclei.instances import MEASURES
-from histossl.nuclei.lessons import ContrastSettings
 from histossl.nuclei.metrics import score
-from histossl.nuclei.predict import SegmentSettings, picture_slide, segment_slide, survey
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
-from histossl.synth import SynthSettings, nuclei_in, paint_region
+from histossl.nuclei.stain_survey import SegmentSettings, survey
+from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.geometry import Region
+from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
 
 
 def main(image: np.ndarray, mpp: float, out: Path, steps: int = 400) -> np.ndarray:
@@ -24,7 +26,7 @@ def main(image: np.ndarray, mpp: float, out: Path, steps: int = 400) -> np.ndarr
     out.mkdir(parents=True, exist_ok=True)
 
     # 1. A network of 42 thousand weights learns here and now; steps=0 would be the method without learning, below.
-    segmenter = NucleiSegmenter(ContrastSettings(steps=steps)) if steps else NucleiSegmenter.load("prior")
+    segmenter = NucleiSegmenter(SelfTrainingSettings(steps=steps)) if steps else NucleiSegmenter.load("prior")
     if steps:
         segmenter.fit([image], mpp=mpp)
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from histossl.cli import main
+from histossl.cli.main import main
 
 sys.exit(main())

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from histossl.augment import Augmentation, augment, to_float
-from histossl.encoders.zoo import TileEncoder
+from histossl.encoders.augment import Augmentation, augment, to_float
+from histossl.encoders.tile_encoder import TileEncoder
 
 CACHE_PIXELS = 8 * 224 * 224  # that pass at once on a core
 

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histossl.augment import STAINS
-from histossl.encoders.stream import TileStream
-from histossl.encoders.words import SCALES, Words, WordSettings, learn_words
-from histossl.errors import SettingsError
+from histossl.core.errors import SettingsError
+from histossl.encoders.augment import STAINS
+from histossl.encoders.patch_kmeans import SCALES, PatchKMeans, PatchKMeansSettings, learn_patch_kmeans
+from histossl.encoders.tile_stream import TileStream
 
 PLAIN = 6 + 5 * 2 * len(SCALES)
-"""Numbers of contrast and colour, see `Words.described`."""
+"""Numbers of contrast and colour, see `PatchKMeans.described`."""
 RESTAINED = 3  # times that every slide's tiles are stained anew
 FEW = 4  # tiles that pass at once, so that their maps stay in the processor's cache
 
@@ -40,7 +40,7 @@ class JointSettings:
         tint: standard deviation of what is added to each channel's density.
     """
 
-    words: WordSettings = field(default_factory=WordSettings)
+    words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
     nuisances: int = 4
     stain: float = 0.2
     tint: float = 0.04
@@ -64,7 +64,7 @@ class Joint(nn.Module):
 
     def __init__(self, count: int, nuisances: int) -> None:
         super().__init__()
-        self.words = Words(count)
+        self.words = PatchKMeans(count)
         self.dim = self.words.dim + PLAIN
         self.register_buffer("shift", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
@@ -88,7 +88,7 @@ def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
         TrainingError: tiles cannot be read.
     """
     joint, rng = Joint(settings.words.count, settings.nuisances), np.random.default_rng([settings.words.seed, 4])
-    joint.words.load_state_dict(learn_words(stream, settings.words).state_dict())
+    joint.words.load_state_dict(learn_patch_kmeans(stream, settings.words).state_dict())
     rows, moved = [], []
     for tiles in _slides(stream):
         plain = _encoded(joint, tiles)

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
-from histossl.config import fingerprint
+from histossl.core.config import PRECISIONS, check_choice, fingerprint
+from histossl.core.errors import SettingsError
+from histossl.encoders.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
-from histossl.encoders.stream import StreamPlan, TileStream
-from histossl.encoders.zoo import keep_buffers, pick_device, pick_dtype
-from histossl.errors import SettingsError
-from histossl.losses import contrast
-from histossl.train import Schedule, fit
+from histossl.encoders.tile_stream import StreamPlan, TileStream
+from histossl.training.device import keep_buffers, pick_device, pick_dtype
+from histossl.training.loop import Schedule, fit
+from histossl.training.losses import contrast
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class MocoSettings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 2 or self.slides < 1 or self.queue < 0 or self.projection < 1:
             raise SettingsError("moco needs steps, slides, projection >= 1, batch >= 2 and queue >= 0")
+        check_choice("moco.precision", self.precision, PRECISIONS)
         if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1 and 0 <= self.momentum < 1):
             raise SettingsError("moco needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
 

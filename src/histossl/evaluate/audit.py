@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.evaluate.labels import (
     BARCODE,
     PATIENT_COLUMNS,
     SITE_COLUMNS,
     SLIDE_COLUMNS,
     find_column,
-    read_rows,
+    read_label_rows,
     unique_lines,
 )
 from histossl.evaluate.split_files import SIDES, Split
@@ -96,7 +96,7 @@ def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[in
 
 
 @dataclass(frozen=True)
-class Cohort:
+class CohortTable:
     """What is known of slides: slide -> patient, slide -> site, target -> slide -> class.
 
     Attributes:
@@ -112,7 +112,7 @@ class Cohort:
     named: str
 
 
-def read_cohort(path: Path) -> Cohort:
+def read_cohort_table(path: Path) -> CohortTable:
     """Read a table of slides: slide_id, and where there are such columns patient_id, site and label.
 
     Where patients or sites are not given, slides that carry a TCGA barcode say them: TCGA-A2-A1FZ-01Z-… is patient
@@ -121,7 +121,7 @@ def read_cohort(path: Path) -> Cohort:
     Raises:
         LabelError: not such a table, or a slide is named twice.
     """
-    columns, rows = read_rows(path)
+    columns, rows = read_label_rows(path)
     slide, patient, site = (find_column(columns, n) for n in (SLIDE_COLUMNS, PATIENT_COLUMNS, SITE_COLUMNS))
     if slide is None:
         raise LabelError(f"{path.name}: no column slide_id among {', '.join(columns)}", "name the column of slides so")
@@ -135,17 +135,17 @@ def read_cohort(path: Path) -> Cohort:
     label = find_column(columns, ("label",))
     classes = {label: {name: row[label] for name, row in table.items() if row[label]}} if label else {}
     named = " and ".join([*([patient] if given and patient else []), *(["TCGA barcodes"] if barcodes else [])])
-    return Cohort({name: name for name in table} | barcodes | given, sites, classes, named)
+    return CohortTable({name: name for name in table} | barcodes | given, sites, classes, named)
 
 
 def audit_split(
-    split: Split, cohort: Cohort, twins: Iterable[tuple[str, str]] = (), seen: Collection[str] | None = None
+    split: Split, cohort: CohortTable, twins: Iterable[tuple[str, str]] = (), seen: Collection[str] | None = None
 ) -> dict[str, object]:
     """What the test slides of a split share with those that the model may learn from, train and val together.
 
     Args:
         split: from `read_splits`.
-        cohort: from `read_cohort`.
+        cohort: from `read_cohort_table`.
         twins: pairs of near-duplicate slides.
         seen: slides that the slide encoder was trained on without labels; None where unknown.
 
@@ -195,7 +195,7 @@ def _balance(classes: dict[str, str], learn: Sequence[str], test: Sequence[str])
     return ", ".join(f"{name} {counts[0][name]}/{counts[1][name]}" for name in sorted({*counts[0], *counts[1]}))
 
 
-def verdicts(found: Sequence[Mapping[str, object]], cohort: Cohort, twins_known: bool) -> list[str]:
+def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_known: bool) -> list[str]:
     """What an audit found, in sentences; those that begin with LEAK make a figure from these splits flatter."""
     said = []
     for column, what in (

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import predict, prepare, solve
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 from histossl.evaluate.split_files import Split
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import prepare, solve
-from histossl.evaluate.probe import ProbeSettings
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
-from histossl.evaluate.tasks import make_task
+from histossl.evaluate.targets import make_task
 from histossl.gigassl.embed import EmbedSettings, explain_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.views import ViewSettings

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl.core.atomic import whole
 from histossl.evaluate.heatmap import Heatmap
-from histossl.geometry import Size
-from histossl.store import whole
+from histossl.wsi.geometry import Size
 
 
-def write_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool = False) -> None:
+def write_heatmap_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool = False) -> None:
     """A CSV, a row a tile: `tile`, its corner `x`, `y` in level-0 pixels, `looked_at` and `share(CLASS)`.
 
     Each `share` column adds up to the slide's logit.
@@ -34,7 +34,7 @@ def write_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool = False) 
             writer.writerow([k, *corner, f"{seen:.9g}", *(f"{share:.9g}" for share in shares)])
 
 
-def write_geojson(path: Path, heatmap: Heatmap, xy: NDArray, extent: float) -> None:
+def write_heatmap_geojson(path: Path, heatmap: Heatmap, xy: NDArray, extent: float) -> None:
     """A FeatureCollection of QuPath detections, a square a tile in level-0 pixels, streamed.
 
     Measurements: `share(CLASS)` and, to colour by, `score(CLASS)` as `Heatmap.scores` has it; tiles that were not
@@ -65,7 +65,7 @@ def write_geojson(path: Path, heatmap: Heatmap, xy: NDArray, extent: float) -> N
         file.write("\n]}\n")
 
 
-def write_picture(
+def write_heatmap_picture(
     path: Path,
     heatmap: Heatmap,
     xy: NDArray,

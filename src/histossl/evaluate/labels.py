@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from histossl.errors import LabelError
-from histossl.store import text_of
+from histossl.core.errors import LabelError
+from histossl.core.tables import text_of
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
@@ -77,7 +77,7 @@ def read_labels(
             of the file with the header as row 1.
     """
     path = Path(path)
-    columns, rows = read_rows(path)
+    columns, rows = read_label_rows(path)
     slide_column = find_column(columns, SLIDE_COLUMNS)
     if slide_column is None:
         raise LabelError(
@@ -119,7 +119,7 @@ def read_labels(
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines)
 
 
-def read_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The header of a table, and line number -> column -> stripped text.
 
     Raises:

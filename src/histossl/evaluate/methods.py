@@ -2,54 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import histossl
+from histossl.evaluate.settings import METHODS, TRAINED, Recipe
 
 if TYPE_CHECKING:
-    from histossl.evaluate.probe import ProbeSettings
-
-NEIGHBOURS = 10
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained on labelled slides.
-
-    Attributes:
-        steps: optimiser steps.
-        batch: slides a step.
-        tiles: of a slide in a step, drawn anew; at the test all are looked at.
-        kept: tiles of a slide that are held in memory, drawn once where there are more.
-        rate: AdamW's highest.
-        weight_decay: decoupled.
-        dropout: before the classes.
-        dim: of the slide's vector in front of the classes.
-    """
-
-    steps: int = 150
-    batch: int = 16
-    tiles: int = 256
-    kept: int = 4096
-    rate: float = 5e-4
-    weight_decay: float = 1e-2
-    dropout: float = 0.25
-    dim: int = 128
-
-
-# Each with its words in a paragraph of method; `histossl.evaluate.rivals` makes them.
-METHODS = {
-    "knn": f"Nearest neighbours: the {NEIGHBOURS} nearest labelled slides by the cosine of standardised features, "
-    "weighted by the inverse of the distance.",
-    "mean": "Mean pooling: the same regression on the mean of the tiles' features.",
-    "deviation": "Mean and deviation: the same regression on mean and standard deviation of the tiles' features.",
-    "max": "Max pooling: the same regression on the maximum of the tiles' features.",
-    "attention": "Attention MIL: gated attention over tiles.",
-    "sparse": "SparseConvMIL: sparse convolutions on the map of tiles, trained end to end.",
-    "finetune": "Fine-tuned encoder: the pretrained slide encoder, all of it trained on.",
-}
-TRAINED = {"attention": "attention MIL", "sparse": "SparseConvMIL", "finetune": "fine-tuned encoder"}
+    from histossl.evaluate.settings import ProbeSettings
 
 
 def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False) -> str:

@@ -17,16 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histossl.encoders.zoo import pick_device, pick_dtype
-from histossl.errors import FileFormatError
-from histossl.evaluate.methods import Recipe
-from histossl.evaluate.probe import Rival
+from histossl.core.errors import FileFormatError
+from histossl.evaluate.settings import Recipe, Rival
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.layers import GatedAttention, view_sum
-from histossl.gigassl.pretrain import plain_tiles
+from histossl.gigassl.slide_sources import plain_tiles
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseMap
 from histossl.gigassl.views import ViewSettings, collate, draw_view
-from histossl.train import Schedule, fit
+from histossl.training.device import pick_device, pick_dtype
+from histossl.training.loop import Schedule, fit
 
 Bag = tuple[NDArray[np.float16], NDArray[np.float32]]  # (n, D) features, (n, 2) positions in tile units
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.errors import FileFormatError
+from histossl.core.errors import FileFormatError
 
 # Modules moved from numpy.core to numpy._core; a file names those of its time.
 CORE = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,119 +14,20 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import histossl
-from histossl.config import to_dict
-from histossl.errors import FileFormatError, LabelError, SettingsError
+from histossl.core.atomic import whole
+from histossl.core.config import to_dict
+from histossl.core.errors import FileFormatError, LabelError
+from histossl.core.tables import cell
 from histossl.evaluate.audit import audit_line
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import predict, prepare, solve
-from histossl.evaluate.methods import METHODS, describe
+from histossl.evaluate.methods import describe
 from histossl.evaluate.ridge import ridge
 from histossl.evaluate.score import interval, samples_of
+from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
 from histossl.evaluate.splits import grouped_folds
-from histossl.evaluate.tasks import Task, labelled, make_task, numbers_of_labels
-from histossl.store import cell, whole
-
-# (rows that train (n,), their truth (n,), rows to test (m,), seed) -> (m, classes) probabilities where the truth is
-# int, of which every class is among those that train, and (m, 1) numbers where it is float. Rows are of the embeddings.
-Rival = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How the linear probe is trained and scored.
-
-    Args:
-        targets: columns of the label table to predict; empty takes `label`, or all columns where there is none.
-        task: auto takes a column of more than 20 different numbers (or on more than half of the slides) as numbers, all
-            else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
-        hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
-        folds: folds of the cross-validation; every class needs at least as many patients.
-        repeats: times that the patients are dealt into folds anew.
-        C: inverse strength of the L2 penalty.
-        choose_C: values of C to choose among for every fit, by 3 folds of the training patients; empty takes C.
-        balanced: weight the classes by the inverse of their frequency. Where they are uneven, probabilities are then
-            not shares, which the figures of calibration tell.
-        alphas: penalties of ridge regression to choose among for every fit, by 3 folds of the training patients.
-        shots: numbers of labelled slides for the curve of few labels; those that a fold cannot give are left out.
-        shots_of: slides, or patients: then `shots` counts patients, all slides of whom are labelled.
-        bootstraps: resamples of the patients behind each interval.
-        rivals: further methods on the same labels and folds: knn, mean, deviation, max; and trained on the labels,
-            which takes minutes: attention, sparse, finetune.
-        parts: parts of the vectors that are also judged by themselves: stage, mean, prototypes, or all.
-        mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
-        seed: of the folds, the shots and the resamples.
-    """
-
-    targets: tuple[str, ...] = ()
-    task: str = "auto"
-    hold_out: str = "patients"
-    folds: int = 5
-    repeats: int = 5
-    C: float = 10.0
-    choose_C: tuple[float, ...] = ()
-    balanced: bool = True
-    alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-    shots: tuple[int, ...] = (25, 50, 100)
-    shots_of: str = "slides"
-    bootstraps: int = 1000
-    rivals: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
-    mixed_patients: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        limits = {"folds": (self.folds, 2), "repeats": (self.repeats, 1), "bootstraps": (self.bootstraps, 100)}
-        for name, (value, least) in limits.items():
-            if value < least:
-                raise SettingsError(f"probe.{name} is {value}", f"it must be {least} or more")
-        if not all(C > 0 for C in (self.C, *self.choose_C)):
-            raise SettingsError(f"probe.C is {self.C}, choose_C {self.choose_C}", "it must be positive")
-        if not self.alphas or not all(alpha > 0 for alpha in self.alphas):
-            raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
-        words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
-        for name, known in (words | {"shots_of": ("slides", "patients")}).items():
-            if getattr(self, name) not in known:
-                raise SettingsError(f"probe.{name} is {getattr(self, name)!r}", f"it must be {' or '.join(known)}")
-        if any(n < 2 for n in self.shots):
-            raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
-        if unknown := [name for name in self.rivals if name not in METHODS]:
-            raise SettingsError(f"probe.rivals: no {unknown[0]!r}", f"there are {', '.join(METHODS)}")
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What `probe` found.
-
-    Every figure but a difference is followed by its 95 % interval, `NAME_low` and `NAME_high`, that of the first by
-    `low` and `high`; all are means over the repeats.
-
-    Attributes:
-        table: of targets with classes, one row for each target, number of labels and method, in that order. `target`,
-            `n_labelled` (text: a number, or "all" of the training folds), `embedding`, `auroc`; `difference`: how far
-            the first embedding is ahead of this one, its interval resampled as a pair (empty for the first itself);
-            `balanced_accuracy`; `average_precision` within folds and `f1`, of two classes those of the second by name,
-            of several the mean; `brier`, the mean over slides of the squared errors of the probabilities, summed over
-            the classes, in [0, 2]; `ece`, the expected calibration error: mean distance, over tenths of the
-            probability, between what was predicted and what came true, of several classes the mean; `n_slides`,
-            `n_patients`, `n_classes`, `repeats`.
-        numbers: the same of targets with numbers: in the place of `auroc` `spearman`, of what remains when the mean of
-            each fold's predictions is taken away, then `difference`, `r2` (1 where all is predicted, 0 where the mean
-            does as well) and `mae`, in the target's unit.
-        predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
-            `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
-            means over the repeats.
-        audit: one line a target: classes, patients and sites on both sides, near-duplicate slides.
-        complaints: one line each for what was passed over.
-        settings: what it was asked.
-    """
-
-    table: pd.DataFrame
-    numbers: pd.DataFrame
-    predictions: pd.DataFrame
-    audit: tuple[str, ...]
-    complaints: tuple[str, ...]
-    settings: ProbeSettings
+from histossl.evaluate.targets import Task, labelled, make_task, numbers_of_labels
 
 
 def probe(
@@ -327,7 +227,7 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def write_probe(result: ProbeResult, folder: Path) -> None:
     """Write probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words), and
     figures; a table without rows is not there."""
-    from histossl.evaluate.figures import write_figures
+    from histossl.evaluate.plots import write_figures
 
     tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "predictions.csv": result.predictions}
     content = {

@@ -13,18 +13,20 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 import histossl
-from histossl.config import fingerprint
-from histossl.errors import FileFormatError, SettingsError
+from histossl.core.atomic import whole
+from histossl.core.config import fingerprint
+from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.fingerprints import fingerprint_of
+from histossl.core.hdf5 import read_features
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.methods import NEIGHBOURS, TRAINED, Recipe
-from histossl.evaluate.probe import ProbeResult, ProbeSettings, Rival, probe
+from histossl.evaluate.probe import probe
+from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
 from histossl.evaluate.sources import Source
-from histossl.store import fingerprint_of, read_features, whole
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
 
 
-def judge(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
+def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
     """Probe the vectors of a source beside the rivals that `settings.rivals` names.
 
     - `knn`: the 10 nearest labelled slides by the first vectors, cosine of standardised features, weighted by distance;
@@ -66,7 +68,9 @@ def judge(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | 
         bags = read_bags([source.tiles[name] for name in source.ids])
         for name in trained:
             rival = trained_rival(name, bags, source.encoder)
-            rivals[TRAINED[name]] = rival if keep is None else remembered(rival, _made(name, source), source.ids, keep)
+            rivals[TRAINED[name]] = (
+                rival if keep is None else cached_rival(rival, _made(name, source), source.ids, keep)
+            )
     labels = replace(labels, sites={**source.sites, **labels.sites})
     return probe(vectors, source.ids, labels, settings, rivals, source.seen)
 
@@ -94,7 +98,7 @@ def parts_alone(source: Source, wanted: Sequence[str]) -> dict[str, NDArray[np.f
     return {f"{first}: {name}": values[:, at == name] for name in chosen}
 
 
-def remembered(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:
+def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:
     """A rival that trains once for the same slides, truth and seed.
 
     Args:

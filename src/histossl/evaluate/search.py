@@ -11,10 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from histossl.errors import SlideError
+from histossl.core.errors import SlideError
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
-from histossl.slide import open_slide
+from histossl.wsi.slide import open_slide
 
 RANKS = (1, 5, 10)
 QUERIES = 5000  # a larger cohort is scored on this many of its slides, drawn at random

@@ -7,14 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.embeddings import read_embeddings
-from histossl.errors import FileFormatError
+from histossl.core.embeddings import read_embeddings
+from histossl.core.errors import FileFormatError
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
 from histossl.evaluate.pickled import read_pickled_vectors
 
@@ -192,7 +193,7 @@ def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
     try:
         with h5py.File(path, "r") as file:
-            found = next((file[name] for name in ("features", "feats") if name in file), None)
+            found: Any = next((file[name] for name in ("features", "feats") if name in file), None)
             if not isinstance(found, h5py.Dataset):
                 raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
             values = np.asarray(found[:], np.float32)

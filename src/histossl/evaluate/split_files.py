@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from histossl.errors import LabelError
-from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_rows
+from histossl.core.errors import LabelError
+from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
 _SPELT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "held-out": "test"}
@@ -57,7 +57,7 @@ def read_splits(path: Path) -> list[Split]:
 
 
 def _splits(file: Path, name: str) -> list[Split]:
-    columns, rows = read_rows(file)
+    columns, rows = read_label_rows(file)
     slide, side, fold = (find_column(columns, names) for names in (SLIDE_COLUMNS, ("split", "set"), ("fold",)))
     lists = {column: _side(column) for column in columns if _side(column) in SIDES}
     if {"train", "test"} <= set(lists.values()):

@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedKFold
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 
 
 def grouped_folds(

@@ -1,5 +1,6 @@
 """What a slide encoder gets after its training, of the whole cohort: prototypes, the scale of its parts, and its rival
-of which nothing was trained."""
+of which nothing was trained.
+"""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histossl.config import number_of
-from histossl.encoders.zoo import pick_dtype
-from histossl.errors import SettingsError
+from histossl.core.config import number_of
+from histossl.core.errors import SettingsError
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.prototypes import Counted
-from histossl.gigassl.views import Batch, ViewSettings, collate, draw_tiles
+from histossl.gigassl.views import ViewBatch, ViewSettings, collate, draw_tiles
+from histossl.training.device import pick_dtype
 
 # Bounds the memory of a pass: views are grouped up to this many tiles.
 TILES_A_PASS = 8192
@@ -179,7 +179,7 @@ def _passes(
     view: ViewSettings,
     settings: EmbedSettings,
     slide_id: str,
-) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+) -> Iterator[tuple[ViewBatch, NDArray[np.int64]]]:
     """The views of a slide, as many in a batch as its memory allows, and which tile each of their tiles is."""
     rng = np.random.default_rng([settings.seed, number_of(slide_id)])
     if settings.views == 0:
@@ -195,7 +195,7 @@ def _passes(
         yield collate(views), np.concatenate(chosen)
 
 
-def _vectors(encoder: SlideEncoder, batch: Batch, settings: EmbedSettings) -> torch.Tensor:
+def _vectors(encoder: SlideEncoder, batch: ViewBatch, settings: EmbedSettings) -> torch.Tensor:
     with _autocast(encoder, settings):
         tiles = batch.features.to(_device(encoder))
         return encoder(tiles, batch.positions.numpy(), batch.views.numpy(), batch.size).float().cpu()

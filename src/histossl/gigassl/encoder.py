@@ -20,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from histossl.config import from_dict, to_dict
-from histossl.errors import FileFormatError, SettingsError
+from histossl.core.atomic import whole_folder
+from histossl.core.config import from_dict, to_dict
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
 from histossl.gigassl.parts import Parts
 from histossl.gigassl.prototypes import RUNS, Counted, Prototypes, shared_out
 from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, occupied, view_mean
-from histossl.store import whole_folder
 
 FORMAT = "histossl slide encoder 1"
 TRAINED, UNTRAINED = "model.safetensors", "untrained.safetensors"
@@ -225,8 +225,9 @@ class SlideEncoder(nn.Module):
                 f"this slide encoder takes tiles of {self.settings.in_dim} numbers, got {tuple(features.shape)}",
                 "use features of the tile encoder that it was trained on",
             )
-        places = place(np.asarray(positions) * self.settings.spacing, np.asarray(views), self.settings.hard_border)
-        grid, site_of_tile, counts = occupied(places, size, features.device)
+        spaced = np.asarray(positions) * self.settings.spacing
+        sites = site_indices(spaced, np.asarray(views), self.settings.hard_border)
+        grid, site_of_tile, counts = occupied(sites, size, features.device)
         return site_of_tile, SparseMap(view_mean(features.to(self.stage.dtype), site_of_tile, counts), grid)
 
     def _looked_at(self, tiles: SparseMap) -> SparseMap:
@@ -253,9 +254,7 @@ class SlideEncoder(nn.Module):
             raise SettingsError("only a sparse encoder with dim 512 can start from ResNet-18's fourth stage")
         self.stage.load_state_dict(from_dense(state))
 
-    def save(
-        self, folder: Path, about: Mapping[str, Any] | None = None, untrained: SlideEncoder | None = None
-    ) -> None:
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None, untrained: SlideEncoder | None = None) -> None:
         """Write model.safetensors and config.json into `folder`, whole or not at all.
 
         Args:
@@ -291,32 +290,7 @@ class SlideEncoder(nn.Module):
         return encoder.eval()
 
 
-def made_before(folder: Path) -> str:
-    """What is old about a slide encoder, in words; empty where nothing is, or none stands there."""
-    try:
-        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    if not isinstance(settings, dict) or "normalise" in settings:
-        return ""
-    return "it was made by an earlier version: the parts of its vectors are not brought to one scale"
-
-
-def parts_of(folder: Path) -> tuple[str, ...]:
-    """Of every number of the vectors that an encoder makes, the name of its part.
-
-    Raises:
-        FileFormatError: no slide encoder stands there.
-    """
-    try:
-        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
-        lengths = from_dict(EncoderSettings, BEFORE | settings).parts
-    except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
-        raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", "run pretrain first") from error
-    return tuple(name for name, length in lengths.items() for _ in range(length))
-
-
-def place(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
+def site_indices(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
     """Sites (N, 3) [view, row, column] of tiles at positions (N, 2) in tile units: rounded down, and moved so that
     none is negative.
 
@@ -350,3 +324,28 @@ def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[T
     within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
     tiles = order[np.repeat(starts[source], repeat) + within]
     return torch.from_numpy(tiles), torch.from_numpy(np.repeat(target, repeat))
+
+
+def made_before(folder: Path) -> str:
+    """What is old about a slide encoder, in words; empty where nothing is, or none stands there."""
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not isinstance(settings, dict) or "normalise" in settings:
+        return ""
+    return "it was made by an earlier version: the parts of its vectors are not brought to one scale"
+
+
+def parts_of(folder: Path) -> tuple[str, ...]:
+    """Of every number of the vectors that an encoder makes, the name of its part.
+
+    Raises:
+        FileFormatError: no slide encoder stands there.
+    """
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
+        lengths = from_dict(EncoderSettings, BEFORE | settings).parts
+    except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
+        raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", "run pretrain first") from error
+    return tuple(name for name, length in lengths.items() for _ in range(length))

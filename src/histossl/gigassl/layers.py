@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from histossl.errors import FileFormatError
+from histossl.core.errors import FileFormatError
 from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, average_pool
 
 

@@ -72,7 +72,8 @@ class Part(nn.Module):
 
     def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (dim, C) of scores of the mapped part -> the same scores' (dim, C) of the part itself, and (C,), what
-        is to be added."""
+        is to be added.
+        """
         if not self.fitted:
             return weights, weights.new_zeros(weights.shape[1])
         weights, centre, down, up = (x.cpu().double() for x in (weights, self.centre, self.down, self.up))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
-from histossl.errors import FileFormatError
+from histossl.core.errors import FileFormatError
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 
 # As named in checkpoints -> in our stage; a block's number stands before it.

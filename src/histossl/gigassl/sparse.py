@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histossl.parallel import norm_together, several
+from histossl.training.distributed import is_distributed, norm_together
 
 BLOCK = 4096  # rows a matrix product takes at once: bounds the buffers, and they stay in the cache
 Rows = Tensor | slice  # a choice of rows
@@ -256,7 +256,7 @@ class SiteNorm(nn.BatchNorm1d):
     the running ones serve in training too."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and several():
+        if self.training and is_distributed():
             return norm_together(self, input)
         if self.training and len(input) < 2:
             return nn.functional.batch_norm(

@@ -18,27 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.config import fingerprint, to_dict
-from histossl.errors import TrainingError
+from histossl.core.config import fingerprint, to_dict
+from histossl.core.errors import TrainingError
 from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
-from histossl.gigassl.pretrain import (
-    Chunk,
-    PretrainSettings,
-    PretrainTask,
-    SlideSource,
-    draw_batch,
-    hardware,
-    of_length,
-    sample_slides,
-    some_slides,
-    start_from,
-    steps_of_an_epoch,
-)
+from histossl.gigassl.pretrain import hardware, of_length, start_from
+from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.gigassl.pretrain_task import Chunk, PretrainTask, draw_batch, steps_of_an_epoch
+from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
 from histossl.gigassl.sparse import SparseConv
 from histossl.gigassl.views import View, collate, draw_one, draw_pair
-from histossl.parallel import first
-from histossl.train import end_of_training, fit
+from histossl.training.distributed import is_rank_zero
+from histossl.training.loop import end_of_training, fit
 
 
 @dataclass(frozen=True)
@@ -197,7 +188,7 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
         measure=task.measure,
         best=settings.keep == "best",
     )
-    if first():
+    if is_rank_zero():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
             sample = sample_slides(source.slides, settings.seed)
             rival = complete(encoder, sample, partial(some_slides, source.slides, settings.seed), settings.seed)

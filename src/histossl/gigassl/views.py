@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histossl.errors import SettingsError
+from histossl.core.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ViewSettings:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ViewBatch:
     """Views side by side.
 
     Attributes:
@@ -171,11 +171,11 @@ def move_map(positions: NDArray, settings: ViewSettings, rng: np.random.Generato
     return moved.astype(np.float32)
 
 
-def collate(views: Sequence[View]) -> Batch:
+def collate(views: Sequence[View]) -> ViewBatch:
     """Put views side by side; a view without tiles keeps its place."""
     counts = torch.tensor([len(positions) for _, positions in views])
     features, positions = ([view[side] for view in views] for side in (0, 1))
-    return Batch(
+    return ViewBatch(
         _tensor(features),
         _tensor(positions),
         torch.repeat_interleave(torch.arange(len(views)), counts),

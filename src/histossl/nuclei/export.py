@@ -15,11 +15,11 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from histossl.errors import SettingsError
-from histossl.geometry import Region, Size
-from histossl.nuclei.instances import MEASURES, Nuclei, joined
-from histossl.slide import Slide
-from histossl.store import whole, whole_folder
+from histossl.core.atomic import whole, whole_folder
+from histossl.core.errors import SettingsError
+from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
+from histossl.wsi.geometry import Region, Size
+from histossl.wsi.slide import Slide
 
 _TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
 _BAND = 1024  # rows of a label image that are in memory at once
@@ -256,7 +256,7 @@ def read_geojson(path: Path) -> Nuclei:
     Raises:
         LabelError: not a GeoJSON of polygons.
     """
-    from histossl.errors import LabelError
+    from histossl.core.errors import LabelError
 
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
@@ -273,7 +273,7 @@ def read_geojson(path: Path) -> Nuclei:
         if isinstance(part, shapely.Polygon) and not part.is_empty
     ]
     if not rings:
-        return joined([])
+        return concatenate([])
     start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
     measures = np.zeros((len(rings), len(MEASURES)), np.float32)
     measures[:, :2] = [ring.mean(0) for ring in rings]

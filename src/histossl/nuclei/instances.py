@@ -12,8 +12,8 @@ from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
-from histossl.nuclei.stain import Stains, concentrations, optical_density, smoothed
-from histossl.nuclei.tree import TreeSettings, best_objects, filled
+from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 _STEPS = 13  # thresholds on the depth
 
@@ -72,7 +72,7 @@ def label_instances(
     mask = filled(confidence[0] > settings.threshold, settings.hole / mpp**2)
     if not mask.any():
         return np.zeros(mask.shape, np.int32)
-    depth = np.where(mask, smoothed(confidence[1], settings.smooth / mpp), 0)
+    depth = np.where(mask, gaussian(confidence[1], settings.smooth / mpp), 0)
     if learned:
         thresholds = np.concatenate([[1e-6], np.linspace(0.15, 0.85, _STEPS - 1)])
         markers, _ = best_objects(depth.astype(np.float32), thresholds, mpp, settings.parts)
@@ -156,7 +156,7 @@ MEASURES = (
 """Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels."""
 
 
-def joined(parts: list[Nuclei]) -> Nuclei:
+def concatenate(parts: list[Nuclei]) -> Nuclei:
     """Several tables as one."""
     if not parts:
         return Nuclei(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros((0, len(MEASURES)), np.float32))
@@ -186,7 +186,7 @@ def outline_instances(
     """
     count = int(labels.max(initial=0))
     if not count:
-        return joined([])
+        return concatenate([])
     padded = np.pad(labels, 1)
     steps = _outline_steps(padded, count)
     start = np.concatenate([[0], np.cumsum(steps)])
@@ -334,7 +334,7 @@ def nuclei_of_tile(
     certain = confidence.astype(np.float32) / np.float32(255)
     labels = label_instances(certain, mpp, settings, learned, origin)
     if not labels.any():
-        return joined([])
+        return concatenate([])
     amounts = concentrations(optical_density(rgb, stains.white), stains)
     nuclei = outline_instances(labels, certain[0], amounts, mpp, settings.threshold)
     x, y = nuclei.measures[:, 0], nuclei.measures[:, 1]

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.errors import LabelError
+from histossl.core.errors import LabelError
 
 
 @dataclass(frozen=True, slots=True)

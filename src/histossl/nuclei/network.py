@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from histossl.config import to_dict
-from histossl.errors import FileFormatError
-from histossl.store import whole_folder
+from histossl.core.atomic import whole_folder
+from histossl.core.config import to_dict
+from histossl.core.errors import FileFormatError
 
 FORMAT = "histossl nuclei 1"
 

@@ -8,27 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histossl.cluster import Cluster
-from histossl.cohort import failure, give_up_on_disk, reason
-from histossl.config import fingerprint
-from histossl.console import progress_bar, say
-from histossl.errors import SettingsError, SlideError
-from histossl.ledger import Ledger, Shift
+from histossl.core.config import fingerprint
+from histossl.core.console import progress_bar, say
+from histossl.core.errors import SettingsError, SlideError
+from histossl.core.tables import Row
+from histossl.execution.cluster import Cluster
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk
+from histossl.execution.journal import Journal, StageQueue
+from histossl.execution.shared_table import SharedTable
+from histossl.execution.workers import Executor, SerialExecutor, ThreadExecutor, Workers, result_of
 from histossl.nuclei import export
-from histossl.nuclei.instances import joined
-from histossl.nuclei.predict import (
-    Method,
-    Parts,
-    SegmentSettings,
-    Survey,
-    SurveyTask,
-    parts_key,
-    segment_rows,
-    survey_there,
-)
-from histossl.roll import Roll, Row
-from histossl.scale import Here, OneByOne, Place, Workers, result_of
-from histossl.slide import open_slide, slide_state
+from histossl.nuclei.instances import concatenate
+from histossl.nuclei.method import Method
+from histossl.nuclei.partial_results import Parts, parts_key
+from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, SurveyTask, survey_there
+from histossl.nuclei.tiled_inference import segment_rows
+from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
 """Of nuclei.csv; status is done or failed."""
@@ -116,8 +111,8 @@ class SegmentJob:
         return self.file("-overlay.jpg")
 
 
-def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
-    """Segment an input and write its files: the network runs here, `place` reads, parts and outlines.
+def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
+    """Segment an input and write its files: the network runs here, `executor` reads, parts and outlines.
 
     A run that was killed goes on with the row of tiles that it was at.
 
@@ -129,11 +124,11 @@ def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
         WorkerDied, WorkerHung: a worker did, over it.
     """
     start, method = time.monotonic(), built(job.method)
-    known = result_of(place, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running))
+    known = result_of(executor, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running))
     parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running)}")
     done, found = parts.done(), 0
     with progress_bar(job.path.name, None, done, shown) as bar:
-        for row, _, nuclei in segment_rows(known, method, job.running, place, None, done):
+        for row, _, nuclei in segment_rows(known, method, job.running, executor, None, done):
             parts.add(row, nuclei)
             found += len(nuclei)
             bar.advance(1)
@@ -141,7 +136,7 @@ def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
     if slide_state(job.path) != job.state:
         raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
     count = _write(job, known, parts)
-    result_of(place, _write_overlay, (job, known.mpp, parts))
+    result_of(executor, _write_overlay, (job, known.mpp, parts))
     parts.remove()
     square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
     seconds = time.monotonic() - start
@@ -149,13 +144,13 @@ def segment_input(place: Place, shown: bool, job: SegmentJob) -> Row:
     return told | {"status": "done", "error": "", "made": job.made}
 
 
-def _write(job: SegmentJob, known: Survey, parts: Parts) -> int:
+def _write(job: SegmentJob, known: StainSurvey, parts: Parts) -> int:
     write, picture = job.write, known.vendor == "plain"
     count = export.write_geojson(job.geojson, parts, known.mpp)
     if write.parquet:
         export.write_parquet(job.file(".parquet"), parts, known.mpp)
     if write.zarr or (write.labels and picture):
-        everything = joined(list(parts))
+        everything = concatenate(list(parts))
         if write.zarr:
             export.write_zarr(job.file(".zarr"), everything, known.mask.size, known.mpp)
         if write.labels and picture:
@@ -169,7 +164,7 @@ def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
         export.write_overlay(job.overlay, slide, parts)
 
 
-def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
+def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
     """Segment all inputs that are not done, together with other runs on the same folder.
 
     Args:
@@ -183,7 +178,7 @@ def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Clust
     Raises:
         SettingsError: another input of the same name stands in the table.
     """
-    ledger = Ledger(roll)
+    ledger = Journal(roll)
     with roll.writing():
         known = roll.slides()
         rows = _merged(known, jobs)
@@ -192,12 +187,12 @@ def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Clust
     by_path = {row["path"]: row for row in rows}
     mine = [(by_path[str(job.path)], job) for job in jobs]
     left = [(row, job) for row, job in mine if not _stands(row, job)]
-    with Shift(ledger, "nuclei", left) as shift:
+    with StageQueue(ledger, "nuclei", left) as shift:
         for offers in shift.rounds():
             for job, answer in _segmented(offers, pool):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    answer = failure(reason(answer, job.path)) | dict.fromkeys(("nuclei", "mm2", "made"), "")
+                    answer = failure(failure_reason(answer, job.path)) | dict.fromkeys(("nuclei", "mm2", "made"), "")
                     say(f"FAILED {answer['error']}", "red")
                 else:
                     say(f"{job.path.name}: {answer['nuclei']} nuclei in {answer['seconds']} s")
@@ -210,11 +205,11 @@ def segment_inputs(roll: Roll, jobs: Sequence[SegmentJob], pool: Workers | Clust
 def _segmented(jobs: Iterator[SegmentJob], pool: Workers | Cluster) -> Iterator[tuple[SegmentJob, Row | Exception]]:
     if isinstance(pool, Cluster):
         return pool.spread(functools.partial(_segment_there, pool.timeout), jobs)
-    return OneByOne().map(functools.partial(segment_input, pool, True), jobs)
+    return SerialExecutor().map(functools.partial(segment_input, pool, True), jobs)
 
 
 def _segment_there(timeout: float | None, job: SegmentJob) -> Row:
-    return segment_input(Here(timeout), False, job)
+    return segment_input(ThreadExecutor(timeout), False, job)
 
 
 def _merged(known: list[Row], jobs: Sequence[SegmentJob]) -> list[Row]:

@@ -11,17 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.errors import SettingsError, TrainingError
-from histossl.nuclei.contrast import Contrast, Sample, learn
+from histossl.core.errors import SettingsError, TrainingError
 from histossl.nuclei.export import label_image
-from histossl.nuclei.lessons import ContrastSettings
+from histossl.nuclei.method import Method
 from histossl.nuclei.network import read_model
-from histossl.nuclei.paper import Paper
-from histossl.nuclei.predict import Method, SegmentSettings, Survey, picture_slide, segment_slide, survey
-from histossl.nuclei.prior import Prior
-from histossl.slide import Slide
+from histossl.nuclei.patch_contrast import PatchContrast
+from histossl.nuclei.pseudo_labels import SelfTrainingSettings
+from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, survey
+from histossl.nuclei.threshold import Prior
+from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.slide import Slide
 
 log = logging.getLogger(__name__)
+
+FORMER_NAMES = {"contrast": SelfTraining.name, "paper": PatchContrast.name}
+"""Of methods, in models that were trained before they were renamed."""
 
 FIELDS = 96
 """About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
@@ -41,7 +47,7 @@ class NucleiSegmenter:
 
     def __init__(
         self,
-        learning: ContrastSettings = ContrastSettings(),
+        learning: SelfTrainingSettings = SelfTrainingSettings(),
         running: SegmentSettings = SegmentSettings(),
         device: str = "auto",
     ) -> None:
@@ -63,7 +69,7 @@ class NucleiSegmenter:
         if len(each) != len(images):
             raise SettingsError(f"{len(each)} mpp for {len(images)} images", "give one, or one for each")
         slides = (picture_slide(image, m, f"image {k}") for k, (image, m) in enumerate(zip(images, each, strict=True)))
-        known = [survey(slide, Contrast.mpp, self.running) for slide in slides]
+        known = [survey(slide, SelfTraining.mpp, self.running) for slide in slides]
         with tempfile.TemporaryDirectory() as logs:
             self.method = learn(samples(known, self.learning.seed), self.learning, Path(logs), self.device)
         return self
@@ -80,7 +86,7 @@ class NucleiSegmenter:
         """
         slide, method = picture_slide(image, mpp), self._fitted()
         known = self._survey(slide)
-        from histossl.geometry import Region
+        from histossl.wsi.geometry import Region
 
         rgb = slide.read(Region.whole(slide.size), method.mpp)
         if known.stains is None:
@@ -90,7 +96,7 @@ class NucleiSegmenter:
     def save(self, folder: Path) -> None:
         """Write the trained model: model.safetensors and config.json."""
         method = self._fitted()
-        if not isinstance(method, Contrast | Paper):
+        if not isinstance(method, SelfTraining | PatchContrast):
             raise SettingsError(f"the method {method.name} has nothing to save")
         method.save(folder)
 
@@ -103,7 +109,7 @@ class NucleiSegmenter:
         segmenter.method = load_method(str(model), device)
         return segmenter
 
-    def _survey(self, slide: Slide) -> Survey:
+    def _survey(self, slide: Slide) -> StainSurvey:
         return survey(slide, self._fitted().mpp, self.running)
 
     def _fitted(self) -> Method:
@@ -117,10 +123,14 @@ def load_method(model: str, device: str = "auto") -> Method:
     if model == "prior":
         return Prior()
     config, _ = read_model(Path(model))
-    return (Paper if config.get("method") == Paper.name else Contrast).load(Path(model), device)
+    name = str(config.get("method", ""))
+    if name in FORMER_NAMES:
+        log.warning("%s: its method `%s` is now called `%s`", model, name, FORMER_NAMES[name])
+        name = FORMER_NAMES[name]
+    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(Path(model), device)
 
 
-def samples(known: Iterable[Survey], seed: int) -> list[Sample]:
+def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
     """What is learned from: fields of all slides, or of some of very many, about FIELDS in all.
 
     Raises:

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histossl.errors import SlideError
-from histossl.geometry import Region, Size, level0_length
-from histossl.slide import Slide
-from histossl.tissue import TissueMask
+from histossl.core.errors import SlideError
+from histossl.wsi.geometry import Region, Size, level0_length
+from histossl.wsi.slide import Slide
+from histossl.wsi.tissue import TissueMask
 
 _TISSUE = 0.12  # optical density in every channel from which a pixel shows stain rather than glass (Macenko's beta)
 _LEAST = 500  # stained pixels below which there is no stain to estimate
@@ -176,7 +176,7 @@ def sample_fields(
     ]
 
 
-def smoothed(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """A map (H, W) under a Gaussian of `sigma` pixels."""
     result = np.empty_like(values, np.float32)
     ndimage.gaussian_filter(values, sigma, mode="nearest", output=result)

@@ -18,14 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from histossl.errors import HistosslError
-from histossl.study import Study
+from histossl.core.errors import HistosslError
+from histossl.study.folder import Study
 from histossl.view.cohort import Cohort, read_cohort
 from histossl.view.guard import App, Guard
 from histossl.view.maps import map_names, slide_places
 from histossl.view.overlays import Overlays, slide_facts, slide_words, within
 from histossl.view.pyramid import SIDE, NoTile
-from histossl.view.reading import Kept, Shelf, thumbnail, tile_picture
+from histossl.view.reading import PictureCache, SlideCache, thumbnail, tile_picture
 
 _WAITING = 256  # requests; more than a page makes
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
@@ -64,9 +64,9 @@ class Viewer:
     def __init__(self, study: Study, nuclei: Path, threads: int | None = None, room: int = 64 * 2**20) -> None:
         self.study = study
         self.cohort: Cohort = read_cohort(study)
-        self.shelf = Shelf()
+        self.shelf = SlideCache()
         self.overlays = Overlays(study, self.cohort, self.shelf, nuclei)
-        self.kept = Kept(room)
+        self.kept = PictureCache(room)
         self.readers = ThreadPoolExecutor(threads or max(2, min(4, os.cpu_count() or 2)), "read")
         self.alone = ThreadPoolExecutor(1, "alone")  # for what takes long or much memory
         self.waiting = 0

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl import store
-from histossl.embeddings import read_embeddings
-from histossl.errors import StudyError
-from histossl.study import Row, Study
-from histossl.view.reading import Place
+from histossl.core import tables
+from histossl.core.embeddings import read_embeddings
+from histossl.core.errors import StudyError
+from histossl.study.folder import Row, Study
+from histossl.view.reading import SlideRef
 
 _NEAREST = 8
 _HIDDEN = ("slide_id", "path", "error", "made")  # columns that colour no map
@@ -45,9 +45,9 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def place(self, slide: int) -> Place:
+    def place(self, slide: int) -> SlideRef:
         """Where a slide lies."""
-        return Place(slide, Path(self.rows[slide]["path"]), self.mpp(slide))
+        return SlideRef(slide, Path(self.rows[slide]["path"]), self.mpp(slide))
 
     def mpp(self, slide: int) -> float | None:
         """µm per level-0 pixel, or None."""
@@ -58,7 +58,7 @@ class Cohort:
         """The slides of other patients most like one, the most similar first."""
         if self.vectors is None or slide not in self.row_of:
             return []
-        from histossl.evaluate.search import nearest  # numba takes a second to import
+        from histossl.evaluate.search import nearest
 
         slide_of = {row: k for k, row in self.row_of.items()}
         hits = nearest(self.vectors, self.patients, self.row_of[slide], _NEAREST)
@@ -116,7 +116,7 @@ def _predictions(path: Path, slide_of: dict[str, int]) -> tuple[dict[int, list[d
     columns: dict[str, list[str]] = {}
     if not path.exists():
         return found, columns
-    told = [row for row in store.read_rows(path) if row.get("slide_id") in slide_of]
+    told = [row for row in tables.read_rows(path) if row.get("slide_id") in slide_of]
     first = {row["target"]: row["embedding"] for row in reversed(told)}
     for row in told:
         slide = slide_of[row["slide_id"]]

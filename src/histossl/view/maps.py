@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.report.figures import slide_map
+from histossl.view.report.charts import slide_map
 
 _LEAST = 3  # vectors that make a map
 
@@ -33,7 +33,7 @@ def slide_places(name: str, vectors: NDArray[np.float32]) -> tuple[NDArray, str]
     if name == "pca":
         xy, _, share = slide_map(vectors)
         return xy, f"The first two principal components: {share:.0%} of the variance."
-    from histossl.evaluate.search import directions  # numba takes a second to import
+    from histossl.evaluate.search import directions
 
     told = "Near slides are alike by the cosine of standardised features; far distances mean nothing."
     if name == "umap":

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from histossl.errors import FileFormatError
-from histossl.geometry import Size
+from histossl.core.errors import FileFormatError
+from histossl.wsi.geometry import Size
 
 ENDINGS = (".parquet", ".geojson", ".geojson.gz")  # the fastest to read first
 _A_CELL = 400  # nuclei, about

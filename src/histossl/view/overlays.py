@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl import store
-from histossl.config import from_dict
-from histossl.errors import FileFormatError
-from histossl.geometry import Size
-from histossl.study import Study
-from histossl.tissue import TissueSettings, find_tissue
+from histossl.core.config import from_dict
+from histossl.core.errors import FileFormatError
+from histossl.study.folder import Study
 from histossl.view.cohort import Cohort
 from histossl.view.outlines import Outlines, find_outlines, read_outlines
-from histossl.view.reading import Shelf
+from histossl.view.reading import SlideCache
+from histossl.wsi import tile_files
+from histossl.wsi.geometry import Size
+from histossl.wsi.tissue import TissueSettings, find_tissue
 
 _ROOM = 512 * 2**20  # bytes of outlines at hand
 
@@ -36,7 +36,7 @@ class Overlays:
         nuclei: folder of `<slide_id>.geojson`, `.geojson.gz` or `.parquet`.
     """
 
-    def __init__(self, study: Study, cohort: Cohort, shelf: Shelf, nuclei: Path) -> None:
+    def __init__(self, study: Study, cohort: Cohort, shelf: SlideCache, nuclei: Path) -> None:
         self.study, self.cohort, self.shelf, self.nuclei = study, cohort, shelf, nuclei
         self._outlines: OrderedDict[int, Outlines] = OrderedDict()
 
@@ -79,7 +79,7 @@ class Overlays:
         path = self._tile_file(slide)
         if path is None:
             return None
-        tiles = store.read_tiles_of(path)
+        tiles = tile_files.read_tiles_of(path)
         return _packed(tiles.stride, tiles.extent, tiles.xy)
 
     def heat(self, slide: int, number: int) -> bytes | None:
@@ -97,7 +97,7 @@ class Overlays:
             xy, shares = table[["x", "y"]].to_numpy(np.float64), table[column].to_numpy(np.float64)
         except (OSError, ValueError, KeyError) as error:
             raise FileFormatError(f"{path.name}: no heatmap ({error})", "run `histossl heatmap` again") from error
-        laid = store.read_tiles_of(tiles)
+        laid = tile_files.read_tiles_of(tiles)
         return _packed(laid.stride, laid.extent, xy) + np.nan_to_num(shares).astype("<f4").tobytes()
 
     def nuclei_about(self, slide: int) -> bytes | None:
@@ -134,7 +134,7 @@ class Overlays:
         name = self.cohort.rows[slide]["slide_id"]
         rooms = (self.study.tiles, self.study.features) if self._named(slide) else ()
         path = next((path for path in (room(name) for room in rooms) if within(path, self.study.folder)), None)
-        return None if path is None or store.read_tiles_of(path).in_um else path
+        return None if path is None or tile_files.read_tiles_of(path).in_um else path
 
     def _heatmaps(self, slide: int) -> list[tuple[str, Path, str]]:
         """(target and class, file, column) of what `histossl heatmap` wrote."""
@@ -165,7 +165,7 @@ def _packed(stride: float, extent: float, xy: NDArray) -> bytes:
     return np.array([stride, extent], "<f4").tobytes() + np.rint(xy).astype("<i4").tobytes()
 
 
-def slide_facts(cohort: Cohort, overlays: Overlays, shelf: Shelf, slide: int) -> dict[str, Any]:
+def slide_facts(cohort: Cohort, overlays: Overlays, shelf: SlideCache, slide: int) -> dict[str, Any]:
     """All that the page of a slide begins with.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from histossl.geometry import Region, Size
+from histossl.wsi.geometry import Region, Size
 
 SIDE = 512
 

@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histossl.errors import SlideError
-from histossl.slide import Slide, open_slide
+from histossl.core.errors import SlideError
 from histossl.view.pyramid import Pyramid
+from histossl.wsi.slide import Slide, open_slide
 
 _OPEN = 12 * 2**20  # bytes of an idle slide's reader, and it holds a file
 _QUALITY = 85
 
 
 @dataclass(frozen=True)
-class Place:
+class SlideRef:
     """Where a slide lies.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place:
     mpp: float | None
 
 
-class Shelf:
+class SlideCache:
     """Open slides for many threads: each is in the hands of one at a time, and few lie idle.
 
     Args:
@@ -52,7 +52,7 @@ class Shelf:
         self._opening: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
 
     @contextmanager
-    def slide(self, place: Place) -> Iterator[Slide]:
+    def slide(self, place: SlideRef) -> Iterator[Slide]:
         """A slide for the time of the block.
 
         Raises:
@@ -98,7 +98,7 @@ def _weight(slide: Slide) -> int:
     return slide.size.width * slide.size.height * 3 if slide.vendor == "plain" else _OPEN
 
 
-class Kept:
+class PictureCache:
     """The answers given last, within a number of bytes; for many threads."""
 
     def __init__(self, room: int) -> None:
@@ -126,7 +126,7 @@ class Kept:
         return self._bytes
 
 
-def tile_picture(shelf: Shelf, place: Place, level: int, column: int, row: int) -> bytes:
+def tile_picture(shelf: SlideCache, place: SlideRef, level: int, column: int, row: int) -> bytes:
     """A tile of a slide's pyramid as JPEG.
 
     Raises:
@@ -138,7 +138,7 @@ def tile_picture(shelf: Shelf, place: Place, level: int, column: int, row: int) 
         return jpeg(slide.read(pyramid.region(level, column, row), slide.mpp * pyramid.step(level)))
 
 
-def thumbnail(shelf: Shelf, place: Place, fallback: Path | None, longest: int = 320) -> bytes | None:
+def thumbnail(shelf: SlideCache, place: SlideRef, fallback: Path | None, longest: int = 320) -> bytes | None:
     """A slide as a small JPEG; where it cannot be read, the picture that stands in the study, if there is one."""
     try:
         with shelf.slide(place) as slide:

@@ -1,0 +1,120 @@
+"""What is installed, what is missing, and whether the main job can run here."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+
+import psutil
+from rich.markup import escape
+from rich.table import Table
+
+from histossl.core.console import answers
+
+# What the main job imports, by the name of its distribution; and what only some features need.
+NEEDED = {
+    "torch": "torch",
+    "lightning-fabric": "lightning_fabric",
+    "openslide-python": "openslide",
+    "tiffslide": "tiffslide",
+    "tifffile": "tifffile",
+    "imagecodecs": "imagecodecs",
+    "h5py": "h5py",
+    "anndata": "anndata",
+    "safetensors": "safetensors",
+    "scikit-learn": "sklearn",
+    "scikit-image": "skimage",
+    "numba": "numba",
+    "shapely": "shapely",
+    "matplotlib": "matplotlib",
+}
+# Distribution -> (module, what it is for, what installs it).
+OPTIONAL = {
+    "pyarrow": ("pyarrow", "nuclei as GeoParquet", "histossl[nuclei]"),
+    "zarr": ("zarr", "nuclei as OME-Zarr", "histossl[nuclei]"),
+    "timm": ("timm", "tile encoders timm:NAME", "histossl[timm]"),
+    "transformers": ("transformers", "tile encoders hf:NAME", "histossl[transformers]"),
+    "distributed": ("distributed", "Dask and SLURM clusters", "histossl[cluster]"),
+}
+MEMORY, DISK = 4 * 2**30, 2 * 2**30  # below them a run is likely to fail
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table: `state` is ok, note or missing; the main job cannot run where one is missing."""
+
+    what: str
+    state: str
+    text: str
+
+
+def doctor(study: Path = Path(".")) -> int:
+    """What is installed, what is missing, GPU, disk, memory; exit code 1 if the main job cannot run.
+
+    Args:
+        study: the folder where a study is to stand: its disk is looked at.
+    """
+    findings = [*libraries(), *machine(), *folder(study)]
+    table = Table(box=None, show_header=False)
+    colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
+    for found in findings:
+        table.add_row(f"[{colours[found.state]}]{found.state}[/]", escape(found.what), escape(found.text))
+    answers.print(table)
+    wrong = [found.what for found in findings if found.state == "missing"]
+    answers.print(f"the main job cannot run: {', '.join(wrong)}" if wrong else "the main job can run", highlight=False)
+    return 1 if wrong else 0
+
+
+def libraries() -> Iterator[Finding]:
+    """Python, what the main job imports, and what is optional."""
+    yield Finding("Python", "ok", platform.python_version())
+    for name, module in NEEDED.items():
+        yield _imported(name, module, "missing", f"pip install {name}")
+    for name, (module, purpose, extra) in OPTIONAL.items():
+        yield _imported(name, module, "note", f'optional, for {purpose}: pip install "{extra}"')
+
+
+def _imported(name: str, module: str, otherwise: str, hint: str) -> Finding:
+    try:
+        import_module(module)
+        return Finding(name, "ok", metadata.version(name))
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken build fails in any of these ways
+        return Finding(name, otherwise, f"{hint} ({type(error).__name__}: {error})")
+
+
+def machine() -> Iterator[Finding]:
+    """Cores, memory, GPU and how the network will compute."""
+    memory = psutil.virtual_memory()
+    state = "ok" if memory.available >= MEMORY else "note"
+    text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    yield Finding("memory", state, text if state == "ok" else f"{text}; a run wants {MEMORY / 2**30:.0f}")
+    yield Finding(
+        "cores", "ok", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    )
+    try:
+        import torch
+
+        from histossl.training.device import pick_device, pick_dtype
+    except (ImportError, OSError):
+        return
+    device = pick_device("auto")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "none: the processor computes"
+    yield Finding("GPU", "ok" if device.type == "cuda" else "note", name)
+    if device.type == "cpu" and ctypes.util.find_library("cuda"):
+        yield Finding("CUDA", "note", "a driver is here, but this torch does not use it: install a CUDA build of torch")
+    yield Finding("precision", "ok", str(pick_dtype("auto", device)).removeprefix("torch."))
+
+
+def folder(study: Path) -> Iterator[Finding]:
+    """Whether the study's folder can be written, and how much room its disk has."""
+    place = next(parent for parent in (study.absolute(), *study.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    yield Finding("disk", "ok" if free >= DISK else "missing", f"{free / 2**30:.1f} GiB free at {place}")
+    if not os.access(place, os.W_OK):
+        yield Finding("folder", "missing", f"{place} cannot be written")

@@ -1,0 +1,222 @@
+"""The commands that judge vectors, wherever they come from: parameters are their flags, the number is the exit code."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from histossl.core import atomic, tables
+from histossl.core.console import answers, say
+from histossl.core.errors import LabelError, SettingsError
+from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.probe import write_probe
+from histossl.evaluate.rivals import probe_with_rivals
+from histossl.evaluate.settings import ProbeSettings
+from histossl.evaluate.sources import Source, read_source, side_by_side
+
+
+def probe_vectors(
+    vectors: Path,
+    *,
+    labels: Path,
+    against: Path | None = None,
+    splits: Path | None = None,
+    pickles: bool = False,
+    out: Path | None = None,
+    probe: ProbeSettings = ProbeSettings(),
+) -> int:
+    """A linear model on slide vectors, whole patients held out: probe.csv, probe.json, predictions.csv, figures.
+
+    With --splits instead: AUROC on splits that others published, their mean and standard deviation: splits.csv.
+
+    Args:
+        vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
+        labels: a CSV with slide_id, optionally patient_id and site, and label; columns of numbers are regressed.
+        against: other vectors of the same slides, of any of these kinds: the difference is given with its interval.
+        splits: a split file or a folder of them, columns train and test among others.
+        pickles: read a .npy file of a dictionary, which is a pickle; nothing in it is executed.
+        out: the folder of the results; of a study the study itself.
+        probe: how the model is trained and scored.
+    """
+    if against is not None and out is None:
+        raise SettingsError("a comparison of two files of vectors has no place", "name a folder: --out FOLDER")
+    if (vectors / "slides.csv").exists() and out is None:
+        from histossl.cli.study_commands import probe_command
+
+        if splits is None:
+            return probe_command(vectors, labels=labels, probe=probe)
+        out = vectors
+    if out is None:
+        raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
+    source = read_source(vectors, pickles)
+    if against is not None:
+        source = side_by_side(source, read_source(against, pickles), against.stem)
+    if splits is not None:
+        return _probe_splits(out, source, labels, splits, probe)
+    return _probe_into(out, source, labels, probe)
+
+
+def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
+    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
+    write_probe(result, out)
+    for line in result.audit:
+        say(line)
+    for found in (result.table, result.numbers):
+        if not found.empty:
+            _show(found.iloc[:, :9])
+    return _complain(result.complaints)
+
+
+def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, settings: ProbeSettings) -> int:
+    from histossl.evaluate.audit import audit_split, read_cohort_table, verdicts
+    from histossl.evaluate.given_splits import probe_splits, summary
+    from histossl.evaluate.split_files import read_splits
+
+    table, named = read_labels(labels, source.ids, settings.targets, source.patients), read_splits(splits)
+    found = probe_splits(source, table, named, settings)
+    _write(out / "splits.csv", found)
+    _show(summary(found))
+    cohort = read_cohort_table(labels)
+    lost = {slide for split in named for slide in split.sides} - set(table.table.index)
+    if lost:
+        say(f"passed over: {len(lost)} slides of the splits without a label or a vector, {sorted(lost)[:3]}", "yellow")
+    known = [replace(s, sides={n: side for n, side in s.sides.items() if n in cohort.patients}) for s in named]
+    for line in verdicts([audit_split(split, cohort) for split in known], cohort, False):
+        say(line, "yellow" if line.startswith("LEAK") else "")
+    return _complain(table.complaints)
+
+
+def search(
+    vectors: Path,
+    slide: str,
+    top: int = 9,
+    labels: Path | None = None,
+    out: Path | None = None,
+) -> int:
+    """The slides of other patients that are most like one slide; with labels, how often such slides share them.
+
+    Args:
+        vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
+        slide: the slide_id asked for, or the path of its file.
+        top: how many to show.
+        labels: a CSV with slide_id, optionally patient_id, and label: retrieval over the whole cohort.
+        out: a folder for hits.csv, hits.jpg and, with labels, retrieval.csv.
+    """
+    from histossl.evaluate.search import nearest, picture, retrieval
+
+    if top < 1:
+        raise SettingsError(f"--top {top}", "ask for one or more")
+    source = read_source(vectors)
+    table = None if labels is None else read_labels(labels, source.ids, (), source.patients)
+    query, patients = _row_of(source, slide), _patients(source, table)
+    name, values = next(iter(source.vectors.items()))
+    hits = nearest(values, patients, query, top)
+    found = pd.DataFrame(
+        {
+            "rank": range(1, len(hits) + 1),
+            "slide_id": [source.ids[hit.row] for hit in hits],
+            "similarity": [hit.similarity for hit in hits],
+            "patient_id": [patients[hit.row] for hit in hits],
+        }
+    )
+    if table is not None:
+        for target in table.targets:
+            found[target] = table.table[target].reindex(found["slide_id"]).fillna("").to_numpy()
+    say(f"{source.ids[query]} among {len(source.ids)} slides by {name}, without the slides of its own patient")
+    _show(found)
+    scores = None if table is None else retrieval(source.vectors, source.ids, table)
+    if scores is not None:
+        _show(scores)
+    if out is not None:
+        rows = [query, *(hit.row for hit in hits)]
+        texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
+        frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
+        with atomic.whole(out / "hits.jpg") as part:
+            picture(frames).save(part, quality=85)
+        _write(out / "hits.csv", found)
+        if scores is not None:
+            _write(out / "retrieval.csv", scores)
+        say(f"done: {out / 'hits.jpg'}", "green")
+    return _complain(table.complaints if table else ())
+
+
+def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | None = None) -> int:
+    """What a split has on both of its sides: patients, sites, near-duplicates. Exits with 1 where a split leaks.
+
+    Args:
+        splits: a split file or a folder of them: columns train and test, or slide_id and split, or slide_id and fold.
+        table: a CSV with slide_id and, where known, patient_id, site and label; TCGA barcodes speak for themselves.
+        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those seen in
+            pretraining.
+        out: a CSV, a row a split.
+    """
+    from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort_table, verdicts
+    from histossl.evaluate.split_files import read_splits
+
+    cohort, source, twins = read_cohort_table(table), None, set()
+    if vectors is not None:
+        source = read_source(vectors)
+        for values in source.vectors.values():
+            twins |= {(source.ids[a], source.ids[b]) for a, b in near_duplicates(values)}
+    found = [audit_split(s, cohort, sorted(twins), source.seen if source else None) for s in read_splits(splits)]
+    rows = pd.DataFrame(found)
+    _show(rows.dropna(axis=1, how="all"))
+    if out is not None:
+        _write(out, rows)
+    people = len(set(cohort.patients.values()))
+    say(f"{len(cohort.patients)} slides of {people} patients, by {cohort.named or 'nothing: each slide is one'}")
+    said = verdicts(found, cohort, source is not None)
+    for line in said or ["nothing was found against these splits"]:
+        say(line, "yellow" if line.startswith("LEAK") else "")
+    return int(any(line.startswith("LEAK") for line in said))
+
+
+def _row_of(source: Source, slide: str) -> int:
+    for name in (slide, Path(slide).stem):
+        if name in source.ids:
+            return source.ids.index(name)
+    folded = {name.casefold(): name for name in source.ids}
+    near = difflib.get_close_matches(slide.casefold(), folded, 3) or list(folded)[:3]
+    some = ", ".join(repr(folded[name]) for name in near)
+    raise LabelError(f"no slide {slide!r} among {len(source.ids)}", f"there are {some}")
+
+
+def _patients(source: Source, labels: Labels | None) -> np.ndarray:
+    """The patient of each slide as the labels have it, else the source; nobody's slide is a patient of its own."""
+    named = {} if labels is None else labels.table["patient_id"].to_dict()
+    return np.array([named.get(name) or source.patients.get(name, "").strip() or name for name in source.ids])
+
+
+def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:
+    name = source.ids[row]
+    return text, source.pictures.get(name), source.paths.get(name)
+
+
+def _show(found: pd.DataFrame) -> None:
+    table = Table(box=None, header_style="bold")
+    for name in found.columns:
+        table.add_column(escape(str(name)), justify="right" if found[name].dtype.kind in "fiu" else "left")
+    for row in found.itertuples(index=False):
+        cells = (
+            ("" if value != value else f"{value:.3f}") if isinstance(value, float) else str(value) for value in row
+        )
+        table.add_row(*map(escape, cells))
+    answers.print(table, width=200, crop=False)
+
+
+def _write(path: Path, found: pd.DataFrame) -> None:
+    with atomic.whole(path) as part:
+        found.map(tables.cell).to_csv(part, index=False, float_format="%.6f", lineterminator="\n")
+
+
+def _complain(complaints: tuple[str, ...]) -> int:
+    for line in complaints:
+        say(f"LEFT OUT {line}", "yellow")
+    return 1 if complaints else 0

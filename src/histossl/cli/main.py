@@ -1,0 +1,264 @@
+"""`histossl COMMAND`: each command is a function; its flags are made from the function's signature and settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import signal
+import sys
+import threading
+import typing
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+# Command -> (module, function, one line of help). Modules are imported when their command is called.
+COMMANDS = {
+    "run": ("histossl.cli.study_commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
+    "inspect": ("histossl.cli.study_commands", "inspect", "a table of the slides and what is wrong with them"),
+    "encoder pretrain": (
+        "histossl.cli.encoder_commands",
+        "pretrain_encoder",
+        "train a tile encoder, without labels",
+    ),
+    "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
+    "features convert": ("histossl.core.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
+    "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
+    "embed": ("histossl.cli.study_commands", "embed_command", "one vector a slide: embeddings.h5ad"),
+    "probe": (
+        "histossl.cli.evaluate_commands",
+        "probe_vectors",
+        "a linear classifier on the vectors, beside its rivals",
+    ),
+    "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
+    "search": (
+        "histossl.cli.evaluate_commands",
+        "search",
+        "the slides most like one slide, and how often they share labels",
+    ),
+    "audit": (
+        "histossl.cli.evaluate_commands",
+        "audit",
+        "what a split has on both of its sides: patients, sites, duplicates",
+    ),
+    "status": ("histossl.study.status", "status", "what is done, who is at work, how fast, how long it will take"),
+    "report": ("histossl.cli.study_commands", "report", "one self-contained page of all that was found"),
+    "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and what was found, in a browser"),
+    "nuclei train": ("histossl.cli.nuclei_commands", "train", "learn nuclei from images or slides, without labels"),
+    "nuclei segment": ("histossl.cli.nuclei_commands", "segment", "find the nuclei of images and slides, for QuPath"),
+    "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
+    "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
+    "demo": ("histossl.cli.demo", "demo", "painted slides through the whole program, in minutes"),
+    "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
+}
+ALL_FLAGS = "--help_all"
+SHORT = {"-o": "--out", "-m": "--model"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code.
+
+    0: all went well. 1: some slides or labels were left out, each with its reason. 2: nothing could be done as asked.
+    130: stopped by Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(overview())
+        return 0
+    if argv[0] == "--version":
+        from histossl import __version__
+
+        sys.stdout.write(f"histossl {__version__}\n")
+        return 0
+    name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
+    if name in COMMANDS:
+        return call(name, argv[len(name.split()) :])
+    if any(command.startswith(f"{name} ") for command in COMMANDS):  # a topic, such as `nuclei`
+        if argv[1:] and argv[1] not in ("-h", "--help"):
+            sys.stderr.write(f"histossl: no command {' '.join(argv[:2])!r}{_nearest(' '.join(argv[:2]), COMMANDS)}\n")
+            return 2
+        sys.stdout.write(overview(f"{name} "))
+        return 0
+    sys.stderr.write(f"histossl: no command {name!r}{_nearest(name, COMMANDS)}; `histossl --help` lists them\n")
+    return 2
+
+
+def overview(topic: str = "") -> str:
+    """The text of `histossl --help`, or of the commands of one topic.
+
+    Args:
+        topic: what the names of the commands begin with.
+    """
+    commands = {name: about for name, (_, _, about) in COMMANDS.items() if name.startswith(topic)}
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {about}" for name, about in commands.items()]
+    head = f"usage: histossl {topic}COMMAND ...\n\nLearning from histopathology slides without labels.\n\ncommands:\n"
+    return head + "\n".join(lines) + "\n\n`histossl COMMAND --help` shows the flags of a command.\n"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def call(name: str, argv: list[str]) -> int:
+    """Parse the flags of one command and call it; errors that a user may meet end as one line."""
+    from histossl.core.console import say
+    from histossl.core.errors import HistosslError
+
+    module, function, _ = COMMANDS[name]
+    # So ends a cluster's job that is over its time: as by Ctrl-C.
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
+    try:
+        command = getattr(import_module(module), function)
+        arguments = parse(name, command, argv)
+        return int(command(**arguments) or 0)
+    except HistosslError as error:
+        say(f"ERROR {error}", "bold red")
+        return 2
+    except OSError as error:
+        # A full disk or a folder that cannot be written; a bug would be another exception.
+        say(f"ERROR {error.strerror or error}: {error.filename or 'while writing'}", "bold red")
+        return 2
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on where it was", "yellow")
+        return 130
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+
+
+def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[str, object]:
+    """The arguments of `command` from its flags and, with --config, from a YAML file; an unknown key is an error.
+
+    Parameters without default are positional, or required flags where the function takes them by keyword only.
+    """
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    import docstring_parser
+    import jsonargparse
+
+    from histossl.core.errors import SettingsError
+
+    class Parser(jsonargparse.ArgumentParser):
+        def format_help(self) -> str:
+            return _readable(self, super().format_help, stages, ALL_FLAGS in words)
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise SettingsError(_short(message, self)) from ex
+
+    words = [_underscored(SHORT.get(word, word)) for word in argv]
+    signature = inspect.signature(command, eval_str=True).parameters.values()
+    stages = [p.name.replace("_", "-") for p in signature if dataclasses.is_dataclass(p.annotation)]
+    # What jsonargparse would take otherwise: required flags as positional, lists as one word.
+    flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
+    about = docstring_parser.parse(command.__doc__ or "")
+    helps = {p.arg_name: p.description for p in about.params}
+    try:
+        parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
+        parser.add_argument("--config", action="config", help="a YAML file of flags")
+        parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
+        for p in flags:
+            parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
+        for p in lists:
+            kind = typing.get_args(p.annotation)[0]
+            parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
+        own: set[str | int] = {p.name for p in (*flags, *lists)}
+        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
+        words = _lists_in_brackets(parser, words)
+        if "pretrain" in {p.name for p in signature}:
+            _take_preset(parser, words)
+        found = parser.parse_args(words)
+        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(str(error)) from error
+    return {p.name: getattr(values, p.name) for p in signature}
+
+
+def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
+    """Add --preset, and have the settings of the chosen one be the defaults of the parser's other flags."""
+    from histossl.cli.presets import PRESETS
+    from histossl.core.config import to_dict
+
+    about = "settings chosen together, `paper` as published; what else is given counts more"
+    parser.add_argument("--preset", choices=list(PRESETS), default="default", help=about)
+    if not {"-h", "--help"} & set(words):
+        groups = parser.groups or {}
+        chosen = PRESETS[parser.parse_args(words).preset]
+        parser.set_defaults({name: to_dict(value) for name, value in chosen.items() if name in groups})
+
+
+def _usage(name: str, signature: Iterable[inspect.Parameter]) -> str:
+    """`histossl run SLIDES --out OUT [flags]`: what a command cannot do without."""
+    words = [f"histossl {name}"]
+    for p in signature:
+        if p.default is p.empty:
+            many = " [...]" if typing.get_origin(p.annotation) is list else ""
+            flag = f"--{p.name.replace('_', '-')} " if p.kind is p.KEYWORD_ONLY else ""
+            words.append(f"{flag}{p.name.upper()}{many}")
+    return " ".join([*words, "[flags]"])
+
+
+def _lists_in_brackets(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """`--probe.targets a,b` as `--probe.targets=[a,b]`, which is how the parser reads lists."""
+    several = {
+        option
+        for action in parser._actions
+        if typing.get_origin(getattr(action, "_typehint", None)) is tuple
+        for option in action.option_strings
+    }
+    found: list[str] = []
+    for word in words:
+        flag, sign, value = word.partition("=")
+        if found and found[-1] in several:
+            flag, sign, value = found.pop(), "=", word
+        if flag in several and sign and not value.startswith("["):
+            value = f"[{value}]"
+        found.append(flag + sign + value)
+    return found
+
+
+def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str], everything: bool) -> str:
+    """The help of a command: its own flags, or with `everything` the settings of every stage; without raw types."""
+    hidden = [group for group in parser._action_groups if _of_stage(group, parser)]
+    if not everything:
+        for action in (action for group in hidden for action in group._group_actions):
+            action.help = argparse.SUPPRESS
+        parser._action_groups = [group for group in parser._action_groups if group not in hidden]
+    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), whole())
+    inside = r"(?:[^()]|\([^()]*\))*?"
+    text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
+    text = re.sub(rf"\((required, )?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    text = text.replace("(required, )", "(required)")
+    if stages and not everything:
+        text += f"\nSettings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML.\n"
+    return text
+
+
+def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:
+    names = {name.partition(".")[0] for name in parser.groups or {}}
+    return any("." in action.dest or action.dest in names for action in group._group_actions)
+
+
+def _short(message: str, parser: ArgumentParser) -> str:
+    """A parser's complaint in one line, with the flag that was probably meant."""
+    line = " ".join(message.split())
+    unknown = re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line)
+    if unknown is None:
+        return line
+    options = [option.replace("_", "-") for action in parser._actions for option in action.option_strings]
+    return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
+
+
+def _underscored(word: str) -> str:
+    """--mpp-default=1 as --mpp_default=1: both spellings are understood."""
+    flag, sign, value = word.partition("=")
+    return "--" + flag[2:].replace("-", "_") + sign + value if flag.startswith("--") else word

@@ -1,0 +1,377 @@
+"""The commands that work on a study: parameters are their flags, the returned number is the exit code."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from histossl.core.config import fingerprint
+from histossl.core.console import answers, say
+from histossl.core.errors import StudyError
+from histossl.encoders.encode import EncodeSettings, encode_slides
+from histossl.encoders.pretrain_tiles import TileTrainSettings
+from histossl.evaluate.settings import ProbeSettings
+from histossl.execution.cluster import Cluster, open_workers, slide_executor
+from histossl.execution.workers import Executor, SerialExecutor, Workers
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.study import multi_source
+from histossl.study.embed_stage import embed_study
+from histossl.study.encode_stage import encode_study, encoder_of
+from histossl.study.folder import Study
+from histossl.study.folder import existing_study as _existing
+from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
+from histossl.study.inspect_stage import inspect_slides
+from histossl.study.pretrain_stage import pretrain_study
+from histossl.study.probe_stage import probe_study
+from histossl.study.remote_tasks import EncoderName, encode_on
+from histossl.training import distributed
+from histossl.training.device import pick_device
+from histossl.view.report.study_report import report_study
+from histossl.wsi.tiles import TileSpec
+from histossl.wsi.tissue import TissueSettings
+
+
+def run(
+    slides: Path,
+    *,
+    out: Path,
+    labels: Path | None = None,
+    mpp_default: float | None = None,
+    encoder: str = "self",
+    tissue: TissueSettings = TissueSettings(),
+    tile: TileSpec = TileSpec(),
+    tile_encoder: TileTrainSettings = TileTrainSettings(),
+    encode: EncodeSettings = EncodeSettings(),
+    pretrain: PretrainSettings = PretrainSettings(),
+    embed: EmbedSettings = EmbedSettings(),
+    probe: ProbeSettings = ProbeSettings(),
+    workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
+    device: str = "auto",
+) -> int:
+    """A folder of slides in; one vector a slide, a probe of them and a report out.
+
+    The stages in order: inspect, encode, pretrain, embed, probe (with labels), report. What stands is kept, so that an
+    interrupted run goes on where it was; slides that fail are left out, with the reason in slides.csv.
+
+    Args:
+        slides: a folder of slides, searched with its subfolders, or one slide.
+        out: the folder of the study; made where there is none.
+        labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
+        mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
+        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
+            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
+            hf:NAME or torchscript:PATH.
+        tissue: how tissue is found.
+        tile: how tiles are laid.
+        tile_encoder: how `--encoder self` learns.
+        encode: how tiles become features and augmented views.
+        pretrain: how the slide encoder learns.
+        embed: how a slide's vector is made.
+        probe: how the linear classifier is trained and scored.
+        workers: processes that read slides; by default one a core, at most eight.
+        timeout: seconds that a worker process may take for a slide's inspection or a batch of tiles before it is
+            killed, and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
+        device: auto, cpu or cuda.
+    """
+    pretrain.check_files()
+    study = Study(out)
+    with open_workers(workers, timeout, scheduler, slurm) as pool:
+        with study.share(_waiting):
+            say(f"1/6 inspect   {slides}")
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        say(f"2/6 encode    {_count(study)} slides")
+        failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device))
+    with study.lock(_waiting):
+        say("3/6 pretrain")
+        pretrain_study(study, pretrain, device)
+        say("4/6 embed")
+        with open_workers(workers, timeout, scheduler, slurm) as pool:
+            failed = max(failed, embed_study(study, embed, device, slide_executor(pool)))
+        with _report_in_any_case(study):
+            if labels is None:
+                say("5/6 probe     no --labels, nothing to probe")
+            else:
+                say(f"5/6 probe     {labels}")
+                failed += probe_study(study, labels, probe)
+        say(f"done: {study.report}", "green")
+    return _code(failed)
+
+
+def _report_in_any_case(study: Study) -> ExitStack:
+    """Labels that cannot be used cost the probe, not the report of all that was done before."""
+    stack = ExitStack()
+    stack.callback(report_study, study)
+    stack.callback(say, "6/6 report")
+    return stack
+
+
+def inspect(
+    slides: Path,
+    out: Path | None = None,
+    mpp_default: float | None = None,
+    tissue: TissueSettings = TissueSettings(),
+    tile: TileSpec = TileSpec(),
+    workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
+) -> int:
+    """A table of the slides and what is wrong with them; with --out also slides.csv and a QC picture a slide.
+
+    Args:
+        slides: a folder of slides, or one slide.
+        out: the folder of the study; without it nothing stays.
+        mpp_default: µm per pixel of slides that carry none.
+        tissue: how tissue is found.
+        tile: how tiles are laid.
+        workers: processes that read slides.
+        timeout: seconds that a worker process may take for a slide before it is killed, and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
+    """
+    with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
+        study = Study(Path(str(folder)))
+        with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        _show(study)
+    return _code(failed)
+
+
+def encode_command(
+    study: Path,
+    encoder: str = "self",
+    tile_encoder: TileTrainSettings = TileTrainSettings(),
+    encode: EncodeSettings = EncodeSettings(),
+    workers: int | None = None,
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
+    device: str = "auto",
+) -> int:
+    """Tiles of inspected slides to features and augmented views.
+
+    Args:
+        study: the folder that `inspect --out` made.
+        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
+            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
+            hf:NAME or torchscript:PATH.
+        tile_encoder: how `--encoder self` learns.
+        encode: how tiles become features and views.
+        workers: processes that read slides.
+        timeout: seconds that a worker process may take for a batch of tiles before it is killed and the slide given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
+        device: auto, cpu or cuda.
+    """
+    with open_workers(workers, timeout, scheduler, slurm) as pool:
+        return _code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
+
+
+def pretrain_command(
+    study: list[Path],
+    out: Path | None = None,
+    stride: float | None = None,
+    mpp: float | None = None,
+    slides: Path | None = None,
+    pretrain: PretrainSettings = PretrainSettings(),
+    embed: EmbedSettings = EmbedSettings(),
+    device: str = "auto",
+) -> int:
+    """Train the slide encoder, without labels: on the encoded slides of a study, or on features that another tool made.
+
+    With --out the study is made from a folder of features, of TRIDENT, CLAM (h5 and pt), STAMP or ours, and ends with
+    embeddings.h5ad, as `histossl run` does. Several folders are of the same slides, by other tile encoders or at other
+    magnifications: the two views of a slide come from two of them. On several devices or machines: `torchrun ... -m
+    histossl pretrain ...`.
+
+    Args:
+        study: the folder of the study; with --out, folders of features, a file a slide.
+        out: the folder of the study to be made from features.
+        stride: level-0 pixels from a tile to the next, where the files of features do not say it.
+        mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
+        slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
+        pretrain: how the slide encoder learns.
+        embed: how a slide's vector is made, with --out.
+        device: auto, cpu or cuda.
+    """
+    pretrain.check_files()
+    opened, failed = _study(study, out), 0
+    with distributed.process_group(pick_device(device).type) as first, opened.lock() if first else nullcontext():
+        if out is not None and first:
+            origins = [FeatureOrigin(folder, stride, mpp, slides) for folder in study]
+            failed = _adopt(opened, origins, spatial=pretrain.encoder.arch == "sparse")
+        distributed.barrier()
+        (multi_source.pretrain_sources if opened.sources else pretrain_study)(opened, pretrain, device)
+        if out is not None and first:
+            failed = max(failed, _embed(opened, embed, device, SerialExecutor()))
+            say(f"done: {opened.embeddings}", "green")
+    return _code(failed)
+
+
+def embed_command(
+    study: list[Path],
+    out: Path | None = None,
+    weights: Path | None = None,
+    stride: float | None = None,
+    mpp: float | None = None,
+    slides: Path | None = None,
+    embed: EmbedSettings = EmbedSettings(),
+    timeout: float = 900,
+    scheduler: str = "",
+    slurm: str = "",
+    device: str = "auto",
+) -> int:
+    """One vector a slide, with the two baselines beside it: embeddings.h5ad.
+
+    Args:
+        study: the folder of the study; with --out, folders of features, a file a slide.
+        out: the folder of the study to be made from features, with --weights.
+        weights: a slide encoder that was trained elsewhere: the slide-encoder folder of another study, or a checkpoint
+            that Giga-SSL's authors publish; for several folders of features, another study made from as many.
+        stride: level-0 pixels from a tile to the next, where the files of features do not say it.
+        mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
+        slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
+        embed: how a slide's vector is made.
+        timeout: seconds that a slide may take on a cluster before it is given up.
+        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
+        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
+        device: auto, cpu or cuda.
+    """
+    opened, failed = _study(study, out), 0
+    with opened.lock():
+        if out is not None:
+            failed = _adopt(opened, [FeatureOrigin(folder, stride, mpp, slides) for folder in study])
+        if weights is not None:
+            multi_source.take_encoders(opened, weights) if opened.sources else take_encoder(opened, weights)
+        with open_workers(1, timeout, scheduler, slurm) as pool:
+            return _code(max(failed, _embed(opened, embed, device, slide_executor(pool))))
+
+
+def _study(folders: list[Path], out: Path | None) -> Study:
+    """The study that stands in the one folder, or that is to be made of folders of features."""
+    if out is not None:
+        return Study(out)
+    if len(folders) > 1:
+        raise StudyError(f"{len(folders)} folders of features make a new study", "name it: --out")
+    return _existing(folders[0])
+
+
+def _adopt(study: Study, origins: list[FeatureOrigin], spatial: bool = True) -> int:
+    if len(origins) > 1:
+        return multi_source.import_sources(study, origins, spatial)
+    if study.sources:
+        raise StudyError(f"{study.folder}: made from several folders of features", "name them all, or another --out")
+    return import_features(study, origins[0], spatial)
+
+
+def _embed(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    return (multi_source.embed_sources if study.sources else embed_study)(study, settings, device, executor)
+
+
+def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSettings()) -> int:
+    """A logistic regression on the slide vectors beside the baselines, grouped by patient: probe.csv, probe.json.
+
+    Args:
+        study: the folder of the study.
+        labels: a CSV with slide_id, optionally patient_id, and label.
+        probe: how the classifier is trained and scored.
+    """
+    opened = _existing(study)
+    with opened.lock():
+        return _code(probe_study(opened, labels, probe))
+
+
+def heatmap(
+    study: Path,
+    *,
+    labels: Path,
+    slides: tuple[str, ...] = (),
+    probe: ProbeSettings = ProbeSettings(),
+    device: str = "auto",
+) -> int:
+    """Every tile's exact share of a linear probe's score: heatmaps/TARGET/SLIDE.csv, .geojson for QuPath and .png.
+
+    The shares of a slide's tiles add up to its logit. Each slide is judged by a probe that no slide of its patient
+    taught, those without a label by one that all others did.
+
+    Args:
+        study: the folder of the study.
+        labels: a CSV with slide_id, optionally patient_id, and label.
+        slides: slide ids; by default all.
+        probe: how the classifier is trained; its first repeat is explained.
+        device: auto, cpu or cuda.
+    """
+    from histossl.study.heatmaps import heatmaps_study
+
+    opened = _existing(study)
+    with opened.lock():
+        return _code(heatmaps_study(opened, labels, probe, slides, device))
+
+
+def report(study: Path) -> int:
+    """One self-contained page of all that stands in the study: report.html.
+
+    Args:
+        study: the folder of the study.
+    """
+    opened = _existing(study)
+    with opened.lock():
+        report_study(opened)
+    say(f"done: {opened.report}", "green")
+    return 0
+
+
+def _encode(
+    study: Study,
+    encoder: str,
+    training: TileTrainSettings,
+    settings: EncodeSettings,
+    pool: Workers | Cluster,
+    device: str,
+) -> int:
+    name = str(
+        study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
+    )
+    with study.share(_waiting):
+        # To learn a tile encoder takes one machine, which reads tiles in order.
+        with study.learning(_waiting_for_encoder) if encoder == "self" else nullcontext(), Workers() as readers:
+            network = encoder_of(study, encoder, training, settings, readers, device)
+        if isinstance(pool, Cluster):
+            made = fingerprint(network.identity)
+            built = EncoderName(name, settings.seed, device, settings.precision, made)
+            return encode_study(study, network, settings, lambda jobs: encode_on(pool, jobs, built, settings))
+        return encode_study(study, network, settings, lambda jobs: encode_slides(jobs, network, settings, pool))
+
+
+def _waiting(holder: str) -> None:
+    say(f"waiting for another run that needs the study for itself ({holder})", "yellow")
+
+
+def _waiting_for_encoder() -> None:
+    say("waiting for another run that learns the tile encoder", "yellow")
+
+
+def _count(study: Study) -> int:
+    return sum(row["status"] != "failed" for row in study.slides())
+
+
+def _code(failed: int) -> int:
+    return 1 if failed else 0
+
+
+def _show(study: Study) -> None:
+    table = Table("slide", *(Column(name, justify="right") for name in ("mpp", "width", "height", "tiles")), box=None)
+    table.add_column("what is wrong", style="red", overflow="fold")
+    for row in study.slides():
+        table.add_row(*(escape(row[name]) for name in ("slide_id", "mpp", "width", "height", "tiles", "error")))
+    answers.print(table)

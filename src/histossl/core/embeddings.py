@@ -1,0 +1,93 @@
+"""embeddings.h5ad: the vectors of all slides in one file, as scanpy and every AnnData tool reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from histossl.core import atomic
+from histossl.core.errors import FileFormatError
+from histossl.core.tables import Row
+
+NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of slides.
+
+    Attributes:
+        slides: one row a slide, index slide_id, the columns of slides.csv.
+        vectors: name -> (N, d) float32; the first is the slide vectors themselves (X), the others are baselines.
+        settings: of every stage that made them.
+        fingerprint: of all that made them.
+        parts: of every number of the slide vectors, the name of its part; empty where nobody says.
+    """
+
+    slides: pd.DataFrame
+    vectors: dict[str, NDArray[np.float32]]
+    settings: dict[str, Any]
+    fingerprint: str
+    parts: tuple[str, ...] = ()
+
+
+def write_embeddings(
+    path: Path,
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
+) -> None:
+    """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings; `var` has
+    the column `part` where the part of each number of X is known.
+    """
+    from anndata import AnnData
+
+    obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error", "made"], errors="ignore")
+    obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
+    obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
+    names = list(vectors)
+    baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}
+    data = AnnData(
+        X=np.asarray(vectors[names[0]], np.float32),
+        obs=obs,
+        var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
+        obsm=baselines,
+        uns={
+            "histossl": {
+                "name": names[0],
+                "settings": json.dumps(settings, sort_keys=True, ensure_ascii=False),
+                "fingerprint": made,
+            }
+        },
+    )
+    with atomic.whole(path) as part:
+        data.write_h5ad(part)
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read what `write_embeddings` wrote.
+
+    Raises:
+        FileFormatError: absent, truncated, or not such a file.
+    """
+    from anndata import read_h5ad
+
+    try:
+        data = read_h5ad(path)
+        about = data.uns["histossl"]
+        vectors = {str(about["name"]): np.asarray(data.X)}
+        vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+        settings, made = json.loads(about["settings"]), str(about["fingerprint"])
+        return Embeddings(pd.DataFrame(data.obs), vectors, settings, made, parts)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error

@@ -1,0 +1,287 @@
+"""Features of a slide as TRIDENT, CLAM and STAMP lay them out, read and written.
+
+| layout | features | places | what it does not carry |
+|---|---|---|---|
+| trident (and ours) | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels, attributes | |
+| clam | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels | mostly, size of a tile and of the slide |
+| clam-pt | tensor (N, D) float32 in a .pt file | none | places |
+| stamp | h5 `feats` (N, D) float16 | `coords` (N, 2) float32 µm, `tile_size_um`, `tile_size_px` | mpp, slide size |
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.atomic import whole
+from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.hdf5 import ROWS_A_CHUNK
+
+
+@dataclass(frozen=True)
+class TileFeatures:
+    """The features of a slide and where its tiles lie.
+
+    Attributes:
+        name: of the slide.
+        features: (N, D) float32.
+        xy: (N, 2) int64, top-left corners (x, y) in level-0 pixels; None where the file has none.
+        extent: level-0 pixels of a tile's side, fractions allowed, or None.
+        px: pixels of a tile's side as the encoder saw it, or None.
+        mpp: µm per level-0 pixel, or None.
+        attributes: of `coords`, as TRIDENT and we write them, where the file has them.
+        stride: level-0 pixels from a tile to the next, fractions allowed, or None.
+        in_um: `xy`, `extent` and `stride` are in µm, since nobody said how many make a pixel.
+        dataset: of the features in the HDF5 file; "" where they are not in one.
+    """
+
+    name: str
+    features: NDArray[np.float32]
+    xy: NDArray[np.int64] | None
+    extent: float | None = None
+    px: int | None = None
+    mpp: float | None = None
+    attributes: dict[str, Any] | None = None
+    stride: float | None = None
+    in_um: bool = False
+    dataset: str = ""
+
+
+def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
+    """Read a file of any of the layouts.
+
+    Args:
+        path: .h5 or .pt.
+        mpp: µm per level-0 pixel; STAMP's µm cannot be turned into pixels without, elsewhere it overrides.
+        in_um: take STAMP's µm as they are where `mpp` is not known.
+
+    Raises:
+        FileFormatError: not one of the layouts, damaged, or STAMP's without `mpp`.
+    """
+    if path.suffix == ".pt":
+        return TileFeatures(path.stem, _checked(_read_tensor(path), path), None, mpp=mpp)
+    try:
+        with h5py.File(path, "r") as file:
+            content = {name: np.asarray(file[name]) for name in ("features", "feats", "coords") if name in file}
+            about = dict(file["coords"].attrs) if "coords" in file else {}
+            top = dict(file.attrs)
+    except OSError as error:
+        raise FileFormatError(f"{path}: not a readable HDF5 file ({error})") from error
+    if "coords" not in content or not ("features" in content or "feats" in content):
+        raise FileFormatError(
+            f"{path}: holds {', '.join(content) or 'nothing known'}", "coords and features are needed"
+        )
+    if "feats" in content:
+        return _from_stamp(path, content, top, mpp, in_um)
+    features, xy = _checked(content["features"], path), _places(content["coords"], path)
+    bag = TileFeatures(path.stem, features, xy, mpp=mpp, dataset="features")
+    if "patch_size_level0" in about:
+        return _from_trident(bag, about)
+    return _from_clam(bag, about) if {"patch_size", "downsample"} <= set(about) else bag
+
+
+def _from_trident(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
+    extent = float(about.get("extent_level0", about["patch_size_level0"]))
+    px = int(about["patch_size"]) if "patch_size" in about else None
+    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else float(about["mpp"])
+    if mpp is None and px and "target_magnification" in about:
+        mpp = px * 10 / float(about["target_magnification"]) / extent  # ten is 1 µm a pixel
+    share = 1 - float(about.get("overlap", 0)) / px if px else 1.0
+    stride = float(about.get("stride_level0", extent * share))
+    in_um = about.get("unit", "px") == "um"
+    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about, stride=stride, in_um=in_um)
+
+
+def _from_clam(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
+    """As CLAM's files of patches, and features made with them, say it: pixels of a level and its downsampling."""
+    extent = float(about["patch_size"]) * float(np.ravel(about["downsample"])[0])
+    return replace(bag, extent=extent, px=int(about["patch_size"]), stride=extent)
+
+
+def _from_stamp(
+    path: Path, content: dict[str, NDArray], top: dict[str, Any], mpp: float | None, in_um: bool
+) -> TileFeatures:
+    if mpp is None and not in_um:
+        raise FileFormatError(f"{path}: its places are in µm, and it does not carry the slide's mpp", "give --mpp")
+    if top.get("unit", "um") != "um" or "tile_size_um" not in top:
+        raise FileFormatError(f"{path}: no places in µm with tile_size_um, as STAMP writes since 2.0", "extract anew")
+    xy = _places(content["coords"], path, scale=mpp or 1)
+    px = int(top["tile_size_px"]) if "tile_size_px" in top else None
+    extent = float(top["tile_size_um"]) / (mpp or 1)
+    features = _checked(content["feats"], path)
+    return TileFeatures(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
+
+
+def _read_tensor(path: Path) -> NDArray:
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise FileFormatError(f"{path}: not a tensor that torch.save wrote") from error
+    if not isinstance(found, torch.Tensor):
+        raise FileFormatError(f"{path}: holds a {type(found).__name__}, not a tensor of features")
+    return found.float().numpy()
+
+
+def _checked(features: NDArray, path: Path) -> NDArray[np.float32]:
+    if features.ndim == 3 and len(features) == 1:
+        features = features[0]
+    if features.ndim != 2 or not features.shape[1]:
+        raise FileFormatError(f"{path}: features of shape {features.shape} are not (tiles, dimension)")
+    if features.dtype.kind not in "fiu":
+        raise FileFormatError(f"{path}: features of {features.dtype} are no numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is caught below
+        features = features.astype(np.float32, copy=False)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise FileFormatError(f"{path}: {len(bad)} features are not finite, the first of tile {bad[0]}", "extract anew")
+    return features
+
+
+def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
+    """Coordinates as whole pixels of `scale` each."""
+    if coords.ndim == 3 and len(coords) == 1:
+        coords = coords[0]
+    if coords.ndim != 2 or coords.shape[1] != 2:
+        raise FileFormatError(f"{path}: coords of shape {coords.shape} are not (tiles, 2)")
+    if coords.dtype.kind not in "fiu" or not np.isfinite(coords).all():
+        raise FileFormatError(f"{path}: coords of {coords.dtype} are no numbers, or not finite", "extract anew")
+    if coords.dtype.kind != "f" and scale == 1:
+        return coords.astype(np.int64)
+    return np.rint(coords.astype(np.float64) / scale).astype(np.int64)
+
+
+def write_tile_features(bag: TileFeatures, folder: Path, layout: str) -> Path:
+    """Write one slide in a layout, whole or absent; returns the file's path.
+
+    Raises:
+        SettingsError: an unknown layout.
+        FileFormatError: the layout needs what the source did not carry.
+    """
+    if layout not in LAYOUTS:
+        raise SettingsError(f"unknown layout {layout!r}", f"one of {', '.join(LAYOUTS)}")
+    suffix, write = LAYOUTS[layout]
+    path = folder / f"{bag.name}{suffix}"
+    if layout != "clam-pt" and (bag.xy is None or len(bag.xy) != len(bag.features)):
+        raise FileFormatError(f"{bag.name}: {layout} needs a place for every feature", "only clam-pt does without")
+    with whole(path) as part:
+        write(bag, part)
+    return path
+
+
+def _write_h5(part: Path, features: str, values: NDArray, coords: NDArray, about: dict, top: dict) -> None:
+    with h5py.File(part, "w") as file:
+        rows = max(1, min(len(values), ROWS_A_CHUNK))
+        file.create_dataset(features, data=values, chunks=(rows, values.shape[1]) if len(values) else None)
+        file.create_dataset("coords", data=coords)
+        file["coords"].attrs.update(about)
+        file.attrs.update(top)
+
+
+def _trident(bag: TileFeatures, part: Path) -> None:
+    assert bag.xy is not None
+    about = bag.attributes
+    if about is None:
+        if bag.extent is None or bag.px is None or bag.mpp is None:
+            raise FileFormatError(
+                f"{bag.name}: the source does not say how large its tiles are", "convert from STAMP's"
+            )
+        about = attributes_of(bag, part.parent.name)
+    _write_h5(part, "features", bag.features, bag.xy, about, {})
+
+
+def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
+    """What TRIDENT and we write beside `coords`, as far as it is known; the places and the extent are needed.
+
+    Where the source does not carry the slide's size, the least that holds all tiles stands for it.
+    """
+    assert bag.xy is not None
+    assert bag.extent is not None
+    known, stride = bag.attributes or {}, bag.stride or bag.extent
+    low = np.ceil(bag.xy.max(axis=0, initial=0) + bag.extent).astype(int)
+    px = bag.px or round(bag.extent)
+    about = {
+        "patch_size": px,
+        "patch_size_level0": round(bag.extent),
+        "level0_width": int(known.get("level0_width", low[0])),
+        "level0_height": int(known.get("level0_height", low[1])),
+        "overlap": round(px * (1 - stride / bag.extent)),
+        "name": bag.name,
+        "savetodir": folder,
+        "extent_level0": bag.extent,
+        "stride_level0": stride,
+    }
+    if bag.mpp:
+        about["mpp"] = bag.mpp
+        about["level0_magnification"] = round(10 / bag.mpp, 3)
+        about["target_magnification"] = round(10 * px / (bag.extent * bag.mpp), 3)
+    if bag.in_um:
+        about["unit"] = "um"
+    return about
+
+
+def _clam(bag: TileFeatures, part: Path) -> None:
+    assert bag.xy is not None
+    _write_h5(part, "features", bag.features, bag.xy, {}, {})
+
+
+def _clam_pt(bag: TileFeatures, part: Path) -> None:
+    import torch
+
+    torch.save(torch.from_numpy(bag.features.copy()), part)
+
+
+def _stamp(bag: TileFeatures, part: Path) -> None:
+    assert bag.xy is not None
+    if bag.mpp is None or bag.extent is None:
+        raise FileFormatError(f"{bag.name}: STAMP's layout is in µm, and the source carries no mpp", "give --mpp")
+    micrometres = (bag.xy * bag.mpp).astype(np.float32)
+    top = {"unit": "um", "tile_size_um": bag.extent * bag.mpp, "extractor": "histossl", "feat_type": "tile"}
+    if bag.px is not None:
+        top["tile_size_px"] = bag.px
+    _write_h5(part, "feats", bag.features.astype(np.float16), micrometres, {}, top)
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {
+    "trident": (".h5", _trident),
+    "clam": (".h5", _clam),
+    "clam-pt": (".pt", _clam_pt),
+    "stamp": (".h5", _stamp),
+}
+
+
+def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> int:
+    """Features of slides from one tool's layout to another's, a file a slide.
+
+    Args:
+        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, told apart by content.
+        out: the folder of the converted files.
+        to: trident (ours too), clam, clam-pt or stamp.
+        mpp: µm per level-0 pixel of all slides of the folder, where the files do not carry it.
+    """
+    from histossl.core.console import say
+
+    paths = [source] if source.is_file() else sorted([*source.glob("*.h5"), *source.glob("*.pt")])
+    if not paths:
+        raise FileFormatError(f"{source}: no .h5 or .pt files", "give a file or a folder of features")
+    if to not in LAYOUTS:
+        raise SettingsError(f"unknown layout {to!r}", f"one of {', '.join(LAYOUTS)}")
+    if out.resolve() == (source if source.is_dir() else source.parent).resolve():
+        raise SettingsError(f"{out}: holds the source", "choose another --out")
+    failed = 0
+    for path in paths:
+        try:
+            write_tile_features(read_tile_features(path, mpp), out, to)
+        except FileFormatError as error:
+            say(f"FAILED {error}", "red")
+            failed += 1
+    say(f"{len(paths) - failed} of {len(paths)} slides: {out}", "green")
+    return 1 if failed else 0

@@ -1,0 +1,272 @@
+"""Augmentations whose colours compose to one matrix and whose geometry is one resampling: one that all tiles of a view
+share, for slides, or one of its own for every tile, for tile encoders.
+
+Domain of Giga-SSL (Lazard et al., CVPRW 2023; numbers from its public code): resized crop, flip, rotation, colour
+jitter, grayscale, blur. We differ from a chain of library operations in three places, each so that all colour
+operations are one affine map: contrast turns around a fixed grey instead of each tile's own mean, hue rotates about
+the grey axis of RGB instead of through HSV, and values are clipped once, at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histossl.core.errors import SettingsError
+
+# Rows: hematoxylin, eosin, residual; optical densities of red, green, blue (Ruifrok and Johnston, 2001).
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+LUMA = np.array([0.299, 0.587, 0.114])
+TISSUE_GREY = 0.7  # the mean grey of stained tissue under a bright field
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """The domain of tile augmentations.
+
+    Args:
+        crop: least share of the tile's area that is kept; the crop's aspect lies in [3/4, 4/3].
+        flip: probability of a mirror image.
+        rotate: whether the tile is turned by any angle (edges mirrored).
+        brightness: factor in [1 - b, 1 + b].
+        contrast: factor in [1 - c, 1 + c].
+        saturation: factor in [1 - s, 1 + s].
+        hue: shift in [-h, h] of the full circle.
+        jitter: probability of the four colour changes, in random order.
+        grayscale: probability of losing all colour.
+        blur: probability of a 5x5 Gaussian blur with sigma in [0.1, 1] pixels.
+    """
+
+    crop: float = 0.5
+    flip: float = 0.5
+    rotate: bool = True
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.2
+    jitter: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur", "brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.crop <= 1:
+            raise SettingsError(f"augment.crop must lie in (0, 1], got {self.crop}")
+        if not 0 <= self.hue <= 0.5:
+            raise SettingsError(f"augment.hue must lie in [0, 0.5], got {self.hue}")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One t_k: what is done to every tile of a view.
+
+    Attributes:
+        colour: (3, 4) affine map of RGB in [0, 1]; the last column is the offset.
+        affine: (2, 3) from output to input positions in [-1, 1], (x, y), as `torch.nn.functional.affine_grid` takes it.
+        sigma: of the Gaussian blur in pixels, 0 for none.
+    """
+
+    colour: NDArray[np.float32]
+    affine: NDArray[np.float32]
+    sigma: float
+
+
+def draw_augmentation(settings: AugmentSettings, rng: np.random.Generator) -> Augmentation:
+    """One augmentation from the domain; the same generator state gives the same one."""
+    colour, affine = _draw_colour(settings, rng), _draw_affine(settings, rng)
+    sigma = rng.uniform(0.1, 1.0) if rng.random() < settings.blur else 0.0
+    return Augmentation(colour.astype(np.float32), affine.astype(np.float32), float(sigma))
+
+
+def _draw_colour(s: AugmentSettings, rng: np.random.Generator) -> NDArray:
+    steps = []
+    if rng.random() < s.jitter:
+        b, c, f = (1 + rng.uniform(-r, r) for r in (s.brightness, s.contrast, s.saturation))
+        steps = [scale_rgb(b), blend(c, TISSUE_GREY), saturate(f), turn_hue(rng.uniform(-s.hue, s.hue))]
+        rng.shuffle(steps)
+    if rng.random() < s.grayscale:
+        steps.append(saturate(0.0))
+    total = np.eye(4)
+    for step in steps:
+        total = step @ total
+    return total[:3]
+
+
+def scale_rgb(factor: float) -> NDArray:
+    """Brightness as a (4, 4) map of (r, g, b, 1)."""
+    return np.diag([factor, factor, factor, 1.0])
+
+
+def blend(factor: float, grey: float) -> NDArray:
+    """Contrast around a grey as a (4, 4) map."""
+    out = scale_rgb(factor)
+    out[:3, 3] = (1 - factor) * grey
+    return out
+
+
+def saturate(factor: float) -> NDArray:
+    """Saturation as a (4, 4) map; 0 is grayscale by the Rec. 601 luma."""
+    out = np.eye(4)
+    out[:3, :3] = factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1))
+    return out
+
+
+def turn_hue(turn: float) -> NDArray:
+    """A rotation about the grey axis by `turn` of the full circle, as a (4, 4) map; luma changes, greys stay."""
+    angle = 2 * math.pi * turn
+    axis = np.full(3, 1 / math.sqrt(3))
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    out = np.eye(4)
+    out[:3, :3] += math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    return out
+
+
+def _draw_affine(s: AugmentSettings, rng: np.random.Generator) -> NDArray:
+    area, aspect = rng.uniform(s.crop, 1.0), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    half = np.minimum(1.0, [math.sqrt(area * aspect), math.sqrt(area / aspect)])
+    centre = rng.uniform(-1, 1, 2) * (1 - half)
+    angle = rng.uniform(0, 2 * math.pi) if s.rotate else 0.0
+    mirror = -1.0 if rng.random() < s.flip else 1.0
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    # Turned about the crop's centre, which is drawn inside the tile; what leaves the tile is mirrored back.
+    return np.column_stack([turn @ np.diag(half) @ np.diag([mirror, 1.0]), centre])
+
+
+def augment(tiles: Tensor, t: Augmentation, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Apply one augmentation to a batch of tiles: one resampling, then one convolution for colours and blur.
+
+    Args:
+        tiles: (B, H, W, 3) uint8.
+        t: the augmentation that all of them share.
+        dtype: of the convolution and the result; what the encoder will compute in.
+
+    Returns:
+        (B, 3, H, W) in [0, 1], channels-last in memory.
+    """
+    b, h, w, _ = tiles.shape
+    kernel = torch.from_numpy(colour_blur_kernel(t)).to(tiles.device, dtype)
+    margin = kernel.shape[-1] // 2
+    x = tiles.permute(0, 3, 1, 2).float()
+    x = F.grid_sample(
+        x, _grid(t, h, w, margin, tiles.device).expand(b, -1, -1, -1), "bilinear", "reflection", align_corners=False
+    )
+    x = x.to(dtype, memory_format=torch.channels_last)
+    offset = torch.from_numpy(t.colour[:, 3]).to(tiles.device, dtype)
+    return F.conv2d(x, kernel.to(memory_format=torch.channels_last), offset).clamp_(0, 1)
+
+
+def colour_blur_kernel(t: Augmentation) -> NDArray[np.float32]:
+    """Colour and blur as one convolution of values in [0, 255]: (3, 3, 5, 5), or (3, 3, 1, 1) without blur."""
+    spot = np.ones((1, 1))
+    if t.sigma > 0:
+        line = np.exp(-(np.arange(-2, 3) ** 2) / (2 * t.sigma**2))
+        spot = np.outer(line, line) / line.sum() ** 2
+    return (t.colour[:, :3, None, None] * spot / 255).astype(np.float32)
+
+
+def _grid(t: Augmentation, h: int, w: int, margin: int, device: torch.device) -> Tensor:
+    """Where each output pixel reads; `margin` more on every side, so that the blur has true neighbours."""
+    y = (torch.arange(-margin, h + margin, device=device) * 2 + 1) / h - 1
+    x = (torch.arange(-margin, w + margin, device=device) * 2 + 1) / w - 1
+    affine = torch.from_numpy(t.affine).to(device)
+    ones = torch.ones(1, 1, device=device)
+    places = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None], ones), dim=-1)
+    return (places @ affine.T)[None]
+
+
+def to_float(tiles: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Tiles as they are: (B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1], channels-last in memory."""
+    return tiles.permute(0, 3, 1, 2).to(dtype).div_(255)
+
+
+@dataclass(frozen=True)
+class TileAugmentSettings:
+    """The domain of augmentations of single tiles, made for stained tissue.
+
+    Args:
+        view: side of a view in pixels; at most three quarters of the tile's, so that two views of a tile differ.
+        zoom: a view's pixel is up to this many of the tile's, or its inverse, as far as the tile reaches; near 1, since
+            at a known mpp size tells cells apart.
+        stain: each stain's optical density is multiplied by a factor in [1 - s, 1 + s] (one for each of hematoxylin,
+            eosin and what is left).
+        tint: added to the optical density of each channel, in [-t, t]: the glass, the lamp, the scanner.
+        jitter: probability of the changes of colour in `colour`.
+        colour: greatest change of brightness, contrast and saturation; hue by a quarter of it.
+        grayscale: probability of losing all colour.
+        blur: probability of a Gaussian blur with sigma up to 1 pixel.
+    """
+
+    view: int = 96
+    zoom: float = 1.25
+    stain: float = 0.5
+    tint: float = 0.1
+    jitter: float = 0.8
+    colour: float = 0.4
+    grayscale: float = 0.2
+    blur: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("stain", "jitter", "colour", "grayscale", "blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.view < 16 or self.zoom < 1 or self.tint < 0:
+            raise SettingsError("augment needs view >= 16, zoom >= 1 and tint >= 0")
+
+
+def draw_tile_augmentations(s: TileAugmentSettings, count: int, px: int, rng: np.random.Generator) -> NDArray:
+    """(count, 31) float32: for each tile an affine map of places, of optical density and of colours, and its blur."""
+    return np.stack([_draw_one(s, px, rng) for _ in range(count)]).astype(np.float32)
+
+
+def _draw_one(s: TileAugmentSettings, px: int, rng: np.random.Generator) -> NDArray:
+    half = min(1.0, view_side(s, px) / px * s.zoom ** rng.uniform(-1, 1))
+    centre = rng.uniform(-1, 1, 2) * (1 - half)
+    turn = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), rng.integers(4)) @ np.diag([rng.choice([-1, 1]), 1])
+    affine = np.column_stack([half * turn, centre])
+    factors = np.diag(1 + rng.uniform(-s.stain, s.stain, 3))
+    # Densities are rows times `STAINS`: to amounts of stain, changed, and back; transposed, since pixels are columns.
+    density = np.column_stack([(np.linalg.inv(STAINS) @ factors @ STAINS).T, rng.uniform(-s.tint, s.tint, 3)])
+    chain = AugmentSettings(
+        jitter=s.jitter, brightness=s.colour, contrast=s.colour, saturation=s.colour, hue=s.colour / 4,
+        grayscale=s.grayscale,
+    )  # fmt: skip
+    blur = rng.random() if rng.random() < s.blur else 0.0
+    return np.concatenate([affine.ravel(), density.ravel(), _draw_colour(chain, rng).ravel(), [blur]])
+
+
+def view_side(s: TileAugmentSettings, px: int) -> int:
+    """Pixels of a view's side, of tiles with `px` pixels a side."""
+    return min(s.view, max(1, px * 3 // 4))
+
+
+def augment_each(tiles: Tensor, drawn: Tensor, side: int) -> Tensor:
+    """Apply to every tile its own augmentation.
+
+    Args:
+        tiles: (B, H, W, 3) uint8.
+        drawn: (B, 31), of `draw_tile_augmentations`.
+        side: pixels of a view's side.
+
+    Returns:
+        (B, 3, side, side) float32 in [0, 1], channels-last in memory.
+    """
+    affine, density, colour = (drawn[:, a:b].unflatten(1, (-1, n)) for a, b, n in ((0, 6, 3), (6, 18, 4), (18, 30, 4)))
+    grid = F.affine_grid(affine, [len(tiles), 3, side, side], align_corners=False)
+    x = F.grid_sample(tiles.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=False)
+    x = x.flatten(2)
+    od = torch.baddbmm(density[:, :, 3:], density[:, :, :3], torch.log((x + 1) / 256), beta=-1)
+    x = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], od.exp_().mul_(256 / 255).sub_(1 / 255).clamp_(0, 1))
+    x = x.clamp_(0, 1).unflatten(2, (side, side)).contiguous(memory_format=torch.channels_last)
+    spot = torch.tensor([1.0, 2.0, 1.0], device=x.device)  # sigma 0.7; twice is sigma 1
+    kernel = (spot[:, None] * spot / 16).expand(3, 1, 3, 3)
+    soft = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), kernel, groups=3)
+    soft = F.conv2d(F.pad(soft, (1, 1, 1, 1), "reflect"), kernel, groups=3)
+    return torch.lerp(x, soft, drawn[:, 30, None, None, None])

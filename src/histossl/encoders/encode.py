@@ -1,0 +1,376 @@
+"""A slide in, two products on disk: the features of all its tiles, and K augmented views of n tiles."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histossl.core import atomic, fingerprints, hdf5
+from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_of
+from histossl.core.errors import HistosslError, SettingsError, SlideError
+from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
+from histossl.encoders.forward import encode_tiles
+from histossl.encoders.tile_encoder import TileEncoder
+from histossl.execution.workers import Executor
+from histossl.wsi import tile_files
+from histossl.wsi.slide import slide_state
+from histossl.wsi.tile_reader import ReadJob, TileBatch, read_batch
+from histossl.wsi.tiles import TileSpec
+
+# A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
+CACHE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How slides become features and views.
+
+    Args:
+        views: K, augmentations drawn a slide; 0 stores no views and training uses the plain features.
+        tiles: n, tiles a view (all of them where a slide has fewer).
+        window: tiles of a view lie in compact groups of this many, so that neighbours meet; 1 draws single tiles.
+        batch: tiles a forward pass.
+        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        seed: of the augmentations and of the tiles drawn.
+        max_lost: a slide is given up when more than this share of its tiles cannot be decoded; fewer are left out.
+        augment: the domain of augmentations.
+    """
+
+    views: int = 4
+    tiles: int = 256
+    window: int = 64
+    batch: int = 64
+    precision: str = "auto"
+    seed: int = 0
+    max_lost: float = 0.05
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+
+    def __post_init__(self) -> None:
+        for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
+        check_choice("encode.precision", self.precision, PRECISIONS)
+        if not 0 <= self.max_lost < 1:
+            raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One slide to encode: where it lies, where its tiles lie, where its products go."""
+
+    slide_id: str
+    path: Path
+    mpp: float
+    tile: TileSpec
+    tiles_path: Path
+    features_path: Path
+    views_path: Path
+
+
+def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
+    """The key of a slide's features and views: that of its tiles, a dash, that of the encoder and every setting."""
+    return f"{tiles}-{fingerprint(encoder.identity, settings)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What has happened to a slide.
+
+    Attributes:
+        job: the slide.
+        tiles: that were encoded.
+        finished: whether both products stand.
+        error: why it is given up, or None.
+        lost: tiles that cannot be decoded and are left out.
+        why: of the first of them.
+        made: the fingerprint of what was finished.
+        waited: seconds for the batch.
+        read: seconds that reading it took in its worker, by the clock.
+        cpu: the same, of the processor.
+    """
+
+    job: EncodeJob
+    tiles: int = 0
+    finished: bool = False
+    error: Exception | None = None
+    lost: int = 0
+    why: str = ""
+    made: str = ""
+    waited: float = 0.0
+    read: float = 0.0
+    cpu: float = 0.0
+
+
+class SlideEncoding:
+    """The products of one slide in the making: takes its batches in order and writes them, whole or absent.
+
+    Args:
+        job: the slide.
+        position: of the slide in the caller's list; batches carry it.
+        encoder: what turns tiles into features.
+        settings: of the stage.
+        lost: of its tiles, that cannot be decoded; they are left out.
+        why: of the first of them.
+
+    Raises:
+        SlideError: the file is not the one that was inspected.
+    """
+
+    def __init__(
+        self,
+        job: EncodeJob,
+        position: int,
+        encoder: TileEncoder,
+        settings: EncodeSettings,
+        lost: frozenset[int] = frozenset(),
+        why: str = "",
+    ) -> None:
+        self.job, self.position, self.encoder, self.settings = job, position, encoder, settings
+        self.lost, self.why = lost, why
+        self.tiles = tile_files.read_tiles_of(job.tiles_path)
+        self.all, self.state = len(self.tiles.xy), tile_files.slide_state_of(job.tiles_path)
+        self._unchanged()
+        self.kept = np.array([k for k in range(self.all) if k not in lost], np.int64)
+        self.tiles = replace(self.tiles, xy=self.tiles.xy[self.kept])
+        self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
+        count, px = len(self.tiles.xy), job.tile.px
+        self.chunks = [slice(a, min(a + settings.batch, count)) for a in range(0, count, settings.batch)]
+        self.plan = [draw_plan(job.slide_id, k, self.tiles, settings) for k in range(settings.views)]
+        self.cached = count * px * px * 3 <= CACHE_BYTES
+        self.cache: list[NDArray[np.uint8]] = []
+        self.stack = ExitStack()
+        self.step = 0
+        self.lost_now: set[int] = set()
+        self.finished = False
+
+    def _unchanged(self) -> None:
+        if self.state and slide_state(self.job.path) != self.state:
+            raise SlideError(self.job.path, "has changed since it was inspected", "run `histossl inspect` again")
+
+    def reads(self) -> Iterator[ReadJob]:
+        """The batches that workers should read, in the order in which `add` wants them."""
+        xy, job = self.tiles.xy, self.job
+        wanted = [np.arange(len(xy))[chunk] for chunk in self.chunks]
+        if not self.cached:
+            wanted += [chosen[part] for _, chosen in self.plan for part in self._parts(len(chosen))]
+        for step, chosen in enumerate(wanted):
+            yield ReadJob(
+                self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
+            )
+
+    def add(self, batch: TileBatch) -> None:
+        """Take the next batch; with the last one the products stand under their names and `finished` is true.
+
+        Once a tile was lost, batches are only looked through for more: see `incomplete`.
+
+        Raises:
+            SlideError: too many tiles cannot be decoded, or the file was changed under way.
+        """
+        if len(batch.lost):
+            self._lose(batch)
+        if self.lost_now:
+            self.step += 1
+        else:
+            self._take(batch.tiles)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether tiles were lost, and all that are is known: the slide has to begin again without them."""
+        return bool(self.lost_now) and self.step >= len(self.chunks)
+
+    def _lose(self, batch: TileBatch) -> None:
+        plain = self.step < len(self.chunks)
+        asked = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
+        self.lost_now |= {int(k) for k in self.kept[asked[batch.lost]]}
+        self.why = self.why or batch.why.removeprefix(f"{self.job.path.name}: ")
+        count = len(self.lost | self.lost_now)
+        if count > self.settings.max_lost * self.all:
+            what = f"{count} of {self.all} tiles or more cannot be decoded: {self.why}"
+            raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
+
+    def _drawn(self, step: int) -> NDArray[np.int64]:
+        parts = self._parts(len(self.plan[0][1]))
+        k, part = divmod(step - len(self.chunks), len(parts))
+        return self.plan[k][1][parts[part]]
+
+    def _take(self, tiles: NDArray[np.uint8]) -> None:
+        if self.step == 0:
+            self._begin()
+        if self.step < len(self.chunks):
+            self.features[self.chunks[self.step]] = self._encode(tiles, None)
+            if self.cached:
+                self.cache.append(tiles)
+        else:
+            self._add_to_view(tiles)
+        self.step += 1
+        if self.step == len(self.chunks) and self.cached:
+            self._views_from_cache()
+        if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
+            self._unchanged()
+            self.stack.close()
+            self.finished = True
+
+    def drop(self, error: BaseException) -> None:
+        """Give the slide up: nothing of it stays."""
+        self.cache = []
+        self.stack.__exit__(type(error), error, error.__traceback__)
+
+    def _begin(self) -> None:
+        job, count, dim = self.job, len(self.tiles.xy), self.encoder.dim
+        if self.settings.views:
+            self._begin_views(self.stack.enter_context(atomic.whole_folder(job.views_path)))
+        # Entered last, so closed first: features stand before views, and a slide with views is a finished one.
+        file = self.stack.enter_context(
+            tile_files.new_features_file(job.features_path, job.tiles_path, self.made, self.kept)
+        )
+        self.features: h5py.Dataset = hdf5.create_features(file, count, dim)
+
+    def _begin_views(self, folder: Path) -> None:
+        views, n, dim = self.settings.views, len(self.plan[0][1]), self.encoder.dim
+        coords = np.stack([self.tiles.xy[chosen] for _, chosen in self.plan]).astype(np.int32)
+        np.save(folder / "coords.npy", coords)
+        fingerprints.write_made(folder, self.made, stride_level0=self.tiles.stride)
+        shape = (views, n, dim)
+        self.views = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+        self.stack.callback(self.views.flush)
+
+    def _parts(self, n: int) -> list[slice]:
+        return [slice(a, min(a + self.settings.batch, n)) for a in range(0, n, self.settings.batch)]
+
+    def _view_steps(self) -> int:
+        return sum(len(self._parts(len(chosen))) for _, chosen in self.plan)
+
+    def _add_to_view(self, tiles: NDArray[np.uint8]) -> None:
+        parts = self._parts(len(self.plan[0][1]))
+        k, part = divmod(self.step - len(self.chunks), len(parts))
+        self.views[k, parts[part]] = self._encode(tiles, self.plan[k][0])
+
+    def _views_from_cache(self) -> None:
+        tiles = np.concatenate(self.cache)
+        self.cache = []
+        for k, (t, chosen) in enumerate(self.plan):
+            for part in self._parts(len(chosen)):
+                self.views[k, part] = self._encode(tiles[chosen[part]], t)
+
+    def _encode(self, tiles: NDArray[np.uint8], t: Augmentation | None) -> NDArray[np.float32]:
+        features = encode_tiles(self.encoder, torch.from_numpy(tiles), t)
+        if not torch.isfinite(features).all():
+            bad = int((~torch.isfinite(features).all(dim=1)).nonzero()[0])
+            raise SlideError(self.job.path, f"the encoder gave no finite feature for tile {bad} of batch {self.step}")
+        return features.numpy()
+
+
+def draw_plan(
+    slide_id: str, k: int, tiles: tile_files.Tiles, settings: EncodeSettings
+) -> tuple[Augmentation, NDArray[np.int64]]:
+    """The k-th augmentation of a slide, and which tiles it is applied to; a function of seed, slide and k alone."""
+    rng = np.random.default_rng([settings.seed, number_of(slide_id), k])
+    t = draw_augmentation(settings.augment, rng)
+    return t, choose_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
+
+
+def choose_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`n` different tiles in compact groups of `window`: the tiles nearest to random centres, ascending order."""
+    if n >= len(xy):
+        return np.arange(len(xy))
+    if window == 1:
+        return np.sort(rng.choice(len(xy), n, replace=False))
+    free = np.ones(len(xy), bool)
+    chosen: list[int] = []
+    while len(chosen) < n:
+        centre = xy[rng.choice(np.flatnonzero(free))]
+        distance = np.where(free, np.abs(xy - centre).max(axis=1), np.iinfo(np.int64).max)
+        group = np.argsort(distance, kind="stable")[: min(window, n - len(chosen))]
+        free[group] = False
+        chosen.extend(group.tolist())
+    return np.sort(np.array(chosen))
+
+
+def encode_slides(
+    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Executor
+) -> Iterator[Step]:
+    """Encode slides one after the other while workers read ahead, across slides too; jobs are drawn as late as may be.
+
+    A slide with tiles that cannot be decoded is begun again without them. One that fails is given up, and the others
+    go on; what is under way when the caller leaves is dropped. `workers` must answer in order.
+    """
+    at_work: dict[int, SlideEncoding] = {}
+    again: deque[SlideEncoding] = deque()
+    unfit: deque[Step] = deque()
+    positions, jobs = itertools.count(), iter(jobs)
+
+    def begin(job: EncodeJob, before: SlideEncoding | None = None) -> Iterator[ReadJob]:
+        position = next(positions)
+        lost, why = (before.lost | before.lost_now, before.why) if before else (frozenset[int](), "")
+        try:
+            at_work[position] = SlideEncoding(job, position, encoder, settings, lost, why)
+        except HistosslError as error:
+            unfit.append(Step(job, error=error))
+            return
+        yield from itertools.takewhile(lambda _: position in at_work, at_work[position].reads())
+
+    def reads() -> Iterator[ReadJob]:
+        for job in itertools.chain(jobs, (None,)):
+            if job is not None:
+                yield from begin(job)
+            while again:
+                yield from begin(again[0].job, again.popleft())
+
+    try:
+        while True:
+            for read, answer, waited in _timed(workers.map(read_batch, reads())):
+                slide = at_work.get(read.slide)
+                if slide is not None:
+                    step = _step(slide, read, answer, waited)
+                    if step.finished or step.error or slide.incomplete:
+                        del at_work[read.slide]
+                    if slide.incomplete and not step.error:
+                        again.append(slide)
+                    yield step
+                while unfit:
+                    yield unfit.popleft()
+            yield from unfit
+            unfit.clear()
+            if not again:
+                return
+    finally:
+        for slide in at_work.values():
+            slide.drop(GeneratorExit())
+
+
+class Incomplete(Exception):
+    """A slide has to begin again, without the tiles that it lost."""
+
+
+def _timed(answers: Iterator[tuple[ReadJob, Any]]) -> Iterator[tuple[ReadJob, Any, float]]:
+    start = time.perf_counter()
+    for read, answer in answers:
+        yield read, answer, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+def _step(slide: SlideEncoding, read: ReadJob, answer: TileBatch | Exception, waited: float) -> Step:
+    if isinstance(answer, Exception):
+        slide.drop(answer)
+        return Step(slide.job, error=answer)
+    try:
+        slide.add(answer)
+    except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
+        slide.drop(error)
+        return Step(slide.job, error=error)
+    if slide.incomplete:
+        slide.drop(Incomplete())
+    tiles = 0 if slide.lost_now else len(read.xy)
+    seconds = (waited, answer.seconds, answer.cpu)
+    return Step(slide.job, tiles, slide.finished, None, len(slide.lost), slide.why, slide.made, *seconds)

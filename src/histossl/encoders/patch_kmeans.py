@@ -1,0 +1,195 @@
+"""Tiles without labels in, a tile encoder out, in seconds: how much of which small patch of stain a tile holds.
+
+Coates, Lee and Ng (AISTATS 2011): patches of an equal contrast, whitened, and k-means over them; a patch says of each
+centre by how much it is nearer than the mean of all. We differ where tissue does: patches are of the amount of one
+stain (fixed hematoxylin and eosin, Ruifrok and Johnston 2001) at several sizes, and are averaged over the whole tile,
+since tissue has no top. Contrast is taken out before anything is learned, and with it most of the stain that tells one
+laboratory's slides, or one patient's, from another's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histossl.core.errors import SettingsError
+from histossl.encoders.augment import STAINS
+from histossl.encoders.tile_stream import StreamPlan, TileStream
+
+SCALES = (1, 2, 4)
+"""A patch's pixel is so many of the tile's pixels wide."""
+PATCH = 7
+"""Pixels of a patch's side: 3.5, 7 and 14 µm at 0.5 µm a pixel, from a piece of chromatin to a nucleus and its ring."""
+STEP = 2  # pixels between patches
+PARTS = 24  # principal axes of patches that are kept: the finest of the 49 are noise and JPEG
+MILD = 0.1  # of the mean variance, added before whitening, so that faint axes are not blown up
+FLOOR = 0.3  # of the usual contrast, added before contrast is taken out, so that glass does not become tissue
+
+
+@dataclass(frozen=True)
+class PatchKMeansSettings:
+    """Visual words of tiles.
+
+    Args:
+        count: words of each stain and size.
+        tiles: to learn from, balanced over the slides.
+        patches: of each stain and size that the words are found among.
+        seed: of the tiles and patches drawn, and of k-means.
+    """
+
+    count: int = 64
+    tiles: int = 2048
+    patches: int = 25_000
+    seed: int = 0
+
+    FORMER_NAME: ClassVar[str] = "WordSettings"
+
+    def __post_init__(self) -> None:
+        if self.count < 2 or self.tiles < 2 or self.patches < self.count:
+            raise SettingsError("words need a count >= 2, tiles >= 2, and no fewer patches than words")
+
+    def plan(self) -> StreamPlan:
+        """What is read of the slides."""
+        batch = min(self.tiles, 128)
+        return StreamPlan(-(-self.tiles // batch), batch, 32, self.seed)
+
+
+class PatchKMeans(nn.Module):
+    """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count): of hematoxylin and eosin, each at three sizes, what patches are like.
+
+    Args:
+        count: words of each stain and size.
+    """
+
+    filters: Tensor
+    shifts: Tensor
+    floors: Tensor
+    centres: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        kinds = 2 * len(SCALES)
+        self.register_buffer("filters", torch.zeros(kinds, PARTS, 1, PATCH, PATCH))
+        self.register_buffer("shifts", torch.zeros(kinds, PARTS))
+        self.register_buffer("floors", torch.ones(kinds))
+        self.register_buffer("centres", torch.zeros(kinds, count, PARTS))
+        inverse = np.linalg.inv(STAINS / np.linalg.norm(STAINS, axis=1, keepdims=True))[:, :2]
+        self.register_buffer("unmixing", torch.from_numpy(inverse.T.astype(np.float32)), persistent=False)
+        self.unmixing: Tensor
+        self.dim = kinds * count
+
+    def planes(self, tiles: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> for each stain and size (B, 1, h, w), amounts of the stain.
+
+        Raises:
+            SettingsError: the tiles are smaller than the largest patch.
+        """
+        least = PATCH * max(SCALES)
+        if min(tiles.shape[2:]) < least:
+            what = f"tiles of {tiles.shape[3]} x {tiles.shape[2]} px are too small for visual words"
+            raise SettingsError(what, f"--tile.px {least} or more, or --encoder random")
+        amounts = torch.einsum("sc,bchw->bshw", self.unmixing, -torch.log(tiles.float().clamp(min=1 / 256)))
+        return [F.avg_pool2d(amounts[:, stain : stain + 1], scale) for stain in (0, 1) for scale in SCALES]
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return self.described(tiles)[0]
+
+    def described(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """What words say of tiles, and what they divide out.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, 6 count) words, and (B, 36) plain numbers: means and deviations of the three channels' densities, then
+            of every stain and size the mean and deviation of the patches' means, the mean and deviation of the
+            logarithm of their contrasts, and the mean of their contrasts.
+        """
+        density = -torch.log(tiles.float().clamp(min=1 / 256))
+        found, plain = [], [density.mean((2, 3)), density.std((2, 3), correction=0)]
+        for k, plane in enumerate(self.planes(tiles)):
+            mean, square = _patch_means(torch.cat([plane, plane * plane])).chunk(2)
+            deviation = (square - mean * mean).clamp_(min=0).sqrt_()
+            contrast = deviation + self.floors[k]
+            logarithm = contrast.log()
+            columns = [x.mean((1, 2, 3)) for x in (mean, logarithm, deviation)]
+            columns += [x.std((1, 2, 3), correction=0) for x in (mean, logarithm)]
+            plain.append(torch.stack(columns, 1))
+            patches = F.conv2d(plane, self.filters[k], stride=STEP) / contrast - self.shifts[k][:, None, None]
+            # Tile by tile, so that the distances to all words stay in the processor's cache.
+            found.append(torch.stack([_nearness(rows, self.centres[k]) for rows in patches.flatten(2)]))
+        return torch.cat(found, 1), torch.cat(plain, 1)
+
+
+def _patch_means(planes: Tensor) -> Tensor:
+    """(B, 1, h, w) -> the mean of every patch, by rows and then by columns."""
+    rows = F.avg_pool2d(planes, (1, PATCH), (1, STEP))
+    return F.avg_pool2d(rows, (PATCH, 1), (STEP, 1))
+
+
+def _nearness(patches: Tensor, centres: Tensor) -> Tensor:
+    """(PARTS, n) patches of a tile -> (count,): by how much each word is nearer than the mean of all, on average."""
+    squares = torch.addmm((centres * centres).sum(1, keepdim=True), centres, patches, alpha=-2)
+    far = squares.add_((patches * patches).sum(0)).clamp_(min=0).sqrt_()
+    return torch.sub(far.mean(0), far).relu_().mean(1)
+
+
+def learn_patch_kmeans(stream: TileStream, settings: PatchKMeansSettings) -> PatchKMeans:
+    """The words of the tiles of a stream that was made with `settings.plan()`.
+
+    Raises:
+        SettingsError: the tiles are too small.
+        TrainingError: tiles cannot be read.
+    """
+    words, rng = PatchKMeans(settings.count), np.random.default_rng([settings.seed, 3])
+    drawn: list[list[NDArray[np.float32]]] = [[] for _ in words.floors]
+    each = -(-settings.patches // (stream.plan.steps * stream.plan.batch))
+    for step in range(stream.plan.steps):
+        tiles = stream(step).permute(0, 3, 1, 2).float() / 255
+        for kept, plane in zip(drawn, words.planes(tiles), strict=True):
+            kept.append(_patches(plane[:, 0].numpy(), each, rng))
+    for k, kept in enumerate(drawn):
+        _learn(words, k, np.concatenate(kept), settings.seed)
+    return words
+
+
+def _patches(planes: NDArray[np.float32], each: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(B, h, w) -> (B each, PATCH²), patches at random places."""
+    windows = np.lib.stride_tricks.sliding_window_view(planes, (PATCH, PATCH), (1, 2))
+    size = len(planes), each
+    tile = np.arange(len(planes))[:, None]
+    found = windows[tile, rng.integers(windows.shape[1], size=size), rng.integers(windows.shape[2], size=size)]
+    return found.reshape(-1, PATCH**2)
+
+
+def _learn(words: PatchKMeans, k: int, patches: NDArray[np.float32], seed: int) -> None:
+    """Contrast, axes and words of one stain and size."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():  # sums of several threads come in no fixed order
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different patches than words: of tiles of glass
+        flat = patches.astype(np.float64) - patches.mean(1, dtype=np.float64, keepdims=True)
+        contrast = flat.std(1)
+        floor = max(FLOOR * float(np.median(contrast)), 1e-4)
+        flat /= contrast[:, None] + floor
+        mean = flat.mean(0)
+        values, axes = np.linalg.eigh(np.cov((flat - mean).T))
+        scale = 1 / np.sqrt(values[-PARTS:] + max(MILD * values.mean(), 1e-12))
+        whitening = (axes[:, -PARTS:] * scale).T
+        whitening -= whitening.mean(1, keepdims=True)  # of a patch without its mean as of the patch
+        rows = (flat - mean) @ whitening.T
+        found = KMeans(len(words.centres[k]), n_init=1, max_iter=30, random_state=seed)  # type: ignore[arg-type]
+        found.fit(rows.astype(np.float32))
+    words.floors[k] = floor
+    words.filters[k] = torch.from_numpy(whitening.reshape(PARTS, 1, PATCH, PATCH).astype(np.float32))
+    words.shifts[k] = torch.from_numpy((whitening @ mean).astype(np.float32))
+    words.centres[k] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))

@@ -1,0 +1,182 @@
+"""A target and the slides that have it: what is to be predicted, who is tested when, who may be labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from histossl.core.errors import LabelError
+from histossl.evaluate.labels import Labels
+from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, site_folds
+
+if TYPE_CHECKING:
+    from histossl.evaluate.settings import ProbeSettings
+
+MANY = 20  # more values than this are no classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """One target.
+
+    Attributes:
+        target: its name.
+        rows: (n,) int, the slides that have it, by their rows in the embeddings.
+        slides: (n,) text.
+        patients: (n,) text.
+        sites: (n,) text, or None where the site of some slide is not known.
+        names: (classes,) text, sorted; None where the target is a number.
+        truth: (n,) int class, or (n,) float.
+        strata: (n,) int, what folds and draws are balanced by: the classes, or fifths of the patients' mean values.
+        folds: (repeats, n) int, the fold in which each slide is tested.
+    """
+
+    target: str
+    rows: NDArray[np.int64]
+    slides: NDArray
+    patients: NDArray
+    sites: NDArray | None
+    names: NDArray | None
+    truth: NDArray
+    strata: NDArray[np.int64]
+    folds: NDArray[np.int16]
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a prediction has: one a class, or one."""
+        return 1 if self.names is None else len(self.names)
+
+    def balance(self) -> str:
+        """The classes and their sizes, or the range of the numbers, in words."""
+        if self.names is None:
+            return f"numbers from {self.truth.min():g} to {self.truth.max():g}"
+        counts = np.bincount(self.truth, minlength=len(self.names))
+        return ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
+
+
+def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSettings) -> Task:
+    """Find the slides of a target and deal them into folds.
+
+    Raises:
+        LabelError: too few patients, sites or classes, see `grouped_folds` and `site_folds`; words where numbers are
+            asked for; too many different words.
+    """
+    column = labels.table[target].dropna()
+    rows = np.flatnonzero(pd.Index(ids).isin(column.index))
+    slides = np.asarray(ids, dtype=object)[rows]
+    patients = labels.table["patient_id"].loc[slides].to_numpy(dtype=str)
+    known = [labels.sites.get(slide, "") for slide in slides]
+    sites = np.array(known, dtype=str) if known and all(known) else None
+    try:
+        names, truth = _truth(column.loc[slides].to_numpy(dtype=str), settings.task)
+        if names is not None:
+            _check_classes(names[truth], patients, slides, labels, settings)
+        strata = _fifths(truth, patients, settings.folds) if names is None else truth
+        if settings.hold_out == "sites":
+            _all_known(slides, known)
+            assert sites is not None
+            folds = site_folds(strata, patients, sites, settings.folds, settings.repeats, settings.seed)
+        else:
+            folds = grouped_folds(
+                strata, patients, settings.folds, settings.repeats, settings.seed, settings.mixed_patients
+            )
+    except LabelError as error:
+        raise LabelError(f"{target}: {error.what}", error.hint) from error
+    return Task(target, rows, slides, patients, sites, names, truth, strata, folds)
+
+
+def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
+    """The classes by name and each slide's, or None and each slide's number."""
+    names, classes = np.unique(values, return_inverse=True)
+    numbers = _numbers(values)
+    many = len(names) > min(MANY, len(values) // 2)
+    if task == "numbers" and numbers is None:
+        raise LabelError(f"{str(names[0])!r} is no number", "--probe.task classes")
+    if numbers is not None and (task == "numbers" or (task == "auto" and many)):
+        if np.ptp(numbers) == 0:
+            raise LabelError(f"all slides have the value {numbers[0]:g}", "a probe needs values that differ")
+        return None, numbers
+    if len(names) > max(MANY, len(values) // 2):
+        raise LabelError(f"{len(names)} different values on {len(values)} slides", "give it as classes")
+    return names, classes
+
+
+def _check_classes(
+    classes: NDArray, patients: NDArray, slides: NDArray, labels: Labels, settings: ProbeSettings
+) -> None:
+    """What `grouped_folds` would refuse, refused with the rows of the file."""
+    of_patient: dict[str, dict[str, list[str]]] = {}
+    for slide, patient, name in zip(slides, patients, classes, strict=True):
+        of_patient.setdefault(str(patient), {}).setdefault(str(name), []).append(slide)
+    mixed = {patient: found for patient, found in of_patient.items() if len(found) > 1}
+    if mixed and not settings.mixed_patients:
+        some = "; ".join(
+            f"{patient!r} has " + " and ".join(f"{name!r} in {labels.where(rows)}" for name, rows in found.items())
+            for patient, found in list(mixed.items())[:3]
+        )
+        more = f"; and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+        raise LabelError(
+            f"{len(mixed)} patients have slides of different classes: {some}{more}",
+            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
+        )
+    names = list(map(str, np.unique(classes)))
+    if len(names) < 2:
+        raise LabelError(f"all {len(slides)} slides are {names[0]!r}", "a probe needs two classes or more")
+    for name in names if settings.hold_out == "patients" else ():
+        count = len(np.unique(patients[classes == name]))
+        if count < settings.folds:
+            way_out = f"--probe.folds {count}" if count >= 2 else "label more patients, or leave that class out"
+            rows = labels.where(list(slides[classes == name]))
+            raise LabelError(f"{settings.folds} folds, but class {name!r} has {count} patients ({rows})", way_out)
+
+
+def _numbers(values: NDArray) -> NDArray[np.float64] | None:
+    try:
+        numbers = values.astype(np.float64)
+    except ValueError:
+        return None
+    return numbers if len(numbers) and np.isfinite(numbers).all() else None
+
+
+def _fifths(numbers: NDArray, patients: NDArray, folds: int) -> NDArray[np.int64]:
+    """(n,) the patient's part of five, or of fewer where each would have fewer patients than there are folds."""
+    patient = np.unique(patients, return_inverse=True)[1]
+    means = np.bincount(patient, numbers) / np.bincount(patient)
+    parts = min(5, len(means) // folds)
+    if parts < 1:
+        raise LabelError(f"{folds} folds, but {len(means)} patients", "fewer --probe.folds, or label more patients")
+    return (np.argsort(np.argsort(means, kind="stable")) * parts // len(means))[patient]
+
+
+def _all_known(slides: NDArray, sites: Sequence[str]) -> None:
+    lost = [slide for slide, site in zip(slides, sites, strict=True) if not site]
+    if lost:
+        some = ", ".join(map(repr, lost[:5])) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise LabelError(f"no site is known of {some}", "add a column site to the table of labels")
+
+
+def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
+    """The places on the curve of few labels: those of `settings.shots` that every fold can give, and "all"."""
+    fewest = min(
+        len(np.unique(task.patients[taught])) if settings.shots_of == "patients" else int(taught.sum())
+        for fold_of in task.folds
+        for taught in (fold_of != fold for fold in range(settings.folds))
+    )
+    least = len(np.unique(task.strata))
+    return [*(str(n) for n in sorted(set(settings.shots)) if least <= n < fewest), "all"]
+
+
+def labelled(task: Task, repeat: int, fold: int, n: str, settings: ProbeSettings) -> NDArray[np.int64]:
+    """The slides that train where `fold` is tested: all others, or those that are drawn of them."""
+    pool = np.flatnonzero(task.folds[repeat] != fold)
+    if n == "all":
+        return pool
+    rng = np.random.default_rng([settings.seed, repeat, fold, int(n)])
+    if settings.shots_of == "patients":
+        return pool[draw_patients(task.strata[pool], task.patients[pool], int(n), rng)]
+    return pool[draw_shots(task.strata[pool], int(n), rng)]

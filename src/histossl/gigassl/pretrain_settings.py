@@ -1,0 +1,105 @@
+"""Settings of the self-supervised training of the slide encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from histossl.core.config import PRECISIONS, check_choice
+from histossl.core.errors import FileFormatError, SettingsError
+from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.views import ViewSettings
+from histossl.training.loop import Schedule
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Self-supervised learning of slides.
+
+    Args:
+        epochs: times that every slide is seen.
+        batch: B, slides a step, all of them where there are fewer; each gives two views.
+        rate: Adam's highest learning rate.
+        rate_batch: the batch that `rate` is meant for: others take more or less in proportion; 0 takes it as it is.
+        warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
+        weight_decay: on matrices and kernels, decoupled.
+        temperature: of NT-Xent.
+        chunk: slides (or one more) that are in memory at once with all that their gradient needs, in each process; 0:
+            the batch.
+        patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
+        keep: what becomes the slide encoder: the `last` weights, or the `best`: those of the lowest loss where the
+            last have clearly fallen behind them, as after a collapse.
+        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        seed: of the initial weights, the order of the slides and the views.
+        start: what the slide encoder begins with: random weights, `tile-encoder` (the fourth stage of the tile encoder
+            where that is a whole ResNet-18, else random), or ResNet-18 weights: a .safetensors file or `pickle:FILE`.
+        view: how a view is drawn.
+        encoder: what the slide encoder is made of; `in_dim` follows the features.
+    """
+
+    epochs: int = 200
+    batch: int = 256
+    rate: float = 1e-3
+    rate_batch: int = 0
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    temperature: float = 0.1
+    chunk: int = 0
+    patience: float = 0.25
+    keep: str = "best"
+    precision: str = "auto"
+    seed: int = 0
+    start: str = "random"
+    view: ViewSettings = field(default_factory=ViewSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch < 2:
+            raise SettingsError(f"pretrain needs epochs >= 1 and batch >= 2, got {self.epochs} and {self.batch}")
+        if not (self.rate > 0 and self.temperature > 0 and self.warmup >= 0 and self.rate_batch >= 0):
+            raise SettingsError("pretrain needs rate > 0, temperature > 0, rate_batch >= 0 and warmup >= 0")
+
+        check_choice("pretrain.precision", self.precision, PRECISIONS)
+        if self.chunk < 0 or not 0 <= self.patience <= 1 or self.keep not in ("last", "best"):
+            raise SettingsError("pretrain needs chunk >= 0, patience in [0, 1] and keep last or best")
+
+        known = self.start in ("random", "tile-encoder") or self.start.startswith("pickle:")
+        if not known and not self.start.endswith(".safetensors"):
+            choices = "choose random, tile-encoder, a .safetensors file or pickle:FILE"
+            raise SettingsError(f"pretrain.start is {self.start!r}", choices)
+
+    def check_files(self) -> None:
+        """Refuse weights to start from that are not there, before anything is computed.
+
+        Raises:
+            SettingsError: `start` names a file that does not exist.
+        """
+        if self.start not in ("random", "tile-encoder") and not Path(self.start.removeprefix("pickle:")).is_file():
+            raise SettingsError(f"pretrain.start: no file {self.start.removeprefix('pickle:')}", "correct the path")
+
+    def schedule(self, slides: int) -> Schedule:
+        """The steps and rates of a training on so many slides."""
+        per_epoch = math.ceil(slides / self.batch)
+        steps = self.epochs * per_epoch
+        rate = self.rate * slides / per_epoch / self.rate_batch if self.rate_batch else self.rate
+        warmup = self.warmup * (per_epoch if self.warmup >= 1 else steps)
+        rows = max(1, steps // 200)
+        return Schedule(steps, rate, min(round(warmup), steps), self.weight_decay, rows, self.patience)
+
+
+def trained_as(folder: Path) -> dict[str, Any]:
+    """How a slide encoder was made: `fingerprint`, `features` (of what it learned from), `slides`, `pretrain`.
+
+    Raises:
+        FileFormatError: no slide encoder of ours stands there.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]
+        return {name: about[name] for name in ("fingerprint", "features", "slides", "pretrain")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{folder}: no slide encoder with its settings ({error})", "run pretrain first"
+        ) from error

@@ -1,0 +1,128 @@
+"""One training step of the slide encoder: its batch of view pairs, the projector and the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from histossl.core.errors import TrainingError
+from histossl.gigassl.chunked import encode_twice
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.gauges import effective_rank, gauges
+from histossl.gigassl.layers import Projector
+from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.gigassl.slide_sources import SlideSource
+from histossl.gigassl.views import collate, draw_pair
+from histossl.training.distributed import gather, rank_and_world_size, rank_counts
+from histossl.training.losses import nt_xent
+
+# As `SlideEncoder` takes it: n first views, then their n partners.
+Chunk = tuple[Tensor, NDArray, NDArray, int]
+
+
+class PretrainTask(nn.Module):
+    """The slide encoder, its projector and the loss of a batch of pairs.
+
+    Args:
+        settings: of the training.
+        encoder: of chunks of views; by default a `SlideEncoder` with `settings.encoder`.
+        dim: length of its vectors.
+    """
+
+    def __init__(self, settings: PretrainSettings, encoder: nn.Module | None = None, dim: int = 0) -> None:
+        super().__init__()
+        self.encoder = encoder or SlideEncoder(settings.encoder, seed=settings.seed)
+        self.projector = Projector(dim or settings.encoder.contrasted_dim, seed=settings.seed)
+        self.temperature = settings.temperature
+        self.last: tuple[Tensor, int] | None = None
+
+    def forward(self, batch: tuple[tuple[tuple, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(this process's chunks of the batch, pairs that all processes have) -> (loss of the whole batch, gauges).
+
+        Several chunks pass the encoder one after the other and again in the backward pass, so that only one of them
+        and all slide vectors are in memory at a time (Gao et al., RepL4NLP 2021); the encoder's batch norms then take
+        the statistics of a chunk.
+        """
+        chunks, pairs = batch
+        encode = self.encoder if len(chunks) == 1 else partial(encode_twice, self.encoder)
+        halves = [encode(*chunk).chunk(2) for chunk in chunks]
+        vectors = torch.cat([one for one, _ in halves] + [other for _, other in halves])
+        a, b = gather_pairs(self.projector(vectors), pairs)
+        self.last = vectors.detach(), pairs
+        return nt_xent(a, b, self.temperature), gauges(a.detach(), b.detach())
+
+    def measure(self) -> dict[str, Tensor]:
+        """What is too costly to measure at every step: the effective rank of the last batch's slide vectors."""
+        assert self.last is not None
+        return {"effective_rank": effective_rank(torch.cat(gather_pairs(*self.last)))}
+
+
+def gather_pairs(views: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """The two views (pairs, d) of all pairs, from those of each process (2n, d): its first n pair with its last."""
+    a, b = gather(torch.cat(views.chunk(2), dim=1), rank_counts(pairs)).chunk(2, dim=1)
+    return a, b
+
+
+def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
+    """Batches in which all slides come once.
+
+    Raises:
+        TrainingError: too few slides for a contrast, or for the processes that train.
+    """
+    if len(names) < 2:
+        only = names[0] if names else "nothing"
+        raise TrainingError(f"{len(names)} slide to learn from ({only})", "contrast needs two or more")
+    per_epoch, processes = math.ceil(len(names) / settings.batch), rank_and_world_size()[1]
+    if len(names) // per_epoch < processes:
+        raise TrainingError(
+            f"{processes} processes for batches of {len(names) // per_epoch} slides",
+            "start as many as slides, or fewer",
+        )
+    return per_epoch
+
+
+def draw_chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
+    """Two views of each of some slides."""
+    pairs = []
+    for k in slides:
+        features, positions = sources[k].load()
+        rng = np.random.default_rng([settings.seed, epoch, int(k)])
+        pairs.append(draw_pair(features, positions, settings.view, rng))
+    batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
+    # Positions stay on the CPU, where the kernel maps are built.
+    return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
+
+
+def draw_batch(
+    step: int,
+    per_epoch: int,
+    slides: Sequence[Any],
+    settings: PretrainSettings,
+    draw: Callable[[int, NDArray, Any, PretrainSettings], tuple] = draw_chunk,
+) -> tuple[tuple[Any, ...], int]:
+    """This process's chunks of one step, and the pairs of all processes: a function of seed and step alone.
+
+    Every slide comes once an epoch, none is dropped. What is drawn of a slide does not depend on who draws it.
+
+    Args:
+        step: from 0 on.
+        per_epoch: steps in which all slides come.
+        slides: in a fixed order.
+        settings: of the training.
+        draw: (epoch, numbers of slides, slides, settings) -> their views as the encoder takes them.
+    """
+    epoch, part = divmod(step, per_epoch)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(len(slides))
+    together = np.array_split(order, per_epoch)[part]
+    rank, processes = rank_and_world_size()
+    mine = together[rank::processes]
+    # As many chunks in each process, since they meet in every one, and none empty.
+    count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1
+    return tuple(draw(epoch, k, slides, settings) for k in np.array_split(mine, count)), len(together)

@@ -1,0 +1,104 @@
+"""Where the features of slides come from when the slide encoder learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histossl.core import fingerprints, hdf5
+from histossl.core.errors import FileFormatError
+from histossl.wsi import tile_files
+from histossl.wsi.geometry import tile_units
+
+MANY = 2000  # slides, at most, whose vectors tell the scale of their parts
+SAMPLE = 100_000  # tiles, about: statistics of a cohort are taken of so many
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """Where the tiles of one slide come from.
+
+    Attributes:
+        slide_id: for messages.
+        features: the HDF5 file of its features.
+        views: the folder of its augmented views; where it does not stand, the plain features serve as the one view.
+    """
+
+    slide_id: str
+    features: Path
+    views: Path
+
+    def dim(self) -> int:
+        """The length of a feature, from the headers of the files alone.
+
+        Raises:
+            FileFormatError: absent or damaged.
+        """
+        if not self.views.is_dir():
+            with hdf5.open_h5(self.features) as file:
+                return int(hdf5.dataset_of(file, "features", self.features).shape[-1])
+        path = self.views / "features.npy"
+        try:
+            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[-1])
+        except (OSError, ValueError, IndexError) as error:
+            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
+
+    def load(self) -> tuple[NDArray, NDArray[np.float32]]:
+        """(K, n, D) features, memory-mapped where they can be, and (K, n, 2) positions in tile units.
+
+        Raises:
+            FileFormatError: absent or damaged.
+        """
+        if not self.views.is_dir():
+            features, positions = plain_tiles(self.features)
+            return features[None], positions[None]
+        try:
+            features = np.load(self.views / "features.npy", mmap_mode="r", allow_pickle=False)
+            coords = np.load(self.views / "coords.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
+        if features.ndim != 3 or coords.shape != (*features.shape[:2], 2):
+            raise FileFormatError(f"{self.views}: {features.shape} features, {coords.shape} coords", "encode again")
+        stride = fingerprints.read_made(self.views)["stride_level0"]
+        return features, tile_units(coords.reshape(-1, 2), stride).reshape(coords.shape)
+
+
+def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """All tiles of a slide as they are: (N, D) features and (N, 2) positions in tile units.
+
+    Raises:
+        FileFormatError: the file is damaged, or features and coordinates do not match.
+    """
+    tiles, features = tile_files.read_tiles_of(path), hdf5.read_features(path)
+    if len(tiles.xy) != len(features):
+        raise FileFormatError(f"{path}: {len(features)} features but {len(tiles.xy)} coords", "encode the slide anew")
+    return features, tile_units(tiles.xy, tiles.stride)
+
+
+def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
+    """Whole slides for statistics of the cohort: (n, D) features and (n, 2) positions, un-augmented.
+
+    In random order, up to `SAMPLE` tiles in all; the first slide comes whatever its size.
+    """
+    total = 0
+    for k in np.random.default_rng([seed, len(sources)]).permutation(len(sources)):
+        features, positions = plain_tiles(sources[k].features)
+        total += len(features)
+        if total > SAMPLE and total > len(features):
+            return
+        yield torch.from_numpy(features).float(), positions
+
+
+def some_slides(
+    sources: Sequence[SlideSource], seed: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Name, features (N, D) and positions (N, 2) of slides in random order, un-augmented, `MANY` at most."""
+    for k in np.random.default_rng([seed, len(sources), 1]).permutation(len(sources))[:MANY]:
+        features, positions = plain_tiles(sources[k].features)
+        yield sources[k].slide_id, np.asarray(features, np.float32), positions

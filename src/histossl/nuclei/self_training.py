@@ -1,0 +1,224 @@
+"""The default method: a small network learns, from the slides that it is asked about, what their surest nuclei have
+in common.
+
+The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
+size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot
+copy them, because it sees them under changing stain, size and noise; what it finds beyond them (pale nuclei, touching
+ones) and drops from them (dark stroma) is what they have in common. It shares with Boserup and Selvan (NLDL 2023) the
+aim alone; docs/nuclei.md says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histossl.core.config import fingerprint, from_dict
+from histossl.core.errors import FileFormatError, SettingsError, TrainingError
+from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
+from histossl.nuclei.pseudo_labels import MPP, SelfTrainingSettings, crowd, make_pseudo_labels, targets
+from histossl.nuclei.stain import Stains, optical_density
+from histossl.training.device import pick_device, pick_dtype
+from histossl.training.loop import Schedule, end_of_training, fit
+
+
+class SelfTraining:
+    """A trained network with its settings.
+
+    Args:
+        settings: it was trained with.
+        network: on any device, with its batch norms.
+        device: auto, cpu or cuda, where confidence is computed.
+    """
+
+    name = "self-training"
+    mpp = MPP
+    learned = True
+
+    def __init__(self, settings: SelfTrainingSettings, network: NucleusNet, device: str = "auto") -> None:
+        self.settings, self.network = settings, network.eval()
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(settings.precision, self.device)
+        fast = network.folded().to(device=self.device, dtype=self.dtype).requires_grad_(False)
+        self._fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
+        """Nothing of a slide is needed but its stains."""
+        return 0.0
+
+    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
+        """(2, H, W) in [0, 1]: nucleus, and depth inside of it (1 in the middle).
+
+        Args:
+            rgb: (H, W, 3) uint8 at `mpp`.
+            stains: of the slide.
+            context: what `prepare` returned.
+        """
+        density = optical_density(rgb, stains.white) / np.float32(stains.scale)
+        height, width = rgb.shape[:2]
+        # Mirrored as far as the network sees: a nucleus at the picture's edge should not look like one beside glass.
+        pad = [(REACH, REACH + -size % STRIDE) for size in (height, width)]
+        x = torch.from_numpy(np.pad(density, (*pad, (0, 0)), mode="symmetric")).permute(2, 0, 1)[None]
+        x = x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            step = 4 // self.settings.turns
+            views = [self._turned(x, turn) for turn in range(0, 4, step)]
+            mean = torch.stack(views).mean(0)[0, :, REACH : REACH + height, REACH : REACH + width]
+        return mean.cpu().numpy()
+
+    def _turned(self, x: Tensor, turn: int) -> Tensor:
+        logits = self._fast(torch.rot90(x, turn, (2, 3)).contiguous(memory_format=torch.channels_last))
+        return torch.rot90(logits.float().sigmoid(), -turn, (2, 3))
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors and config.json, whole or not at all."""
+        save_model(folder, self.name, self.network, self.settings)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> SelfTraining:
+        """The model that `save` wrote.
+
+        Raises:
+            FileFormatError: a file is missing, cut short, of another version or of something else.
+        """
+        config, weights = read_model(folder)
+        try:
+            settings = from_dict(SelfTrainingSettings, config["settings"])
+            network = NucleusNet()
+            network.load_state_dict(weights)
+        except (KeyError, SettingsError, RuntimeError) as error:
+            raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
+        return cls(settings, network, device)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Fields of one slide, (H, W, 3) uint8 at 0.5 µm, and the slide's stains."""
+
+    fields: list[NDArray[np.uint8]]
+    stains: Stains
+
+
+def learn(samples: Sequence[Sample], settings: SelfTrainingSettings, logs: Path, device: str = "auto") -> SelfTraining:
+    """Train a network on unlabelled fields of slides.
+
+    Args:
+        samples: a slide each.
+        settings: how.
+        logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
+        device: auto, cpu or cuda.
+
+    Raises:
+        TrainingError: no field shows a single sure nucleus.
+    """
+    where = pick_device(device)
+    task = SelfTrainingTask(NucleusNet(seed=settings.seed))
+    batches = Batches(samples, settings)
+    key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
+    schedule = Schedule(settings.steps, settings.rate, max(1, settings.steps // 10), settings.weight_decay, 50)
+    precision = "bfloat16" if pick_dtype(settings.precision, where) == torch.bfloat16 else "float32"
+    fit(task, batches, schedule, logs, key, str(where), precision)
+    end_of_training(logs)
+    return SelfTraining(settings, task.network.cpu(), device)
+
+
+class SelfTrainingTask(nn.Module):
+    """The network and its loss."""
+
+    def __init__(self, network: NucleusNet) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(densities (B, 3, h, w), targets (B, 3, h, w)) -> the loss and its parts."""
+        density, target = batch
+        logits = self.network(density.contiguous(memory_format=torch.channels_last)).float()
+        weight = target[:, 2]
+        nucleus, depth = (
+            (F.binary_cross_entropy_with_logits(logits[:, k], target[:, k], reduction="none") * weight).sum()
+            / weight.sum().clamp(min=1)
+            for k in range(2)
+        )
+        return nucleus + depth, {"nucleus": nucleus.detach(), "depth": depth.detach()}
+
+
+class Batches:
+    """Crops of pseudo-labels under changing stain, size and direction; a pure function of the step.
+
+    Args:
+        samples: a slide each.
+        settings: of training.
+    """
+
+    def __init__(self, samples: Sequence[Sample], settings: SelfTrainingSettings) -> None:
+        self.settings = settings
+        self.fields: list[Tensor] = []
+        rng = np.random.default_rng(settings.seed)
+        for sample in samples:
+            for labelled in make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels):
+                copies = [labelled]
+                if len(labelled.quality) > 1 and settings.pseudo_labels.pasted:
+                    square = labelled.labels.size * MPP**2 / 1e6
+                    copies.append(crowd(labelled, round(settings.pseudo_labels.pasted * square), rng))
+                for copy in copies:
+                    known = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
+                    self.fields.append(torch.from_numpy(known).half())
+        if not any(bool((field[3] > 0).any()) for field in self.fields):
+            raise TrainingError(
+                "no nucleus is sure enough to learn from",
+                "check the mpp and that the images show hematoxylin, or segment with -m prior",
+            )
+        area = np.array([field.shape[1] * field.shape[2] for field in self.fields], float)
+        self.share = area / area.sum()
+
+    def digest(self) -> list[float]:
+        """A few sums that tell one set of fields from another."""
+        return [round(float(field.sum(dtype=torch.float64)), 3) for field in self.fields]
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """(densities (B, 3, h, w), targets (B, 3, h, w)): nucleus, depth, weight."""
+        settings = self.settings
+        rng = np.random.default_rng((settings.seed, step))
+        crops = torch.cat([self._crop(int(k), rng) for k in rng.choice(len(self.fields), settings.batch, p=self.share)])
+        return _restained(crops[:, :3], settings, rng), crops[:, 3:]
+
+    def _crop(self, k: int, rng: np.random.Generator) -> Tensor:
+        """(1, 6, crop, crop): a turned, mirrored, scaled piece of a field, mirrored beyond its edges."""
+        field, side = self.fields[k], self.settings.crop
+        height, width = field.shape[1:]
+        angle, mirror = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
+        scale = np.exp(rng.uniform(-1, 1) * self.settings.zoom)
+        half = side * scale / 2
+        y, x = (rng.uniform(half, n - half) if n > 2 * half else n / 2 for n in (height, width))
+        # Only a window around the crop is resampled: fields may be large.
+        reach = int(np.ceil(half * 1.5)) + 2
+        top, left = max(0, int(y) - reach), max(0, int(x) - reach)
+        window = field[None, :, top : int(y) + reach, left : int(x) + reach].float()
+        h, w = window.shape[2:]
+        cos, sin = np.cos(angle) * side * scale, np.sin(angle) * side * scale
+        matrix = [
+            [cos * mirror / w, -sin / w, 2 * (x - left) / w - 1],
+            [sin * mirror / h, cos / h, 2 * (y - top) / h - 1],
+        ]
+        grid = F.affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 1, side, side], align_corners=False)
+        return F.grid_sample(window, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _restained(density: Tensor, settings: SelfTrainingSettings, rng: np.random.Generator) -> Tensor:
+    """Every crop under a stain of its own: channels mixed, scaled and shifted, then noise."""
+    count = len(density)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+    mix = torch.eye(3) + normal(count, 3, 3) * settings.stain * 0.35
+    stained = torch.einsum("bij,bjhw->bihw", mix, density)
+    stained = stained * (1 + normal(count, 3, 1, 1) * settings.stain) + normal(count, 3, 1, 1) * settings.stain * 0.15
+    return stained + normal(*density.shape) * settings.noise

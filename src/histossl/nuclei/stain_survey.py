@@ -1,0 +1,121 @@
+"""What is known of a slide before its nuclei are: tissue, a sample of fields, stains."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.errors import SettingsError, SlideError
+from histossl.nuclei.instances import InstanceSettings
+from histossl.nuclei.stain import Stains, estimate_stains, sample_fields
+from histossl.wsi.slide import Slide, open_slide
+from histossl.wsi.tissue import TissueMask, find_tissue
+
+log = logging.getLogger(__name__)
+
+
+_FIELD = 2000.0  # µm: a picture less wide is a field, all of it is looked at
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How a slide is gone over. Of these only `instances` changes the result, and `fields` and `seed` its statistics.
+
+    Attributes:
+        tile: pixels at the method's mpp, side of what is worked on at once; memory grows with its square, by about 200
+            bytes a pixel and process.
+        halo: pixels around it that are looked at too; larger than any nucleus and than what the network sees.
+        fields: squares of 256 pixels that stain statistics are taken from.
+        seed: of their places.
+        instances: how confidence becomes nuclei.
+    """
+
+    tile: int = 1024
+    halo: int = 96
+    fields: int = 24
+    seed: int = 0
+    instances: InstanceSettings = field(default_factory=InstanceSettings)
+
+    def __post_init__(self) -> None:
+        # The network's grid of strides begins at the slide's corner whatever the tiles are.
+        for name, least in (("tile", 64), ("halo", 64)):
+            if getattr(self, name) < least or getattr(self, name) % 4:
+                raise SettingsError(f"{name} must be a multiple of 4 from {least}, got {getattr(self, name)}")
+        if self.fields < 1:
+            raise SettingsError(f"fields must be at least 1, got {self.fields}")
+
+
+@dataclass(frozen=True)
+class StainSurvey:
+    """What is known about a slide before its nuclei are.
+
+    Attributes:
+        path: of the slide.
+        mpp: µm per level-0 pixel.
+        vendor: "plain" for pictures.
+        mask: its tissue, which knows its size.
+        fields: a sample of it, (H, W, 3) uint8 at the method's mpp.
+        stains: None where there is nothing stained, or no hematoxylin.
+    """
+
+    path: Path
+    mpp: float
+    vendor: str
+    mask: TissueMask
+    fields: list[NDArray[np.uint8]]
+    stains: Stains | None
+
+
+def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings()) -> StainSurvey:
+    """Tissue, a sample of fields at `mpp`, and the stains.
+
+    Raises:
+        SlideError: the slide cannot be read, or is greyscale.
+    """
+    mask = _tissue(slide)
+    rng = np.random.default_rng(settings.seed)
+    fields = sample_fields(slide, mask, mpp, settings.fields, rng)
+    if not fields:
+        return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, [], None)
+    try:
+        stains = estimate_stains(np.concatenate([f.reshape(-1, 3)[:: max(1, len(fields))] for f in fields]))
+    except SlideError as error:
+        raise SlideError(slide.path, error.what.partition(": ")[2], error.hint) from error
+    if stains is None:
+        log.warning("%s: nothing on it is stained, so it has no nuclei", slide.path.name)
+    elif not stains.has_hematoxylin:
+        log.warning("%s: no hematoxylin found (no stain absorbs red), so no nuclei are looked for", slide.path.name)
+        stains = None
+    elif stains.has_brown:
+        log.warning("%s: brown stain, as in immunohistochemistry: only blue nuclei are found", slide.path.name)
+    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains)
+
+
+@dataclass(frozen=True)
+class SurveyTask:
+    """A slide that a worker opens and surveys: its path, arguments of `open_slide`, and those of `survey`."""
+
+    path: Path
+    mpp_default: float | None
+    mpp: float
+    settings: SegmentSettings = SegmentSettings()
+
+
+def survey_there(task: SurveyTask) -> StainSurvey:
+    """As `survey`, in a worker.
+
+    Raises:
+        SlideError: the slide cannot be opened or read, or is greyscale.
+    """
+    with open_slide(task.path, mpp_default=task.mpp_default) as slide:
+        return survey(slide, task.mpp, task.settings)
+
+
+def _tissue(slide: Slide) -> TissueMask:
+    if max(slide.size.width, slide.size.height) * slide.mpp < _FIELD:
+        return TissueMask(np.ones((1, 1), bool), slide.size)
+    return find_tissue(slide)

@@ -1,0 +1,70 @@
+"""Stage `embed`: encoded slides in, embeddings.h5ad out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from histossl.core import fingerprints
+from histossl.core.config import fingerprint
+from histossl.core.console import progress_bar, say
+from histossl.core.embeddings import read_embeddings, write_embeddings
+from histossl.core.errors import SettingsError, StudyError
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal
+from histossl.execution.workers import Executor
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.encoder import made_before, parts_of
+from histossl.gigassl.pretrain_settings import trained_as
+from histossl.study.folder import Row, Study
+from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
+from histossl.study.times import timed
+
+
+@timed("embed")
+def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
+
+    Args:
+        study: held alone.
+        settings: of the stage.
+        device: auto, cpu or cuda.
+        executor: where slides are embedded.
+    """
+    ledger = Journal(study)
+    rows = ledger.rows
+    encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
+    encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    if old := made_before(study.slide_encoder):
+        say(f"slide-encoder/ is used as it is; {old}; remove it and run `histossl pretrain` to train anew", "yellow")
+    made = fingerprint(settings, encoder, _features_made(study, list(encoded.values())))
+    if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
+        return report_failures(rows)
+    tasks = (EmbedTask(s, study.features(s), study.slide_encoder, encoder, settings, device) for s in encoded)
+    vectors: dict[str, dict[str, np.ndarray]] = {}
+    with progress_bar("vectors", len(encoded)) as bar:
+        for task, answer in executor.map(vectors_of, tasks):
+            bar.advance(1)
+            if isinstance(answer, SettingsError):  # an encoder of other features: no slide is to blame
+                raise answer
+            if isinstance(answer, Exception):
+                give_up_on_disk(answer)
+                ledger.write("embed", [(encoded[task.slide_id], failure(failure_reason(answer, task.features)))])
+            else:
+                vectors[task.slide_id] = answer
+    ledger.flush()
+    kept = [name for name in encoded if name in vectors]
+    if not kept:
+        raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
+    study.note("embed", settings)
+    table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
+    parts = parts_of(study.slide_encoder)
+    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
+    return report_failures(rows)
+
+
+def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
+    """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
+    return [
+        [row["slide_id"], row["patient_id"], str(fingerprints.fingerprint_of(study.features(row["slide_id"])))]
+        for row in rows
+    ]

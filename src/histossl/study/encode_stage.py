@@ -1,0 +1,146 @@
+"""The stages of a study, in order; each is a command, and `run` is all of them.
+
+Every stage reads what the one before has written into the study's folder, keeps what stands, makes what is missing,
+and returns how many things it had to leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors.torch import save
+
+from histossl.core import atomic, fingerprints
+from histossl.core.config import from_dict, to_dict
+from histossl.core.console import progress_bar, say
+from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
+from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
+from histossl.encoders.tile_encoder import TileEncoder, fourth_stage, load_encoder
+from histossl.encoders.tile_stream import TileSource, tiles_trained_on
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
+from histossl.execution.journal import Journal, StageQueue
+from histossl.execution.throughput import Throughput
+from histossl.execution.workers import Workers
+from histossl.study.folder import Row, Study
+from histossl.study.inspect_stage import ExistingProducts
+from histossl.wsi.tiles import TileSpec
+
+
+def encoder_of(
+    study: Study, name: str, training: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
+) -> TileEncoder:
+    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if it is not there.
+
+    Of a whole ResNet-18 the fourth stage is kept in the study, for a slide encoder that begins with it.
+
+    Raises:
+        FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.
+    """
+    if name == "self":
+        _pretrain_tiles(study, training, workers, device)
+        name = str(study.tile_encoder)
+    found = load_encoder(name, encode.seed, device, encode.precision)
+    shown = study.settings().get("inspect", {}).get("tile", {}).get("mpp")
+    if found.mpp and shown and not 0.9 < found.mpp / shown < 1.1:
+        say(f"{name} was trained on tiles of {found.mpp:g} µm per pixel, these are of {shown:g} (--tile.mpp)", "yellow")
+    fourth = fourth_stage(name)
+    if fourth:
+        with atomic.whole(study.fourth_stage) as part:
+            part.write_bytes(save(fourth))
+    else:
+        study.fourth_stage.unlink(missing_ok=True)
+    return found
+
+
+def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers, device: str) -> None:
+    study.settle("tile-encoder", settings, study.tile_encoder)
+    slides = [row for row in study.slides() if row["status"] != "failed"]
+    if study.tile_encoder.is_dir():
+        new = len({row["slide_id"] for row in slides} - tiles_trained_on(study.tile_encoder))
+        if new:
+            say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+        return
+    tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
+    sources = [
+        TileSource(row["slide_id"], Path(row["path"]), float(row["mpp"]), tile, study.tiles(row["slide_id"]))
+        for row in slides
+    ]
+    unread = pretrain_tiles(sources, settings, study.tile_encoder, study.logs / "tile-encoder", workers, device)
+    for complaint in unread.values():
+        say(f"LEFT OUT of the training of tiles: {complaint}", "yellow")
+
+
+def encode_study(
+    study: Study,
+    encoder: TileEncoder,
+    settings: EncodeSettings,
+    encoded: Callable[[Iterator[EncodeJob]], Iterator[Step]],
+) -> int:
+    """Features and views of every inspected slide: features/ and views/. Returns the number of failures.
+
+    Args:
+        study: shared or held alone.
+        encoder: of tiles.
+        settings: of the stage.
+        encoded: encodes slides with these, somewhere: what happens to each.
+    """
+    tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
+    study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
+    ledger = Journal(study)
+    rows = ledger.rows
+    jobs, changes = _to_encode(study, rows, tile, encoder, settings)
+    ledger.write("check", changes)
+    total = sum(int(row["tiles"]) for row, _ in jobs)
+    pace = Throughput("GPU" if encoder.device.type == "cuda" else "CPU")
+    with StageQueue(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
+        for mine in shift.rounds():
+            for step in encoded(mine):
+                pace.add(step.tiles, step.waited, step.read, step.cpu)
+                name = step.job.slide_id
+                if step.error is not None:
+                    give_up_on_disk(step.error)
+                    shift.finish(name, failure(failure_reason(step.error, step.job.path)))
+                elif step.finished:
+                    shift.finish(name, _encoded_row(step), lost=step.lost, limit=pace.limit)
+                bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
+                bar.say(f"{pace.rate:.0f} tiles/s, {name}, {pace.limit}")
+    return report_failures(rows)
+
+
+def _encoded_row(step: Step) -> Row:
+    lost = f"{step.job.path.name}: {step.lost} tiles cannot be decoded and are left out: {step.why}"
+    return {"status": "encoded", "error": lost if step.lost else "", "made": step.made}
+
+
+def _to_encode(
+    study: Study, rows: list[Row], tile: TileSpec, encoder: TileEncoder, settings: EncodeSettings
+) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
+    """(The slides that are not encoded, the changes of rows that are not true of what stands)."""
+    stand, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
+    jobs, changes = [], []
+    for row in rows:
+        if row["status"] == "failed":
+            continue
+        name = row["slide_id"]
+        there = stand("features", f"{name}.h5") and (not settings.views or stand("views", name))
+        if there and row["status"] == "encoded" and row["made"].endswith(key):
+            continue
+        job = EncodeJob(
+            name, Path(row["path"]), float(row["mpp"]), tile, study.tiles(name), study.features(name), study.views(name)
+        )
+        made = _encoded(job, encoder, settings) if there else ""
+        if made:
+            changes.append((row, {"status": "encoded", "made": made}))
+        else:
+            jobs.append((row, job))
+            if row["status"] == "encoded":
+                changes.append((row, {"status": "inspected", "made": row["made"].partition("-")[0]}))
+    return jobs, changes
+
+
+def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> str:
+    """The fingerprint of a slide's products where they stand, of these tiles and settings; or an empty one."""
+    made = encode_fingerprint(fingerprints.fingerprint_of(job.tiles_path) or "", encoder, settings)
+    products = [job.features_path, job.views_path] if settings.views else [job.features_path]
+    return made if all(fingerprints.fingerprint_of(product) == made for product in products) else ""

@@ -1,0 +1,157 @@
+"""The folder of a study: its files, what is done, and what comes next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from histossl.core import atomic, tables
+from histossl.core.config import differences, to_dict
+from histossl.core.errors import StudyError
+from histossl.core.tables import Row
+from histossl.execution.shared_table import SharedTable
+
+COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
+
+
+class Study(SharedTable):
+    """Where everything of a study stands; makes the folder where there is none.
+
+    Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
+    what stands.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: the folder cannot be made or is a file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, "slides.csv", COLUMNS)
+        self.tile_encoder = self.folder / "tile-encoder"
+        self.fourth_stage = self.folder / "fourth-stage.safetensors"
+        self.slide_encoder = self.folder / "slide-encoder"
+        self.embeddings = self.folder / "embeddings.h5ad"
+        self.report = self.folder / "report.html"
+        self.logs = self.folder / "logs"
+
+    @property
+    def sources(self) -> list[Study]:
+        """Where its slides were shown by several tile encoders or at several magnifications: a study of each."""
+        numbers = [int(path.name[7:]) for path in self.folder.glob("source-*") if path.name[7:].isdigit()]
+        return [self.source(number) for number in sorted(numbers)]
+
+    def source(self, number: int) -> Study:
+        """The study of source 1, 2, ...; made where there is none."""
+        return Study(self.folder / f"source-{number}")
+
+    def qc(self, slide_id: str) -> Path:
+        """The picture of a slide's tissue and tiles."""
+        return self._of("qc", slide_id, ".jpg")
+
+    def tiles(self, slide_id: str) -> Path:
+        """The places of a slide's tiles."""
+        return self._of("tiles", slide_id, ".h5")
+
+    def features(self, slide_id: str) -> Path:
+        """The features of all tiles of a slide."""
+        return self._of("features", slide_id, ".h5")
+
+    def views(self, slide_id: str) -> Path:
+        """The folder of a slide's augmented views."""
+        return self._of("views", slide_id, "")
+
+    def _of(self, room: str, slide_id: str, suffix: str) -> Path:
+        if not slide_id or "/" in slide_id or "\\" in slide_id or "\0" in slide_id or slide_id in (".", ".."):
+            raise StudyError(f"{self.table}: {slide_id!r} cannot name a slide", "a slide_id is a file's name")
+        return self.folder / room / f"{slide_id}{suffix}"
+
+    def settle(self, stage: str, settings: Any, product: Path) -> None:
+        """Write down a stage's settings; refuse others than those that made what stands already.
+
+        Args:
+            stage: its name in settings.json.
+            settings: a dictionary or a settings dataclass.
+            product: the file or folder that the stage makes.
+
+        Raises:
+            StudyError: `product` stands and was made with other settings; the message names each of them.
+        """
+        resolved = settings if isinstance(settings, dict) else to_dict(settings)
+        everything = self.settings()
+        if everything.get(stage) == resolved:
+            return
+        stands = any(product.iterdir()) if product.is_dir() else product.exists()
+        if stands and stage in everything:
+            changed = differences(everything[stage], resolved)
+            if changed:
+                way_out = f"use another --out, or remove {product} to make it anew"
+                raise StudyError(f"{self.folder}: made with other settings ({stage}: {', '.join(changed)})", way_out)
+        self.note(stage, resolved)
+
+    def note(self, stage: str, settings: Any) -> None:
+        """Write down a stage's settings, whatever they were before."""
+        with self.writing(), atomic.whole(self.folder / "settings.json") as part:
+            everything = self.settings()
+            everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
+            part.write_text(json.dumps(everything, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings of every stage that ran, by stage.
+
+        Raises:
+            StudyError: settings.json is damaged.
+        """
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StudyError(f"{path}: not JSON ({error})", "remove it") from error
+
+    def patients(self) -> dict[str, str]:
+        """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
+        path = self.folder / "predictions.csv"
+        told = {row["slide_id"]: row.get("patient_id") or "" for row in tables.read_rows(path)} if path.exists() else {}
+        told = {slide: patient for slide, patient in told.items() if patient != slide}  # as the probe has the unknown
+        told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
+        return {slide: patient for slide, patient in told.items() if patient}
+
+    def encoded(self) -> list[Row]:
+        """The rows of slides whose features stand.
+
+        Raises:
+            StudyError: there is none.
+        """
+        found = [row for row in self.slides() if row["status"] == "encoded"]
+        if not found:
+            raise StudyError(f"{self.folder}: no encoded slide", "run `histossl encode` first, or see slides.csv")
+        return found
+
+
+def existing_study(folder: Path) -> Study:
+    """The study in a folder.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if not (folder / "slides.csv").exists():
+        hint = "run `histossl inspect SLIDES --out` first; for a folder of features name the study: --out"
+        raise StudyError(f"{folder}: not a study, it has no slides.csv", hint)
+    return Study(folder)
+
+
+def slide_names(paths: list[Path]) -> list[tuple[str, str]]:
+    """(slide_id, complaint) of each path: its name without the suffix, and what is wrong where two share one."""
+    # Some file systems hold names that differ by case alone to be the same.
+    of_name: dict[str, list[Path]] = {}
+    for path in paths:
+        of_name.setdefault(path.stem.casefold(), []).append(path)
+    found = []
+    for path in paths:
+        twin = next((other for other in of_name[path.stem.casefold()] if other != path), None)
+        found.append((path.stem, f"{path} has the same name as {twin}; rename one of them" if twin else ""))
+    return found

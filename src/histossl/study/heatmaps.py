@@ -1,0 +1,152 @@
+"""Heatmaps of the slides of a study: STUDY/heatmaps/TARGET/SLIDE.csv, .geojson and .png."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core import atomic, tables
+from histossl.core.config import from_dict
+from histossl.core.console import progress_bar, say
+from histossl.core.errors import HistosslError, LabelError, SlideError, StudyError
+from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
+from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
+from histossl.evaluate.labels import read_labels
+from histossl.evaluate.settings import ProbeSettings
+from histossl.evaluate.sources import read_source
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
+from histossl.gigassl.slide_sources import plain_tiles
+from histossl.study.folder import Study
+from histossl.training.device import pick_device
+from histossl.wsi import tile_files
+from histossl.wsi.slide import open_slide
+
+MOVED = 1e-2  # by which a vector may differ from the one that stands: 16-bit products of another machine
+
+
+def heatmaps_study(
+    study: Study, labels: Path, settings: ProbeSettings, chosen: Sequence[str] = (), device: str = "auto"
+) -> int:
+    """Write the heatmaps of slides, and scores.csv with their logits. Returns the number of slides left out.
+
+    Args:
+        study: embedded, locked.
+        labels: as of the probe.
+        settings: of the probe.
+        chosen: slide ids; empty takes all.
+        device: auto, cpu or cuda.
+
+    Raises:
+        LabelError: as of the probe; a slide that the study does not have.
+        StudyError: embeddings.h5ad is not there, or was made otherwise than the study would make it now.
+    """
+    if study.sources:
+        what = f"{study.folder}: its slides have tiles of {len(study.sources)} sources"
+        raise StudyError(what, f"explain one of them: {study.sources[0].folder}")
+    if not study.embeddings.exists():
+        raise StudyError(f"{study.folder}: has no embeddings.h5ad", "run `histossl embed` first")
+    source = read_source(study.embeddings)
+    unknown = [name for name in chosen if name not in source.ids]
+    if unknown:
+        raise LabelError(
+            f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
+        )
+    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    probes = fit_scores(source, table, settings)
+    vectors = dict(zip(source.ids, next(iter(source.vectors.values())), strict=True))
+    explainer = Explainer(study, device)
+    rows = {row["slide_id"]: row for row in study.slides()}
+    lines, failed = [], 0
+    names = list(chosen) or list(source.ids)
+    with progress_bar("heatmaps", len(names)) as bar:
+        for name in names:
+            bar.advance(1)
+            try:
+                found = explainer(name, {target: probes[target][name] for target in probes}, vectors[name])
+                for target, heatmap in found.items():
+                    _write(study, target, heatmap, Path(rows[name]["path"]) if rows[name]["path"] else None)
+                    lines += _lines(target, heatmap, probes[target][name])
+            except HistosslError as error:
+                say(f"FAILED {error}", "red")
+                failed += 1
+    with atomic.whole(study.folder / "heatmaps" / "scores.csv") as part, part.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["target", "slide_id", "class", "logit", "taught_by"])
+        writer.writerows(map(tables.cell, line) for line in lines)
+    for line in table.complaints:
+        say(f"LEFT OUT {line}", "yellow")
+    say(f"done: {study.folder / 'heatmaps'}", "green")
+    return failed + len(table.complaints)
+
+
+class Explainer:
+    """Heatmaps of the slides of a study, by its slide encoder and with the settings of its embedding.
+
+    Args:
+        study: embedded.
+        device: auto, cpu or cuda.
+    """
+
+    def __init__(self, study: Study, device: str = "auto") -> None:
+        self.study = study
+        self.encoder = SlideEncoder.load(study.slide_encoder).to(pick_device(device)).eval()
+        self.view = from_dict(PretrainSettings, trained_as(study.slide_encoder)["pretrain"]).view
+        self.embed = from_dict(EmbedSettings, study.settings().get("embed", {}))
+
+    def __call__(self, name: str, scores: dict[str, LinearScore], vector: NDArray | None = None) -> dict[str, Heatmap]:
+        """Target -> heatmap of a slide.
+
+        Args:
+            name: of the slide.
+            scores: target -> the linear probe that judges it, see `fit_scores`.
+            vector: the slide's in embeddings.h5ad, to be sure that it is the one explained.
+
+        Raises:
+            FileFormatError: the features of its tiles are not there, or damaged.
+            StudyError: another vector comes out than the one that stands.
+        """
+        features, positions = plain_tiles(self.study.features(name))
+        found = explain(self.encoder, features, positions, self.view, self.embed, name, scores)
+        if vector is not None:
+            for heatmap in found.values():
+                if heatmap.vector.shape != vector.shape or np.abs(heatmap.vector - vector).max() > MOVED:
+                    what = f"{name}: embeddings.h5ad was made with another encoder or other settings"
+                    raise StudyError(what, "run `histossl embed` again")
+        return found
+
+
+def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None) -> None:
+    tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
+    folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
+    write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
+    picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
+    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
+    if tiles.in_um:
+        say(f"{heatmap.slide_id}: its tiles lie in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
+    else:
+        write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
+
+
+def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:
+    """The slide as it is, where it can be opened: a heatmap on white is better than none."""
+    if path is None or not path.exists():
+        return None
+    try:
+        with open_slide(path) as slide:
+            return slide.thumbnail(1600)
+    except SlideError:
+        return None
+
+
+def _lines(target: str, heatmap: Heatmap, score: LinearScore) -> list[list[str]]:
+    return [
+        [target, heatmap.slide_id, name, f"{logit:.6f}", score.taught_by]
+        for name, logit in zip(heatmap.names, heatmap.logits, strict=True)
+    ]

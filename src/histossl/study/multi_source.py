@@ -1,0 +1,174 @@
+"""Slides that several sources show, such as two tile encoders or two magnifications: STUDY/source-1, source-2, ...
+
+Each source is a study of its own, which `heatmap`, `view` and `embed` take by itself. Their slide encoders are trained
+together, and STUDY itself has one vector a slide.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.config import fingerprint
+from histossl.core.console import say
+from histossl.core.embeddings import Embeddings, read_embeddings, write_embeddings
+from histossl.core.errors import StudyError
+from histossl.execution.workers import Executor
+from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
+from histossl.gigassl.towers import Features, pretrain_towers
+from histossl.study.embed_stage import embed_study
+from histossl.study.folder import COLUMNS, Row, Study
+from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
+from histossl.study.pretrain_stage import SlideSources, features_fingerprint, is_trained
+from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED
+from histossl.study.times import timed
+from histossl.training.distributed import is_rank_zero
+
+
+def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool = True) -> int:
+    """Make folders of features the sources of a study, in this order; their slides are matched by the files' names.
+
+    A slide need not be in all of them. Users may edit patient_id in STUDY/slides.csv, and mpp in those of the sources.
+
+    Args:
+        study: locked; empty, or made from the same folders before.
+        origins: the features of each.
+        spatial: whether places matter; otherwise files without them do.
+
+    Returns:
+        The number of files that were left out.
+
+    Raises:
+        StudyError, FileFormatError: as of `import_features`; the study was made from something else.
+    """
+    if not study.sources and study.slides():
+        raise StudyError(f"{study.folder}: made from slides or from one folder of features", "use another --out")
+    folders = [os.path.abspath(origin.folder) for origin in origins]
+    about = {"adopted": folders, "stride": origins[0].stride, "mpp": origins[0].mpp}
+    study.settle("encode", about, study.folder / "source-1")
+    failed = 0
+    for number, origin in enumerate(origins, 1):
+        part = study.source(number)
+        with part.lock():
+            failed += import_features(part, origin, spatial)
+    rows = _united(study)
+    study.write_slides(rows)
+    shown = {part.folder.name: sum(row["status"] == "encoded" for row in part.slides()) for part in study.sources}
+    say(f"{len(rows)} slides: {', '.join(f'{count} in {name}' for name, count in shown.items())}")
+    return failed
+
+
+def _united(study: Study) -> list[Row]:
+    """A row a slide: of the first source that could take it, with the patient whom users wrote."""
+    found: dict[str, Row] = {}
+    for part in study.sources:
+        for row in part.slides():
+            name = row["slide_id"]
+            if name not in found or (found[name]["status"] != "encoded" and row["status"] == "encoded"):
+                found[name] = dict(row)
+    for row in study.slides():
+        if row["slide_id"] in found:
+            more = {name: text for name, text in row.items() if name == "patient_id" or name not in COLUMNS}
+            found[row["slide_id"]] |= {name: text for name, text in more.items() if text}
+    return [found[name] for name in sorted(found)]
+
+
+@timed("pretrain")
+def pretrain_sources(study: Study, settings: PretrainSettings, device: str) -> int:
+    """Train a slide encoder for each source, together: STUDY/source-1/slide-encoder and so on."""
+    parts = study.sources
+    slides = [[row["slide_id"] for row in part.encoded()] for part in parts]
+    if is_rank_zero():
+        study.settle("pretrain", settings, parts[0].slide_encoder)
+    standing = [is_trained(part, names) for part, names in zip(parts, slides, strict=True)]
+    if all(standing):
+        return 0
+    sources = [
+        Features(SlideSources(part, names), features_fingerprint(part), part.slide_encoder)
+        for part, names in zip(parts, slides, strict=True)
+    ]
+    pretrain_towers(sources, settings, study.logs / "pretrain", device)
+    return 0
+
+
+def take_encoders(study: Study, weights: Path) -> None:
+    """Make the slide encoders of another study of as many sources those of this one.
+
+    Raises:
+        StudyError: it has not as many, or this one has other slide encoders.
+    """
+    others = [folder / "slide-encoder" for folder in sorted(weights.glob("source-*"), key=lambda p: (len(p.name), p))]
+    if len(others) != len(study.sources):
+        what = f"{weights}: slide encoders of {len(others)} sources for {len(study.sources)} folders of features"
+        raise StudyError(what, "give the folder of a study that was made from as many, in the same order")
+    for part, other in zip(study.sources, others, strict=True):
+        take_encoder(part, other)
+
+
+@timed("embed")
+def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    """The vectors of each source, in its study, and one vector a slide of all: embeddings.h5ad; see `merge_vectors`.
+
+    Returns the number of failures.
+    """
+    parts, failed = study.sources, 0
+    with ExitStack() as held:
+        for part in parts:
+            held.enter_context(part.lock())
+            failed += embed_study(part, settings, device, executor)
+    study.note("embed", settings)
+    rows = _united(study)
+    study.write_slides(rows)
+    found = [read_embeddings(part.embeddings) for part in parts]
+    shown = {str(name) for one in found for name in one.slides.index}
+    rows = [row for row in rows if row["slide_id"] in shown]
+    made = fingerprint([one.fingerprint for one in found], [[row["slide_id"], row["patient_id"]] for row in rows])
+    if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
+        return failed
+    dims = {trained_as(part.slide_encoder)["pretrain"]["encoder"]["dim"] for part in parts}
+    if len(dims) > 1:
+        raise StudyError(f"{study.folder}: its slide encoders were not trained together", "remove their folders")
+    ids = [row["slide_id"] for row in rows]
+    table = {
+        kind: merge_vectors(found, kind, ids, 0 if kind == MEAN else min(dims)) for kind in (GIGA, MEAN, UNTRAINED)
+    }
+    shared = ("stage",) * min(dims)
+    names = shared + tuple(f"{name} {k}" for k, one in enumerate(found, 1) for name in one.parts[len(shared) :])
+    names = names if all(one.parts for one in found) else ()
+    write_embeddings(study.embeddings, rows, table, study.settings(), made, names)
+    return failed
+
+
+def merge_vectors(sources: Sequence[Embeddings], kind: str, ids: Sequence[str], shared: int) -> NDArray[np.float32]:
+    """One vector a slide from those of several sources, (len(ids), d).
+
+    Of the first `shared` numbers, which the sources have in common, the mean over those that show the slide; behind
+    them what each has of its own, zeros where it does not show the slide. Then the L2 norm, if anything is shared.
+
+    Args:
+        sources: the vectors of each.
+        kind: which of them.
+        ids: the slides; each is in at least one source.
+        shared: numbers that all sources have in common.
+    """
+    at = {name: row for row, name in enumerate(ids)}
+    common, count, own = np.zeros((len(ids), shared)), np.zeros((len(ids), 1)), []
+    for source in sources:
+        names = [str(name) for name in source.slides.index]
+        rows, kept = np.array([(at[n], k) for k, n in enumerate(names) if n in at], int).reshape(-1, 2).T
+        values = source.vectors[kind][kept]
+        common[rows] += values[:, :shared]
+        count[rows] += 1
+        alone = np.zeros((len(ids), values.shape[1] - shared))
+        alone[rows] = values[:, shared:]
+        own.append(alone)
+    vectors = np.hstack([common / count, *own])
+    if shared:
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors.astype(np.float32)

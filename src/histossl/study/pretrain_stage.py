@@ -1,0 +1,74 @@
+"""Stage `pretrain`: encoded slides in, the slide encoder of the study out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+from histossl.core.config import fingerprint
+from histossl.core.console import say
+from histossl.core.errors import StudyError
+from histossl.gigassl.pretrain import pretrain_slides
+from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
+from histossl.gigassl.slide_sources import SlideSource
+from histossl.study.folder import Study
+from histossl.study.times import timed
+from histossl.training.distributed import is_rank_zero
+
+
+class SlideSources(Sequence[SlideSource]):
+    """Where the tiles of a study's slides come from, told when it is asked for: a million of them would fill memory."""
+
+    def __init__(self, study: Study, names: Sequence[str]) -> None:
+        self.study, self.names = study, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, at: int) -> SlideSource: ...
+    @overload
+    def __getitem__(self, at: slice) -> SlideSources: ...
+    def __getitem__(self, at: int | slice) -> SlideSource | SlideSources:
+        if isinstance(at, slice):
+            return SlideSources(self.study, self.names[at])
+        name = self.names[at]
+        return SlideSource(name, self.study.features(name), self.study.views(name))
+
+
+@timed("pretrain")
+def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
+    """Train the slide encoder on all encoded slides: slide-encoder/."""
+    slides = [row["slide_id"] for row in study.encoded()]
+    if is_rank_zero():
+        study.settle("pretrain", settings, study.slide_encoder)
+    if is_trained(study, slides):
+        return 0
+    sources, of, logs = SlideSources(study, slides), features_fingerprint(study), study.logs / "pretrain"
+    pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage)
+    return 0
+
+
+def features_fingerprint(study: Study) -> str:
+    """The fingerprint of the features of a study, as far as its settings make them."""
+    return fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
+
+
+def is_trained(study: Study, slides: Sequence[str]) -> bool:
+    """Whether a slide encoder stands; says how many of the encoded slides it was trained without.
+
+    Raises:
+        StudyError: it was trained on other features.
+    """
+    if not study.slide_encoder.is_dir():
+        return False
+    about = trained_as(study.slide_encoder)
+    if about["features"] != features_fingerprint(study):
+        raise StudyError(
+            f"{study.slide_encoder}: trained on other features than those that stand",
+            f"use another --out, or remove {study.slide_encoder} to train anew",
+        )
+    new = len(set(slides) - set(about["slides"]))
+    if new:
+        say(f"slide-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+    return True

@@ -1,0 +1,126 @@
+"""A slide as a task that travels: paths, names and settings go; what is costly to build, a worker builds once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.config import fingerprint, from_dict
+from histossl.core.errors import SettingsError
+from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_slides
+from histossl.encoders.tile_encoder import TileEncoder, load_encoder
+from histossl.execution.cluster import Cluster
+from histossl.execution.workers import ThreadExecutor
+from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
+from histossl.gigassl.encoder import UNTRAINED as RIVAL
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
+from histossl.gigassl.slide_sources import plain_tiles
+from histossl.gigassl.views import ViewSettings
+from histossl.training.device import pick_device
+
+GIGA, MEAN, UNTRAINED = "giga-ssl", "mean pooling", "untrained encoder"
+
+
+@dataclass(frozen=True)
+class EncoderName:
+    """How a worker builds the encoder: arguments of `load_encoder`, and the fingerprint of what has to come of them."""
+
+    name: str
+    seed: int
+    device: str
+    precision: str
+    made: str
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """A slide to encode somewhere; a batch of its tiles may take `timeout` seconds to read."""
+
+    job: EncodeJob
+    encoder: EncoderName
+    settings: EncodeSettings
+    timeout: float | None
+
+
+def encode_on(
+    cluster: Cluster, jobs: Iterable[EncodeJob], encoder: EncoderName, settings: EncodeSettings
+) -> Iterator[Step]:
+    """As `encode_slides`, a slide a task: one step a slide, when it is finished or given up."""
+    tasks = (EncodeTask(job, encoder, settings, cluster.timeout) for job in jobs)
+    for task, answer in cluster.spread(encode_slide, tasks):
+        yield Step(task.job, error=answer) if isinstance(answer, Exception) else answer
+
+
+def encode_slide(task: EncodeTask) -> Step:
+    """Encode a slide in this process, which builds the encoder once and reads in a thread.
+
+    Raises:
+        SettingsError: this machine computes otherwise than the one that asks.
+    """
+    steps = list(encode_slides([task.job], _built(task.encoder), task.settings, ThreadExecutor(task.timeout)))
+    *_, last = steps
+    if last.error is not None:
+        return last
+    return replace(
+        last,
+        tiles=sum(step.tiles for step in steps),
+        waited=sum(step.waited for step in steps),
+        read=sum(step.read for step in steps),
+        cpu=sum(step.cpu for step in steps),
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _built(encoder: EncoderName) -> TileEncoder:
+    found = load_encoder(encoder.name, encoder.seed, encoder.device, encoder.precision)
+    if fingerprint(found.identity) != encoder.made:
+        what = f"a worker's tile encoder is another ({found.identity})"
+        raise SettingsError(what, "name the number format: --encode.precision float32")
+    return found
+
+
+@dataclass(frozen=True)
+class EmbedTask:
+    """A slide whose vectors are wanted; `made` is the fingerprint of the slide encoder in `folder`."""
+
+    slide_id: str
+    features: Path
+    folder: Path
+    made: str
+    settings: EmbedSettings
+    device: str
+
+
+def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
+    """The vector of a slide and those of its two baselines, by name.
+
+    Raises:
+        FileFormatError: its features cannot be read.
+    """
+    features, positions = plain_tiles(task.features)
+    found = {
+        name: embed_slide(network, features, positions, view, task.settings, task.slide_id)
+        for name, network, view in _networks(task.folder, task.made, task.device)
+    }
+    return found | {MEAN: mean_pool(features)}
+
+
+@functools.lru_cache(maxsize=1)
+def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEncoder, ViewSettings]]:
+    """Of one fingerprint: workers outlive the encoder that stands in a folder."""
+    where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
+    encoder = SlideEncoder.load(folder).to(where).eval()
+    if (folder / RIVAL).exists():  # like for like: all that is not trained is the same
+        rival = SlideEncoder.load(folder, RIVAL).to(where).eval()
+        return [(GIGA, encoder, trained.view), (UNTRAINED, rival, trained.view)]
+    plain = replace(encoder.settings, prototypes=0, normalise=False)
+    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
+    # The strongest form of that rival: all tiles at once.
+    all_tiles = replace(trained.view, tiles=2**31, windows=0)
+    return [(GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)]

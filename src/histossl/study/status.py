@@ -1,0 +1,116 @@
+"""`histossl status`: what is done and what is not, who is at work, how fast, what limits, and how long it will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from histossl.core.console import answers
+from histossl.execution.claims import Claim, Claims
+from histossl.execution.journal import Line, caught_up, lines_since
+from histossl.study.folder import existing_study
+
+WINDOW = timedelta(minutes=10)  # what the rate is taken over
+_MOST = 2**20  # bytes of the log that it is taken from
+_SHOWN = 5  # failures
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a study stands.
+
+    Attributes:
+        slides: by status; "new" are those that were not looked at yet.
+        tiles: of encoded slides, and of all whose tiles are known.
+        running: claims whose owner lives.
+        rate: tiles a second that were encoded in the last ten minutes, by all runs together.
+        left: seconds until all known tiles are encoded at that rate, or None.
+        limit: what the last run said that it waits for.
+        failures: the reasons of slides that failed.
+    """
+
+    slides: Counter[str]
+    tiles: tuple[int, int]
+    running: list[Claim]
+    rate: float
+    left: float | None
+    limit: str
+    failures: list[str]
+
+
+def status_of(folder: Path, now: datetime | None = None) -> Status:
+    """Read how a study stands; writes nothing into it, and runs that are at work on it are not disturbed.
+
+    Raises:
+        StudyError: not a study.
+    """
+    study = existing_study(folder)
+    rows, _ = caught_up(study)
+    slides: Counter[str] = Counter()
+    tiles: Counter[str] = Counter()
+    for row in rows:
+        state = row["status"] or "new"
+        slides[state] += 1
+        tiles[state] += int(row["tiles"]) if row["tiles"].isdigit() else 0
+    with Claims(study.claims) as claims:
+        running = [claim for claim in claims.all() if claim.alive]
+    now = now or datetime.now(UTC)
+    recent = lines_since(study, lambda line: "time" in line and _time(line) < now - WINDOW, _MOST)
+    encoded = [line for line in recent if line["stage"] == "encode" and line["row"]["status"] == "encoded"]
+    rate = 0.0
+    if encoded:
+        begun = min(_time(line) - timedelta(seconds=line["seconds"]) for line in encoded)
+        span = min(WINDOW, now - begun).total_seconds()
+        rate = sum(line["tiles"] for line in encoded) / max(span, 1.0)
+    return Status(
+        slides,
+        (tiles["encoded"], tiles["encoded"] + tiles["inspected"]),
+        running,
+        rate,
+        tiles["inspected"] / rate if rate and running else None,
+        encoded[-1]["limit"] if encoded and running else "",
+        [row["error"] for row in rows if row["status"] == "failed"],
+    )
+
+
+def _time(line: Line) -> datetime:
+    return datetime.fromisoformat(line["time"])
+
+
+def status(study: Path) -> int:
+    """What is done, failed and left of a study, who is at work on it, how fast, and how long it will take.
+
+    Args:
+        study: the folder of the study; it may be in use, and is only read.
+    """
+    found = status_of(study)
+    table = Table.grid(padding=(0, 2))
+    done, known = found.tiles
+    total = sum(found.slides.values())
+    table.add_row("slides", f"{total:,}: " + ", ".join(f"{n:,} {state}" for state, n in sorted(found.slides.items())))
+    table.add_row("tiles", f"{done:,} of {known:,} encoded")
+    owners: dict[str, list[str]] = {}
+    for claim in found.running:
+        who = f"process {claim.owner.pid} on {claim.owner.host}" if claim.owner else "a run that has just begun"
+        owners.setdefault(who, []).append(claim.name)
+    for who, names in sorted(owners.items()):
+        table.add_row("running", escape(f"{who}: {', '.join(names)}"))
+    if not owners:
+        table.add_row("running", "nobody is at work on slides now")
+    if found.rate:
+        table.add_row("rate", f"{found.rate:,.1f} tiles/s in the last ten minutes")
+    if found.left is not None:
+        table.add_row("left", f"about {timedelta(seconds=round(found.left))}")
+    if found.limit:
+        table.add_row("limit", found.limit)
+    for error in found.failures[:_SHOWN]:
+        table.add_row("failed", escape(error), style="red")
+    if len(found.failures) > _SHOWN:
+        table.add_row("", f"and {len(found.failures) - _SHOWN:,} more, see slides.csv")
+    answers.print(table)
+    return 0

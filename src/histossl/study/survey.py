@@ -1,0 +1,85 @@
+"""A slide in; its row of slides.csv, the places of its tiles and a picture to check them out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from histossl.core import atomic
+from histossl.core.config import fingerprint
+from histossl.core.errors import SlideError
+from histossl.wsi import tile_files
+from histossl.wsi.slide import open_slide, slide_state
+from histossl.wsi.tiles import TileSpec, qc_picture, tile_grid
+from histossl.wsi.tissue import TissueSettings, find_tissue
+
+
+@dataclass(frozen=True)
+class SurveyJob:
+    """What a worker needs to survey one slide: paths and settings, never open files.
+
+    Attributes:
+        slide_id: the name of its outputs.
+        path: of the slide.
+        mpp: the user's word (slides.csv), or None to ask the file.
+        mpp_default: for a file that carries none, or None.
+        tissue, tile: how tissue is found and tiles are laid.
+        tiles_path, qc_path: where the results go.
+    """
+
+    slide_id: str
+    path: Path
+    mpp: float | None
+    mpp_default: float | None
+    tissue: TissueSettings
+    tile: TileSpec
+    tiles_path: Path
+    qc_path: Path
+
+
+@dataclass(frozen=True)
+class SlideSurvey:
+    """What was found: cells of the slide's row in slides.csv."""
+
+    mpp: float
+    width: int
+    height: int
+    tiles: int
+    made: str
+
+
+def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
+    """The key of every setting that tiles depend on."""
+    return fingerprint(tissue, tile)
+
+
+def survey_fingerprint(state: str, mpp: float, laying: str) -> str:
+    """The key of a slide's tiles: the file's state, the mpp in force, and `inspect_fingerprint` of every setting."""
+    return fingerprint(state, mpp, laying)
+
+
+def survey_slide(job: SurveyJob) -> SlideSurvey:
+    """Open a slide, find its tissue, lay its tiles, write both products; whole or absent.
+
+    Raises:
+        SlideError: it cannot be opened, has no usable mpp, holds no tile of tissue, or is changed while it is read.
+    """
+    state = slide_state(job.path)
+    with open_slide(job.path, job.mpp, job.mpp_default) as slide:
+        mask = find_tissue(slide, job.tissue)
+        grid = tile_grid(slide, mask, job.tile)
+        picture = Image.fromarray(qc_picture(slide, mask, grid))
+        with atomic.whole(job.qc_path) as part:
+            picture.save(part, format="JPEG", quality=85)
+        if not len(grid.xy):
+            raise SlideError(
+                job.path, "no tile of tissue found", f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
+            )
+        if slide_state(job.path) != state:
+            raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
+        made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile))
+        with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
+            pass
+        return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)

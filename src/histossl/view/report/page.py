@@ -1,0 +1,349 @@
+"""One self-contained HTML page of a study: what was run, what became of every slide, and what the vectors are worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from histossl.core.atomic import whole
+from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture
+from histossl.view.report.sheets import Sheet
+
+COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+PICTURES = 24  # in the QC sheet
+ROWS = 100  # of slides or failures in a table
+POINTS = 4000  # on a map
+COLOURS = 8  # of classes on a map; page.css has as many, and one for all others
+MAPS = 4
+GAUGES = {
+    "loss": "lower is better; its floor depends on the batch",
+    "spread": "0 is collapse, 1 fills the sphere",
+    "matched": "views whose nearest other view is of their own slide",
+    "alignment": "distance of the two views of a slide; lower is better",
+    "uniformity": "how evenly the slides fill the sphere; lower is better",
+    "effective_rank": "directions that the vectors spread over; 1 is collapse",
+    "rate": "learning rate",
+    "lr": "learning rate",
+}
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """All that a page is made of; what is None or empty leaves its section out.
+
+    Attributes:
+        title: of the page, such as the name of the study.
+        slides: one row a slide with the columns of slides.csv; values may be text. A slide has failed where `status`
+            is "failed".
+        qc: slide_id -> picture file of tissue and tiles; files that are not there are passed over.
+        training: one row a logged step: `step`, `loss`, and any further numbers (`rate`, gauges of collapse).
+        vectors: (N, d) finite floats, the slide vectors, with `ids` the N slide ids.
+        ids: of the vectors.
+        labels: index slide_id, one column a target (None or "" where unlabelled); `patient_id` is not a target.
+        probe: the content of probe.json.
+        slide_bytes: size of all slide files that have a vector, None where unknown.
+        settings: the resolved settings, nested dictionaries.
+        versions: program -> version.
+        durations: stage -> seconds.
+        sheets: of example pictures.
+    """
+
+    title: str
+    slides: pd.DataFrame
+    qc: Mapping[str, Path] = field(default_factory=dict)
+    training: pd.DataFrame | None = None
+    vectors: np.ndarray | None = None
+    ids: Sequence[str] = ()
+    labels: pd.DataFrame | None = None
+    probe: Mapping[str, Any] | None = None
+    slide_bytes: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    durations: Mapping[str, float] = field(default_factory=dict)
+    sheets: Sequence[Sheet] = ()
+
+
+def write_report(path: Path, context: ReportInput) -> None:
+    """Write the page: HTML with its style, figures and pictures inside; it loads nothing and runs no script.
+
+    Slide names, labels, reasons and settings are escaped: whatever they hold, they are shown as text.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    folder = Path(__file__).parent
+    room = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    room.filters |= {"size": _size, "time": _time, "figure": _figure}
+    slides = _records(context.slides)
+    page = room.get_template("page.html.j2").render(
+        title=context.title,
+        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+        summary=_summary(context, slides),
+        slides=_slides(slides),
+        pictures=_pictures(context.qc, slides),
+        sheets=[found for found in map(_sheet, context.sheets) if found["shown"]],
+        training=_training(context.training),
+        maps=_maps(context, slides),
+        probe=_probe(context.probe),
+        settings=list(_flat(context.settings)),
+        versions=context.versions,
+        durations=context.durations,
+    )
+    with whole(path) as part:
+        # Names of files that are not Unicode carry surrogates, which no encoder writes.
+        part.write_bytes(page.encode("utf-8", "replace"))
+
+
+def _records(slides: pd.DataFrame) -> list[dict[str, str]]:
+    """slides.csv as rows of text, all columns there, "" for what is empty."""
+    rows = [
+        {str(k): "" if v is None or v != v else str(v) for k, v in row.items()} for row in slides.to_dict("records")
+    ]
+    return [dict.fromkeys(COLUMNS, "") | row for row in rows]
+
+
+def _tiles(row: Mapping[str, str]) -> int:
+    try:
+        return int(float(row["tiles"]))
+    except ValueError:
+        return 0
+
+
+def _summary(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, Any]:
+    vectors = context.vectors
+    return {
+        "slides": len(slides),
+        "failed": sum(row["status"] == "failed" for row in slides),
+        "tiles": sum(_tiles(row) for row in slides if row["status"] != "failed"),
+        "patients": len({row["patient_id"] for row in slides} - {""}),
+        "vectors": None if vectors is None else vectors.shape,
+        "slide_bytes": context.slide_bytes,
+        "vector_bytes": 0 if vectors is None else vectors.size * 4,
+    }
+
+
+def _slides(slides: list[dict[str, str]]) -> dict[str, Any]:
+    failed = [row for row in slides if row["status"] == "failed"]
+    # The reason without the name of the slide, which begins it.
+    reasons = Counter(row["error"].partition(": ")[2] or row["error"] for row in failed)
+    return {
+        "failed": failed[:ROWS],
+        "failed_more": max(0, len(failed) - ROWS),
+        "reasons": reasons.most_common(5) if len(failed) > ROWS else [],
+        "rows": slides[:ROWS],
+        "more": max(0, len(slides) - ROWS),
+    }
+
+
+def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str, Any]:
+    """The slides with the fewest tiles first: where finding the tissue went wrong, if anywhere."""
+    tiles = {row["slide_id"]: _tiles(row) for row in slides}
+    there = sorted((slide for slide in qc if Path(qc[slide]).is_file()), key=lambda slide: (tiles.get(slide, 0), slide))
+    drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
+    shown = [{"slide": slide, "tiles": tiles.get(slide, 0), "uri": uri} for slide, uri in drawn if uri]
+    return {"shown": shown, "more": max(0, len(there) - PICTURES)}
+
+
+def _sheet(sheet: Sheet) -> dict[str, Any]:
+    longest = 560 if sheet.layout == "wide" else 320
+    drawn = [(picture, _drawn(picture.path, longest, sheet.part)) for picture in sheet.pictures]
+    shown = [{"caption": picture.caption, "note": picture.note, "uri": uri} for picture, uri in drawn if uri]
+    return {"title": sheet.title, "text": sheet.text, "layout": sheet.layout, "shown": shown}
+
+
+def _drawn(path: Path, longest: int = 320, part: bool = False) -> str | None:
+    """A picture as a data URI; None where it is not there or damaged, which is no reason to have no report."""
+    try:
+        return small_picture(Path(path), longest, part)
+    except OSError:
+        return None
+
+
+def _training(log: pd.DataFrame | None) -> list[dict[str, Any]]:
+    if log is None or log.empty:
+        return []
+    columns = {str(name): np.asarray(pd.to_numeric(log[name], errors="coerce"), float) for name in log.columns}
+    steps = columns.pop("step", np.arange(len(log), dtype=float))
+    names = [name for name, values in columns.items() if np.isfinite(values).any()]
+    known = list(GAUGES)
+    names.sort(key=lambda name: (known.index(name) if name in known else len(known) - 2.5, name))
+    return [
+        {
+            "name": name,
+            "note": GAUGES.get(name, ""),
+            "last": f"{columns[name][np.isfinite(columns[name])][-1]:.3g}",
+            "svg": curve(steps.tolist(), columns[name].tolist()),
+        }
+        for name in names
+    ]
+
+
+def _maps(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, Any]:
+    """The same map once for each target, or by patient where there is none."""
+    if context.vectors is None or len(context.vectors) < 3:
+        return {"maps": []}
+    vectors, ids = context.vectors, [str(name) for name in context.ids]
+    drawn = np.arange(len(ids))
+    if len(ids) > POINTS:
+        drawn = np.sort(np.random.default_rng(0).choice(len(ids), POINTS, replace=False))
+    xy, height, share = slide_map(vectors)
+    colourings = _colourings(context.labels, slides, ids)
+    maps = [_one_map(name, classes, xy, ids, drawn) for name, classes in colourings[:MAPS]]
+    return {
+        "maps": maps,
+        "height": round(height, 1),
+        "share": share,
+        "drawn": len(drawn),
+        "of": len(ids),
+        "more": max(0, len(colourings) - MAPS),
+    }
+
+
+def _colourings(
+    labels: pd.DataFrame | None, slides: list[dict[str, str]], ids: list[str]
+) -> list[tuple[str, list[str]]]:
+    """(name, class of each slide, "" for none)."""
+    if labels is not None:
+        rows = {str(slide): row for slide, row in labels.to_dict("index").items()}
+        targets = [str(name) for name in labels.columns if name != "patient_id"]
+        found = [(name, [rows.get(slide, {}).get(name) for slide in ids]) for name in targets]
+        if found:
+            return [(name, ["" if v is None or v != v else str(v) for v in values]) for name, values in found]
+    of_slide = {row["slide_id"]: row["patient_id"] for row in slides}
+    patients = [of_slide.get(slide, "") for slide in ids]
+    several = 1 < len(set(patients) - {""}) <= 2 * COLOURS and len(set(patients)) < len(ids)
+    return [("patient", patients)] if several else [("", [""] * len(ids))]
+
+
+def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], drawn: np.ndarray) -> dict[str, Any]:
+    counts = Counter(value for value in classes if value)
+    ranked = [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    shown = sorted(ranked[:COLOURS]) if len(ranked) > COLOURS else sorted(ranked)
+    kinds = {value: k for k, value in enumerate(shown)}
+    points = [
+        MapPoint(
+            round(float(xy[k, 0]), 1),
+            round(float(xy[k, 1]), 1),
+            None if name and not classes[k] else kinds.get(classes[k], COLOURS if name else 0),
+            f"{ids[k]}: {classes[k]}" if classes[k] else ids[k],
+        )
+        for k in drawn
+    ]
+    keys = [{"kind": kinds[value], "name": value, "count": counts[value]} for value in shown]
+    others = sum(counts[value] for value in ranked if value not in kinds)
+    if others:
+        keys.append({"kind": COLOURS, "name": f"{len(ranked) - len(shown)} others", "count": others})
+    return {
+        "name": name,
+        "points": points,
+        "keys": keys,
+        "unlabelled": len(classes) - sum(counts.values()) if name else 0,
+    }
+
+
+def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    rows = [*content["table"], *content.get("numbers", ())] if content else []
+    if not content or not rows:
+        return None
+    kinds = ["AUROC"] if content["table"] else []
+    kinds += ["Spearman's correlation"] if content.get("numbers") else []
+    return {
+        "targets": [
+            _target(name, [row for row in rows if row["target"] == name])
+            for name in dict.fromkeys(row["target"] for row in rows)
+        ],
+        "figures": " or ".join(kinds),
+        "audit": content.get("audit", ()),
+        "complaints": content.get("complaints", ()),
+        "method": content.get("method", ""),
+    }
+
+
+def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
+    numbers = "spearman" in table[0]
+    score, second = ("spearman", "r2") if numbers else ("auroc", "balanced_accuracy")
+    table = [{**row, "score": row[score], "second": row[second]} for row in table]
+    counts = list(dict.fromkeys(str(row["n_labelled"]) for row in table))
+    embeddings = list(dict.fromkeys(row["embedding"] for row in table))
+    at = {(row["embedding"], str(row["n_labelled"])): row for row in table}
+    last = counts[-1]
+    return {
+        "name": name,
+        "counts": counts,
+        "rows": [
+            {"name": e, "key": key_line(k), "cells": [at[e, n] for n in counts], "last": at[e, last]}
+            for k, e in enumerate(embeddings)
+        ],
+        "figure": "a Spearman's correlation of" if numbers else "an AUROC of",
+        "kinds": "numbers" if numbers else f"{table[0]['n_classes']} classes",
+        "second": "R²" if numbers else Markup("balanced<br>accuracy"),
+        "chart": shots_chart(
+            counts,
+            [[_interval(at[e, n]) for n in counts] for e in embeddings],
+            ("Spearman's correlation", 0.0) if numbers else ("AUROC", 0.5),
+        ),
+        "first": at[embeddings[0], last],
+        "verdict": _verdict(embeddings[0], [at[e, last] for e in embeddings[1:]]),
+    }
+
+
+def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    score, low, high = (float("nan") if row[name] is None else row[name] for name in ("score", "low", "high"))
+    return score, low, high
+
+
+def _verdict(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence on the first embedding against each of the others, by whether the interval excludes 0."""
+    found = {"is ahead of": [], "is behind": [], "cannot be told apart from": []}
+    for row in rows:
+        low, high = row["difference_low"], row["difference_high"]
+        word = "is ahead of" if (low or 0) > 0 else "is behind" if (high or 0) < 0 else "cannot be told apart from"
+        found[word].append(row["embedding"])
+    parts = [f"{word} {' and '.join(names)}" for word, names in found.items() if names]
+    return f"With all labels, {first} {', and '.join(parts)}, at 95 %." if parts else ""
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = ""):
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _size(count: float) -> str:
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    k = min(int(np.log10(count) / 3), 4)
+    value = count / 1000**k
+    return f"{value:.0f} {'KMGT'[k - 1]}B" if value >= 100 else f"{value:.2g} {'KMGT'[k - 1]}B"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.{int(seconds < 10)}f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _figure(value: float | None, sign: bool = False) -> str:
+    """A share as papers print it, .83; a difference with its sign, +.05."""
+    if value is None or value != value:
+        return "–"
+    text = f"{abs(value):.2f}"
+    text = text[1:] if text.startswith("0") else text
+    return (("−" if value < 0 else "+") if sign else "") + text

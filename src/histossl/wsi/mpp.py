@@ -1,0 +1,117 @@
+"""How many µm a pixel is wide: read from whichever field of a file states it, and never guessed."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from histossl.core.errors import SlideError
+
+MPP_RANGE = (0.05, 10.0)
+RANGE_TEXT = f"{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel"
+
+_HINT = "write the true one in slides.csv's mpp column, or pass --mpp-default for the slides without one"
+_OVERRIDE_HINT = "write the true one in slides.csv's mpp column"
+_VENDOR_FIELDS = (
+    ("openslide.mpp-x", "openslide.mpp-y"),
+    ("tiffslide.mpp-x", "tiffslide.mpp-y"),
+    ("aperio.MPP", "aperio.MPP"),
+    ("ventana.ScanRes", "ventana.ScanRes"),
+)
+_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+_TAG_MICROMETRES = {"inch": 25400.0, "centimeter": 1e4}
+
+
+def usable(mpp: float) -> bool:
+    """Whether a slide can have this mpp."""
+    return MPP_RANGE[0] <= mpp <= MPP_RANGE[1]  # False for nan
+
+
+def stated_mpp(path: Path, properties: dict[str, str], default: float | None) -> float:
+    """The mpp that a file's metadata state: a vendor's field, else OME-XML's, ImageJ's, else the resolution tags'.
+
+    A resolution tag outside of MPP_RANGE is a printer's (72 dpi), not a microscope's, and counts as none.
+
+    Raises:
+        SlideError: a vendor's field is outside of MPP_RANGE, the pixels are not square, or nothing states an mpp and
+            there is no default.
+    """
+    tags = _tag_mpp(properties)
+    for name, stated in _statements(properties):
+        # Readers fill their field from the resolution tags too: then it says no more than these.
+        if tags is not None and _alike(stated, tags, 1e-3):
+            continue
+        for value in stated:
+            if not usable(value):
+                raise SlideError(
+                    path, f"its {name} says {value:g} µm per pixel, outside of {RANGE_TEXT}", _OVERRIDE_HINT
+                )
+        return _square(path, stated)
+    if tags is not None and all(map(usable, tags)):
+        return _square(path, tags)
+    if default is not None:
+        return default
+    power = objective(properties)
+    guess = f" (its objective, {power:g}x, suggests about {10 / power:.2g}, but nothing says so)" if power else ""
+    raise SlideError(path, f"carries no mpp{guess}", _HINT)
+
+
+def objective(properties: dict[str, str]) -> float | None:
+    """The objective's magnification, where the file states one."""
+    for name in ("openslide.objective-power", "tiffslide.objective-power", "aperio.AppMag"):
+        power = _number(properties.get(name))
+        if power and math.isfinite(power) and power > 0:
+            return power
+    return None
+
+
+def _statements(properties: dict[str, str]) -> list[tuple[str, tuple[float, float]]]:
+    found = [
+        (x, (_number(properties.get(x)), _number(properties.get(y, properties.get(x))))) for x, y in _VENDOR_FIELDS
+    ]
+    found += [("PhysicalSizeX", _ome_mpp(properties)), ("ImageJ scale", _imagej_mpp(properties))]
+    return [(name, (x, y)) for name, (x, y) in found if x is not None and y is not None]
+
+
+def _ome_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", properties.get("tiff.ImageDescription", ""))
+    attributes = dict(re.findall(r'(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels[0])) if pixels else {}
+
+    def along(axis: str) -> float | None:
+        factor = _MICROMETRES.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+        value = _number(attributes.get(f"PhysicalSize{axis}"))
+        return value * factor if factor and value is not None else None
+
+    return along("X"), along("Y")
+
+
+def _imagej_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
+    text = properties.get("tiff.ImageDescription", "")
+    unit = re.search(r"^unit=(.*?)\s*$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
+    factor = _MICROMETRES.get(unit[1]) if unit else None
+    x, y = _number(properties.get("tiff.XResolution")), _number(properties.get("tiff.YResolution"))
+    return (factor / x, factor / y) if factor and x and y else (None, None)
+
+
+def _tag_mpp(properties: dict[str, str]) -> tuple[float, float] | None:
+    x, y = _number(properties.get("tiff.XResolution")), _number(properties.get("tiff.YResolution"))
+    unit = _TAG_MICROMETRES.get(properties.get("tiff.ResolutionUnit", "").lower())
+    return (unit / x, unit / y) if unit and x and y else None
+
+
+def _square(path: Path, mpp: tuple[float, float]) -> float:
+    if not _alike(mpp[:1], mpp[1:], 0.05):
+        raise SlideError(path, f"its pixels are not square: {mpp[0]:g} by {mpp[1]:g} µm", _OVERRIDE_HINT)
+    return mpp[0] if mpp[0] == mpp[1] else math.sqrt(mpp[0] * mpp[1])
+
+
+def _alike(a: tuple[float, ...], b: tuple[float, ...], tolerance: float) -> bool:
+    return all(abs(p - q) <= tolerance * min(abs(p), abs(q)) for p, q in zip(a, b, strict=True))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text.replace(",", "."))
+    except ValueError:
+        return None

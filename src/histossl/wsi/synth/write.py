@@ -1,0 +1,397 @@
+"""Synthetic slides as arrays and files: regions, pyramidal TIFFs, instance truth as GeoJSON, cohorts with labels."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.atomic import whole
+from histossl.core.errors import SettingsError
+from histossl.wsi.geometry import Region, Size
+from histossl.wsi.synth.recipe import FACTORS, NUCLEI, SynthSettings, plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from histossl.wsi.synth.texture import World
+
+_TILE = 512
+_CORNERS = 24  # of a polygon
+_LONG_PX = 100_000_000  # slides of more pixels show their progress
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
+    """The level-0 pixels of a region, the same whichever region shows them; glass beyond the slide.
+
+    Args:
+        settings: the slide.
+        region: level-0 pixels, whole numbers.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    from histossl.wsi.synth import paint
+
+    x, y, width, height = _whole_pixels(region)
+    return paint.paint(_world(settings), x, y, height, width)
+
+
+def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32], pd.DataFrame]:
+    """The nuclei of a region, as they are painted.
+
+    Args:
+        settings: the slide.
+        region: level-0 pixels, whole numbers.
+
+    Returns:
+        (height, width) int32 of ids that are unique on the slide, 0 = none, by pixel centres; and a table of the ids
+        in it, ascending: id, x, y (level-0 pixels of the whole nucleus's middle), type (of `NUCLEI`).
+    """
+    import pandas as pd
+
+    from histossl.wsi.synth import paint, painted_nuclei
+
+    x, y, width, height = _whole_pixels(region)
+    labels = paint.label(_world(settings), x, y, height, width)
+    unit_px = plan(settings).unit_um / settings.mpp
+    rows = range(math.floor(y / unit_px) - 1, math.floor((y + height) / unit_px) + 2)
+    parts = [_row(settings, i, x - unit_px, x + width + unit_px) for i in rows]
+    table, ids = np.concatenate([t for t, _ in parts]), np.concatenate([n for _, n in parts])
+    here = np.isin(ids, np.unique(labels))
+    table, ids = table[here], ids[here]
+    xy = table[:, [painted_nuclei.X, painted_nuclei.Y]] / settings.mpp
+    kind = np.array(NUCLEI, dtype=object)[table[:, painted_nuclei.KIND].astype(int)]
+    return labels, pd.DataFrame({"id": ids, "x": xy[:, 0], "y": xy[:, 1], "type": kind})
+
+
+def _whole_pixels(region: Region) -> tuple[int, int, int, int]:
+    values = region.x, region.y, region.width, region.height
+    if any(v != int(v) for v in values):
+        raise SettingsError(f"a painted region is in whole pixels, got {values}")
+    x, y, width, height = (int(v) for v in values)
+    return x, y, width, height
+
+
+def _world(settings: SynthSettings) -> World:
+    from histossl.wsi.synth.texture import World, textures
+
+    p, mpp = plan(settings), settings.mpp
+    fields = p.unit_um, p.units, p.kinds, p.depth, p.node_um, p.stain, p.habit
+    return World(settings.seed, mpp, *fields, textures(mpp), p.cap)
+
+
+def _row(settings: SynthSettings, i: int, x0: float, x1: float) -> tuple[NDArray, NDArray]:
+    """Nuclei (n, columns) in µm and their ids (n,), of the units of row i between two level-0 abscissae."""
+    from histossl.wsi.synth.paint import COLUMNS, collect
+
+    made = plan(settings)
+    rows, columns = (n * made.units for n in made.kinds.shape)
+    unit_px = made.unit_um / settings.mpp
+    first, last = max(0, math.floor(x0 / unit_px)), min(columns, math.floor(x1 / unit_px) + 1)
+    if not (0 <= i < rows and first < last):
+        return np.empty((0, COLUMNS)), np.empty(0, np.int64)
+    return collect(_world(settings), i, first, last)
+
+
+# ---- files
+
+
+class _Halves:
+    """The tiles of a level at half size, on disk: what the level below is made of."""
+
+    def __init__(self, folder: Path, size: Size) -> None:
+        self.rows, self.columns = _tiles(size)
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
+
+    def put(self, k: int, pixels: NDArray[np.uint8]) -> None:
+        """Tile k, row-major, (512, 512, 3): its 2 x 2 means."""
+        quad = pixels.reshape(_TILE // 2, 2, _TILE // 2, 2, 3).astype(np.uint16)
+        half = (quad[:, 0, :, 0] + quad[:, 0, :, 1] + quad[:, 1, :, 0] + quad[:, 1, :, 1] + 2) >> 2
+        os.pwrite(self.file.fileno(), half.astype(np.uint8).tobytes(), k * half.size)
+
+    def tile(self, i: int, j: int) -> NDArray[np.uint8]:
+        """Tile (i, j) of the level below."""
+        half = _TILE // 2
+        out = np.full((2, half, 2, half, 3), 255, np.uint8)
+        for di in range(min(2, self.rows - 2 * i)):
+            for dj in range(min(2, self.columns - 2 * j)):
+                k = (2 * i + di) * self.columns + 2 * j + dj
+                data = os.pread(self.file.fileno(), half * half * 3, k * half * half * 3)
+                out[di, :, dj] = np.frombuffer(data, np.uint8).reshape(half, half, 3)
+        return out.reshape(_TILE, _TILE, 3)
+
+
+def write_slide(path: str | Path, settings: SynthSettings) -> None:
+    """Writes a slide as a pyramidal tiled TIFF with mpp, each level half of the one above, in constant memory.
+
+    Paints on all cores. While it writes it takes a third of the raw pixels as free disk beside the file.
+
+    Args:
+        path: the file, `.tiff`; whole or absent.
+        settings: the slide.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
+    """
+    import tifffile
+
+    sizes = [Size(settings.width, settings.height)]
+    while max(sizes[-1].shape) > _TILE:
+        sizes.append(Size(max(1, sizes[-1].width // 2), max(1, sizes[-1].height // 2)))
+    tiles = sum(math.prod(_tiles(size)) for size in sizes)
+    jpeg = {"photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
+    form: dict[str, Any] = jpeg if settings.quality else {"photometric": "rgb", "compression": "deflate"}
+    with (
+        whole(Path(path)) as part,
+        _progress(f"painting {Path(path).name}", tiles, settings.width * settings.height > _LONG_PX) as advance,
+        ExitStack() as opened,
+        tifffile.TiffWriter(part, bigtiff=True) as tiff,
+    ):
+        draw = partial(_painted, settings)
+        for level, size in enumerate(sizes):
+            halves = _Halves(part.parent, size)
+            opened.enter_context(halves.file)
+            tiff.write(
+                _encoded(draw, size, halves, settings.quality, advance),
+                shape=(*size.shape, 3),
+                dtype=np.uint8,
+                tile=(_TILE, _TILE),
+                resolution=(1e4 / (settings.mpp * 2**level),) * 2,
+                resolutionunit="CENTIMETER",
+                subfiletype=1 if level else 0,
+                software="histossl synth",
+                metadata=None,
+                **form,
+            )
+            draw = halves.tile
+
+
+def _tiles(size: Size) -> tuple[int, int]:
+    return math.ceil(size.height / _TILE), math.ceil(size.width / _TILE)
+
+
+def _painted(settings: SynthSettings, i: int, j: int) -> NDArray[np.uint8]:
+    return paint_region(settings, Region(j * _TILE, i * _TILE, _TILE, _TILE))
+
+
+def _encoded(
+    draw: Callable[[int, int], NDArray[np.uint8]],
+    size: Size,
+    halves: _Halves,
+    quality: int,
+    advance: Callable[[], None],
+) -> Iterator[bytes]:
+    """The encoded tiles of a level, row-major; keeps their halves for the level below."""
+    import imagecodecs
+
+    rows, columns = _tiles(size)
+
+    def encode(k: int) -> bytes:
+        pixels = draw(*divmod(k, columns))
+        halves.put(k, pixels)
+        if not quality:
+            return bytes(imagecodecs.zlib_encode(pixels.tobytes(), 4))
+        colours: dict[str, Any] = {"colorspace": "rgb", "outcolorspace": "ycbcr", "subsampling": "420"}
+        return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, **colours))
+
+    for data in _in_order(encode, range(rows * columns)):
+        advance()
+        yield data
+
+
+def _in_order(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
+    """`function` of each item on all cores, in order, with few results waiting."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _progress(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+def write_truth(path: str | Path, settings: SynthSettings) -> int:
+    """Writes every nucleus of a slide as GeoJSON, streamed: detections as QuPath reads them, in level-0 pixels.
+
+    Args:
+        path: the file, `.geojson`; whole or absent.
+        settings: the slide.
+
+    Returns:
+        The number of nuclei. A feature's `properties.id` is the id that `nuclei_in` gives.
+    """
+    from histossl.wsi.synth.painted_nuclei import KIND
+
+    made = plan(settings)
+    count = 0
+    with whole(Path(path)) as part, part.open("w", encoding="utf-8") as out:
+        out.write('{"type": "FeatureCollection", "features": [')
+        for i in range(made.kinds.shape[0] * made.units):
+            nuclei, ids = _row(settings, i, 0, settings.width)
+            for n, name, ring in zip(
+                nuclei[:, KIND].astype(int), ids.tolist(), _rings(nuclei, settings.mpp), strict=True
+            ):
+                out.write(",\n" if count else "\n")
+                out.write(_feature(name, NUCLEI[n], ring))
+                count += 1
+        out.write("\n]}\n")
+    return count
+
+
+def _rings(nuclei: NDArray, mpp: float) -> list[list[list[float]]]:
+    """Closed outlines in level-0 pixels, to a tenth."""
+    from histossl.wsi.synth.painted_nuclei import C2, C3, COS, SIN, A, B, X, Y
+
+    t = np.linspace(0, 2 * np.pi, _CORNERS + 1)
+    column = {k: nuclei[:, k, None] for k in (A, B, C2, C3, COS, SIN, X, Y)}
+    wave = 1 + column[C2] * np.cos(2 * t) + column[C3] * np.cos(3 * t)
+    u, v = column[A] * wave * np.cos(t), column[B] * wave * np.sin(t)
+    x = column[X] + u * column[COS] - v * column[SIN]
+    y = column[Y] + u * column[SIN] + v * column[COS]
+    ring = np.round(np.stack([x, y], axis=2) / mpp, 1)
+    ring[:, -1] = ring[:, 0]
+    return ring.tolist()
+
+
+def _feature(name: int, kind: str, ring: list[list[float]]) -> str:
+    return json.dumps(
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"id": name, "objectType": "detection", "classification": {"name": kind}},
+        }
+    )
+
+
+# ---- cohorts
+
+
+def write_cohort(
+    folder: str | Path,
+    slides: int = 48,
+    width: int = 1536,
+    height: int = 1792,
+    mpp: float = 1.0,
+    patch_um: float = 64.0,
+    seed: int = 0,
+    truth: bool = False,
+) -> list[SynthSettings]:
+    """Writes a cohort: `slides/*.tiff`, `labels.csv` (slide_id, patient_id, composition, lesion, arrangement).
+
+    Two slides a patient. The three factors are the patient's, independent of each other (every eight patients are a
+    full factorial) and of the stain, each as often 0 as 1 for an even number of patients.
+
+    Args:
+        folder: where to.
+        slides: how many.
+        width: largest width in level-0 pixels.
+        height: largest height in level-0 pixels.
+        mpp: µm per level-0 pixel.
+        patch_um: side of the patches of one kind, in µm.
+        seed: of the whole cohort.
+        truth: write the nuclei as `truth/*.geojson`, too.
+
+    Returns:
+        The settings of each slide, in the order of labels.csv.
+
+    Raises:
+        SettingsError: no slide at all, or a value that `SynthSettings` refuses.
+        OSError: the folder is not writable, or the disk is full.
+    """
+    if slides < 1:
+        raise SettingsError(f"a cohort of {slides} slides", "ask for at least one")
+    folder = Path(folder)
+    cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um), seed)
+    names = [f"slide-{k:03d}" for k in range(1, slides + 1)]
+    with _progress("painting slides", slides, slides > 1) as advance:
+        for name, settings in zip(names, cohort, strict=True):
+            write_slide(folder / "slides" / f"{name}.tiff", settings)
+            if truth:
+                write_truth(folder / "truth" / f"{name}.geojson", settings)
+            advance()
+    patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
+    with whole(folder / "labels.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out)
+        table.writerow(["slide_id", "patient_id", *FACTORS])
+        for name, s in zip(names, cohort, strict=True):
+            table.writerow([name, patients[s.patient], *(getattr(s, f) for f in FACTORS)])
+    return cohort
+
+
+def _cohort(slides: int, form: SynthSettings, seed: int) -> list[SynthSettings]:
+    """Settings of each slide: factors by patient, dealt in complementary pairs from shuffled full factorials."""
+    rng = np.random.default_rng([seed, 101])
+    patients = math.ceil(slides / 2)
+    classes: list[tuple[int, ...]] = []
+    while len(classes) < patients:
+        for half in rng.permutation(4):
+            pair = [(0, int(half) >> 1, int(half) & 1), (1, 1 - (int(half) >> 1), 1 - (int(half) & 1))]
+            classes += [pair[k] for k in rng.permutation(2)]
+    keys = rng.integers(2**62, size=(slides, 2))
+    made = []
+    for k in range(slides):
+        composition, lesion, arrangement = classes[k // 2]
+        made.append(
+            dataclasses.replace(
+                form,
+                seed=int(keys[k, 0]),
+                patient=int(keys[k - k % 2, 1]),
+                composition=composition,
+                lesion=lesion,
+                arrangement=arrangement,
+            )
+        )
+    return [made[k] for k in rng.permutation(slides)]
+
+
+def synth(
+    out: Path,
+    slides: int = 48,
+    width: int = 1536,
+    height: int = 1792,
+    mpp: float = 1.0,
+    patch_um: float = 64.0,
+    seed: int = 0,
+    truth: bool = False,
+) -> None:
+    """Paint a cohort of hematoxylin-and-eosin slides with known classes and nuclei.
+
+    Args:
+        out: folder to write: slides/*.tiff and labels.csv.
+        slides: how many slides, two a patient.
+        width: level-0 pixels.
+        height: level-0 pixels.
+        mpp: µm per level-0 pixel.
+        patch_um: side of the square patches of one kind of tissue, in µm.
+        seed: the same seed gives the same bytes.
+        truth: also write the outline of every nucleus to truth/*.geojson.
+    """
+    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth)

@@ -1,0 +1,121 @@
+"""Tiles of a slide on disk: coordinates and attributes in HDF5 as TRIDENT writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.atomic import whole
+from histossl.core.errors import FileFormatError
+from histossl.core.hdf5 import chunk_shape, dataset_of, open_h5
+from histossl.wsi.geometry import Size
+
+if TYPE_CHECKING:
+    from histossl.wsi.tiles import TileGrid
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Where the tiles of a slide lie.
+
+    Attributes:
+        xy: (N, 2) int64 level-0 pixels of the top-left corners, (x, y).
+        stride: level-0 pixels from a tile to the next, fractions allowed.
+        extent: level-0 pixels of a tile's side.
+        size: of the slide at level 0.
+        fingerprint: of the settings that laid them.
+        in_um: all of these are in µm, since nobody said how many make a pixel.
+    """
+
+    xy: NDArray[np.int64]
+    stride: float
+    extent: float
+    size: Size
+    fingerprint: str
+    in_um: bool = False
+
+
+@contextmanager
+def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str, state: str = "") -> Iterator[h5py.File]:
+    """An HDF5 file with `coords` and attributes as TRIDENT writes them, whole or absent; yields it for more datasets.
+
+    Beside TRIDENT's attributes `coords` carries ours: `stride_level0` and `extent_level0`, which need not be whole
+    numbers; the file carries the fingerprint of what made it, and the state of the slide's own file.
+    """
+    with whole(path) as part, h5py.File(part, "w") as file:
+        coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=chunk_shape(len(grid.xy), 2))
+        coords.attrs.update(_attributes(path, slide_id, grid))
+        file.attrs["fingerprint"] = fingerprint
+        file.attrs["slide_state"] = state
+        yield file
+
+
+def _attributes(path: Path, slide_id: str, grid: TileGrid) -> dict[str, object]:
+    return {
+        "patch_size": grid.spec.px,
+        "patch_size_level0": round(grid.extent),
+        "level0_width": grid.size.width,
+        "level0_height": grid.size.height,
+        # TRIDENT counts in magnifications; ten is 1 µm a pixel.
+        "level0_magnification": round(10 / grid.mpp, 3),
+        "target_magnification": round(10 / grid.spec.mpp, 3),
+        "overlap": grid.spec.overlap,
+        "name": slide_id,
+        "savetodir": path.parent.name,
+        "stride_level0": grid.stride,
+        "extent_level0": grid.extent,
+    }
+
+
+@contextmanager
+def new_features_file(
+    path: Path, tiles_path: Path, fingerprint: str, kept: NDArray[np.int64] | None = None
+) -> Iterator[h5py.File]:
+    """As `new_tile_file`, with the places and attributes of a file that stands, or some of its places."""
+    with open_h5(tiles_path) as source, whole(path) as part, h5py.File(part, "w") as file:
+        places = dataset_of(source, "coords", tiles_path)
+        if kept is None or len(kept) == len(places):
+            source.copy(places, file)
+        else:
+            coords = file.create_dataset("coords", data=places[:][kept], chunks=chunk_shape(len(kept), 2))
+            coords.attrs.update(places.attrs)
+            file.attrs["tiles_lost"] = len(places) - len(kept)
+        file["coords"].attrs["savetodir"] = path.parent.name
+        file.attrs["fingerprint"] = fingerprint
+        yield file
+
+
+def read_tiles_of(path: Path) -> Tiles:
+    """The tiles that an HDF5 file of ours or of TRIDENT's speaks of.
+
+    Raises:
+        FileFormatError: absent, truncated, without `coords`, or without the attributes that give their unit.
+    """
+    with open_h5(path) as file:
+        coords = dataset_of(file, "coords", path)
+        attrs: dict[str, Any] = dict(coords.attrs)
+        extent = attrs.get("extent_level0", attrs.get("patch_size_level0"))
+        if extent is None or "level0_width" not in attrs or "level0_height" not in attrs:
+            raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it anew")
+        share = 1 - attrs.get("overlap", 0) / attrs["patch_size"] if "patch_size" in attrs else 1.0
+        size = Size(int(attrs["level0_width"]), int(attrs["level0_height"]))
+        stride = float(attrs.get("stride_level0", extent * share))
+        made, in_um = str(file.attrs.get("fingerprint", "")), attrs.get("unit", "px") == "um"
+        return Tiles(coords[:].astype(np.int64), stride, float(extent), size, made, in_um)
+
+
+def slide_state_of(path: Path) -> str:
+    """The state of the slide's file when its tiles were laid; empty in files of other tools.
+
+    Raises:
+        FileFormatError: absent or truncated.
+    """
+    with open_h5(path) as file:
+        return str(file.attrs.get("slide_state", ""))

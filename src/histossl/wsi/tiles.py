@@ -1,0 +1,178 @@
+"""Tiles of equal micrometres on the tissue of a slide."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from histossl.core.errors import SettingsError
+from histossl.wsi.geometry import Region, Size, level0_length
+from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
+from histossl.wsi.slide import Slide
+from histossl.wsi.tissue import TissueMask
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What tiles are cut.
+
+    Attributes:
+        px: side of a tile in its own pixels.
+        mpp: µm per pixel of a tile.
+        overlap: pixels of a tile that the next one shows too.
+        min_tissue: least part of a tile's area that is tissue, 0 to 1.
+
+    Raises:
+        SettingsError: one of them is out of range.
+    """
+
+    px: int = 224
+    mpp: float = 1.0
+    overlap: int = 0
+    min_tissue: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.px > 0:
+            raise SettingsError(f"a tile of {self.px} pixels is none", "px must be at least 1")
+        if not MPP_RANGE[0] <= self.mpp <= MPP_RANGE[1]:
+            raise SettingsError(f"a tile mpp of {self.mpp} is out of range", f"it must lie in {RANGE_TEXT}")
+        if not 0 <= self.overlap < self.px:
+            raise SettingsError(f"tiles of {self.px} pixels cannot overlap by {self.overlap}", f"0 to {self.px - 1}")
+        if not 0 <= self.min_tissue <= 1:
+            raise SettingsError(f"min_tissue of {self.min_tissue} is no part of a tile", "it must lie in 0 to 1")
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The tiles of a slide, row by row.
+
+    Attributes:
+        spec: what was asked for.
+        xy: (N, 2) int64, top-left corners (x, y) in level-0 pixels: `ij * stride`, rounded.
+        ij: (N, 2) int64, steps of the grid (row, column).
+        stride: level-0 pixels from a tile to the next, fractions included.
+        extent: side of a tile in level-0 pixels, fractions included.
+        size: of the slide's level 0.
+        mpp: of the slide's level 0.
+    """
+
+    spec: TileSpec
+    xy: NDArray[np.int64]
+    ij: NDArray[np.int64]
+    stride: float
+    extent: float
+    size: Size
+    mpp: float
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def region(self, k: int) -> Region:
+        """Where tile `k` lies."""
+        return Region(float(self.xy[k, 0]), float(self.xy[k, 1]), self.extent, self.extent)
+
+    def regions(self) -> Iterator[Region]:
+        """All tiles in order."""
+        return (self.region(k) for k in range(len(self)))
+
+
+def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
+    """The tiles of a slide that hold enough tissue: those of one regular grid from the slide's top-left corner.
+
+    All lie wholly inside the slide. Only along a side that is shorter than a tile there is one tile nevertheless, which
+    reaches beyond it (and reads white there): a field must not vanish for being small. The part that is tissue is
+    that of the tile's area on the slide, counted exactly, fractions of the mask's pixels included.
+
+    Returns:
+        The grid, in the order of (row, column); empty where there is no tissue.
+    """
+    extent = level0_length(spec.px, spec.mpp, slide.mpp)
+    stride = level0_length(spec.px - spec.overlap, spec.mpp, slide.mpp)
+    if spec.mpp < 0.8 * slide.mpp:
+        log.warning(
+            "%s: its pixels of %.3g µm are enlarged to tiles of %.3g µm per pixel and gain no detail",
+            slide.path.name, slide.mpp, spec.mpp,
+        )  # fmt: skip
+    left, top = _starts(slide.size.width, stride, extent), _starts(slide.size.height, stride, extent)
+    tissue = _tissue(mask, left, top, extent)
+    rows, columns = np.nonzero((tissue >= spec.min_tissue - 1e-9) & (tissue > 0))
+    xy = np.stack([left[columns], top[rows]], 1).astype(np.int64)
+    ij = np.stack([rows, columns], 1).astype(np.int64)
+    return TileGrid(spec, xy, ij, stride, extent, slide.size, slide.mpp)
+
+
+def _starts(length: int, stride: float, extent: float) -> NDArray[np.float64]:
+    """Where the tiles begin along a side of the slide, whole pixels."""
+    starts = np.rint(np.arange(int(length / stride) + 1) * stride)
+    inside = starts[starts + extent <= length + 1e-6]
+    return inside if len(inside) else starts[:1]
+
+
+def _tissue(
+    mask: TissueMask, left: NDArray[np.float64], top: NDArray[np.float64], extent: float
+) -> NDArray[np.float64]:
+    """(rows, columns) the part of each tile that is tissue, of its area on the slide."""
+    height, width = mask.mask.shape
+    x = np.stack([left, np.minimum(left + extent, mask.size.width)]) * (width / mask.size.width)
+    y = np.stack([top, np.minimum(top + extent, mask.size.height)]) * (height / mask.size.height)
+    integral = np.zeros((height + 1, width + 1))
+    integral[1:, 1:] = mask.mask.cumsum(0).cumsum(1)
+    # Between its corners the integral of a mask is linear along each axis, so that interpolating it is exact.
+    bands = np.diff([_between(integral, edge) for edge in y], axis=0)[0]
+    areas = np.diff([_between(bands.T, edge).T for edge in x], axis=0)[0]
+    return areas / ((y[1] - y[0])[:, None] * (x[1] - x[0])[None])
+
+
+def _between(values: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of `values` at fractional places, linearly between their neighbours."""
+    low = np.clip(places.astype(np.int64), 0, len(values) - 2)
+    part = (places - low)[:, None]
+    return values[low] * (1 - part) + values[low + 1] * part
+
+
+def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 1600) -> NDArray[np.uint8]:
+    """What was taken for tissue and cut into tiles: the slide pale, tissue outlined, kept tiles framed in full colour.
+
+    Returns:
+        (h, w, 3) uint8 RGB, its longer side at most `longest`.
+    """
+    picture = slide.thumbnail(longest)
+    height, width = picture.shape[:2]
+    scale = width / slide.size.width, height / slide.size.height
+    edges = [
+        (
+            round(r.x * scale[0]),
+            round(r.y * scale[1]),
+            round((r.x + r.width) * scale[0]),
+            round((r.y + r.height) * scale[1]),
+        )
+        for r in grid.regions()
+    ]
+    kept = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in edges:
+        kept[y0:y1, x0:x1] = True
+    picture[~kept] = 255 - (255 - picture[~kept]) // 2
+    frames = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(frames)
+    for x0, y0, x1, y1 in edges:
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=255)
+    # Frames of small tiles are faint: otherwise there is nothing but frames.
+    strength = float(np.clip(grid.extent * scale[0] / 60, 0.15, 0.8))
+    _paint(picture, np.asarray(frames) > 0, (20, 60, 200), strength)
+    tissue = np.asarray(Image.fromarray(mask.mask).resize((width, height)))
+    thick = max(1, round(max(width, height) / 800))
+    outline = tissue & ~np.asarray(ndimage.binary_erosion(tissue, iterations=thick, border_value=1), bool)
+    _paint(picture, outline, (0, 120, 40), 1.0)
+    return picture
+
+
+def _paint(picture: NDArray[np.uint8], where: NDArray[np.bool_], colour: tuple[int, int, int], part: float) -> None:
+    picture[where] = np.rint(picture[where] * (1 - part) + np.array(colour) * part).astype(np.uint8)

@@ -1,0 +1,151 @@
+"""Where on a slide there is tissue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histossl.core.errors import SettingsError
+from histossl.wsi.geometry import Region, Size
+from histossl.wsi.slide import Slide
+
+_LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
+_CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could not be told from red ink
+_DARK = 12.0  # intensities below are a camera's noise, and have no colour
+
+
+@dataclass(frozen=True)
+class TissueSettings:
+    """How tissue is told from glass.
+
+    Attributes:
+        mpp: µm per pixel of the picture that is looked at.
+        blur: µm, sigma of the Gaussian before judging: about a nucleus, so that cells merge and noise does not count.
+        threshold: of colour plus texture, in units of optical density; lower takes paler tissue, and more dirt.
+        smallest: µm; pieces with less area than a square of this side are dirt.
+        hole: µm; holes with less area than a square of this side belong to the tissue around them.
+        pens: whether ink of marker pens is left out.
+    """
+
+    mpp: float = 8.0
+    blur: float = 8.0
+    threshold: float = 0.03
+    smallest: float = 100.0
+    hole: float = 200.0
+    pens: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("mpp", "blur", "threshold"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"tissue {name} must be positive, got {getattr(self, name)}")
+        for name in ("smallest", "hole"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"tissue {name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """Tissue on a slide.
+
+    Attributes:
+        mask: (h, w) bool, covers the slide exactly.
+        size: of the slide's level 0.
+    """
+
+    mask: NDArray[np.bool_]
+    size: Size
+
+
+def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
+    """The tissue of a slide.
+
+    Glass has neither colour nor texture, whatever its brightness, so tissue is where the chroma of the optical density
+    (its largest minus its smallest channel, relative to the slide's own glass) plus its local deviation is above an
+    absolute threshold. There is no threshold per slide: a field that is all tissue has nothing to be parted from.
+    Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
+    alike, red ink green and blue alike.
+
+    Returns:
+        The mask; all False on an empty slide, be it white, grey or black.
+
+    Raises:
+        SlideError: the slide cannot be read.
+    """
+    settings = settings or TissueSettings()
+    mpp, picture = _picture(slide, settings.mpp)
+    sigma = settings.blur / mpp
+    intensity = picture.astype(np.float32)
+    smooth = _blurred(intensity, sigma)
+    glass = _glass(smooth)
+    density = _optical_density(smooth, glass)
+    evidence = np.ptp(density, axis=2) + _deviation(_optical_density(intensity, glass).mean(2), sigma)
+    area = 1 / mpp**2
+    mask = evidence > settings.threshold
+    holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
+    mask |= holes & ~_without_small(holes, settings.hole**2 * area)
+    mask = ~_within(~mask, settings.blur / mpp)  # the blur carried the evidence beyond the edge
+    if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
+        mask &= ~_ink(density, mpp)
+    mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
+    return TissueMask(mask, slide.size)
+
+
+def _picture(slide: Slide, mpp: float) -> tuple[float, NDArray[np.uint8]]:
+    """The slide at `mpp`, or as near to it as keeps the longer side within bounds."""
+    side = max(slide.size.width, slide.size.height) * slide.mpp
+    mpp = max(slide.mpp, side / _LONGEST, min(mpp, side / _SHORTEST))
+    return mpp, slide.read(Region.whole(slide.size), mpp)
+
+
+def _glass(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(3,) the colour of empty glass, dim or tinted: the brightest percent, if that is not pink; else white."""
+    bright = np.percentile(smooth.reshape(-1, 3), 99, axis=0).astype(np.float32)
+    red, green, blue = _optical_density(bright, np.full(3, 255, np.float32))
+    pink = green - (red + blue) / 2
+    tinted = max(red, green, blue) - min(red, green, blue)
+    return bright if bright.min() >= 60 and pink < 0.01 and tinted < 0.06 else np.full(3, 255, np.float32)
+
+
+def _optical_density(intensity: NDArray[np.float32], glass: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.log10(glass / np.clip(intensity, _DARK, glass))
+
+
+def _deviation(density: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """The local standard deviation under a Gaussian window."""
+    mean = _blurred(density, sigma)
+    return np.sqrt(np.maximum(_blurred(density**2, sigma) - mean**2, 0))
+
+
+def _blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    blurred = np.empty_like(values)
+    ndimage.gaussian_filter(values, sigma, mode="nearest", axes=(0, 1), output=blurred)
+    return blurred
+
+
+def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """(h, w) where marker pens were: H&E absorbs green most, ink of other colours something else."""
+    red, green, blue = np.moveaxis(density, 2, 0)
+    mean = density.mean(2)
+    cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
+    black = (mean > 0.75) & (np.ptp(density, axis=2) < 0.25 * mean)
+    warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
+    stroke = _without_small(cold | black | warm, (150 / mpp) ** 2)
+    # Where a stroke thins out its colour mixes with the glass's.
+    return _within(stroke, 50 / mpp)
+
+
+def _within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
+    """The mask widened by `distance` pixels."""
+    return np.asarray(ndimage.distance_transform_edt(~mask)) <= distance if mask.any() else mask
+
+
+def _without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """The mask without its 8-connected parts of fewer than `area` pixels."""
+    labels = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, np.ones((3, 3)), output=labels)
+    large = np.bincount(labels.ravel()) >= area
+    large[0] = False
+    return large[labels]

@@ -1,0 +1,231 @@
+"""What goes wrong at night, done to real processes: two runs at once, kill -9, Ctrl-C, full disks, slides replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from histossl.cli.main import main
+from histossl.core import fingerprints
+from histossl.study.folder import Study
+from histossl.study.status import status_of
+from histossl.wsi.synth import SynthSettings, write_slide
+
+SLIDES = 4
+FLAGS = ["--tile.px=32", "--tile.mpp=1.0", "--workers=1"]
+ENCODE = ["--encode.views=2", "--encode.tiles=8", "--encode.batch=8", "--device=cpu", "--workers=1"]
+
+# Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["histossl.cli.study_commands", "histossl.study.status"])
+
+
+def both(slides: str, out: str) -> None:
+    """Two stages as `run` does them, quietly, in a process of its own."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        main(["inspect", slides, "--out", out, *FLAGS])
+        sys.exit(main(["encode", out, *ENCODE]))
+
+
+def child(slides: Path, out: Path):
+    process = server.Process(target=both, args=(str(slides), str(out)))
+    process.start()
+    return process
+
+
+def digest(study: Path) -> dict[str, str]:
+    """Every file of a study but its log and its locks, with no claim and nothing half-written among them."""
+    return {
+        str(path.relative_to(study)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(study.rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+    }
+
+
+def lines(study: Path) -> list[dict]:
+    found = [json.loads(line) for line in (study / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in found if line.get("stage") in ("inspect", "encode")]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for k in range(SLIDES):
+        write_slide(folder / f"s{k}.tiff", SynthSettings(width=256, height=224 + 32 * k, seed=k))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slides, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("studies") / "study"
+    process = child(slides, out)
+    process.join()
+    assert process.exitcode == 0
+    return out
+
+
+def test_two_runs_share_the_slides(slides, undisturbed, tmp_path):
+    out = tmp_path / "study"
+    pair = [child(slides, out) for _ in range(2)]
+    for process in pair:
+        process.join()
+        assert process.exitcode == 0
+    assert digest(out) == digest(undisturbed)
+    done = Counter((line["stage"], line["slide_id"]) for line in lines(out))
+    assert done == Counter((stage, f"s{k}") for stage in ("inspect", "encode") for k in range(SLIDES))
+    assert all(line["seconds"] >= 0 and line["tiles"] > 0 and line["row"]["made"] for line in lines(out))
+
+
+def kill_at_random(slides: Path, out: Path, undisturbed: Path, rounds: int, seed: int) -> int:
+    """Begin, kill, begin again; every study that comes to its end is compared. Returns how many did."""
+    rng, ended, span = random.Random(seed), 0, 4.0
+    for _ in range(rounds):
+        start = time.monotonic()
+        process = child(slides, out)
+        process.join(rng.uniform(0, span))
+        if process.is_alive():
+            workers = psutil.Process(process.pid).children()
+            victim = rng.choice([process.pid, *(worker.pid for worker in workers)])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            if victim != process.pid:
+                process.join()
+        process.join()
+        if process.exitcode == 0:
+            span = max(0.5, 1.2 * (time.monotonic() - start))
+            assert digest(out) == digest(undisturbed)
+            shutil.rmtree(out)
+            ended += 1
+    while (process := child(slides, out)).join() or process.exitcode != 0:
+        pass  # a slide whose worker was killed twice is begun anew
+    assert digest(out) == digest(undisturbed)
+    return ended + 1
+
+
+def test_killed_at_random_moments_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
+    kill_at_random(slides, tmp_path / "study", undisturbed, rounds=4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_two_hundred_times_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
+    assert kill_at_random(slides, tmp_path / "study", undisturbed, rounds=200, seed=2) > 5
+
+
+def test_a_run_that_was_killed_leaves_its_slides_to_another_that_goes_on(slides, undisturbed, tmp_path):
+    out = tmp_path / "study"
+    first = child(slides, out)
+    while not (out / "log.jsonl").exists():
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)  # it holds the study, and its claims
+    second = child(slides, out)
+    second.join(1)
+    os.kill(first.pid, signal.SIGKILL)
+    second.join()
+    first.join()
+    assert second.exitcode == 0
+    assert digest(out) == digest(undisturbed)
+
+
+def test_ctrl_c_ends_cleanly_and_soon(slides, undisturbed, tmp_path):
+    out = tmp_path / "study"
+    command = [sys.executable, "-m", "histossl", "inspect", str(slides), "--out", str(out), *FLAGS]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (out / "tiles" / "s1.h5").exists():
+        time.sleep(0.001)
+    idle = os.getloadavg()[0] < (os.cpu_count() or 1)  # else seconds on the clock say nothing
+    main_process = psutil.Process(process.pid)
+    times = [one.cpu_times() for one in (main_process, *main_process.children(recursive=True))]
+    used, start = sum(one.user + one.system for one in times), time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes get it
+    screen = process.stderr.read()
+    seconds = time.monotonic() - start
+    _, status, end = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert end.ru_utime + end.ru_stime - used < 2  # of it and its workers
+    assert seconds < 2 or not idle
+    assert process.returncode == 130, screen
+    assert "Traceback" not in screen
+    assert "stopped; the same command goes on where it was" in screen
+    assert not list(out.glob(".claims/*"))
+    assert not [path for path in out.rglob("*") if ".part" in path.name]
+    told = {line["slide_id"] for line in lines(out)}
+    assert told
+    assert {row["status"] for row in Study(out).slides() if row["slide_id"] in told} == {"inspected"}
+    process = child(slides, out)
+    process.join()
+    assert digest(out) == digest(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 100 kB; how to make it larger or read-only."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("only root may mount a small disk")
+    yield place, lambda how: subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(slides, undisturbed, small_disk, capfd):
+    disk, remount = small_disk
+    out = disk / "study"
+    (disk / "ballast").write_bytes(bytes(40_000))
+    assert main(["inspect", str(slides), "--out", str(out), *FLAGS]) == 2
+    screen = capfd.readouterr().err
+    assert "ERROR" in screen
+    assert "No space left" in screen
+    assert not [path for path in out.rglob("*") if ".part" in path.name]
+    assert not [row for row in Study(out).slides() if row["status"] == "failed"]  # no slide is to blame
+    remount("size=50m")
+    (disk / "ballast").unlink()
+    process = child(slides, out)
+    process.join()
+    assert digest(out) == digest(undisturbed)
+    remount("ro")
+    assert main(["inspect", str(slides), "--out", str(out), *FLAGS]) == 2
+    assert "cannot be written" in capfd.readouterr().err
+    assert status_of(out).slides == Counter(encoded=SLIDES)
+
+
+def test_a_slide_that_changes_or_vanishes_is_not_encoded_with_the_tiles_of_another(slides, tmp_path, capsys):
+    own, out = tmp_path / "slides", tmp_path / "study"
+    shutil.copytree(slides, own)
+    assert main(["inspect", str(own), "--out", str(out), *FLAGS]) == 0
+    os.utime(own / "s1.tiff")
+    (own / "s2.tiff").unlink()
+    process = server.Process(target=both, args=(str(own), str(out)))  # inspects anew
+    assert main(["encode", str(out), *ENCODE]) == 1
+    rows = {row["slide_id"]: row for row in Study(out).slides()}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "s0": "encoded", "s1": "failed", "s2": "failed", "s3": "encoded",
+    }  # fmt: skip
+    assert "s1.tiff: has changed since it was inspected" in rows["s1"]["error"]
+    assert "s2.tiff: cannot be read (No such file" in rows["s2"]["error"]
+    assert sorted(path.name for path in (out / "features").iterdir()) == ["s0.h5", "s3.h5"]
+    process.start()
+    process.join()
+    rows = {row["slide_id"]: row for row in Study(out).slides()}
+    assert rows["s1"]["status"] == "encoded"
+    assert "no longer there" in rows["s2"]["error"]
+    assert fingerprints.fingerprint_of(out / "features" / "s1.h5") == rows["s1"]["made"]

@@ -1,0 +1,1 @@
+"""What tests share: pictures, slides, feature files, a viewer."""
