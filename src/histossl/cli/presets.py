@@ -1,4 +1,4 @@
-"""Presets: settings that are chosen together, by `--preset`; what is given beside them counts more."""
+"""Presets: settings that `--preset` sets together; flags and config files override them."""
 
 from __future__ import annotations
 

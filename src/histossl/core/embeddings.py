@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from histossl.core import atomic
 from histossl.core.errors import FileFormatError
 from histossl.core.tables import Row
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
 
@@ -38,6 +41,7 @@ class Embeddings:
     parts: tuple[str, ...] = ()
 
 
+<<<<<<< HEAD
 def write_embeddings(
     path: Path,
     slides: Sequence[Row],
@@ -48,6 +52,18 @@ def write_embeddings(
 ) -> None:
     """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings; `var` has
     the column `part` where the part of each number of X is known.
+=======
+def embeddings_table(
+    slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+) -> AnnData:
+    """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
+
+    Args:
+        slides: N rows with `slide_id`, as of slides.csv.
+        vectors: name -> (N, d) floats.
+        settings: of every stage that made them.
+        made: the fingerprint of all that made them.
+>>>>>>> main
     """
     from anndata import AnnData
 
@@ -56,7 +72,7 @@ def write_embeddings(
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)
     baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}
-    data = AnnData(
+    return AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
         var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
@@ -69,6 +85,13 @@ def write_embeddings(
             }
         },
     )
+
+
+def write_embeddings(
+    path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+) -> None:
+    """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
+    data = embeddings_table(slides, vectors, settings, made)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 

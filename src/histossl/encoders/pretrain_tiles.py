@@ -12,8 +12,13 @@ from histossl.encoders.joint import JointSettings, learn_joint
 from histossl.encoders.moco import MocoSettings, learn_moco
 from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.tile_encoder import save_encoder
+<<<<<<< HEAD
 from histossl.encoders.tile_stream import StreamPlan, TileSource, TileStream
 from histossl.execution.workers import Workers
+=======
+from histossl.encoders.tile_stream import TileSource, TileStream
+from histossl.execution.workers import ThreadExecutor, Workers
+>>>>>>> main
 from histossl.training.loop import end_of_training
 
 
@@ -54,7 +59,7 @@ def pretrain_tiles(
     settings: TileTrainSettings,
     folder: Path,
     logs: Path,
-    workers: Workers,
+    workers: Workers | ThreadExecutor,
     device: str = "auto",
 ) -> dict[str, str]:
     """Train a tile encoder and write it to `folder`, whole or absent; `load_encoder(folder)` reads it back.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histossl.core.atomic import whole_folder
-from histossl.core.errors import FileFormatError
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
 from histossl.encoders.joint import Joint
 from histossl.encoders.patch_kmeans import PatchKMeans
@@ -53,6 +53,13 @@ class TileEncoder:
     side: int | None = None
     mpp: float | None = None
 
+    def __repr__(self) -> str:
+        trained = "" if self.mpp is None else f", trained at mpp {self.mpp:g}"
+        side = "" if self.side is None else f" of {self.side} px"
+        number = str(self.dtype).removeprefix("torch.")
+        name = self.identity["name"]
+        return f"TileEncoder({name!r}, tiles{side} -> {self.dim} numbers, {number} on {self.device}{trained})"
+
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
@@ -65,7 +72,7 @@ class TileEncoder:
         return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
 
 
-def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
+def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
     """A tile encoder, ready to run.
 
     Args:
@@ -78,11 +85,18 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
 
+    Returns:
+        The encoder: `encoder(tiles)` turns (B, 3, H, W) in [0, 1] into (B, dim) float32.
+
     Raises:
         FileFormatError: the weights are absent, truncated, pickled without `pickle:` or of more than tensors, or of
             another architecture; or a model of another library cannot be had or does not give (B, D).
-        SettingsError: an unknown device or precision.
+        SettingsError: an unknown device or precision, or `self`, which stands for an encoder that is yet to be trained.
     """
+    name = str(name)
+    if name == "self":
+        hint = "give the folder STUDY/tile-encoder, or train one: histossl.pretrain_tiles(slides)"
+        raise SettingsError("'self' is an encoder trained on your slides, and is in no file of that name", hint)
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     keep_buffers()
@@ -200,7 +214,8 @@ def read_weights(name: str) -> dict[str, Any]:
     path, pickled = _place_of(name)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise FileFormatError(f"no tile encoder at {path}", "use random, imagenet, or the path of weights")
+        hint = "use random, imagenet, the path of weights, or a model of a library: timm:NAME, hf:NAME"
+        raise FileFormatError(f"no tile encoder at {path}", hint)
     safe = file.suffix == ".safetensors"
     if not (safe or pickled):
         hint = f"if you trust where it comes from, name it pickle:{file}: its tensors are read, nothing is executed"
@@ -240,6 +255,6 @@ def _imagenet_file() -> Path:
         try:
             torch.hub.download_url_to_file(IMAGENET_URL, str(target), hash_prefix="f37072fd")
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-            hint = f"download {IMAGENET_URL} elsewhere and give its path as --encoder"
+            hint = f"download {IMAGENET_URL} elsewhere and give its path as the tile encoder"
             raise FileFormatError(f"cannot fetch the ImageNet weights ({error})", hint) from error
     return target

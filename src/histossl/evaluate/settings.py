@@ -116,6 +116,23 @@ class ProbeResult:
     complaints: tuple[str, ...]
     settings: ProbeSettings
 
+    def __repr__(self) -> str:
+        from histossl.evaluate.summary import told
+
+        return told(self.table, self.numbers)
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(na_rep="")
+
+    def summary(self) -> pd.DataFrame:
+        """The main score of every method with its 95 % interval, as text; rows: target and number of labels.
+
+        The score is AUROC of targets with classes, and Spearman's correlation of targets with numbers.
+        """
+        from histossl.evaluate.summary import summary_of
+
+        return summary_of(self.table, self.numbers)
+
 
 NEIGHBOURS = 10
 

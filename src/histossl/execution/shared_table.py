@@ -13,26 +13,24 @@ from typing import IO
 
 from histossl.core import atomic, tables
 from histossl.core.errors import StudyError
-from histossl.core.tables import Row
+from histossl.core.tables import Row, decimal_point, read_table
 from histossl.execution.claims import Claims
-
-"""A slide: text by column; slide_id and path are always there."""
 
 
 class SharedTable:
-    """A table of slides, the log of what was done to them, and who is at work on them.
+    """A table of slides with its log, its locks, and the claims of running processes.
 
     Args:
-        folder: made where there is none.
+        folder: created where it does not exist.
         table: name of the CSV file.
-        columns: that it has whatever the rows say, in order.
+        columns: columns that the table always has, in order.
 
     Raises:
-        StudyError: the folder cannot be made or is a file.
+        StudyError: the folder cannot be created or is a file.
     """
 
     def __init__(self, folder: str | Path, table: str, columns: Sequence[str]) -> None:
-        self.folder = Path(os.path.abspath(folder))  # it travels to workers on other machines
+        self.folder = Path(os.path.abspath(folder))  # absolute: workers on other machines receive it
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,20 +41,23 @@ class SharedTable:
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Hold the study for this process alone; the hold ends with the process, however that ends.
+        """Hold an exclusive lock during the block; the system releases it with the process, even if that is killed.
 
         Args:
-            waiting: called with who holds it, before it is waited for; None does not wait.
+            waiting: called with the name of the holder before waiting for it; None raises instead of waiting.
+
+        Yields:
+            None, once the lock is held.
 
         Raises:
-            StudyError: another run holds it, or the folder cannot be written.
+            StudyError: another run holds the lock, the folder cannot be written, or its disk has no locks.
         """
         with self._lock_file() as handle:
             if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 if waiting is None:
-                    raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end")
+                    raise StudyError(f"{self.folder}: another run is using it ({holder})", "wait for it to end")
                 waiting(holder)
                 _flock(handle, fcntl.LOCK_EX)
             self._clear_up()
@@ -65,13 +66,16 @@ class SharedTable:
 
     @contextmanager
     def share(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold the study together with other runs that share it; who wants it alone waits for them, and they for him.
+        """Hold a shared lock during the block: many runs may share it, and it excludes `lock`.
 
         Args:
-            waiting: called with who holds it alone, before he is waited for.
+            waiting: called with the name of the holder of the exclusive lock, before waiting for it.
+
+        Yields:
+            None, once the lock is held.
 
         Raises:
-            StudyError: the folder cannot be written.
+            StudyError: the folder cannot be written, or its disk has no locks.
         """
         with self._lock_file() as handle:
             if _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -86,10 +90,13 @@ class SharedTable:
 
     @contextmanager
     def learning(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Within `share`: what one run learns for all, the others wait for, and those that are past it go on.
+        """Within `share`: one run at a time trains what all runs need; runs that have it already are not delayed.
 
         Args:
-            waiting: called before another run is waited for.
+            waiting: called before waiting for another run.
+
+        Yields:
+            None, once this run may train.
         """
         with (self.folder / ".learning").open("a") as handle:
             if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -99,7 +106,7 @@ class SharedTable:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For moments: what is read and written in the block, no other run writes meanwhile."""
+        """Within `share`, for short times: no other run writes the table or the log during the block."""
         with (self.folder / ".writing").open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -111,7 +118,7 @@ class SharedTable:
             raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
 
     def _clear_up(self) -> None:
-        # Where the disk's locks do not reach other machines, their claims do.
+        # On disks whose locks do not reach other machines, claims still show that other runs are alive.
         with Claims(self.claims) as claims:
             if not any(claim.alive for claim in claims.all()):
                 atomic.sweep(self.folder)
@@ -120,26 +127,30 @@ class SharedTable:
         """The rows of the table, in its order; none where there is no file yet.
 
         Raises:
-            StudyError: not such a table.
+            StudyError: the file is not a table of slides.
         """
         if not self.table.exists():
             return []
-        try:
-            with self.table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
-                missing = {"slide_id", "path"} - set(header)
-                cells = [row for row in reader if row]
-        except (csv.Error, OSError) as error:
-            raise StudyError(f"{self.table}: cannot be read ({error})", "mend or remove it") from error
-        if missing or any(len(row) > len(header) for row in cells):
-            what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
-            raise StudyError(f"{self.table}: {what}", "separate by commas; mend or remove it")
-        empty = dict.fromkeys((*self.columns, *header), "")
-        return [empty | dict(zip(header, map(tables.text_of, row), strict=False)) for row in cells]
+        found = read_table(self.table, StudyError, ours=True)
+        missing = {"slide_id", "path"} - set(found.columns)
+        if missing:
+            what = f"{self.table}: lacks the column {', '.join(sorted(missing))}; it has {', '.join(found.columns[:8])}"
+            raise StudyError(what, "put back the header row; the other columns stay as they are")
+        empty = dict.fromkeys((*self.columns, *found.columns), "")
+        rows = [empty | {name: text for name, text in row.items() if name} for row in found.rows.values()]
+        for row in rows:
+            row["mpp"] = decimal_point(row.get("mpp", ""))  # spreadsheets of half the world write 0,5
+        return rows
 
     def write_slides(self, rows: list[Row]) -> None:
-        """Replace the table, whole; columns that users added stay."""
+        """Replace the table as a whole; columns that users added stay.
+
+        Args:
+            rows: the rows, in order.
+
+        Raises:
+            OSError: the table cannot be written.
+        """
         columns = dict.fromkeys([*self.columns, *(name for row in rows for name in row)])
         with (
             atomic.whole(self.table) as part,
@@ -151,7 +162,7 @@ class SharedTable:
 
 
 def _flock(handle: IO[str], how: int) -> bool:
-    """Whether a lock could be had; False where others have it."""
+    """Whether the lock was acquired; False where others hold it."""
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:

@@ -110,11 +110,15 @@ class SlideEncoder(nn.Module):
     Args:
         settings: what to build.
         seed: of the initial weights; the global generator is neither used nor moved.
+
+    Attributes:
+        about: what `load` found of the training: its settings, the slides, fingerprints; empty before any training.
     """
 
     def __init__(self, settings: EncoderSettings | None = None, seed: int = 0) -> None:
         super().__init__()
         self.settings = chosen = settings or EncoderSettings()
+        self.about: dict[str, Any] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
@@ -129,6 +133,14 @@ class SlideEncoder(nn.Module):
                 else None
             )
             self.parts = Parts(chosen.parts) if chosen.normalise else None
+
+    def __repr__(self) -> str:
+        chosen, weights = self.settings, sum(p.numel() for p in self.parameters())
+        trained = f"trained on {len(self.about['slides'])} slides" if self.about.get("slides") else "not trained"
+        return (
+            f"SlideEncoder({chosen.arch}, tiles of {chosen.in_dim} numbers -> slides of {chosen.vector_dim}, "
+            f"{weights:,} weights, {trained})"
+        )
 
     def forward(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
         """Slide vectors of a batch of views.
@@ -283,8 +295,14 @@ class SlideEncoder(nn.Module):
             config = json.loads((folder / "config.json").read_text("utf-8"))
             if not isinstance(config, dict) or config.get("format") != FORMAT:
                 raise FileFormatError(f"{folder / 'config.json'} does not describe a slide encoder", hint)
+<<<<<<< HEAD
             encoder = cls(from_dict(EncoderSettings, BEFORE | config["settings"]))
             encoder.load_state_dict(load_file(folder / weights))
+=======
+            encoder = cls(from_dict(EncoderSettings, config["settings"]))
+            encoder.load_state_dict(load_file(folder / "model.safetensors"))
+            encoder.about = dict(config.get("about") or {})
+>>>>>>> main
         except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
             raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", hint) from error
         return encoder.eval()
