@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 from rich.table import Table
 
 from histossl.cli.nuclei_learning import adapted_here, learn_model, learned_here, state_of
@@ -22,18 +23,19 @@ from histossl.core import atomic, tables
 from histossl.core.config import fingerprint
 from histossl.core.console import console, say
 from histossl.core.errors import LabelError, SettingsError
+from histossl.core.names import folded
 from histossl.execution.cluster import open_workers
 from histossl.execution.shared_table import SharedTable
 from histossl.execution.workers import Workers
-from histossl.nuclei import export, strata
-from histossl.nuclei.instances import Nuclei, concatenate
+from histossl.nuclei import strata
+from histossl.nuclei.geojson import Outlined, label_image, read_outlined
 from histossl.nuclei.maps import DENSITY
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
 from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings
-from histossl.wsi.slide import EXTENSIONS, find_slides
+from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
 
 if TYPE_CHECKING:
     pass
@@ -106,7 +108,7 @@ def segment(
         device: auto, cpu or cuda.
     """
     files = [Path(os.path.abspath(file)) for file in _files(inputs)]
-    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
+    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
@@ -194,7 +196,14 @@ def _groups_table(groups: list[strata.Group], kind: str) -> Table:
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
-    files = [file for path in inputs for file in (find_slides(path) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in inputs:
+        found = look_for_slides(path) if path.is_dir() else Found([path])
+        files += found.slides
+        if found.passed:
+            some = "; ".join(f"{file.name} {why}" for file, why in list(found.passed.items())[:3])
+            more = f"; and {len(found.passed) - 3} more" if len(found.passed) > 3 else ""
+            say(f"note: passed over {len(found.passed)} files that may be slides: {some}{more}", "yellow")
     if not files:
         raise SettingsError("no images or slides there", f"formats are {', '.join(sorted(EXTENSIONS))}")
     return files
@@ -227,7 +236,7 @@ def _model_state(model: str) -> list[object]:
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
 
 
-_LABEL_FILES = (".tif", ".tiff", ".png", ".geojson", ".geojson.gz")
+_LABEL_FILES = (".tif", ".tiff", ".png", ".json", ".geojson", ".geojson.gz")
 
 
 def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -264,22 +273,24 @@ def _labels_in(folder: Path) -> dict[str, Path]:
 
 
 def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    a, b = _read_labels(prediction), _read_labels(truth)
-    if isinstance(a, Nuclei) and isinstance(b, Nuclei):
-        far = export.extent(concatenate([a, b]))
-        size = export.Size(int(far.width), int(far.height))
-        return export.label_image(a, size), export.label_image(b, size)
-    if isinstance(a, Nuclei):
-        assert isinstance(b, np.ndarray)
-        return export.label_image(a, export.Size(b.shape[1], b.shape[0])), b
-    if isinstance(b, Nuclei):
-        return a, export.label_image(b, export.Size(a.shape[1], a.shape[0]))
+    read = _read_labels(prediction), _read_labels(truth)
+    sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        what = f"{prediction} is {sizes[0][1]} x {sizes[0][0]} pixels, {truth} {sizes[1][1]} x {sizes[1][0]}"
+        raise LabelError(what, "score label images of the same picture")
+    shapes = [labels.shapes for labels in read if not isinstance(labels, np.ndarray)]
+    far = np.max([shapely.total_bounds(part)[2:] for part in shapes if len(part)] or [[1, 1]], axis=0)
+    height, width = sizes[0] if sizes else (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
+    a, b = (part if isinstance(part, np.ndarray) else label_image(part, height, width) for part in read)
     return a, b
 
 
-def _read_labels(path: Path) -> np.ndarray | Nuclei:
-    if path.name.endswith((".geojson", ".geojson.gz")):
-        return export.read_geojson(path)
+def _read_labels(path: Path) -> np.ndarray | Outlined:
+    if path.name.endswith((".geojson", ".geojson.gz", ".json")):
+        found = read_outlined(path)
+        if told := found.said():
+            say(f"note: {path}: {told}", "yellow")
+        return found
     from skimage.io import imread
 
     try:

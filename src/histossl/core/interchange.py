@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from histossl.core.atomic import whole
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.hdf5 import ROWS_A_CHUNK
+from histossl.core.sidecars import files_of
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
     """
     from histossl.core.console import say
 
-    paths = [source] if source.is_file() else sorted([*source.glob("*.h5"), *source.glob("*.pt")])
+    paths, others = ([source], []) if source.is_file() else files_of(source, (".h5", ".hdf5", ".pt"))
     if not paths:
         raise FileFormatError(f"{source}: no .h5 or .pt files", "give a file or a folder of features")
     if to not in LAYOUTS:
@@ -287,5 +288,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
         except FileFormatError as error:
             say(f"FAILED {error}", "red")
             failed += 1
+    if others:
+        say(f"{len(others)} other files there were not read: {', '.join(path.name for path in others[:3])}", "yellow")
     say(f"{len(paths) - failed} of {len(paths)} slides: {out}", "green")
     return 1 if failed else 0

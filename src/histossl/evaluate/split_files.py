@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from histossl.core.errors import LabelError
-from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_label_rows
+from histossl.core.names import Known, folded
+from histossl.core.sidecars import is_sidecar
+from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
 _ALIASES = {
@@ -44,6 +47,21 @@ class Split:
         """
         return [slide for slide, found in self.sides.items() if set(found) & set(sides)]
 
+    def named_as(self, slides: Iterable[str]) -> Split:
+        """The split with the names of its slides spelt as these are, where it means one of them."""
+        known = Known(slides)
+        spelt = {slide: known.get(slide) or slide for slide in self.sides}
+        return Split(
+            self.name,
+            {spelt[slide]: sides for slide, sides in self.sides.items()},
+            {spelt.get(slide, slide): line for slide, line in self.lines.items()},
+        )
+
+    def only(self, slides: Collection[str]) -> Split:
+        """The split without the slides that are not among these."""
+        kept = {slide: sides for slide, sides in self.sides.items() if slide in slides}
+        return Split(self.name, kept, {slide: self.lines[slide] for slide in kept})
+
 
 def read_splits(path: Path) -> list[Split]:
     """Read a split file, or every .csv below a folder.
@@ -65,7 +83,7 @@ def read_splits(path: Path) -> list[Split]:
         LabelError: the folder has no .csv, a file has none of these formats, or a split has no slides to train or test.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.csv")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*.csv") if not is_sidecar(p.name)) if path.is_dir() else [path]
     if not files:
         raise LabelError(f"{path}: no .csv in it", "give a split file or a folder of them")
     found = []
@@ -123,7 +141,30 @@ def _side(word: str) -> str:
 def _split(name: str, named: list[tuple[str, str, int]]) -> Split:
     sides: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
-    for slide, side, line in named:
+    first: dict[str, str] = {}
+    for written, side, line in named:
+        slide = first.setdefault(folded(written), written)  # a slide in two spellings on two sides is one slide
         sides[slide] = tuple(dict.fromkeys((*sides.get(slide, ()), side)))
         lines.setdefault(slide, line)
     return Split(name, sides, lines)
+
+
+def known_slides(splits: Sequence[Split], slides: Collection[str]) -> tuple[list[Split], tuple[str, ...]]:
+    """The splits with the slides that are known alone, spelt as there; and a complaint about the others of each.
+
+    Raises:
+        LabelError: a side has no known slide, or a name differs from a slide's by its extension alone.
+    """
+    found, complaints = [], []
+    for split in splits:
+        spelt = split.named_as(slides)
+        lost = {slide: spelt.lines[slide] for slide in spelt.sides if slide not in slides}
+        complaints += absent_slides(split.name, lost, sorted(slides), "slides of the split")
+        kept = spelt.only(slides)
+        for side in ("train", "test"):
+            if not kept.on(side):
+                some = ", ".join(map(repr, list(lost)[:3]))
+                what = f"{split.name}: none of the slides to {side} is known: {some}"
+                raise LabelError(what, "are these the table and vectors of the split?")
+        found.append(kept)
+    return found, tuple(complaints)

@@ -13,7 +13,7 @@ from typing import IO
 
 from histossl.core import atomic, tables
 from histossl.core.errors import StudyError
-from histossl.core.tables import Row
+from histossl.core.tables import Row, decimal_point, read_table
 from histossl.execution.claims import Claims
 
 
@@ -131,19 +131,16 @@ class SharedTable:
         """
         if not self.table.exists():
             return []
-        try:
-            with self.table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
-                missing = {"slide_id", "path"} - set(header)
-                cells = [row for row in reader if row]
-        except (csv.Error, OSError) as error:
-            raise StudyError(f"{self.table}: cannot be read ({error})", "repair or remove it") from error
-        if missing or any(len(row) > len(header) for row in cells):
-            what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
-            raise StudyError(f"{self.table}: {what}", "separate by commas; repair or remove it")
-        empty = dict.fromkeys((*self.columns, *header), "")
-        return [empty | dict(zip(header, map(tables.text_of, row), strict=False)) for row in cells]
+        found = read_table(self.table, StudyError, ours=True)
+        missing = {"slide_id", "path"} - set(found.columns)
+        if missing:
+            what = f"{self.table}: lacks the column {', '.join(sorted(missing))}; it has {', '.join(found.columns[:8])}"
+            raise StudyError(what, "put back the header row; the other columns stay as they are")
+        empty = dict.fromkeys((*self.columns, *found.columns), "")
+        rows = [empty | {name: text for name, text in row.items() if name} for row in found.rows.values()]
+        for row in rows:
+            row["mpp"] = decimal_point(row.get("mpp", ""))  # spreadsheets of half the world write 0,5
+        return rows
 
     def write_slides(self, rows: list[Row]) -> None:
         """Replace the table as a whole; columns that users added stay.

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from histossl.core.atomic import whole, whole_folder
 from histossl.core.errors import SettingsError
-from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
+from histossl.nuclei.instances import MEASURES, Nuclei
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
@@ -286,33 +286,14 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
 
 
 def read_geojson(path: Path) -> Nuclei:
-    """Outlines of a GeoJSON of polygons (ours, or QuPath's); measures are zero but for the centroid.
+    """Outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`; measures are zero but the centroid.
 
     Raises:
         LabelError: not a GeoJSON of polygons.
     """
-    from histossl.core.errors import LabelError
+    from histossl.nuclei.geojson import read_outlined
 
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            data = json.load(file)
-        features = data["features"] if isinstance(data, dict) else data
-        shapes = [shapely.geometry.shape(feature["geometry"]) for feature in features]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
-        hint = "give a FeatureCollection as QuPath writes it"
-        raise LabelError(f"{path}: no GeoJSON of polygons ({error})", hint) from error
-    rings = [
-        np.asarray(part.exterior.coords, np.float32)[:-1, :2]
-        for shape in shapes
-        for part in shapely.get_parts(shape)
-        if isinstance(part, shapely.Polygon) and not part.is_empty
-    ]
-    if not rings:
-        return concatenate([])
-    start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
-    measures = np.zeros((len(rings), len(MEASURES)), np.float32)
-    measures[:, :2] = [ring.mean(0) for ring in rings]
-    return Nuclei(np.concatenate(rings), start, measures)
+    return read_outlined(path).nuclei()
 
 
 def extent(nuclei: Nuclei) -> Region:

@@ -14,7 +14,7 @@ from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import trained_as
-from histossl.study.folder import Row, Study
+from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
 from histossl.study.times import timed
 
@@ -62,5 +62,6 @@ def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
     """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
     return [
         [row["slide_id"], row["patient_id"], str(fingerprints.fingerprint_of(study.features(row["slide_id"])))]
+        + [f"{name}={text}" for name, text in row.items() if name not in COLUMNS and text]
         for row in rows
     ]

@@ -14,7 +14,9 @@ from histossl.core.errors import StudyError
 from histossl.core.tables import Row
 from histossl.execution.shared_table import SharedTable
 
-COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
+COLUMNS = (
+    "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
+)  # fmt: skip
 
 
 _SHOWN = 10  # rows of a study that a notebook shows
@@ -24,7 +26,8 @@ class Study(SharedTable):
     """Where everything of a study stands; makes the folder where there is none.
 
     Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
-    what stands.
+    what stands, `note` what a reader of the file should know, `content` the fingerprint of the file by which a slide is
+    known again elsewhere.
 
     Args:
         folder: of the study.

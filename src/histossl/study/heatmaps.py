@@ -63,6 +63,8 @@ def heatmaps_study(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
     table = read_labels(labels, source.ids, settings.targets, source.patients)
+    for line in (*source.notes, *table.notes):
+        say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)
     vectors = dict(zip(source.ids, next(iter(source.vectors.values())), strict=True))
     explainer = Explainer(study, device)

@@ -21,6 +21,8 @@ from histossl.core.config import fingerprint, to_dict
 from histossl.core.console import progress_bar
 from histossl.core.errors import FileFormatError, HistosslError, SettingsError, StudyError
 from histossl.core.interchange import TileFeatures, attributes_of, read_tile_features
+from histossl.core.names import folded
+from histossl.core.sidecars import files_of
 from histossl.encoders.external import hash_of
 from histossl.execution.failures import fail, failure_reason, report_failures
 from histossl.gigassl.encoder import SlideEncoder
@@ -83,7 +85,7 @@ def import_features(study: Study, origin: FeatureOrigin, spatial: bool = True) -
         raise StudyError(f"{study.folder}: made from slides, not from features", "use another --out")
     about = {"adopted": os.path.abspath(origin.folder), "stride": origin.stride, "mpp": origin.mpp}
     study.settle("encode", about, study.folder / "features")
-    pictures = {} if origin.slides is None else {path.stem: path for path in find_slides(origin.slides)}
+    pictures = {} if origin.slides is None else {folded(path.stem): path for path in find_slides(origin.slides)}
     rows = _rows(study, files, pictures)
     dims: dict[str, int] = {}
     with progress_bar("slides", len(rows)) as bar:
@@ -142,8 +144,8 @@ def feature_files(folder: Path) -> list[Path]:
     Raises:
         StudyError: there are no such files.
     """
-    for one in (folder, folder / "h5_files", folder / "features", folder / "pt_files"):
-        found = {path.stem: path for suffix in ("*.pt", "*.h5") for path in sorted(one.glob(suffix))}
+    for place in (folder, folder / "h5_files", folder / "features", folder / "pt_files"):
+        found = {path.stem: path for kinds in ((".pt",), (".h5", ".hdf5")) for path in files_of(place, kinds)[0]}
         if found:
             return [found[name] for name in sorted(found)]
     raise StudyError(f"{folder}: no .h5 or .pt files of features", "give a folder with one file per slide")
@@ -151,17 +153,17 @@ def feature_files(folder: Path) -> list[Path]:
 
 def _rows(study: Study, files: list[Path], pictures: dict[str, Path]) -> list[tuple[Row, Path | None]]:
     """One row per file, which keeps what users wrote, and a failed row for each slide whose file no longer exists."""
-    known = {row["slide_id"]: row for row in study.slides()}
+    known = {folded(row["slide_id"]): row for row in study.slides()}
     rows: list[tuple[Row, Path | None]] = []
     for path, (name, complaint) in zip(files, slide_names(files), strict=True):
-        row = known.pop(name, dict.fromkeys(COLUMNS, "") | {"slide_id": name})
-        row["path"] = str(pictures.get(name, row["path"]))
+        row = known.pop(folded(name), dict.fromkeys(COLUMNS, "") | {"slide_id": name})
+        row["path"] = str(pictures.get(folded(name), row["path"]))
         row |= {"status": "", "error": ""}
         if complaint:
             fail(row, complaint)
         rows.append((row, None if complaint else path))
     for row in known.values():
-        fail(row, f"{row['slide_id']}: its features are no longer there; put them back or delete its row")
+        fail(row, f"{row['slide_id']}: its features are no longer there; put them back: its row is kept until then")
         rows.append((row, None))
     return rows
 

@@ -18,6 +18,7 @@ from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.embeddings import Embeddings, read_embeddings, write_embeddings
 from histossl.core.errors import StudyError
+from histossl.core.names import folded
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
@@ -69,11 +70,12 @@ def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool
 def _united(study: Study) -> list[Row]:
     """One row per slide, of the first source that has its features; what users wrote into the study's table is kept."""
     found: dict[str, Row] = {}
+    spelt: dict[str, str] = {}
     for part in study.sources:
         for row in part.slides():
-            name = row["slide_id"]
+            name = spelt.setdefault(folded(row["slide_id"]), row["slide_id"])
             if name not in found or (found[name]["status"] != "encoded" and row["status"] == "encoded"):
-                found[name] = dict(row)
+                found[name] = dict(row) | {"slide_id": name}
     for row in study.slides():
         if row["slide_id"] in found:
             more = {name: text for name, text in row.items() if name == "patient_id" or name not in COLUMNS}

@@ -189,9 +189,9 @@ def _geojson(path: Path) -> tuple[NDArray, NDArray[np.int64]]:
             points = np.concatenate([points for points, _ in found]) if found else np.empty((0, 2), np.float32)
             counts = np.concatenate([counts for _, counts in found]) if found else np.empty(0, np.int64)
             return points, counts
-    from histossl.nuclei.export import read_geojson
+    from histossl.nuclei.geojson import read_outlined
 
-    nuclei = read_geojson(path)
+    nuclei = read_outlined(path).nuclei()
     return nuclei.points, np.diff(nuclei.start)
 
 

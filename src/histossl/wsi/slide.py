@@ -11,7 +11,6 @@ import html
 import io
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from histossl.core.errors import SettingsError, SlideError
+from histossl.wsi.content import chosen_picture
+from histossl.wsi.folders import EXTENSIONS, look_for_slides
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
 from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, describe_error
@@ -31,14 +32,7 @@ from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, c
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
-
-# fmt: off
-EXTENSIONS = frozenset([
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm",
-    ".png", ".jpg", ".jpeg",
-])
-# fmt: on
+__all__ = ["EXTENSIONS", "MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
 
 _BLOCK = 2048
 """Side in level pixels of what one step of a read decodes: bounds the memory of a thumbnail of a one-level slide."""
@@ -70,6 +64,11 @@ class Slide:
         self.properties = reader.properties
         self.objective = objective(reader.properties)
         self._reader = reader
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read otherwise than the file may mean it, a sentence each; of plain pictures known once read."""
+        return tuple(getattr(self._reader, "notes", ()))
 
     def read(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """The picture of a region at `mpp`.
@@ -244,7 +243,7 @@ def slide_state(path: Path) -> str:
         SlideError: it is gone, or out of reach.
     """
     try:
-        stat = os.stat(path)
+        stat = os.stat(chosen_picture(path)[0])
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
     return f"{stat.st_size} {stat.st_mtime_ns}"
@@ -253,8 +252,7 @@ def slide_state(path: Path) -> str:
 def find_slides(folder: str | Path) -> list[Path]:
     """The slides in a folder and all folders below it, sorted by path.
 
-    By extension, in upper or lower case; hidden files are none (macOS leaves such beside the true ones), a DICOM series
-    counts once, and the JPEGs beside a .vms are that slide's own.
+    See `look_for_slides`, which also says what else lies there.
 
     Args:
         folder: to search.
@@ -265,48 +263,11 @@ def find_slides(folder: str | Path) -> list[Path]:
     Raises:
         SettingsError: there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise SettingsError(f"there is no folder {folder}", "pass the folder that holds the slides")
-    files = [file for file in _files(folder) if file.suffix.lower() in EXTENSIONS]
-    vms = {file.parent for file in files if file.suffix.lower() == ".vms"}
-    series: set[bytes] = set()
-    found = []
-    for file in sorted(files):
-        kind = file.suffix.lower()
-        if kind == ".dcm":
-            uid = _dicom_series(file)
-            if uid in series:
-                continue
-            series.add(uid)
-        if not (kind in (".jpg", ".jpeg") and file.parent in vms):
-            found.append(file)
-    return found
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden; links are followed, each folder is entered once."""
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(root, name) for name in names if not name.startswith("."))
-        seen.add(real)
-
-
-def _dicom_series(path: Path) -> bytes:
-    """The unique id of a DICOM file's series, or its own name where it has none."""
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(65536)
-    except OSError:
-        head = b""
-    match = re.search(rb"\x20\x00\x0e\x00UI.\x00([0-9.]+)", head, re.DOTALL)
-    return match[1] if match else os.fsencode(path)
+    return look_for_slides(folder).slides
 
 
 def _check_file(path: Path) -> None:
+    path = chosen_picture(path)[0]
     if path.is_dir():
         raise SlideError(path, "is a folder, not a slide")
     try:
