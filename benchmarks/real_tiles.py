@@ -106,7 +106,9 @@ def ahead(rows: list[dict], table: pd.DataFrame, task: str, labels: int | str, p
         weight = np.bincount(rng.integers(patient.max() + 1, size=patient.max() + 1), minlength=patient.max() + 1)
         both = [np.mean([within_folds(s, truth, fold, weight[patient]) for s in scores[:3]]) for scores in (one, other)]
         drawn_ones.append(both[0] - both[1])
-    middle = np.mean([within_folds(a, truth, fold) - within_folds(b, truth, fold) for a, b in zip(one, other, strict=True)])
+    middle = np.mean(
+        [within_folds(a, truth, fold) - within_folds(b, truth, fold) for a, b in zip(one, other, strict=True)]
+    )
     low, high = np.percentile(drawn_ones, [2.5, 97.5])
     return f"{task}, {labels} labels: {middle:+.3f} ({low:+.3f} to {high:+.3f})"
 
