@@ -1,4 +1,4 @@
-"""Separates the nuclei of a confidence map, outlines and measures them; imports no torch, for small worker processes."""
+"""Separates the nuclei of a confidence map, outlines and measures them; imports no torch, to keep workers small."""
 
 from __future__ import annotations
 
@@ -295,6 +295,9 @@ def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
 # Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
 _DR = np.array([0, 1, 0, -1])
 _DC = np.array([1, 0, -1, 0])
+# The pixel to the right of the edge ahead of a corner; the one to the left is that of the direction before.
+_RIGHT_R = np.array([0, 0, -1, -1])
+_RIGHT_C = np.array([0, -1, -1, 0])
 
 
 @njit(cache=True)
@@ -318,14 +321,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
     corner_r, corner_c = r, c
     while True:
         # The pixels to the right and to the left of the edge ahead.
-        if heading == 0:
-            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ir, ic = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        jr, jc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if at >= 0:
             inner, outer = confidence[ir, ic], confidence[jr, jc]
             part = 0.5
@@ -338,14 +335,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
         corner_r += _DR[heading]
         corner_c += _DC[heading]
         # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        if heading == 0:
-            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ar, ac = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        br, bc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if labels[ar, ac] != k:
             heading = (heading + 1) % 4
         elif labels[br, bc] == k:
