@@ -17,7 +17,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
-from histossl.nuclei.morphology import diameters, spreads
+from histossl.nuclei.morphology import diameters, eccentricities, spreads
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -268,30 +268,12 @@ def outline_instances(
     length = shapely.length(shapes)
     wide = diameters(hulls) * mpp
     columns = [
-        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, _eccentricity(labels, count),
+        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, eccentricities(labels, count),
         area / np.maximum(shapely.area(hulls), 1e-9), hematoxylin[:, 0], eosin[:, 0], sure[:, 0],
         np.minimum(4 * np.pi * area / np.maximum(length, 1e-9) ** 2, 1), wide[:, 0], wide[:, 1],
         *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
-
-
-def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    y, x = np.nonzero(labels)
-    names = labels[y, x]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
-    first = np.zeros(count + 1, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]
-    y, x = y - y[first[names]], x - x[first[names]]
-
-    def mean(values: NDArray) -> NDArray:
-        return np.bincount(names, values, count + 1)[1:] / pixels
-
-    mx, my = mean(x), mean(y)
-    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
-    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
-    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
 
 
 # Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
