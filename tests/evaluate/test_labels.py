@@ -94,7 +94,7 @@ def test_numbers_after_a_dot_are_no_extension(table):
 
 
 def test_other_encodings_and_missing_files_say_what_to_do(table, tmp_path):
-    with pytest.raises(LabelError, match="workbook.*CSV UTF-8"):
+    with pytest.raises(LabelError, match=r"workbook.*CSV UTF-8"):
         read_labels(table("PK\x03\x04", "cp1252"), SLIDES)
     with pytest.raises(LabelError, match="No such file"):
         read_labels(tmp_path / "none.csv", SLIDES)

@@ -31,14 +31,28 @@ class Embeddings:
         vectors: name -> (N, d) float32; the first is the slide vectors themselves (X), the others are baselines.
         settings: of every stage that made them.
         fingerprint: of all that made them.
+        parts: of every number of the slide vectors, the name of its part; empty where nobody says.
     """
 
     slides: pd.DataFrame
     vectors: dict[str, NDArray[np.float32]]
     settings: dict[str, Any]
     fingerprint: str
+    parts: tuple[str, ...] = ()
 
 
+<<<<<<< HEAD
+def write_embeddings(
+    path: Path,
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
+) -> None:
+    """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings; `var` has
+    the column `part` where the part of each number of X is known.
+=======
 def embeddings_table(
     slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
 ) -> AnnData:
@@ -49,6 +63,7 @@ def embeddings_table(
         vectors: name -> (N, d) floats.
         settings: of every stage that made them.
         made: the fingerprint of all that made them.
+>>>>>>> main
     """
     from anndata import AnnData
 
@@ -60,6 +75,7 @@ def embeddings_table(
     return AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
+        var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
         obsm=baselines,
         uns={
             "histossl": {
@@ -93,6 +109,8 @@ def read_embeddings(path: Path) -> Embeddings:
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
-        return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+        settings, made = json.loads(about["settings"]), str(about["fingerprint"])
+        return Embeddings(pd.DataFrame(data.obs), vectors, settings, made, parts)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error

@@ -1,5 +1,4 @@
-"""The default method: a small network learns, from the slides that it is asked about, what their surest nuclei have
-in common.
+"""Self-training: a small network learns from unlabelled slides what their surest nuclei have in common.
 
 The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
 size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot

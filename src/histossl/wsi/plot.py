@@ -25,14 +25,14 @@ def axes_or_new(ax: Axes | None, size: Size | None = None) -> Axes:
         return ax
     import matplotlib.pyplot as plt
 
-    ax = plt.subplots(layout="constrained")[1]
-    ax.set_aspect("equal")
-    ax.set_axis_off()
+    axes: Axes = plt.subplots(layout="constrained")[1]
+    axes.set_aspect("equal")
+    axes.set_axis_off()
     if size is None:
-        ax.yaxis.set_inverted(True)
+        axes.yaxis.set_inverted(True)
     else:
-        ax.set(xlim=(0, size.width), ylim=(size.height, 0))
-    return ax
+        axes.set(xlim=(0, size.width), ylim=(size.height, 0))
+    return axes
 
 
 def draw_picture(rgb: NDArray[np.uint8], size: Size, mpp: float, title: str, ax: Axes | None = None) -> Axes:
@@ -48,15 +48,15 @@ def draw_picture(rgb: NDArray[np.uint8], size: Size, mpp: float, title: str, ax:
     Returns:
         The axes, in level-0 pixels.
     """
-    ax = axes_or_new(ax, size)
-    ax.imshow(rgb, extent=(0, size.width, size.height, 0), interpolation="antialiased")
-    ax.set_title(title, fontsize="medium")
+    axes = axes_or_new(ax, size)
+    axes.imshow(rgb, extent=(0, size.width, size.height, 0), interpolation="antialiased")
+    axes.set_title(title, fontsize="medium")
     length = _round_length(size.width * mpp / 5)
     x0, y = 0.04 * size.width, 0.96 * size.height
-    ax.plot([x0, x0 + length / mpp], [y, y], color="black", linewidth=2.5, solid_capstyle="butt")
+    axes.plot([x0, x0 + length / mpp], [y, y], color="black", linewidth=2.5, solid_capstyle="butt")
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    ax.text(x0, y - 0.015 * size.height, text, fontsize="small", va="bottom")
-    return ax
+    axes.text(x0, y - 0.015 * size.height, text, fontsize="small", va="bottom")
+    return axes
 
 
 def _round_length(micrometres: float) -> float:
@@ -113,11 +113,11 @@ def draw_polygons(
     """
     from matplotlib.collections import PolyCollection
 
-    new, ax = ax is None, axes_or_new(ax, size)
+    new, axes = ax is None, axes_or_new(ax, size)
     how: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.8}
     if values is not None:
         how = {"array": np.asarray(values, np.float64), "cmap": colour, "alpha": 0.6, "linewidths": 0}
-    ax.add_collection(PolyCollection(list(rings), closed=True, **how), autolim=new and size is None)
+    axes.add_collection(PolyCollection(list(rings), closed=True, **how), autolim=new and size is None)
     if new and size is None:
-        ax.autoscale_view()
-    return ax
+        axes.autoscale_view()
+    return axes

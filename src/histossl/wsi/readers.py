@@ -59,7 +59,9 @@ class Reader(Protocol):
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
+        ...
 
 
 _ABUTTING = ("aperio", "generic-tiff")  # vendors whose tiles neither overlap nor are placed one by one
