@@ -41,20 +41,12 @@ class Embeddings:
     parts: tuple[str, ...] = ()
 
 
-<<<<<<< HEAD
-def write_embeddings(
-    path: Path,
+def embeddings_table(
     slides: Sequence[Row],
     vectors: Mapping[str, NDArray],
     settings: dict[str, Any],
     made: str,
     parts: Sequence[str] = (),
-) -> None:
-    """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings; `var` has
-    the column `part` where the part of each number of X is known.
-=======
-def embeddings_table(
-    slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
 ) -> AnnData:
     """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
 
@@ -63,7 +55,7 @@ def embeddings_table(
         vectors: name -> (N, d) floats.
         settings: of every stage that made them.
         made: the fingerprint of all that made them.
->>>>>>> main
+        parts: of every number of X the name of its part, which becomes the column `part` of var; empty where unknown.
     """
     from anndata import AnnData
 
@@ -88,10 +80,15 @@ def embeddings_table(
 
 
 def write_embeddings(
-    path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+    path: Path,
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
 ) -> None:
     """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
-    data = embeddings_table(slides, vectors, settings, made)
+    data = embeddings_table(slides, vectors, settings, made, parts)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 

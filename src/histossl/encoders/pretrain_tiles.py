@@ -12,13 +12,8 @@ from histossl.encoders.joint import JointSettings, learn_joint
 from histossl.encoders.moco import MocoSettings, learn_moco
 from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.tile_encoder import save_encoder
-<<<<<<< HEAD
 from histossl.encoders.tile_stream import StreamPlan, TileSource, TileStream
-from histossl.execution.workers import Workers
-=======
-from histossl.encoders.tile_stream import TileSource, TileStream
 from histossl.execution.workers import ThreadExecutor, Workers
->>>>>>> main
 from histossl.training.loop import end_of_training
 
 

@@ -97,6 +97,11 @@ class EncoderSettings:
         return sum(self.parts.values())
 
     @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of every number of the slide's vector, the name of its part."""
+        return tuple(name for name, length in self.parts.items() for _ in range(length))
+
+    @property
     def parts(self) -> dict[str, int]:
         """Names of the parts of the slide's vector, in order, and their lengths."""
         lengths = {"stage": self.dim, "mean": self.in_dim * self.tile_mean}
@@ -113,12 +118,14 @@ class SlideEncoder(nn.Module):
 
     Attributes:
         about: what `load` found of the training: its settings, the slides, fingerprints; empty before any training.
+        rival: what `load` found beside it: the like-for-like encoder of which no weight was trained.
     """
 
     def __init__(self, settings: EncoderSettings | None = None, seed: int = 0) -> None:
         super().__init__()
         self.settings = chosen = settings or EncoderSettings()
         self.about: dict[str, Any] = {}
+        self.rival: tuple[SlideEncoder, ...] = ()  # a tuple, so that it is no part of this module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
@@ -295,14 +302,11 @@ class SlideEncoder(nn.Module):
             config = json.loads((folder / "config.json").read_text("utf-8"))
             if not isinstance(config, dict) or config.get("format") != FORMAT:
                 raise FileFormatError(f"{folder / 'config.json'} does not describe a slide encoder", hint)
-<<<<<<< HEAD
             encoder = cls(from_dict(EncoderSettings, BEFORE | config["settings"]))
             encoder.load_state_dict(load_file(folder / weights))
-=======
-            encoder = cls(from_dict(EncoderSettings, config["settings"]))
-            encoder.load_state_dict(load_file(folder / "model.safetensors"))
             encoder.about = dict(config.get("about") or {})
->>>>>>> main
+            if weights == TRAINED and (folder / UNTRAINED).exists():
+                encoder.rival = (cls.load(folder, UNTRAINED),)
         except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
             raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", hint) from error
         return encoder.eval()
@@ -353,17 +357,3 @@ def made_before(folder: Path) -> str:
     if not isinstance(settings, dict) or "normalise" in settings:
         return ""
     return "it was made by an earlier version: the parts of its vectors are not brought to one scale"
-
-
-def parts_of(folder: Path) -> tuple[str, ...]:
-    """Of every number of the vectors that an encoder makes, the name of its part.
-
-    Raises:
-        FileFormatError: no slide encoder stands there.
-    """
-    try:
-        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
-        lengths = from_dict(EncoderSettings, BEFORE | settings).parts
-    except (OSError, ValueError, KeyError, TypeError, SettingsError) as error:
-        raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", "run pretrain first") from error
-    return tuple(name for name, length in lengths.items() for _ in range(length))

@@ -1,7 +1,4 @@
-"""Separates the nuclei of a confidence map, and measures them: one outline and one row of measures per nucleus.
-
-This module does not import torch: worker processes use it.
-"""
+"""Separates the nuclei of a confidence map, outlines and measures them; imports no torch, to keep workers small."""
 
 from __future__ import annotations
 
@@ -68,13 +65,11 @@ def label_instances(
     outline grows with the nucleus, so its local maxima are the markers.
 
     Args:
-        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in its
-            middle).
+        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside it (1 in the middle).
         mpp: µm per pixel.
         settings: how nuclei are separated.
         learned: whether the depth is learned.
-        origin: (x, y) of the map on its slide in pixels: it breaks ties of the depth, so that the result does not
-            depend on the tile.
+        origin: (x, y) of the map on its slide in pixels; breaks ties of the depth independently of the tile.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -179,7 +174,7 @@ class Nuclei:
         return f"Nuclei({len(self)} outlines{area})"
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a nucleus: `MEASURES`, and `geometry`, its polygon; a GeoDataFrame where geopandas is installed."""
+        """One row per nucleus: `MEASURES` and the polygon, `geometry`; a GeoDataFrame if geopandas is installed."""
         from histossl.nuclei.frames import frame_of
 
         return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))
@@ -190,7 +185,10 @@ class Nuclei:
         Args:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
-            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+            colour: colour of the outlines, or colour map of the values; None takes gold, or "viridis".
+
+        Returns:
+            The axes.
         """
         from histossl.wsi.plot import draw_polygons
 
@@ -279,6 +277,9 @@ def outline_instances(
 # Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
 _DR = np.array([0, 1, 0, -1])
 _DC = np.array([1, 0, -1, 0])
+# The pixel to the right of the edge ahead of a corner; the one to the left is that of the direction before.
+_RIGHT_R = np.array([0, 0, -1, -1])
+_RIGHT_C = np.array([0, -1, -1, 0])
 
 
 @njit(cache=True)
@@ -302,14 +303,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
     corner_r, corner_c = r, c
     while True:
         # The pixels to the right and to the left of the edge ahead.
-        if heading == 0:
-            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ir, ic = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        jr, jc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if at >= 0:
             inner, outer = confidence[ir, ic], confidence[jr, jc]
             part = 0.5
@@ -322,14 +317,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
         corner_r += _DR[heading]
         corner_c += _DC[heading]
         # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        if heading == 0:
-            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ar, ac = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        br, bc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if labels[ar, ac] != k:
             heading = (heading + 1) % 4
         elif labels[br, bc] == k:
@@ -342,8 +331,7 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
 def _outline_steps(labels, count):
     first = _first_pixels(labels, count)
     steps = np.zeros(count, np.int64)
-    nothing = np.zeros((1, 2), np.float32)
-    blank = np.zeros((1, 1), np.float32)
+    nothing, blank = np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32)
     for k in range(1, count + 1):
         steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
     return steps

@@ -17,7 +17,6 @@ from histossl.encoders.tile_encoder import TileEncoder, load_encoder
 from histossl.execution.cluster import Cluster
 from histossl.execution.workers import ThreadExecutor
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
-from histossl.gigassl.encoder import UNTRAINED as RIVAL
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.slide_sources import plain_tiles
@@ -162,17 +161,6 @@ def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
 
 @functools.lru_cache(maxsize=1)
 def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEncoder, ViewSettings]]:
-<<<<<<< HEAD
-    """Of one fingerprint: workers outlive the encoder that stands in a folder."""
-    where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
-    encoder = SlideEncoder.load(folder).to(where).eval()
-    if (folder / RIVAL).exists():  # like for like: all that is not trained is the same
-        rival = SlideEncoder.load(folder, RIVAL).to(where).eval()
-        return [(GIGA, encoder, trained.view), (UNTRAINED, rival, trained.view)]
-    plain = replace(encoder.settings, prototypes=0, normalise=False)
-    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
-    # The strongest form of that rival: all tiles at once.
-=======
     """The networks of one fingerprint: a worker may live longer than the encoder in a folder."""
     trained = from_dict(PretrainSettings, trained_as(folder)["pretrain"])
     return networks_of(SlideEncoder.load(folder), trained, device)
@@ -190,8 +178,10 @@ def networks_of(
     """
     where = pick_device(device)
     encoder = encoder.to(where).eval()
-    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
+    if encoder.rival:  # like for like: all that is not trained is the same
+        return [(GIGA, encoder, trained.view), (UNTRAINED, encoder.rival[0].to(where).eval(), trained.view)]
+    plain = replace(encoder.settings, prototypes=0, normalise=False)
+    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
     # The untrained baseline scores best on all tiles at once.
->>>>>>> main
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
     return [(GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)]
