@@ -74,7 +74,15 @@ def embeddings_table(
 def write_embeddings(
     path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
 ) -> None:
-    """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
+    """Write what `embeddings_table` makes as an AnnData file, whole or absent.
+
+    Args:
+        path: the file to write.
+        slides: rows of slides.csv, one per slide, in the order of the vectors.
+        vectors: name -> (slides, d) float32; the first becomes X, the others obsm.
+        settings: settings that made the vectors.
+        made: fingerprint of the vectors.
+    """
     data = embeddings_table(slides, vectors, settings, made)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
@@ -83,8 +91,14 @@ def write_embeddings(
 def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 
+    Args:
+        path: the .h5ad file.
+
+    Returns:
+        The table of slides, the vectors by name, the settings and the fingerprint.
+
     Raises:
-        FileFormatError: absent, truncated, or not such a file.
+        FileFormatError: the file is absent, truncated, or not such a file.
     """
     from anndata import read_h5ad
 

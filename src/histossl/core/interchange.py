@@ -165,7 +165,15 @@ def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
 
 
 def write_tile_features(bag: TileFeatures, folder: Path, layout: str) -> Path:
-    """Write one slide in a layout, whole or absent; returns the file's path.
+    """Write the features of one slide in the layout of another tool, whole or absent.
+
+    Args:
+        bag: the features; all layouts but "clam-pt" need coordinates.
+        folder: the folder to write into.
+        layout: a key of LAYOUTS.
+
+    Returns:
+        The path of the file, named after the slide.
 
     Raises:
         SettingsError: an unknown layout.
@@ -204,9 +212,16 @@ def _trident(bag: TileFeatures, part: Path) -> None:
 
 
 def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
-    """What TRIDENT and we write beside `coords`, as far as it is known; the places and the extent are needed.
+    """The attributes that TRIDENT and histossl write beside `coords`, as far as they are known.
 
-    Where the source does not carry the slide's size, the least that holds all tiles stands for it.
+    Where the source does not carry the slide's size, the smallest size that holds all tiles replaces it.
+
+    Args:
+        bag: the features; coordinates and extent are needed.
+        folder: name of the folder that is written into.
+
+    Returns:
+        Name of the attribute -> value; lengths in level-0 pixels unless their name says otherwise.
     """
     assert bag.xy is not None
     assert bag.extent is not None

@@ -122,10 +122,16 @@ class CohortTable:
 
 
 def read_cohort_table(path: Path) -> CohortTable:
-    """Read a table of slides: slide_id, and where there are such columns patient_id, site and label.
+    """Read a table of slides: slide_id, and optional columns patient_id, site, label, scanner and mpp.
 
-    Where patients or sites are not given, slides that carry a TCGA barcode say them: TCGA-A2-A1FZ-01Z-… is patient
+    Where patients or sites are not given, they are taken from TCGA barcodes: slide TCGA-A2-A1FZ-01Z-… is of patient
     TCGA-A2-A1FZ of site A2.
+
+    Args:
+        path: the table, see `read_table`.
+
+    Returns:
+        The cohort by slide; a slide without a patient is a patient of its own.
 
     Raises:
         LabelError: not such a table, or a slide is named twice.
@@ -225,7 +231,18 @@ def _balance(classes: dict[str, str], learn: Sequence[str], test: Sequence[str])
 
 
 def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_known: bool) -> list[str]:
-    """What an audit found, in sentences; those that begin with LEAK make a figure from these splits flatter."""
+    """Say in sentences what an audit found.
+
+    A sentence that begins with LEAK means that figures from these splits are too high.
+
+    Args:
+        found: one row per split, with the counts of what train and test share.
+        cohort: the patients and sites of the slides.
+        twins_known: whether near-duplicates were searched for.
+
+    Returns:
+        One sentence per finding.
+    """
     said = []
     for column, what in (
         ("slides_shared", "slides stand on both sides"),

@@ -108,7 +108,14 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
 
 
 def prefix_of(column: str) -> str | None:
-    """What stands before the number of a numbered column: `f` of f12 and f_12, "" of 12; None of others."""
+    """The text before the number of a numbered column: `f` of f12 and f_12, "" of 12.
+
+    Args:
+        column: name of the column.
+
+    Returns:
+        The text, or None where the column is not numbered.
+    """
     found = _NUMBERED.fullmatch(column)
     return found[1] if found else None
 
@@ -128,7 +135,14 @@ def _odd(names: list[str], values: NDArray[np.float64]) -> dict[str, set[int]]:
 
 
 def is_row_number(column: NDArray) -> bool:
-    """Whether a column counts its rows: whole numbers that only rise, or only fall, from row to row."""
+    """Whether a column counts its rows: whole numbers that only rise, or only fall, from row to row.
+
+    Args:
+        column: (N,) numbers.
+
+    Returns:
+        True for row numbers; False for a column of few rows.
+    """
     if len(column) < _FEW or not np.isfinite(column).all() or (column != np.rint(column)).any():
         return False
     steps = np.diff(column)
@@ -136,7 +150,14 @@ def is_row_number(column: NDArray) -> bool:
 
 
 def row_numbers(values: NDArray) -> list[int]:
-    """The columns (d) of an array (N, d) that count its rows, see `is_row_number`."""
+    """Find the columns of an array that count its rows, see `is_row_number`.
+
+    Args:
+        values: (N, d) numbers.
+
+    Returns:
+        The indices of these columns.
+    """
     if len(values) < _FEW:
         return []
     first = values[:_FEW]  # most columns are none already here

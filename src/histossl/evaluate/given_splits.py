@@ -86,7 +86,16 @@ def _auroc(truth: NDArray[np.int64], p: NDArray[np.float64]) -> float:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the AUROC over the splits, a row for each target and embedding."""
+    """Summarise scores over splits.
+
+    Args:
+        found: one row per split, target and embedding: columns target, embedding, auroc, train and test (numbers of
+            slides).
+
+    Returns:
+        One row per target and embedding: number of splits, median numbers of slides, mean AUROC and its standard
+        deviation.
+    """
     rows = []
     for _, part in found.groupby(["target", "embedding"], sort=False):
         target, name = part["target"].iloc[0], part["embedding"].iloc[0]

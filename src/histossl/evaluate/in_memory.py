@@ -151,10 +151,16 @@ def read_embeddings(path: str | Path) -> AnnData:
 
 
 def slide_vectors(vectors: Vectors) -> Source:
-    """What `probe` takes as `vectors`, with what is known of the slides.
+    """Turn any form of vectors that `probe` accepts into one source.
+
+    Args:
+        vectors: a path or a study, AnnData, a DataFrame of numbers with the slides as index, or an array (slides, d).
+
+    Returns:
+        The vectors, and what is known of the slides; slides of an array are called "0", "1", ...
 
     Raises:
-        FileFormatError: it is none of these.
+        FileFormatError: `vectors` is none of these.
     """
     if isinstance(vectors, str | Path) or hasattr(vectors, "folder"):
         return read_source(Path(getattr(vectors, "folder", vectors)))

@@ -48,7 +48,15 @@ class Labels:
     notes: tuple[str, ...] = ()
 
     def where(self, slides: Sequence[str], most: int = 5) -> str:
-        """These slides by their rows in the file, or by name where they are in none."""
+        """Name slides by their rows in the file, or by name where they are in no row.
+
+        Args:
+            slides: the slides.
+            most: how many are named; the others are counted.
+
+        Returns:
+            Text such as "rows 2, 5 and 3 more".
+        """
         lines = [self.lines[slide] for slide in slides if slide in self.lines]
         return _rows(lines[:most], len(lines) - most) if lines else _some(slides, most)
 
@@ -151,7 +159,13 @@ def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[
 
 
 def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The header of a table, and line number -> column -> stripped text.
+    """Read the header and the rows of a table of labels.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The names of the columns, and line number -> column -> stripped text.
 
     Raises:
         LabelError: see `read_table`.
@@ -161,13 +175,28 @@ def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of `names` among the columns, as written there; case, spaces, hyphens and underscores do not count."""
+    """Find a column under one of several names; case, spaces, hyphens and underscores do not count.
+
+    Args:
+        columns: the columns of the table.
+        names: accepted names, the preferred one first.
+
+    Returns:
+        The column as the table writes it, or None.
+    """
     lowered = {bare(column): column for column in reversed(columns)}
     return next((lowered[bare(name)] for name in names if bare(name) in lowered), None)
 
 
 def bare(column: str) -> str:
-    """A column's name without case, spaces, hyphens and underscores: `Slide ID` is `slide_id`."""
+    """Remove case, spaces, hyphens and underscores from a column's name: `Slide ID` and `slide_id` are the same.
+
+    Args:
+        column: the name as it is written.
+
+    Returns:
+        The name in the form for comparisons.
+    """
     return re.sub(r"[\s_\-]+", "", column.casefold())
 
 
@@ -187,10 +216,18 @@ def _choose_targets(
 
 
 def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
-    """Slide -> the line that names it.
+    """Find the line of each slide.
+
+    Args:
+        path: the file, for the errors.
+        rows: line number -> column -> text.
+        column: the column of slides.
+
+    Returns:
+        Slide -> its line.
 
     Raises:
-        LabelError: a row names none, or a slide is named twice, in whatever spelling.
+        LabelError: a row names no slide, or a slide is named twice, in any spelling.
     """
     lines = defaultdict(list)
     for line, row in rows.items():

@@ -17,10 +17,16 @@ MAKERS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", 
 
 
 def read_pickled_vectors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Slide -> vector (d,) of a `.npy` file that holds a dictionary; slides without a vector (None) are left out.
+    """Read a `.npy` file that holds a pickled dictionary of vectors, without executing anything in it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Slide -> vector (d,) float32; slides without a vector (None) are left out.
 
     Raises:
-        FileFormatError: another thing, damaged, or a pickle that asks for more than arrays, text and numbers.
+        FileFormatError: the file is of another kind or damaged, or its pickle needs more than arrays, text and numbers.
     """
     try:
         with path.open("rb") as file:

@@ -61,15 +61,23 @@ class Source:
 
 
 def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) -> Source:
-    """Read vectors of slides, by what lies at `path`.
+    """Read vectors of slides; the kind of file or folder at `path` decides how.
 
-    - the folder of a study, or an `.h5ad` file: X and, of ours, the baselines in obsm;
+    - the folder of a study, or an `.h5ad` file: X and, in ours, the baselines in obsm;
     - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
       features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
     - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
     - `.csv`, `.tsv`, `.txt` or `.parquet`: a column slide_id, optionally patient_id and site, and the columns of the
-      vector: those named by `columns`, else those of one prefix with a number behind it, see `vector_of`;
+      vector: those named by `columns`, else numbered columns with the same prefix, see `vector_of`;
     - with `pickles` also the `.npy` files of a dictionary, slide -> vector, that Giga-SSL's authors publish later.
+
+    Args:
+        path: the file or folder.
+        pickles: whether `.npy` files of a pickled dictionary are read; nothing in them is executed.
+        columns: names of the columns of the vector in a table; empty to find them.
+
+    Returns:
+        The vectors of the slides by name of the embedding, and what is known of the slides.
 
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged; slides named twice; vectors not finite.
@@ -226,7 +234,15 @@ def _folder(folder: Path) -> Source:
 
 
 def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
-    """One line about files beside those that are read, which may be meant; none where there are none."""
+    """Note files that were not read but may hold features.
+
+    Args:
+        folder: the folder that was read.
+        others: files in it that were not read.
+
+    Returns:
+        One line, or nothing where there are no such files.
+    """
     kinds = (".pt", ".pth", ".npy", ".npz", ".zarr", ".h5ad", ".pkl")
     meant = [path for path in others if path.suffix.lower() in kinds]
     if not meant:

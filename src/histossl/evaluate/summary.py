@@ -30,7 +30,15 @@ def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
 
 
 def summary_of(classes: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
-    """Scores with intervals as text: a row a target and number of labels, a column a method."""
+    """Tabulate scores with intervals as text.
+
+    Args:
+        classes: scores of classifications, one row per target, number of labels and embedding.
+        numbers: scores of regressions, in the same form.
+
+    Returns:
+        One row per target and number of labels, one column per embedding; empty without scores.
+    """
     parts = []
     for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
         if len(table):

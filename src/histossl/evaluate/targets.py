@@ -60,11 +60,20 @@ class Task:
 
 
 def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSettings) -> Task:
-    """Find the slides of a target and deal them into folds.
+    """Find the slides of a target and assign them to folds.
+
+    Args:
+        target: name of the target.
+        ids: slides that have a vector, in the order of the vectors.
+        labels: the labels.
+        settings: kind of task, folds, repeats, and what is held out.
+
+    Returns:
+        The task.
 
     Raises:
         LabelError: too few patients, sites or classes, see `grouped_folds` and `site_folds`; words where numbers are
-            asked for; too many different words.
+            needed; too many different words.
     """
     column = labels.table[target].dropna()
     rows = np.flatnonzero(pd.Index(ids).isin(column.index))
@@ -161,7 +170,15 @@ def _all_known(slides: NDArray, sites: Sequence[str]) -> None:
 
 
 def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
-    """The places on the curve of few labels: those of `settings.shots` that every fold can give, and "all"."""
+    """The numbers of labels at which the probe is scored.
+
+    Args:
+        task: the target with its folds.
+        settings: `shots` and what they count.
+
+    Returns:
+        The numbers of `settings.shots` that every fold can give, as text, and "all".
+    """
     fewest = min(
         len(np.unique(task.patients[taught])) if settings.shots_of == "patients" else int(taught.sum())
         for fold_of in task.folds
@@ -172,7 +189,18 @@ def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
 
 
 def labelled(task: Task, repeat: int, fold: int, n: str, settings: ProbeSettings) -> NDArray[np.int64]:
-    """The slides that train where `fold` is tested: all others, or those that are drawn of them."""
+    """The slides that train where `fold` is tested.
+
+    Args:
+        task: the target with its folds.
+        repeat: index of the repeat.
+        fold: index of the fold that is tested.
+        n: number of labels, as of `numbers_of_labels`, or "all".
+        settings: seed, and what `n` counts.
+
+    Returns:
+        Indices into the slides of the task: all of the other folds, or a random draw of them.
+    """
     pool = np.flatnonzero(task.folds[repeat] != fold)
     if n == "all":
         return pool

@@ -117,7 +117,17 @@ def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sa
 
 
 def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
-    """A model whose weights lie between those of two, `share` of the way from the first to the second."""
+    """A model whose weights are interpolated between those of two models of the same shape.
+
+    Args:
+        teacher: the first model; its network is copied, not changed.
+        trained: the second model, of the same widths; its settings are kept.
+        share: 0 gives the weights of `teacher`, 1 those of `trained`.
+        device: where the new model runs, or "auto".
+
+    Returns:
+        The interpolated model. Integer buffers are those of `teacher`.
+    """
     network = copy.deepcopy(teacher.network)
     other = trained.network.state_dict()
     state = {
@@ -129,7 +139,17 @@ def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: 
 
 
 def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTrainingSettings) -> Judgement:
-    """A model on fields that nobody labelled: does it find what is sure, and the same again in another stain?"""
+    """Judge a model on unlabelled fields: are sure nuclei found, and are nuclei found again in another stain?
+
+    Args:
+        model: the model to judge.
+        samples: fields and stains of slides, (h, w, 3) uint8 RGB at MPP µm per pixel.
+        settings: settings of the training; their pseudo-labels are the sure nuclei.
+
+    Returns:
+        The share of sure nuclei that are found, the share of found nuclei that are found again after the stain is
+        changed (both at IoU > 0.5), and the number of nuclei found.
+    """
     sure, again, nuclei, known = 0, 0, 0, 0
     for sample in samples:
         labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)

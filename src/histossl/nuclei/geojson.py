@@ -55,16 +55,22 @@ class Outlined:
 
 
 def read_outlined(path: Path) -> Outlined:
-    """Read a GeoJSON, gzipped or not.
+    """Read the nuclei of a GeoJSON.
 
-    - Of a cell `nucleusGeometry` is the nucleus, whether it stands on the feature or among its properties; its own
-      geometry is the cell's border. Cells without one are left out.
-    - Detections are nuclei as they are, and so are features that say nothing of their kind.
-    - Annotations, TMA cores and tiles are none.
-    - Each part of a MultiPolygon is a nucleus, since tools write all nuclei as one; points and lines are none.
+    - The `nucleusGeometry` of a cell is the nucleus, on the feature or among its properties; the cell's own geometry is
+      its border. Cells without a nucleus are left out.
+    - Detections are nuclei, and so are features that do not say what they are.
+    - Annotations, TMA cores and tiles are not nuclei.
+    - Each part of a MultiPolygon is a nucleus, since some tools write all nuclei as one; points and lines are not.
+
+    Args:
+        path: the file, gzipped or not.
+
+    Returns:
+        The polygons in the unit of the file, and counts of the features that were read and left out, by kind.
 
     Raises:
-        LabelError: not a GeoJSON of polygons; or all that it holds are annotations.
+        LabelError: not a GeoJSON of polygons; or it holds only features that are not nuclei.
     """
     features = _features(path)
     shapes: list[Any] = []
@@ -173,5 +179,14 @@ def _inside(ring: Any, top: int, shape: tuple[int, int], polygon: Any) -> tuple[
 
 
 def label_image(outlined: Outlined, height: int, width: int) -> NDArray[np.int32]:
-    """The whole label image, (height, width) int32."""
+    """Paint the label image of all polygons in memory.
+
+    Args:
+        outlined: the polygons, in pixels of the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+
+    Returns:
+        (height, width) int32, 0 = none, 1..n in the order of the polygons.
+    """
     return paint(outlined, 0, (height, width))

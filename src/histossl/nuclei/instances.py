@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
@@ -18,6 +17,7 @@ from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
 from histossl.nuclei.morphology import diameters, spreads
+from histossl.nuclei.outline_tracing import trace_outlines
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -250,11 +250,7 @@ def outline_instances(
     count = int(labels.max(initial=0))
     if not count:
         return concatenate([])
-    padded = np.pad(labels, 1)
-    steps = _outline_steps(padded, count)
-    start = np.concatenate([[0], np.cumsum(steps)])
-    points = np.empty((start[-1], 2), np.float32)
-    _trace(padded, np.pad(confidence, 1), np.float32(threshold), start[:-1].copy(), points)
+    points, start = trace_outlines(labels, confidence, threshold)
     nuclei = Nuclei(points, start, np.zeros((count, len(MEASURES)), np.float32))
     shapes = nuclei.polygons()
     area = shapely.area(shapes)
@@ -292,86 +288,6 @@ def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
     middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
     return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
-
-
-# Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
-_DR = np.array([0, 1, 0, -1])
-_DC = np.array([1, 0, -1, 0])
-
-
-@njit(cache=True)
-def _first_pixels(labels, count):
-    first = np.full((count + 1, 2), -1, np.int64)
-    for r in range(labels.shape[0]):
-        for c in range(labels.shape[1]):
-            k = labels[r, c]
-            if k > 0 and first[k, 0] < 0:
-                first[k, 0], first[k, 1] = r, c
-    return first
-
-
-@njit(cache=True)
-def _walk(labels, k, r, c, confidence, threshold, points, at):
-    """Walk once around nucleus k from the top left corner of its first pixel (r, c); returns the number of edges.
-
-    With `at` >= 0 the point of every edge is written to points[at:].
-    """
-    heading, steps = 0, 0
-    corner_r, corner_c = r, c
-    while True:
-        # The pixels to the right and to the left of the edge ahead.
-        if heading == 0:
-            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
-        if at >= 0:
-            inner, outer = confidence[ir, ic], confidence[jr, jc]
-            part = 0.5
-            if labels[jr, jc] == 0 and inner > threshold > outer:
-                part = np.rint(min(0.95, max(0.05, (inner - threshold) / (inner - outer))) * 64) / 64
-            # The labels are padded by one pixel: a pixel's centre is at its index minus a half.
-            points[at + steps, 0] = ic + (jc - ic) * part - 0.5
-            points[at + steps, 1] = ir + (jr - ir) * part - 0.5
-        steps += 1
-        corner_r += _DR[heading]
-        corner_c += _DC[heading]
-        # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        if heading == 0:
-            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
-        if labels[ar, ac] != k:
-            heading = (heading + 1) % 4
-        elif labels[br, bc] == k:
-            heading = (heading + 3) % 4
-        if corner_r == r and corner_c == c and heading == 0:
-            return steps
-
-
-@njit(cache=True)
-def _outline_steps(labels, count):
-    first = _first_pixels(labels, count)
-    steps = np.zeros(count, np.int64)
-    nothing = np.zeros((1, 2), np.float32)
-    blank = np.zeros((1, 1), np.float32)
-    for k in range(1, count + 1):
-        steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
-    return steps
-
-
-@njit(cache=True)
-def _trace(labels, confidence, threshold, start, points):
-    first = _first_pixels(labels, len(start))
-    for k in range(1, len(start) + 1):
-        _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
 
 
 def nuclei_of_tile(

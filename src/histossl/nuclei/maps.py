@@ -70,7 +70,13 @@ def _shares(length: int, size: int, count: int, side: float) -> NDArray[np.float
 
 
 def write_density(path: Path, density: NDArray[np.float32], cell: float = CELL) -> None:
-    """The map as a float32 TIFF that knows its resolution, which ImageJ and QuPath read."""
+    """Write the map as a float32 TIFF with its resolution, which ImageJ and QuPath read.
+
+    Args:
+        path: the file to write, whole or absent.
+        density: (h, w) float32 nuclei per mm² of tissue; NaN where there is hardly any tissue.
+        cell: side of a cell of the map in µm.
+    """
     import tifffile
 
     with whole(path) as part:

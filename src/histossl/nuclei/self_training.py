@@ -59,7 +59,15 @@ class SelfTraining:
         self._fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """Nothing of a slide is needed but its stains."""
+        """Prepare for a slide: this method needs only its stains, which `confidence` takes.
+
+        Args:
+            fields: not used.
+            stains: not used.
+
+        Returns:
+            0.
+        """
         return 0.0
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
@@ -87,12 +95,23 @@ class SelfTraining:
         return torch.rot90(logits.float().sigmoid(), -turn, (2, 3))
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors and config.json, whole or not at all."""
+        """Write model.safetensors and config.json, whole or not at all.
+
+        Args:
+            folder: the folder to write.
+        """
         save_model(folder, self.name, self.network, self.settings)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto") -> SelfTraining:
-        """The model that `save` wrote.
+        """Load the model that `save` wrote.
+
+        Args:
+            folder: the folder of the model.
+            device: where the network runs, or "auto".
+
+        Returns:
+            The model.
 
         Raises:
             FileFormatError: a file is missing, cut short, of another version or of something else.
@@ -162,7 +181,14 @@ class SelfTrainingTask(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(densities (B, 3, h, w), targets (B, 3, h, w)) -> the loss and its parts."""
+        """The loss of a batch.
+
+        Args:
+            batch: densities (B, 3, h, w) and targets (B, 3, h, w): nucleus, depth and weight, see `targets`.
+
+        Returns:
+            The loss (a scalar), and its parts "nucleus" and "depth", detached.
+        """
         density, target = batch
         logits = self.network(density.contiguous(memory_format=torch.channels_last)).float()
         weight = target[:, 2]

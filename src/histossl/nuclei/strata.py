@@ -96,10 +96,17 @@ class Group:
 
 
 def kinds_of(by: str, images: Path | None) -> list[str]:
-    """What nuclei are to be grouped by: "area,darkness" as a list.
+    """Parse what nuclei are grouped by.
+
+    Args:
+        by: names from BY with commas between them, such as "area,darkness".
+        images: the images of the labels, which "darkness" needs; None where they are not given.
+
+    Returns:
+        The names as a list.
 
     Raises:
-        LabelError: nuclei cannot be grouped by that, or the images are missing.
+        LabelError: an unknown name, or the images are missing.
     """
     kinds = [kind.strip() for kind in by.split(",") if kind.strip()]
     for kind in kinds:
@@ -111,10 +118,18 @@ def kinds_of(by: str, images: Path | None) -> list[str]:
 
 
 def density_of(images: Path, labels: Path, name: str) -> NDArray[np.float32]:
-    """(H, W) mean optical density of the image of some labels: of the name's image in a folder, or the one file.
+    """The mean optical density of the image that belongs to a label file.
+
+    Args:
+        images: the image file, or a folder that holds an image of the same stem as `labels`.
+        labels: the label file.
+        name: name of the labels, for the error.
+
+    Returns:
+        (H, W) float32, the mean over the colours.
 
     Raises:
-        LabelError: there is none, or it cannot be read.
+        LabelError: there is no such image, or it cannot be read.
     """
     from histossl.wsi.slide import EXTENSIONS
 

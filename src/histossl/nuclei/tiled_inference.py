@@ -96,7 +96,24 @@ def by_row(
     executor: Executor,
     slide: Slide | None,
 ) -> Iterator[list[tuple[Tile, Nuclei]]]:
-    """Of each row of tiles the nuclei, in pixels of what was read; see `segment_rows`."""
+    """Segment tiles and collect their nuclei row by row; see `segment_rows`.
+
+    Args:
+        rows: the rows of tiles, each from left to right.
+        known: the survey of the slide, with stains.
+        method: its network runs here.
+        context: what `method.prepare` returned for the slide.
+        settings: how nuclei are separated.
+        executor: reads and outlines tiles.
+        slide: the open slide, or None where each worker opens it itself.
+
+    Yields:
+        The tiles and nuclei of a row, in pixels at the method's mpp within the tile that was read.
+
+    Raises:
+        SlideError: the slide is damaged.
+        WorkerDied, WorkerHung: a worker died or hung on a tile.
+    """
     found: list[list[tuple[Tile, Nuclei]]] = [[] for _ in rows]
     looks = iter([_Look(k, tile, known.path, known.mpp, method.mpp) for k, row in enumerate(rows) for tile in row])
     parts: deque[_Part] = deque()
@@ -222,5 +239,15 @@ def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:
 
 
 def segment_slide(slide: Slide, known: StainSurvey, method: Method, settings: SegmentSettings) -> Nuclei:
-    """All nuclei of a slide at once, in memory, in level-0 pixels; see `segment_rows`."""
+    """Find all nuclei of a slide in memory; see `segment_rows`.
+
+    Args:
+        slide: the open slide.
+        known: its survey.
+        method: the method.
+        settings: settings of the segmentation.
+
+    Returns:
+        The nuclei, in level-0 pixels.
+    """
     return concatenate([nuclei for _, _, nuclei in segment_rows(known, method, settings, ThreadExecutor(), slide)])

@@ -30,9 +30,20 @@ from histossl.wsi.tiles import TileSpec
 def encoder_of(
     study: Study, name: str, training: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
 ) -> TileEncoder:
-    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if it is not there.
+    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if absent.
 
-    Of a whole ResNet-18 the fourth stage is kept in the study, for a slide encoder that begins with it.
+    The fourth stage of a whole ResNet-18 is kept in the study, for a slide encoder that begins with it.
+
+    Args:
+        study: the study.
+        name: name or path of the encoder, or "self".
+        training: settings of the training of `self`.
+        encode: seed and precision of the encoder.
+        workers: read the tiles for the training.
+        device: where the encoder runs, or "auto".
+
+    Returns:
+        The encoder.
 
     Raises:
         FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.

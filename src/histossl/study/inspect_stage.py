@@ -37,11 +37,22 @@ class InspectSettings:
 def inspect_slides(
     study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Executor
 ) -> int:
-    """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
+    """Open every slide, find its tissue and place its tiles: slides.csv, tiles/ and qc/.
+
+    Args:
+        study: the study; made where there is none.
+        slides: a folder of slides, or one slide.
+        mpp_default: µm per pixel of slides that state none; None to refuse them.
+        tissue: how tissue is found.
+        tile: size and distance of the tiles.
+        workers: survey the slides.
+
+    Returns:
+        The number of slides that failed.
 
     Raises:
         SettingsError: `mpp_default` is out of range.
-        StudyError: no slides, or a study made with other settings.
+        StudyError: there are no slides, or the study was made with other settings.
     """
     place = Path(os.path.abspath(slides))
     found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
@@ -115,7 +126,14 @@ def _said(found: Found) -> list[str]:
 
 
 def suspicions(rows: Sequence[Row]) -> list[str]:
-    """What looks as if something were wrong with the slides: one line each, for a person to judge."""
+    """Find what may be wrong with the slides: files of the same content, and a differing mpp.
+
+    Args:
+        rows: rows of slides.csv.
+
+    Returns:
+        One line per suspicion, for a person to judge.
+    """
     holding: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.get("content") and row["status"] != "failed":

@@ -38,7 +38,19 @@ class SlideSources(Sequence[SlideSource]):
 
 @timed("pretrain")
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
-    """Train the slide encoder on all encoded slides: slide-encoder/."""
+    """Train the slide encoder on all encoded slides: slide-encoder/.
+
+    Args:
+        study: the study.
+        settings: settings of the training.
+        device: where it runs, or "auto".
+
+    Returns:
+        0, as the number of failures.
+
+    Raises:
+        StudyError: the study was made with other settings, or slide-encoder/ was trained on other features.
+    """
     slides = [row["slide_id"] for row in study.encoded()]
     if is_rank_zero():
         study.settle("pretrain", settings, study.slide_encoder)
@@ -50,12 +62,26 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
 
 
 def features_fingerprint(study: Study) -> str:
-    """The fingerprint of the features of a study, as far as its settings make them."""
+    """The fingerprint of the features of a study, as far as its settings determine them.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The fingerprint of the settings of `inspect` and `encode`.
+    """
     return fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
 
 
 def is_trained(study: Study, slides: Sequence[str]) -> bool:
-    """Whether a slide encoder stands; says how many of the encoded slides it was trained without.
+    """Whether a slide encoder exists; reports how many of the encoded slides it was trained without.
+
+    Args:
+        study: the study.
+        slides: the slide_ids of the encoded slides.
+
+    Returns:
+        True where slide-encoder/ exists.
 
     Raises:
         StudyError: it was trained on other features.

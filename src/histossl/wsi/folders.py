@@ -213,7 +213,14 @@ def look_for_slides(folder: str | Path, ours: Path | None = None) -> Found:
 
 
 def is_ours(folder: str | Path) -> bool:
-    """Whether this program wrote a folder: a study, or what was found of nuclei."""
+    """Whether this program wrote a folder: a study, or the results of nuclei.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        True where it holds log.jsonl and slides.csv or nuclei.csv.
+    """
     return os.path.exists(os.path.join(folder, "log.jsonl")) and any(
         os.path.exists(os.path.join(folder, table)) for table in ("slides.csv", "nuclei.csv")
     )
@@ -223,7 +230,15 @@ _ROOMS = ("qc", "tiles", "features", "views", "heatmaps", "logs", "tile-encoder"
 
 
 def lies_in(path: Path, study: Path) -> bool:
-    """Whether a file is one of a study's own: below its folder, in one of its rooms or a source's."""
+    """Whether a file belongs to a study: in one of the study's own subfolders or a source's.
+
+    Args:
+        path: the file, absolute.
+        study: the folder of the study, absolute.
+
+    Returns:
+        True for a file of the study.
+    """
     try:
         inside = path.relative_to(study).parts
     except ValueError:
@@ -293,7 +308,14 @@ def _content(file: Path) -> str:
 
 
 def is_slide_kind(path: Path) -> bool:
-    """Whether a file's ending is that of a slide that cannot be read."""
+    """Whether a file's ending is that of a slide that cannot be read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        True for such an ending, in upper or lower case.
+    """
     return path.suffix.lower() in _SLIDES
 
 

@@ -58,7 +58,14 @@ class Picture:
 
 
 def pictures_of(tiff: tifffile.TiffFile) -> list[Picture]:
-    """The pictures of an open TIFF, in the order of the file; pages that are smaller levels of one are part of it."""
+    """List the pictures of a TIFF; pages that are smaller levels of a picture are part of it.
+
+    Args:
+        tiff: the open file.
+
+    Returns:
+        The pictures in the order of the file.
+    """
     found = _stated(tiff) or _of_pages(tiff)
     taken: set[int] = set()
     whole = []
