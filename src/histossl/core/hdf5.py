@@ -112,7 +112,7 @@ def dataset_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
     except OSError as error:
         raise FileFormatError(f"{path}: `{name}` cannot be read ({error})", "encode the slide anew") from error
     if found is None and isinstance(link, h5py.ExternalLink):
-        raise FileFormatError(f"{path}: its features stand in {link.filename}, which cannot be read", "put it back")
+        raise FileFormatError(f"{path}: its features are in {link.filename}, which cannot be read", "put it back")
     if not isinstance(found, h5py.Dataset):
         raise FileFormatError(f"{path}: no dataset `{name}`, only {', '.join(sorted(file)) or 'nothing'}")
     return found

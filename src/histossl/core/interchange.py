@@ -1,4 +1,4 @@
-"""Features of a slide as TRIDENT, CLAM and STAMP lay them out, read and written.
+"""Reads and writes features of a slide in the layouts of TRIDENT, CLAM and STAMP.
 
 | layout | features | places | what it does not carry |
 |---|---|---|---|
@@ -39,7 +39,7 @@ class TileFeatures:
         mpp: µm per level-0 pixel, or None.
         attributes: of `coords`, as TRIDENT and we write them, where the file has them.
         stride: level-0 pixels from a tile to the next, fractions allowed, or None.
-        in_um: `xy`, `extent` and `stride` are in µm, since nobody said how many make a pixel.
+        in_um: `xy`, `extent` and `stride` are in µm, since the size of a pixel is unknown.
         dataset: of the features in the HDF5 file; "" where they are not in one.
     """
 
@@ -282,7 +282,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
     """Features of slides from one tool's layout to another's, a file a slide.
 
     Args:
-        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, told apart by content.
+        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, recognised by content.
         out: the folder of the converted files.
         to: trident (ours too), clam, clam-pt or stamp.
         mpp: µm per level-0 pixel of all slides of the folder, where the files do not carry it.

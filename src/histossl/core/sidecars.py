@@ -1,4 +1,4 @@
-"""Files that systems and programs leave beside those of people: they are nobody's slide, table or features."""
+"""Files that operating systems and programs leave in folders: they are no slides, tables or features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables that people wrote, and ours that they may have saved again: encoding, separator and numbers, told here alone.
+"""Reads tables that people wrote, and ours that they may have saved again, in any encoding, separator and numbers.
 
 A table may come from a program (UTF-8, commas) or from a spreadsheet of any country: with a byte-order mark, in UTF-16,
 in Windows' or a Mac's eight bits, separated by semicolons or tabs, with `sep=;` in its first line, with decimal commas.
@@ -149,7 +149,7 @@ def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: b
             before the header does.
 
     Raises:
-        HistosslError: of the kind asked for: it cannot be read, is no text, is empty, has a column twice, or rows that
+        HistosslError: of the given kind: it cannot be read, is no text, is empty, has a column twice, or rows that
             are longer than the header. Names the rows.
     """
     text, encoding = _text_of(path, error, ours)

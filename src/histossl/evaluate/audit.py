@@ -1,4 +1,4 @@
-"""What makes a split pretend: patients on both sides, and slides that are there twice."""
+"""Finds leaks of a split: patients on both sides, and slides that are there twice."""
 
 from __future__ import annotations
 
@@ -245,9 +245,9 @@ def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_k
     """
     said = []
     for column, what in (
-        ("slides_shared", "slides stand on both sides"),
-        ("patients_shared", "patients stand on both sides"),
-        ("twins_shared", "near-duplicate pairs of different patients stand on both sides"),
+        ("slides_shared", "slides are on both sides"),
+        ("patients_shared", "patients are on both sides"),
+        ("twins_shared", "near-duplicate pairs of different patients are on both sides"),
     ):
         hit = [row for row in found if row[column]]
         if hit:

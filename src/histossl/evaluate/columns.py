@@ -58,8 +58,8 @@ class Vector:
     Attributes:
         columns: its names, in order.
         values: (N, d) float32.
-        said: one line each for columns that were left out, and for a vector that nobody declared.
-        declared: whether its columns share a prefix and are numbered, or were asked for.
+        said: one line each for columns that were left out, and for a vector that was not declared.
+        declared: whether its columns share a prefix and are numbered, or were named by the user.
     """
 
     columns: tuple[str, ...]
@@ -71,7 +71,7 @@ class Vector:
 def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> Vector:
     """Find the columns that are the vector.
 
-    They are those asked for; else those of one prefix with a number behind it (f0, f1, ...; 0, 1, ...), all others are
+    They are those requested; else those of one prefix and a number (f0, f1, ...; 0, 1, ...), all others are
     left out by name; else all columns that are left, if they are of one kind.
 
     Args:
@@ -218,10 +218,10 @@ def check_against_label(
         values: (n, d) of the slides that have the label.
         truth: (n,) int classes, or float numbers.
         target: name of the label.
-        asked: the columns were named by the user: what ranks by the label is then only said.
+        asked: the columns were named by the user: those that rank by the label are then only reported.
 
     Returns:
-        One line each for columns that are suspect and were asked for.
+        One line each for columns that are suspect and were requested.
 
     Raises:
         FileFormatError: a column equals the label or ranks the slides by it; names it.

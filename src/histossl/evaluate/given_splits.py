@@ -21,10 +21,10 @@ STANDARDISED = "standardised"
 
 
 def probe_splits(source: Source, labels: Labels, splits: Sequence[Split], settings: ProbeSettings) -> pd.DataFrame:
-    """AUROC of a logistic regression on each split: train and val teach, test is scored.
+    """AUROC of a logistic regression on each split: train and val are for training, test is scored.
 
-    Every embedding comes twice: as it is, which is what published figures were made with, and standardised, as
-    `histossl probe` has it without splits. Slides without a label or a vector are passed over.
+    Every embedding is scored twice: as it is, as in published figures, and standardised, as
+    `histossl probe` does without splits. Slides without a label or a vector are left out.
 
     Args:
         source: the vectors.

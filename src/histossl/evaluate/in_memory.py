@@ -181,7 +181,7 @@ def _of_anndata(data: AnnData) -> Source:
     dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
     about = data.uns.get("histossl")
     found = {str(about["name"]) if about is not None else "vectors": dense.astype(np.float32)}
-    if about is not None:  # of others nobody knows what obsm holds
+    if about is not None:  # the obsm of other tools may hold anything
         found |= {str(name).replace("_", " "): np.asarray(values, np.float32) for name, values in data.obsm.items()}
     ids = tuple(map(str, data.obs_names))
     columns = {str(name).lower(): data.obs[name].astype(str).tolist() for name in data.obs.columns}
@@ -207,7 +207,7 @@ def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
         found = read_labels(path, source.ids, targets, source.patients)
-    return replace(found, lines={})  # rows of a file that nobody has seen
+    return replace(found, lines={})  # these rows are not those of a file of the user
 
 
 def _label_table(labels: Any, source: Source) -> pd.DataFrame:

@@ -32,7 +32,7 @@ class Labels:
             and one a target: the class as text, None where the slide has no label for that target.
         targets: the names of the target columns.
         chosen: whether the targets were named (by setting, or as `label`) rather than found.
-        complaints: one line each for what was passed over: absent slides, slides without labels, missing patients. The
+        complaints: one line each for what was left out: absent slides, slides without labels, missing patients. The
             run went on without them, and should end with a non-zero exit code.
         sites: slide -> where it was made, for the slides of which that is known.
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
@@ -284,7 +284,7 @@ def _loose(slide: str) -> str:
 
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
-    """The patient of a slide, and whether anyone named it."""
+    """The patient of a slide, and whether it was named anywhere."""
     here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
     if here and there and folded(here) != folded(there):
         raise LabelError(

@@ -54,7 +54,7 @@ def probe(
         embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.
         ids: N unique slide ids, the order of the rows.
         labels: from `read_labels`.
-        settings: see there; what is to stand for `settings.rivals` is up to the caller.
+        settings: see there; the caller adds what `settings.rivals` requests.
         rivals: name -> a method that is not a linear model on vectors; judged on the same slides.
         seen: slides that the slide encoder was trained on without labels, where known: the audit names their number.
 

@@ -38,7 +38,7 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         source: from `read_source`.
         labels: from `read_labels`.
         settings: of the probe.
-        keep: a folder for what each trained network predicted: what stands there is not trained again, so that an
+        keep: a folder for what each trained network predicted: what is there is not trained again, so that an
             interrupted run goes on where it was.
 
     Raises:

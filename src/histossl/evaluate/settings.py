@@ -104,7 +104,7 @@ class ProbeResult:
             means over the repeats.
         audit: one line a target: classes, patients and sites on both sides, near-duplicate slides.
         complaints: one line each for what was passed over.
-        settings: what it was asked.
+        settings: the settings of the probe.
     """
 
     table: pd.DataFrame

@@ -1,4 +1,4 @@
-"""Vectors of slides from wherever they stand: a study, AnnData, TRIDENT's folders, Giga-SSL's arrays, a table."""
+"""Reads vectors of slides: from a study, AnnData, TRIDENT's folders, Giga-SSL's arrays, or a table."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Source:
     Attributes:
         ids: N unique slide ids, the order of the rows.
         vectors: name -> (N, d) float32; the first is the one to be judged, the others are its rivals.
-        patients: slide id -> patient, "" where unknown; empty where nobody says.
-        sites: slide id -> where the slide was made; empty where nobody says.
+        patients: slide id -> patient, "" where unknown; empty where none is known.
+        sites: slide id -> where the slide was made; empty where none is known.
         paths: slide id -> the slide's file, where known; it need not be there any more.
-        pictures: slide id -> a picture of the slide that stands already.
-        tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
-        encoder: the folder of the slide encoder that made the vectors, where it stands.
+        pictures: slide id -> an existing picture of the slide.
+        tiles: slide id -> the HDF5 file of the features of its tiles, where it exists.
+        encoder: the folder of the slide encoder that made the vectors, where it exists.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.
@@ -277,7 +277,7 @@ def _arrays(path: Path) -> Source:
     except (OSError, ValueError) as error:
         # Objects in an array are pickles, which run whatever they hold.
         hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
-        hint += "a dictionary of vectors is a pickle, and is read where it is asked for: --pickles true"
+        hint += "a dictionary of vectors is a pickle, and is read only with --pickles true"
         raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
     if ids.ndim != 1 or values.dtype.kind not in "fiu":
         raise FileFormatError(f"{folder}: {ids.shape} ids, embeddings of {values.dtype}", "(N,) text and (N, d) floats")

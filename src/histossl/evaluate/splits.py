@@ -185,4 +185,4 @@ def draw_patients(classes: np.ndarray, patients: np.ndarray, n: int, rng: np.ran
         rows = np.flatnonzero(np.isin(patient, draw_shots(_rarest(has), n, rng)))
         if len(np.unique(classes[rows])) == len(np.unique(classes)):
             return rows
-    raise LabelError(f"no {n} patients found who have slides of all classes", "larger --probe.shots")
+    raise LabelError(f"no {n} patients found with slides of all classes", "larger --probe.shots")

@@ -1,4 +1,4 @@
-"""A target and the slides that have it: what is to be predicted, who is tested when, who may be labelled."""
+"""A target and its slides: what is predicted, in which fold each slide is tested, which slides are labelled."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What one's own slides add to a trained model.
+"""Adapts a trained model to new slides.
 
-A short training begins at its weights; a judge that needs no label sends the result away where it does not help.
+A short training begins at its weights. A judgement that needs no label discards the result where it does not help.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on t
 
 @dataclass(frozen=True)
 class Judgement:
-    """How well a model does on fields that nobody labelled; larger is better.
+    """How well a model does on unlabelled fields; larger is better.
 
     Attributes:
         sure: share of the tree's sure nuclei that it finds at IoU > 0.5.
@@ -38,13 +38,13 @@ class Judgement:
 
     @property
     def mean(self) -> float:
-        """Of both shares."""
+        """The mean of both shares."""
         return (self.sure + self.steady) / 2
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What came of it.
+    """The result of adapting a model.
 
     Attributes:
         model: the adapted one, or the one that it began with, if that is better.

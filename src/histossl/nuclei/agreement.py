@@ -63,7 +63,7 @@ def _tree_alone(
     iou: NDArray[np.float64],
     settings: AgreementSettings,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """With the tree's sure objects that the network sees differently: they stand where none of its nuclei does."""
+    """With the tree's sure objects that the network sees differently: those where it finds no nucleus."""
     known = len(labelled.quality)
     free = np.bincount(labelled.labels[labels == 0], minlength=known) / np.maximum(
         np.bincount(labelled.labels.ravel(), minlength=known), 1

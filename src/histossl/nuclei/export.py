@@ -21,7 +21,7 @@ from histossl.nuclei.instances import MEASURES, Nuclei
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
-_TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
+_TOLERANCE = 0.1  # µm that an outline may move when points are dropped
 _BAND = 1024  # rows of a label image that are in memory at once
 _TILE = 256  # side of the tiles of a label TIFF
 

@@ -1,4 +1,4 @@
-"""What a network learns from when nobody labelled anything: sure nuclei, sure background, and doubt. No torch."""
+"""What a network learns from without labels: sure nuclei, sure background, and doubtful pixels. No torch."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class PseudoLabel:
     Attributes:
         density: (H, W, 3) float32 optical density in units of the slide's scale.
         labels: (H, W) int32, sure nuclei 1..n.
-        quality: (n + 1,) float32 of each, 1 = as good as asked for.
+        quality: (n + 1,) float32 of each, 1 = as good as required.
         doubtful: (H, W) bool, dark, but no sure nucleus.
         faint: (H, W) bool, paler than that, but not pale enough to be surely none.
     """

@@ -1,4 +1,4 @@
-"""An input in; its nuclei as files out. Several runs on one folder share the inputs, as those on a study do."""
+"""Segments inputs and writes their nuclei as files. Several runs on one folder share the inputs, as in a study."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class MethodName:
-    """How a worker builds the method: `prior` or a model's folder, the device, and the key of what stands there."""
+    """How a worker builds the method: `prior` or a model's folder, the device, and the key of the model."""
 
     name: str
     device: str
@@ -213,7 +213,7 @@ def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers 
         The rows of all these inputs.
 
     Raises:
-        SettingsError: another input of the same name stands in the table.
+        SettingsError: the table has another input of the same name.
     """
     ledger = Journal(roll)
     with roll.writing():
@@ -257,7 +257,7 @@ def _merged(known: list[Row], jobs: Sequence[SegmentJob]) -> list[Row]:
         if path == row["path"]:
             rows.append(row)
         elif Path(row["path"]).exists():  # else the slides were moved
-            what = f"{path} has the name of {row['path']}, whose nuclei stand there already"
+            what = f"{path} has the name of {row['path']}, whose nuclei are there already"
             raise SettingsError(what, "segment them into different folders")
     there = {row["path"] for row in rows}
     for job in jobs:

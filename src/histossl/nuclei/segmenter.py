@@ -195,7 +195,7 @@ class NucleiSegmenter:
 
 @contextmanager
 def _opened(image: Picture, mpp: float | None, name: str = "image") -> Iterator[Slide]:
-    """The slide that a picture stands for, closed afterwards where it was a path; `mpp` goes before what a file says.
+    """The slide of a picture, closed afterwards where it was a path; `mpp` overrides what a file says.
 
     Raises:
         SlideError: an array without mpp, or what cannot be opened.

@@ -153,7 +153,7 @@ def _do(pictures: _Pictures | None, task: _Look | _Part) -> NDArray[np.uint8] | 
 
 @functools.lru_cache(maxsize=1)
 def _kept(path: Path, slide_mpp: float, mpp: float) -> _Pictures:
-    """A slide that stays open in a worker until that is asked for another."""
+    """A slide that stays open in a worker until another slide is requested."""
     return _Pictures(open_slide(path, slide_mpp), mpp)
 
 

@@ -36,7 +36,7 @@ def doubt_about_mpp(usual: float, mpp: float) -> str:
     """What to say about nuclei of unusual size; empty where there is nothing to say.
 
     Args:
-        usual: µm² of the slide's usual nucleus, 0 where nobody knows.
+        usual: µm² of the slide's usual nucleus, 0 where it is unknown.
         mpp: µm per level-0 pixel that it was measured with.
     """
     if not usual or SMALLEST <= usual <= LARGEST:

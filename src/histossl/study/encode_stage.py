@@ -1,6 +1,6 @@
 """The stages of a study, in order; each is a command, and `run` is all of them.
 
-Every stage reads what the one before has written into the study's folder, keeps what stands, makes what is missing,
+Every stage reads what the one before has written into the study's folder, keeps what exists, makes what is missing,
 and returns how many things it had to leave out.
 """
 
@@ -151,7 +151,7 @@ def _to_encode(
 
 
 def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> str:
-    """The fingerprint of a slide's products where they stand, of these tiles and settings; or an empty one."""
+    """The fingerprint of a slide's products where they exist, of these tiles and settings; or an empty one."""
     made = encode_fingerprint(fingerprints.fingerprint_of(job.tiles_path) or "", encoder, settings)
     products = [job.features_path, job.views_path] if settings.views else [job.features_path]
     return made if all(fingerprints.fingerprint_of(product) == made for product in products) else ""

@@ -23,11 +23,11 @@ _SHOWN = 10  # rows of a study that a notebook shows
 
 
 class Study(SharedTable):
-    """Where everything of a study stands; makes the folder where there is none.
+    """The paths of all files of a study; makes the folder where there is none.
 
-    Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
-    what stands, `note` what a reader of the file should know, `content` the fingerprint of the file by which a slide is
-    known again elsewhere.
+    Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is the
+    fingerprint of the products, `note` is for readers of the file, `content` the fingerprint of the slide's file, which
+    identifies a slide that was moved.
 
     Args:
         folder: of the study.
@@ -134,7 +134,7 @@ class Study(SharedTable):
         return self.folder / room / f"{slide_id}{suffix}"
 
     def settle(self, stage: str, settings: Any, product: Path) -> None:
-        """Write down a stage's settings; refuse others than those that made what stands already.
+        """Write down a stage's settings; refuse others than those that made the existing files.
 
         Args:
             stage: its name in settings.json.
@@ -142,7 +142,7 @@ class Study(SharedTable):
             product: the file or folder that the stage makes.
 
         Raises:
-            StudyError: `product` stands and was made with other settings; the message names each of them.
+            StudyError: `product` exists and was made with other settings; the message names each of them.
         """
         resolved = settings if isinstance(settings, dict) else to_dict(settings)
         everything = self.settings()
@@ -191,7 +191,7 @@ class Study(SharedTable):
         return {slide: patient for slide, patient in told.items() if patient}
 
     def encoded(self) -> list[Row]:
-        """The rows of slides whose features stand.
+        """The rows of slides whose features exist.
 
         Raises:
             StudyError: there is none.

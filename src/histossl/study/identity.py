@@ -1,4 +1,4 @@
-"""Who a slide is: its row of slides.csv, found by its file, else by what the file holds, else by its name."""
+"""Identifies slides: the row of slides.csv by the file, else by the file's content, else by its name."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class _Merge:
         if path not in self._content:
             try:
                 self._content[path] = content_of(path)
-            except SlideError:  # who opens it says why
+            except SlideError:  # the survey reports why, when it opens the file
                 self._content[path] = ""
         return self._content[path]
 

@@ -1,4 +1,4 @@
-"""The slides of a study: found, told apart, surveyed, and written into slides.csv."""
+"""The slides of a study: found, identified, surveyed, and written into slides.csv."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class ExistingProducts:
         self._names = {room: _names(study.folder / room) for room in ("qc", "tiles", "features", "views")}
 
     def __call__(self, room: str, name: str) -> bool:
-        """Whether a room has that file."""
+        """Whether a subfolder has that file."""
         return name in self._names[room]
 
 
@@ -167,7 +167,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
-    """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
+    """Whether a slide's tiles exist, made of the same file with these settings and this mpp."""
     if mpp is None or row["status"] == "failed":
         return False
     try:

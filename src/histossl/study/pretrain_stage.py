@@ -17,7 +17,7 @@ from histossl.training.distributed import is_rank_zero
 
 
 class SlideSources(Sequence[SlideSource]):
-    """Where the tiles of a study's slides come from, told when it is asked for: a million of them would fill memory."""
+    """The sources of the tiles of a study's slides, looked up on access: a million of them would fill memory."""
 
     def __init__(self, study: Study, names: Sequence[str]) -> None:
         self.study, self.names = study, names
@@ -91,7 +91,7 @@ def is_trained(study: Study, slides: Sequence[str]) -> bool:
     about = trained_as(study.slide_encoder)
     if about["features"] != features_fingerprint(study):
         raise StudyError(
-            f"{study.slide_encoder}: trained on other features than those that stand",
+            f"{study.slide_encoder}: trained on other features than those of the study",
             f"use another --out, or remove {study.slide_encoder} to train anew",
         )
     new = len(set(slides) - set(about["slides"]))

@@ -1,4 +1,4 @@
-"""What a slide's file holds, told from some of its bytes: the same wherever it lies and whatever it is called."""
+"""A fingerprint of the content of a slide's file, independent of its folder and its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slides below a folder, and what else lies there that somebody may take for one."""
+"""The slides below a folder, and other files there that could be mistaken for slides."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _UNREAD = (
     )
 )
 _SLIDES = frozenset(ending for ending, why in _UNREAD.items() if "slide of a kind" in why)
-# What accompanies slides and studies, and is nobody's slide.
+# Files that accompany slides and studies, and are not slides.
 _OTHER = frozenset(
     [
         ".csv",
@@ -168,7 +168,7 @@ class Found:
         slides: files that are read, sorted by path.
         passed: file that is not read and may be meant -> why, as the end of a sentence; sorted by path.
         links: link -> the slide that it leads to, which is among the slides by its own name.
-        others: files of other kinds, by their ending; nobody takes them for slides.
+        others: files of other kinds that are not slides, counted by their ending.
     """
 
     slides: list[Path]

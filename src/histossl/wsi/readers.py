@@ -1,4 +1,4 @@
-"""What OpenSlide, tiffslide, tifffile and Pillow are asked for, behind one small interface that `slide.py` uses."""
+"""One small interface over OpenSlide, tiffslide, tifffile and Pillow, which `slide.py` uses."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ READERS: dict[str, type[Reader]] = {
     "tifffile": TiffReader,
     "Pillow": PlainReader,
 }
-"""In the order in which they are asked."""
+"""In the order in which they are tried."""
 
 
 def check_tiff(path: Path) -> None:

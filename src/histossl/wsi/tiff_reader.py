@@ -22,7 +22,7 @@ _LOOKED_AT = 24  # tiles, to know how many of sixteen bits are used
 
 
 class TiffReader:
-    """tifffile: the largest picture of a tiled TIFF, its levels wherever they stand, eight or sixteen bits."""
+    """tifffile: the largest picture of a tiled TIFF, its levels in any pages, eight or sixteen bits."""
 
     def __init__(self, path: Path) -> None:
         file, _ = chosen_picture(path)
