@@ -42,13 +42,16 @@ class Embeddings:
 def embeddings_table(
     slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
 ) -> AnnData:
-    """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
+    """Slide vectors in memory as AnnData.
 
     Args:
         slides: N rows with `slide_id`, as of slides.csv.
         vectors: name -> (N, d) floats.
-        settings: of every stage that made them.
-        made: the fingerprint of all that made them.
+        settings: settings of every stage that made the vectors.
+        made: fingerprint of everything that made the vectors.
+
+    Returns:
+        X: the first of `vectors`; obsm: the others; obs: the slides; uns: settings and fingerprint.
     """
     from anndata import AnnData
 

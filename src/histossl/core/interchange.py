@@ -60,12 +60,16 @@ class TileFeatures:
 
 
 def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
-    """Read a file of any of the layouts.
+    """Read the features of one slide in any of the layouts.
 
     Args:
-        path: .h5 or .pt.
-        mpp: µm per level-0 pixel; STAMP's µm cannot be turned into pixels without, elsewhere it overrides.
-        in_um: take STAMP's µm as they are where `mpp` is not known.
+        path: the .h5 or .pt file.
+        mpp: µm per level-0 pixel; STAMP's µm cannot be converted to pixels without it, in other layouts it overrides
+            the file.
+        in_um: keep STAMP's µm where `mpp` is not known.
+
+    Returns:
+        The features, with coordinates where the layout has them.
 
     Raises:
         FileFormatError: not one of the layouts, damaged, or STAMP's without `mpp`.
@@ -279,13 +283,20 @@ LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {
 
 
 def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> int:
-    """Features of slides from one tool's layout to another's, a file a slide.
+    """Convert features of slides from one tool's layout to another's, one file per slide.
 
     Args:
         source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, recognised by content.
         out: the folder of the converted files.
         to: trident (ours too), clam, clam-pt or stamp.
         mpp: µm per level-0 pixel of all slides of the folder, where the files do not carry it.
+
+    Returns:
+        0; 1 where a file could not be converted.
+
+    Raises:
+        FileFormatError: there are no features.
+        SettingsError: an unknown layout, or `out` is the folder of the source.
     """
     from histossl.core.console import say
 

@@ -60,12 +60,15 @@ def clashes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def told(kind: str, taken: Mapping[str, str], most: int = 3) -> list[str]:
-    """One line about the names that were read as another spelling; none where there is none.
+    """Note the names that were read as another spelling.
 
     Args:
-        kind: of the names, in the plural.
+        kind: what the names are, in the plural, such as "slides".
         taken: name -> the spelling that it was read as.
-        most: how many are named.
+        most: how many names the note lists.
+
+    Returns:
+        One line; nothing where all names were read as they are written.
     """
     other = [(name, spelt) for name, spelt in taken.items() if name != spelt]
     if not other:

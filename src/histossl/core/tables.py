@@ -140,17 +140,20 @@ def decoded(data: bytes) -> tuple[str, str]:
 
 
 def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: bool = False) -> Table:
-    """Read a table, whoever saved it.
+    """Read a table that any program or spreadsheet saved.
 
     Args:
-        path: of the file.
-        error: what to raise.
-        ours: it is one that we write: cells keep their spaces, names of files may be of any bytes, and rows may end
-            before the header does.
+        path: the file.
+        error: the class of errors to raise.
+        ours: whether histossl wrote the table: then cells keep their spaces, names of files may be of any bytes, and
+            rows may be shorter than the header.
+
+    Returns:
+        The table as text.
 
     Raises:
-        HistosslError: of the given kind: it cannot be read, is no text, is empty, has a column twice, or rows that
-            are longer than the header. Names the rows.
+        HistosslError: of the class `error`: the file cannot be read, is not text, is empty, has a column twice, or has
+            rows that are longer than the header. Names the rows.
     """
     text, encoding = _text_of(path, error, ours)
     named = _SEP_LINE.match(text)

@@ -36,16 +36,19 @@ def audit_line(
     sites: np.ndarray | None = None,
     seen: Collection[str] | None = None,
 ) -> str:
-    """What is to be known of a split in one line: sizes, classes, patients and sites on both sides, near-duplicates.
+    """Describe a split in one line: sizes, classes, patients and sites on both sides, near-duplicates.
 
     Args:
         slides: N names.
         patients: (N,) patient of each slide.
-        balance: the classes and their sizes, in words.
+        balance: the classes and their sizes, as text.
         folds: (repeats, N) the fold in which each slide is tested.
-        vectors: (N, d) each; a pair counts where any of them finds it.
+        vectors: (N, d) each; a pair of near-duplicates counts where any of them finds it.
         sites: (N,) site of each slide, where known.
         seen: slides that the slide encoder was trained on without labels, where known.
+
+    Returns:
+        The line.
     """
     patient = np.unique(patients, return_inverse=True)[1]
     pairs = sorted({pair for values in vectors for pair in near_duplicates(values)})
@@ -76,14 +79,17 @@ def _straddling(groups: np.ndarray, folds: np.ndarray) -> int:
 
 
 def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[int, int]]:
-    """Pairs (a, b), a < b, of rows that lie this much nearer than two rows usually do: most likely one slide twice.
+    """Find pairs of rows that are much nearer than two rows usually are: most likely the same slide twice.
 
-    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine would
-    not do: it is near 1 for any two slides that are extreme in the same direction.
+    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine does not
+    serve: it is near 1 for any two slides that are extreme in the same direction.
 
     Args:
-        values: (N, d); with few features (d < 16) different slides may come as near by chance.
+        values: (N, d); with few features (d < 16) different slides may be as near by chance.
         distance: the share, 0.05 is a twentieth of the usual distance.
+
+    Returns:
+        Pairs (a, b) of row indices, a < b.
     """
     x = StandardScaler().fit_transform(values).astype(np.float32)
     square = (x * x).sum(axis=1)

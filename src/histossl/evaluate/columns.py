@@ -1,4 +1,4 @@
-"""Which columns of a table are a vector: never row numbers, constants, names, or what is known of a slide beside it."""
+"""Finds the columns of a table that are a vector: never row numbers, constants, names, or other facts on a slide."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ABOUT = frozenset(
         "id",
         "score",
     ]
-)  # names that are no feature's, as `bare` has them
+)  # names, in the form of `bare`, that no feature has
 _FEW = 8  # a table of at least this many slides is needed to tell a row number from chance
 
 
@@ -71,13 +71,16 @@ class Vector:
 def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> Vector:
     """Find the columns that are the vector.
 
-    They are those requested; else those of one prefix and a number (f0, f1, ...; 0, 1, ...), all others are
-    left out by name; else all columns that are left, if they are of one kind.
+    They are those requested; else those of one prefix and a number (f0, f1, ...; 0, 1, ...), all others are left out
+    and named; else all columns that are left, if they are of one kind.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         numbers: the numeric columns of the table; "" or `Unnamed: 0` is one without a name.
         wanted: names or prefixes of the columns to take; `f` takes f0, f1, ...
+
+    Returns:
+        The columns, their values, and notes about columns that were left out.
 
     Raises:
         FileFormatError: no column is left, or several sets of columns could be meant.
@@ -160,13 +163,13 @@ def row_numbers(values: NDArray) -> list[int]:
     """
     if len(values) < _FEW:
         return []
-    first = values[:_FEW]  # most columns are none already here
+    first = values[:_FEW]  # most columns are excluded by their first values
     maybe = np.flatnonzero((first == np.rint(first)).all(axis=0))
     return [int(k) for k in maybe if is_row_number(values[:, k])]
 
 
 def _declared(name: str, names: list[str], left: list[int]) -> tuple[list[int], list[str]]:
-    """The columns of the one numbered prefix, and what is said of the others; all where none is numbered."""
+    """The columns of the one numbered prefix, and notes on the others; all columns where none is numbered."""
     groups: dict[str, list[int]] = {}
     for k in left:
         prefix = prefix_of(names[k])
@@ -188,7 +191,7 @@ def _declared(name: str, names: list[str], left: list[int]) -> tuple[list[int], 
 
 
 def _undeclared(name: str, names: list[str], values: NDArray[np.float64]) -> list[str]:
-    """What is said of a vector whose columns carry no number.
+    """Notes on a vector whose columns have no numbers.
 
     Raises:
         FileFormatError: its columns are of different kinds, so that some are likely something else.
@@ -253,7 +256,7 @@ def _is_label(column: NDArray, truth: NDArray) -> bool:
 
 
 def _ranks_as(column: NDArray, truth: NDArray) -> bool:
-    """Whether the order of a column puts the classes, or the numbers, one wholly behind the other."""
+    """Whether the order of a column separates the classes, or sorts the numbers, without exception."""
     kinds, kind = np.unique(truth, return_inverse=True)
     if len(kinds) > 20:
         order = np.argsort(column, kind="stable")

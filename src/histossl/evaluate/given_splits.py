@@ -1,4 +1,4 @@
-"""The linear probe on splits that others published, scored as they scored theirs."""
+"""The linear probe on published splits, scored as in their publications."""
 
 from __future__ import annotations
 

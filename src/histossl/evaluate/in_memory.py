@@ -37,7 +37,7 @@ def probe(
     patients: Mapping[str, str] | pd.Series | None = None,
     **settings: Any,
 ) -> ProbeResult:
-    """How much of a label is in the vectors: a linear model, on whole patients held out, with intervals.
+    """Measure how well vectors predict a label: a linear model, on whole patients held out, with intervals.
 
     Args:
         vectors: AnnData of `embed` or `read_embeddings` (its baselines are compared with it); a DataFrame of numbers
@@ -110,7 +110,7 @@ def patient_folds(labels: ArrayLike, patients: ArrayLike, folds: int = 5, *, see
         labels: (N,) class of each slide.
         patients: (N,) patient of each slide.
         folds: how many, 2 or more.
-        seed: of the deal.
+        seed: seed of the distribution of patients.
 
     Returns:
         (N,) int16, the fold in which each slide is tested; for scikit-learn `PredefinedSplit(patient_folds(y, p))`.
@@ -124,7 +124,7 @@ def patient_folds(labels: ArrayLike, patients: ArrayLike, folds: int = 5, *, see
 
 @names_arguments
 def read_embeddings(path: str | Path) -> AnnData:
-    """Vectors of slides as AnnData, from wherever they lie.
+    """Read vectors of slides, from a file or folder of any supported kind, as AnnData.
 
     Args:
         path: a study; .h5ad; a folder of <slide_id>.h5 as TRIDENT writes them; .npy with ids.npy beside it; .csv or
@@ -199,7 +199,7 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
 
 
 def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
-    """Labels in memory, checked as those of a file are: written as one, and read back."""
+    """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
         return read_labels(labels, source.ids, targets, source.patients)
     table = _label_table(labels, source)

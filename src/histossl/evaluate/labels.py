@@ -1,4 +1,4 @@
-"""A table of labels, read without trusting it: which slide, which patient, which class."""
+"""Reads tables of labels and checks them: slide, patient and class of each row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Labels:
             run went on without them, and should end with a non-zero exit code.
         sites: slide -> where it was made, for the slides of which that is known.
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
-        notes: one line each for what was read otherwise than it is written: names in two spellings, a guessed encoding.
+        notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
     """
 
     table: pd.DataFrame
@@ -67,25 +67,28 @@ def read_labels(
     targets: Sequence[str] = (),
     patients: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Read a CSV of labels and fit it to the slides at hand.
+    """Read a table of labels and match it to the known slides.
 
     Columns: `slide_id`; optional `patient_id` and `site`; the targets are `targets` where given, else `label` where
     there is such a column, else every other column. Text of any encoding and separator, see `read_table`. Every value
     is text: slide "007" stays "007"; numbers written differently ("1", "1.0", "1,0") are one class. Names of slides,
-    patients and sites are one in every spelling that `folded` takes for the same.
+    patients and sites are equal in every spelling with the same `folded` form.
 
     Args:
         path: the file.
         slide_ids: the known slides, those with a vector.
         targets: names of the columns to take.
-        patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are passed over. Where neither
-            the file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site
-            A2), and else the slide counts as a patient of its own.
+        patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are ignored. Where neither the
+            file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site A2),
+            and else the slide counts as a patient of its own.
+
+    Returns:
+        The labels of the known slides, and complaints about rows and slides that were left out.
 
     Raises:
         LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in its
-            extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines
-            of the file with the header as row 1.
+            extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines of
+            the file with the header as row 1.
     """
     path = Path(path)
     found = read_table(path, LabelError)
@@ -141,7 +144,7 @@ def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Colle
 
 
 def _one_spelling(records: dict[str, dict], sites: dict[str, str]) -> list[str]:
-    """Give each patient and each site its first spelling; says which were changed."""
+    """Give each patient and each site its first spelling, in place; returns notes on the changes."""
     patients = spellings(str(row["patient_id"]) for row in records.values())
     places = spellings(site for site in sites.values() if site)
     for row in records.values():
@@ -243,16 +246,19 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> di
 def absent_slides(
     where: str, lines: dict[str, int], slide_ids: Sequence[str], what: str = "labelled slides"
 ) -> list[str]:
-    """A complaint about slides of a table that are not there; those that are almost there are an error.
+    """Complain about slides of a table that are not known; names that differ only in their extension are an error.
 
     Args:
-        where: the table's name.
-        lines: slide that is not there -> its row.
-        slide_ids: those that are.
-        what: to call them.
+        where: name of the table.
+        lines: unknown slide -> its row.
+        slide_ids: the known slides.
+        what: what the message calls the slides.
+
+    Returns:
+        One line; nothing where `lines` is empty.
 
     Raises:
-        LabelError: some differ from a slide by their extension alone.
+        LabelError: some names differ from a known slide only in their extension.
     """
     if not lines:
         return []
@@ -274,7 +280,7 @@ def absent_slides(
 
 
 def _loose(slide: str) -> str:
-    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' meet, 'a.1' and 'a.2' do not."""
+    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' are equal, 'a.1' and 'a.2' not."""
     stem, dot, extension = slide.casefold().rpartition(".")
     return (
         stem

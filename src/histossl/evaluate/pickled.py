@@ -1,4 +1,4 @@
-"""Dictionaries of vectors that numpy saved as pickles: read without executing anything in them."""
+"""Reads dictionaries of vectors that numpy saved as pickles, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import FileFormatError
 
-# Modules moved from numpy.core to numpy._core; a file names those of its time.
+# Modules moved from numpy.core to numpy._core; a file names those of the numpy that wrote it.
 CORE = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
 MAKERS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
@@ -59,6 +59,6 @@ class _ArraysOnly(pickle.Unpickler):
         package, _, last = module.rpartition(".")
         if package in ("numpy.core", "numpy._core") and (last, name) in MAKERS:
             return super().find_class(f"{CORE}.{last}", name)
-        if (module, name) == ("_codecs", "encode"):  # how bytes were written for Python 2
+        if (module, name) == ("_codecs", "encode"):  # protocol 2 writes bytes in this way
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants to call {module}.{name}")

@@ -31,7 +31,7 @@ class Source:
 
     Attributes:
         ids: N unique slide ids, the order of the rows.
-        vectors: name -> (N, d) float32; the first is the one to be judged, the others are its rivals.
+        vectors: name -> (N, d) float32; the first is the one to judge, the others are its rivals.
         patients: slide id -> patient, "" where unknown; empty where none is known.
         sites: slide id -> where the slide was made; empty where none is known.
         paths: slide id -> the slide's file, where known; it need not be there any more.
@@ -41,8 +41,8 @@ class Source:
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.
-        notes: one line each for what was left out or read otherwise than it is written.
-        passed: one line each for files that were passed over.
+        notes: one line each for what was left out or not read as it is written.
+        passed: one line each for files that were not read.
     """
 
     ids: tuple[str, ...]
@@ -101,15 +101,18 @@ def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) 
 
 
 def side_by_side(source: Source, other: Source, name: str) -> Source:
-    """The vectors of a source, then the first of another; the slides must be the same.
+    """The vectors of a source, then the first vectors of another; the slides must be the same.
 
     Args:
-        source: what is to be judged; what it knows of the slides is kept.
-        other: the rival.
-        name: what to call the rival's vectors where the source has some of that name.
+        source: the source to judge; what it knows of the slides is kept.
+        other: the source of the rival.
+        name: name of the rival's vectors where the source already has vectors of that name.
+
+    Returns:
+        The source with one more embedding.
 
     Raises:
-        FileFormatError: they are not of the same slides; names some.
+        FileFormatError: the sources have different slides; names some.
     """
     title, values = next(iter(other.vectors.items()))
     theirs, ours = Known(other.ids), Known(source.ids)
@@ -275,7 +278,7 @@ def _arrays(path: Path) -> Source:
         values = np.load(place, allow_pickle=False)
         ids = np.load(folder / "ids.npy", allow_pickle=False)
     except (OSError, ValueError) as error:
-        # Objects in an array are pickles, which run whatever they hold.
+        # An array of objects is a pickle, which can execute code.
         hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
         hint += "a dictionary of vectors is a pickle, and is read only with --pickles true"
         raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
@@ -328,7 +331,7 @@ def _words(column: Any) -> list[str]:
 
 
 def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """A table of text, its numbers as numbers, and what is to be said of it."""
+    """A table of text, its numbers as numbers, and notes on it."""
     found = read_table(path)
     header = list(next(iter(found.rows.values()), dict.fromkeys(found.columns)))
     names = {bare(name) for name in (*SLIDE_COLUMNS, *PATIENT_COLUMNS, *SITE_COLUMNS)}

@@ -1,4 +1,4 @@
-"""What a table of slides looks as if something were wrong with it: one line a suspicion, for a person to judge."""
+"""Finds what may be wrong with a table of slides: one line per suspicion, for a person to judge."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.sources import Source
 from histossl.wsi.mpp import jumps
 
-_LEAST = 10  # slides of a table, below which chance does all of this
+_LEAST = 10  # slides; in smaller tables these patterns occur by chance
 
 
 def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Near-duplicates across patients, classes of one site or scanner, mpp that jumps, labels that follow the rows.
+    """Find near-duplicates across patients, classes of one site or scanner, differing mpp, labels in the order of the rows.
 
     Args:
         cohort: from `read_cohort_table`, in the order of the table.
         twins: pairs of near-duplicate slides.
+
+    Returns:
+        One line per suspicion.
     """
     slides = list(cohort.patients)
     across = [(a, b) for a, b in twins if cohort.patients.get(a, a) != cohort.patients.get(b, b)]

@@ -17,7 +17,7 @@ from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, s
 if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
 
-MANY = 20  # more values than this are no classes
+MANY = 20  # more different values than this are not classes
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a prediction has: one a class, or one."""
+        """The length of a prediction: the number of classes, or 1."""
         return 1 if self.names is None else len(self.names)
 
     def balance(self) -> str:
-        """The classes and their sizes, or the range of the numbers, in words."""
+        """The classes and their sizes, or the range of the numbers, as text."""
         if self.names is None:
             return f"numbers from {self.truth.min():g} to {self.truth.max():g}"
         counts = np.bincount(self.truth, minlength=len(self.names))
@@ -118,7 +118,7 @@ def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
 def _check_classes(
     classes: NDArray, patients: NDArray, slides: NDArray, labels: Labels, settings: ProbeSettings
 ) -> None:
-    """What `grouped_folds` would refuse, refused with the rows of the file."""
+    """Refuse what `grouped_folds` refuses, with the rows of the file in the message."""
     of_patient: dict[str, dict[str, list[str]]] = {}
     for slide, patient, name in zip(slides, patients, classes, strict=True):
         of_patient.setdefault(str(patient), {}).setdefault(str(name), []).append(slide)
@@ -153,7 +153,7 @@ def _numbers(values: NDArray) -> NDArray[np.float64] | None:
 
 
 def _fifths(numbers: NDArray, patients: NDArray, folds: int) -> NDArray[np.int64]:
-    """(n,) the patient's part of five, or of fewer where each would have fewer patients than there are folds."""
+    """(n,) the patient's fifth of the values; fewer parts where a fifth would have fewer patients than folds."""
     patient = np.unique(patients, return_inverse=True)[1]
     means = np.bincount(patient, numbers) / np.bincount(patient)
     parts = min(5, len(means) // folds)

@@ -66,17 +66,20 @@ def adapt(
     logs: Path,
     device: str = "auto",
 ) -> Adaptation:
-    """Train on from a model, on what it and hematoxylin agree on in one's own slides; keep the better of the two.
+    """Train a model further on what it and hematoxylin agree on in new slides; keep the better of the two models.
 
-    The weights are `share` of the trained ones and the rest of the teacher's: a step towards the slides that does not
-    forget what the teacher knows.
+    The weights are interpolated: `share` of the trained ones and the rest of the teacher's. That is a step towards the
+    new slides which keeps what the teacher has learned.
 
     Args:
-        samples: a slide each.
-        teacher: the model that it begins with.
-        settings: how.
-        logs: as of `learn`.
+        samples: fields and stains, one sample per slide.
+        teacher: the model to begin with.
+        settings: settings of the adaptation.
+        logs: folder for the log and the checkpoint, as of `learn`.
         device: auto, cpu or cuda.
+
+    Returns:
+        The better model, and the judgements of both.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.

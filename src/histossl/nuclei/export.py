@@ -47,11 +47,14 @@ _TITLES = {
 
 
 def spare_outlines(nuclei: Nuclei, mpp: float) -> NDArray:
-    """(N,) valid shapely polygons in level-0 pixels, simplified by at most 0.1 µm, counter-clockwise as RFC 7946 asks.
+    """Outlines with few points: simplified by at most 0.1 µm, counter-clockwise as RFC 7946 requires.
 
     Args:
-        nuclei: in level-0 pixels.
+        nuclei: the nuclei, in level-0 pixels.
         mpp: µm per level-0 pixel.
+
+    Returns:
+        (N,) valid shapely polygons in level-0 pixels.
     """
     shapes = nuclei.polygons()
     # With topology kept a simplified outline cannot cross itself.
@@ -187,14 +190,17 @@ def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
 
 
 def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDArray[np.int32]]:
-    """The label image of nuclei from top to bottom, in bands of (height, W) int32; nucleus k has the value k, from 1.
+    """Paint the label image of nuclei from top to bottom, in bands.
 
-    A pixel belongs to the nucleus that its centre lies in; where two do, to the later one.
+    A pixel belongs to the nucleus that contains its centre; where two do, to the later one.
 
     Args:
-        nuclei: in pixels of the image.
-        size: of the image.
-        height: of a band; the last one may be lower.
+        nuclei: the nuclei, in pixels of the image.
+        size: width and height of the image in pixels.
+        height: rows of a band; the last band may have fewer.
+
+    Yields:
+        (height, W) int32; nucleus k has the value k, from 1.
     """
     from skimage.draw import polygon
 

@@ -1,4 +1,4 @@
-"""Nuclei from GeoJSON as QuPath and others write it: which geometry of a feature is a nucleus, and what is none."""
+"""Reads nuclei from GeoJSON of QuPath and other tools: decides which geometry of a feature is a nucleus."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outlined:
     Attributes:
         shapes: (N,) shapely polygons in level-0 pixels, holes and all.
         read: how many of them were of each kind.
-        left: how many features were left out, by why.
+        left: how many features were left out, by reason.
     """
 
     shapes: NDArray
@@ -35,7 +35,7 @@ class Outlined:
     left: Counter[str] = field(default_factory=Counter)
 
     def said(self) -> str:
-        """What was read and what was left out, in words; "" where each feature is one nucleus."""
+        """What was read and what was left out, as text; "" where each feature is one nucleus."""
         told = [f"{count} {kind}" for kind, count in self.read.items() if kind != "detections"]
         lost = [f"{count} {why}" for why, count in self.left.items()]
         if not told and not lost:
@@ -138,7 +138,7 @@ def _nucleus_of(feature: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
 
 
 def _shape(geometry: dict[str, Any]) -> Any:
-    """A geometry, valid; of a ring that crosses itself the largest part."""
+    """A valid geometry; the largest part of a ring that crosses itself."""
     shape = shapely.geometry.shape(geometry)
     if shape.is_valid or shape.is_empty:
         return shape
@@ -149,14 +149,17 @@ def _shape(geometry: dict[str, Any]) -> Any:
 
 
 def paint(outlined: Outlined, band_top: int, shape: tuple[int, int]) -> NDArray[np.int32]:
-    """A band of the label image, (height, W) int32: nucleus k has the value k + 1, its holes are left open.
+    """Paint a band of the label image; holes of nuclei stay open.
 
-    A pixel belongs to the nucleus that its centre lies in; where two do, to the later one.
+    A pixel belongs to the nucleus that contains its centre; where two do, to the later one.
 
     Args:
         outlined: the nuclei.
         band_top: first row of the band.
         shape: (height, width) of the band.
+
+    Returns:
+        (height, width) int32: the polygon of index k has the value k + 1.
     """
     from skimage.draw import polygon
 

@@ -191,6 +191,9 @@ class Nuclei:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
             colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+
+        Returns:
+            The axes.
         """
         from histossl.wsi.plot import draw_polygons
 

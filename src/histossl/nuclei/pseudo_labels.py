@@ -18,7 +18,7 @@ from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_dens
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
-_SOME = 20  # sure nuclei from which their areas say what is usual
+_SOME = 20  # sure nuclei that are needed to estimate the usual area
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,16 @@ class PseudoLabel:
 def make_pseudo_labels(
     fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
 ) -> list[PseudoLabel]:
-    """Pseudo-labels of the fields of one slide; thresholds and scales are the slide's, never a field's.
+    """Pseudo-labels of the fields of one slide; thresholds and scales are those of the slide, never of a field.
 
     Args:
         fields: (H, W, 3) uint8 pictures at `mpp`.
-        stains: of the slide.
+        stains: stains of the slide.
         mpp: µm per pixel.
-        settings: how.
+        settings: how sure nuclei are found.
+
+    Returns:
+        One pseudo-label per field.
     """
     densities = [optical_density(f, stains.white) for f in fields]
     maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]

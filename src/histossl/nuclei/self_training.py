@@ -71,12 +71,16 @@ class SelfTraining:
         return 0.0
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: nucleus, and depth inside of it (1 in the middle).
+        """Find nuclei in a picture.
 
         Args:
-            rgb: (H, W, 3) uint8 at `mpp`.
-            stains: of the slide.
-            context: what `prepare` returned.
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+            context: not used.
+
+        Returns:
+            (2, H, W) float32 in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in the
+            middle).
         """
         density = optical_density(rgb, stains.white) / np.float32(stains.scale)
         height, width = rgb.shape[:2]
@@ -145,13 +149,16 @@ def learn(
     """Train a network on unlabelled fields of slides.
 
     Args:
-        samples: a slide each.
-        settings: how.
-        logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
+        samples: fields and stains, one sample per slide.
+        settings: settings of the training.
+        logs: folder for the log and the checkpoint; a run that was killed resumes from there.
         device: auto, cpu or cuda.
-        teacher: a trained model: what is learned from is what it and hematoxylin agree on (`agreement.py`), and
+        teacher: a trained model: the pseudo-labels are then what it and hematoxylin agree on (`agreement.py`), and
             training begins at its weights.
-        begin: a trained model whose weights training begins at. Its widths go before those of `settings`.
+        begin: a trained model whose weights training begins at. Its widths override those of `settings`.
+
+    Returns:
+        The trained model.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.

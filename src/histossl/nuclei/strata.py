@@ -43,14 +43,17 @@ class Found:
 
 
 def found_nuclei(prediction: NDArray, truth: NDArray, mpp: float, density: NDArray[np.float32] | None = None) -> Found:
-    """Every true nucleus with its best match.
+    """Match every true nucleus with its best prediction.
 
     Args:
         prediction: (H, W) integers, 0 = background.
-        truth: the same.
+        truth: (H, W) integers, 0 = background.
         mpp: µm per pixel of both.
         density: (H, W) how dark the image is, such as the mean optical density of its channels; None leaves out the
             darkness.
+
+    Returns:
+        The true nuclei, in the order of their labels.
 
     Raises:
         LabelError: the shapes differ.
@@ -149,11 +152,14 @@ def density_of(images: Path, labels: Path, name: str) -> NDArray[np.float32]:
 
 
 def grouped(found: Sequence[Found], by: str) -> list[Group]:
-    """Recall in groups of the nuclei of all images together; groups without nuclei are left out.
+    """Recall in groups of the nuclei of all images together.
 
     Args:
-        found: an entry an image.
-        by: area or darkness.
+        found: one entry per image.
+        by: "area" or "darkness".
+
+    Returns:
+        The groups in rising order, without groups that have no nuclei.
 
     Raises:
         LabelError: nuclei cannot be grouped by that.

@@ -38,13 +38,16 @@ class Tile:
 
 
 def tile_rows(known: StainSurvey, mpp: float, side: int, halo: int) -> list[list[Tile]]:
-    """The tiles that touch tissue, row by row; rows without any are empty.
+    """Find the tiles that touch tissue, row by row.
 
     Args:
         known: the slide's survey.
         mpp: µm per pixel of tiles.
-        side: of a tile, pixels.
-        halo: pixels that are read around it.
+        side: side of a tile in pixels.
+        halo: pixels that are read around a tile.
+
+    Returns:
+        The rows of tiles; rows without tissue are empty.
     """
     work = Region.whole(known.mask.size).pixels(mpp, known.mpp)
     rows = []

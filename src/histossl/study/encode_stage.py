@@ -88,13 +88,16 @@ def encode_study(
     settings: EncodeSettings,
     encoded: Callable[[Iterator[EncodeJob]], Iterator[Step]],
 ) -> int:
-    """Features and views of every inspected slide: features/ and views/. Returns the number of failures.
+    """Encode every inspected slide, features and views: features/ and views/.
 
     Args:
-        study: shared or held alone.
-        encoder: of tiles.
-        settings: of the stage.
-        encoded: encodes slides with these, somewhere: what happens to each.
+        study: the study, shared or locked.
+        encoder: the tile encoder.
+        settings: settings of the stage.
+        encoded: encodes slides with these, here or on other machines, and yields what happens to each.
+
+    Returns:
+        The number of slides that failed.
     """
     tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")

@@ -178,14 +178,18 @@ class Found:
 
 
 def look_for_slides(folder: str | Path, ours: Path | None = None) -> Found:
-    """The slides in a folder and all folders below it.
+    """Search a folder and all folders below it for slides.
 
-    By extension, in upper or lower case; sidecars of systems are none, a DICOM series counts once, the JPEGs beside a
-    .vms are that slide's own, and nothing in a folder that this program wrote is a slide.
+    Slides are recognised by their extension, in upper or lower case. Sidecars of systems are no slides, a DICOM series
+    counts once, the JPEGs beside a .vms belong to that slide, and files in a folder that this program wrote are no
+    slides.
 
     Args:
-        folder: to be searched; links are followed, each folder is entered once.
+        folder: the folder; links are followed, each folder is entered once.
         ours: the folder of the study, which may not be written yet.
+
+    Returns:
+        The slides, and the files that were not read.
 
     Raises:
         SettingsError: there is no such folder.

@@ -263,15 +263,15 @@ def slide_state(path: Path) -> str:
 
 
 def find_slides(folder: str | Path) -> list[Path]:
-    """The slides in a folder and all folders below it, sorted by path.
+    """List the slides in a folder and all folders below it.
 
-    See `look_for_slides`, which also says what else lies there.
+    See `look_for_slides`, which also reports the other files.
 
     Args:
-        folder: to search.
+        folder: the folder to search.
 
     Returns:
-        The paths of the slides.
+        The paths of the slides, sorted.
 
     Raises:
         SettingsError: there is no such folder.

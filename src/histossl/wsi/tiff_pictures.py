@@ -206,15 +206,18 @@ def _shrunk(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def chosen(path: Path, pictures: Sequence[Picture], number: int | None) -> tuple[Picture, str]:
-    """The picture that is the slide, and what is to be said of the others.
+    """Choose the picture that is the slide.
 
     Args:
-        path: of the file, for messages.
-        pictures: of the file.
-        number: of the one that the user wants, or None.
+        path: the file, for messages.
+        pictures: the pictures of the file.
+        number: number of the picture that the user wants, or None.
+
+    Returns:
+        The picture, and a note about the others, "" where there are none.
 
     Raises:
-        SlideError: there is none of that number; two could be the slide.
+        SlideError: there is no picture of that number, or two could be the slide.
     """
     listed = ", ".join(map(str, pictures[:6])) + (f" and {len(pictures) - 6} more" if len(pictures) > 6 else "")
     if number is not None:

@@ -23,11 +23,14 @@ _WAYS = {
 
 
 def depth_of(highest: int, stated: int | None = None) -> int:
-    """How many bits the values of a picture have: what the file states, where its values do not exceed it.
+    """The number of bits of a picture's values: what the file states, unless its values exceed that.
 
     Args:
-        highest: value in the picture, or in parts of it.
+        highest: largest value in the picture, or in parts of it.
         stated: the largest value that the file's tags allow, or None.
+
+    Returns:
+        The number of bits.
     """
     if stated is not None and 255 < stated < 65535 and highest <= _top(stated):
         highest = stated
