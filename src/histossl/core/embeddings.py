@@ -48,14 +48,22 @@ def embeddings_table(
     made: str,
     parts: Sequence[str] = (),
 ) -> AnnData:
-    """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
+    """Slide vectors in memory as AnnData.
 
     Args:
         slides: N rows with `slide_id`, as of slides.csv.
         vectors: name -> (N, d) floats.
+<<<<<<< HEAD
         settings: of every stage that made them.
         made: the fingerprint of all that made them.
         parts: of every number of X the name of its part, which becomes the column `part` of var; empty where unknown.
+=======
+        settings: settings of every stage that made the vectors.
+        made: fingerprint of everything that made the vectors.
+
+    Returns:
+        X: the first of `vectors`; obsm: the others; obs: the slides; uns: settings and fingerprint.
+>>>>>>> wd3
     """
     from anndata import AnnData
 
@@ -87,8 +95,21 @@ def write_embeddings(
     made: str,
     parts: Sequence[str] = (),
 ) -> None:
+<<<<<<< HEAD
     """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
     data = embeddings_table(slides, vectors, settings, made, parts)
+=======
+    """Write what `embeddings_table` makes as an AnnData file, whole or absent.
+
+    Args:
+        path: the file to write.
+        slides: rows of slides.csv, one per slide, in the order of the vectors.
+        vectors: name -> (slides, d) float32; the first becomes X, the others obsm.
+        settings: settings that made the vectors.
+        made: fingerprint of the vectors.
+    """
+    data = embeddings_table(slides, vectors, settings, made)
+>>>>>>> wd3
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 
@@ -96,8 +117,14 @@ def write_embeddings(
 def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 
+    Args:
+        path: the .h5ad file.
+
+    Returns:
+        The table of slides, the vectors by name, the settings and the fingerprint.
+
     Raises:
-        FileFormatError: absent, truncated, or not such a file.
+        FileFormatError: the file is absent, truncated, or not such a file.
     """
     from anndata import read_h5ad
 

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+<<<<<<< HEAD
 from histossl.nuclei.morphology import diameters, eccentricities, spreads
+=======
+from histossl.nuclei.morphology import diameters, spreads
+from histossl.nuclei.outline_tracing import trace_outlines
+>>>>>>> wd3
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -185,7 +189,11 @@ class Nuclei:
         Args:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
+<<<<<<< HEAD
             colour: colour of the outlines, or colour map of the values; None takes gold, or "viridis".
+=======
+            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+>>>>>>> wd3
 
         Returns:
             The axes.
@@ -248,11 +256,7 @@ def outline_instances(
     count = int(labels.max(initial=0))
     if not count:
         return concatenate([])
-    padded = np.pad(labels, 1)
-    steps = _outline_steps(padded, count)
-    start = np.concatenate([[0], np.cumsum(steps)])
-    points = np.empty((start[-1], 2), np.float32)
-    _trace(padded, np.pad(confidence, 1), np.float32(threshold), start[:-1].copy(), points)
+    points, start = trace_outlines(labels, confidence, threshold)
     nuclei = Nuclei(points, start, np.zeros((count, len(MEASURES)), np.float32))
     shapes = nuclei.polygons()
     area = shapely.area(shapes)
@@ -274,6 +278,7 @@ def outline_instances(
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
 
 
+<<<<<<< HEAD
 # Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
 _DR = np.array([0, 1, 0, -1])
 _DC = np.array([1, 0, -1, 0])
@@ -342,6 +347,24 @@ def _trace(labels, confidence, threshold, start, points):
     first = _first_pixels(labels, len(start))
     for k in range(1, len(start) + 1):
         _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
+=======
+def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    y, x = np.nonzero(labels)
+    names = labels[y, x]
+    pixels = np.bincount(names, minlength=count + 1)[1:]
+    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
+    first = np.zeros(count + 1, np.int64)
+    first[names[::-1]] = np.arange(len(names))[::-1]
+    y, x = y - y[first[names]], x - x[first[names]]
+
+    def mean(values: NDArray) -> NDArray:
+        return np.bincount(names, values, count + 1)[1:] / pixels
+
+    mx, my = mean(x), mean(y)
+    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
+    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
+    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
+>>>>>>> wd3
 
 
 def nuclei_of_tile(

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 
 
 def diameters(hulls: NDArray) -> NDArray[np.float64]:
-    """(N, 2) as QuPath measures them: the diameter of the smallest circle around each hull, and its least width.
+    """The diameters of nuclei as QuPath measures them.
 
     Args:
         hulls: (N,) convex shapely polygons.
+
+    Returns:
+        (N, 2) float64: the diameter of the smallest circle around each hull, and its least width.
     """
     points, owner = shapely.get_coordinates(hulls, return_index=True)
     start = np.searchsorted(owner, np.arange(len(hulls) + 1))
@@ -58,12 +61,15 @@ def _spread(names, values, count, found):
 
 
 def spreads(names: NDArray[np.int32], values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
-    """(count, 4) mean, standard deviation, minimum and maximum of the pixels of each nucleus.
+    """Statistics of the pixels of each nucleus.
 
     Args:
-        names: (P,) 0..count-1, the nucleus of a pixel; each has one at least.
-        values: (P,).
-        count: of nuclei.
+        names: (P,) 0..count-1, the nucleus of a pixel; each nucleus has at least one.
+        values: (P,) value of each pixel.
+        count: number of nuclei.
+
+    Returns:
+        (count, 4) float64: mean, standard deviation, minimum and maximum.
     """
     found = np.zeros((count, 5))
     found[:, 2], found[:, 3] = np.inf, -np.inf

@@ -22,13 +22,16 @@ from histossl.study.times import timed
 
 @timed("embed")
 def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
-    """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
+    """Embed every slide, with two baselines: embeddings.h5ad.
 
     Args:
-        study: held alone.
-        settings: of the stage.
+        study: the study, locked.
+        settings: settings of the stage.
         device: auto, cpu or cuda.
-        executor: where slides are embedded.
+        executor: runs the embedding of single slides.
+
+    Returns:
+        The number of slides that failed.
     """
     ledger = Journal(study)
     rows = ledger.rows
