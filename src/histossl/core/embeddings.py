@@ -53,17 +53,12 @@ def embeddings_table(
     Args:
         slides: N rows with `slide_id`, as of slides.csv.
         vectors: name -> (N, d) floats.
-<<<<<<< HEAD
-        settings: of every stage that made them.
-        made: the fingerprint of all that made them.
-        parts: of every number of X the name of its part, which becomes the column `part` of var; empty where unknown.
-=======
         settings: settings of every stage that made the vectors.
         made: fingerprint of everything that made the vectors.
+        parts: name of the part of every number of X, which becomes the column `part` of var; empty where unknown.
 
     Returns:
         X: the first of `vectors`; obsm: the others; obs: the slides; uns: settings and fingerprint.
->>>>>>> wd3
     """
     from anndata import AnnData
 
@@ -95,10 +90,6 @@ def write_embeddings(
     made: str,
     parts: Sequence[str] = (),
 ) -> None:
-<<<<<<< HEAD
-    """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
-    data = embeddings_table(slides, vectors, settings, made, parts)
-=======
     """Write what `embeddings_table` makes as an AnnData file, whole or absent.
 
     Args:
@@ -107,9 +98,9 @@ def write_embeddings(
         vectors: name -> (slides, d) float32; the first becomes X, the others obsm.
         settings: settings that made the vectors.
         made: fingerprint of the vectors.
+        parts: name of the part of every number of X; empty where unknown.
     """
-    data = embeddings_table(slides, vectors, settings, made)
->>>>>>> wd3
+    data = embeddings_table(slides, vectors, settings, made, parts)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 

@@ -35,16 +35,10 @@ class Source:
         patients: slide id -> patient, "" where unknown; empty where none is known.
         sites: slide id -> where the slide was made; empty where none is known.
         paths: slide id -> the slide's file, where known; it need not be there any more.
-<<<<<<< HEAD
-        pictures: slide id -> a picture of the slide that stands already.
-        tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
-        encoder: the folder of the slide encoder that made the vectors, where it stands.
-        parts: of every number of the first vectors, the name of its part; empty where nobody says.
-=======
         pictures: slide id -> an existing picture of the slide.
         tiles: slide id -> the HDF5 file of the features of its tiles, where it exists.
         encoder: the folder of the slide encoder that made the vectors, where it exists.
->>>>>>> wd3
+        parts: name of the part of every number of the first vectors; empty where unknown.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.

@@ -13,12 +13,8 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
-<<<<<<< HEAD
 from histossl.nuclei.morphology import diameters, eccentricities, spreads
-=======
-from histossl.nuclei.morphology import diameters, spreads
 from histossl.nuclei.outline_tracing import trace_outlines
->>>>>>> wd3
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -189,11 +185,7 @@ class Nuclei:
         Args:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
-<<<<<<< HEAD
             colour: colour of the outlines, or colour map of the values; None takes gold, or "viridis".
-=======
-            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
->>>>>>> wd3
 
         Returns:
             The axes.
@@ -276,95 +268,6 @@ def outline_instances(
         *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
-
-
-<<<<<<< HEAD
-# Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
-_DR = np.array([0, 1, 0, -1])
-_DC = np.array([1, 0, -1, 0])
-# The pixel to the right of the edge ahead of a corner; the one to the left is that of the direction before.
-_RIGHT_R = np.array([0, 0, -1, -1])
-_RIGHT_C = np.array([0, -1, -1, 0])
-
-
-@njit(cache=True)
-def _first_pixels(labels, count):
-    first = np.full((count + 1, 2), -1, np.int64)
-    for r in range(labels.shape[0]):
-        for c in range(labels.shape[1]):
-            k = labels[r, c]
-            if k > 0 and first[k, 0] < 0:
-                first[k, 0], first[k, 1] = r, c
-    return first
-
-
-@njit(cache=True)
-def _walk(labels, k, r, c, confidence, threshold, points, at):
-    """Walk once around nucleus k from the top left corner of its first pixel (r, c); returns the number of edges.
-
-    With `at` >= 0 the point of every edge is written to points[at:].
-    """
-    heading, steps = 0, 0
-    corner_r, corner_c = r, c
-    while True:
-        # The pixels to the right and to the left of the edge ahead.
-        ir, ic = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
-        jr, jc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
-        if at >= 0:
-            inner, outer = confidence[ir, ic], confidence[jr, jc]
-            part = 0.5
-            if labels[jr, jc] == 0 and inner > threshold > outer:
-                part = np.rint(min(0.95, max(0.05, (inner - threshold) / (inner - outer))) * 64) / 64
-            # The labels are padded by one pixel: a pixel's centre is at its index minus a half.
-            points[at + steps, 0] = ic + (jc - ic) * part - 0.5
-            points[at + steps, 1] = ir + (jr - ir) * part - 0.5
-        steps += 1
-        corner_r += _DR[heading]
-        corner_c += _DC[heading]
-        # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        ar, ac = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
-        br, bc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
-        if labels[ar, ac] != k:
-            heading = (heading + 1) % 4
-        elif labels[br, bc] == k:
-            heading = (heading + 3) % 4
-        if corner_r == r and corner_c == c and heading == 0:
-            return steps
-
-
-@njit(cache=True)
-def _outline_steps(labels, count):
-    first = _first_pixels(labels, count)
-    steps = np.zeros(count, np.int64)
-    nothing, blank = np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32)
-    for k in range(1, count + 1):
-        steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
-    return steps
-
-
-@njit(cache=True)
-def _trace(labels, confidence, threshold, start, points):
-    first = _first_pixels(labels, len(start))
-    for k in range(1, len(start) + 1):
-        _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
-=======
-def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    y, x = np.nonzero(labels)
-    names = labels[y, x]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
-    first = np.zeros(count + 1, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]
-    y, x = y - y[first[names]], x - x[first[names]]
-
-    def mean(values: NDArray) -> NDArray:
-        return np.bincount(names, values, count + 1)[1:] / pixels
-
-    mx, my = mean(x), mean(y)
-    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
-    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
-    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
->>>>>>> wd3
 
 
 def nuclei_of_tile(
