@@ -27,10 +27,10 @@ class Embeddings:
     """Vectors of slides.
 
     Attributes:
-        slides: one row a slide, index slide_id, the columns of slides.csv.
+        slides: one row per slide, index slide_id, the columns of slides.csv.
         vectors: name -> (N, d) float32; the first is the slide vectors themselves (X), the others are baselines.
-        settings: of every stage that made them.
-        fingerprint: of all that made them.
+        settings: settings of every stage that made the vectors.
+        fingerprint: fingerprint of everything that made the vectors.
     """
 
     slides: pd.DataFrame
@@ -56,7 +56,7 @@ def embeddings_table(
     from anndata import AnnData
 
     obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error", "made"], errors="ignore")
-    obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
+    obs = obs.replace({"mpp": {"": "nan"}})  # imported features may have no mpp
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)
     baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}

@@ -97,7 +97,7 @@ def adapt(
 
 
 def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sample]]:
-    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned.
+    """Separate every `held`-th field, or halves of fields where there are fewer, for the judgement.
 
     Fields of a slide stay one sample, for thresholds are the slide's.
     """

@@ -89,7 +89,7 @@ def label_instances(
     else:
         markers = np.zeros(mask.shape, np.int32)
         peaks = peak_local_max(depth, min_distance=max(1, round(settings.apart / mpp)), exclude_border=False)
-        # Numbered by position, not by height: distant parts of the picture must not change an order.
+        # Numbered by position, not by height: distant parts of the picture must not change the order.
         markers[tuple(peaks[np.lexsort(peaks.T[::-1])].T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(_tie_breaker(mask.shape, origin) - depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
@@ -179,7 +179,7 @@ class Nuclei:
         return f"Nuclei({len(self)} outlines{area})"
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a nucleus: `MEASURES`, and `geometry`, its polygon; a GeoDataFrame where geopandas is installed."""
+        """One row per nucleus: `MEASURES`, and its polygon as `geometry`; a GeoDataFrame if geopandas is installed."""
         from histossl.nuclei.frames import frame_of
 
         return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))

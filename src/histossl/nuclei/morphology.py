@@ -1,4 +1,4 @@
-"""Measures of a nucleus beyond its area: diameters and how its stains vary inside of it."""
+"""Measures of a nucleus beyond its area: diameters and how its stains vary inside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def diameters(hulls: NDArray) -> NDArray[np.float64]:
     """
     points, owner = shapely.get_coordinates(hulls, return_index=True)
     start = np.searchsorted(owner, np.arange(len(hulls) + 1))
-    # From the first point of each: the same nucleus has the same bytes wherever in a tile it lies.
+    # Relative to the first point of each: a nucleus gives the same bytes anywhere in a tile.
     points = points - points[start[:-1]][owner]
     widths = np.zeros(len(hulls))
     _widths(points, start, widths)

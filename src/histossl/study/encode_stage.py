@@ -1,7 +1,7 @@
 """The stages of a study, in order; each is a command, and `run` is all of them.
 
 Every stage reads what the one before has written into the study's folder, keeps what exists, makes what is missing,
-and returns how many things it had to leave out.
+and returns the number of slides or labels that it left out.
 """
 
 from __future__ import annotations
