@@ -97,7 +97,7 @@ def trace_outlines(
     Args:
         labels: (H, W) int32, 1..n, each 4-connected.
         confidence: (H, W) float32 in [0, 1].
-        threshold: threshold on the confidence, 0 to 1, which outlines beside the background follow.
+        threshold: threshold on the confidence, 0 to 1, which outlines follow where they border on background.
 
     Returns:
         (P, 2) float32, the outlines one after another, (x, y) in pixels of the labels, not closed; and (n + 1,) int64,

@@ -39,8 +39,8 @@ class ExportSettings:
 
     Attributes:
         gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
-        parquet: GeoParquet, a row a nucleus.
-        h5ad: AnnData, a row a nucleus with its measures.
+        parquet: GeoParquet, one row per nucleus.
+        h5ad: AnnData, one row of measures per nucleus.
         density: nuclei per mm² of tissue in squares of 100 µm, as a TIFF.
         sheet: a picture of 48 random nuclei with their outlines, for checking.
         zarr: OME-Zarr labels.

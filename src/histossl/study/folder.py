@@ -186,9 +186,8 @@ class Study(SharedTable):
         """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
         path = self.folder / "predictions.csv"
         told = {row["slide_id"]: row.get("patient_id") or "" for row in tables.read_rows(path)} if path.exists() else {}
-        told = {
-            slide: patient for slide, patient in told.items() if patient != slide
-        }  # the probe uses the slide as patient where none is known
+        # The probe uses the slide as its patient where none is known.
+        told = {slide: patient for slide, patient in told.items() if patient != slide}
         told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
         return {slide: patient for slide, patient in told.items() if patient}
 

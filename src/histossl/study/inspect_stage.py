@@ -184,9 +184,8 @@ def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executo
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    known = {
-                        "content": job.content or _content(job.path)
-                    }  # the slide keeps its identity once the file is repaired
+                    # With it the slide keeps its identity once the file is repaired.
+                    known = {"content": job.content or _content(job.path)}
                     shift.finish(job.slide_id, failure(failure_reason(answer, job.path)) | known)
                 else:
                     found = {name: str(value) for name, value in vars(answer).items()}

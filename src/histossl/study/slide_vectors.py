@@ -72,14 +72,14 @@ def embed(
     """Embed slides: one vector per slide.
 
     Args:
-        features: from `encode`, of the tile encoder that `encoder` was trained on; or anything that `read_features` opens.
+        features: from `encode`, of the tile encoder that `encoder` was trained on; or as `read_features` opens.
         encoder: from `pretrain`, or the folder of one, such as STUDY/slide-encoder.
         baselines: whether the vectors of the two baselines are made too.
         device: auto, cpu or cuda.
         **settings: of `EmbedSettings`, such as `views=50`, `seed=0`.
 
     Returns:
-        X: (slides, d) float32, of length 1 each. obs: a row a slide, index slide_id. obsm: with `baselines`
+        X: (slides, d) float32, of length 1 each. obs: one row per slide, index slide_id. obsm: with `baselines`
         `mean_pooling`, the mean of the tiles' features, and `untrained_encoder`. uns: all settings.
 
     Raises:

@@ -15,7 +15,7 @@ from histossl.execution.claims import Claim, Claims
 from histossl.execution.journal import Line, caught_up, lines_since
 from histossl.study.folder import existing_study
 
-WINDOW = timedelta(minutes=10)  # seconds that the rate is measured over
+WINDOW = timedelta(minutes=10)  # the rate is measured over it
 _MOST = 2**20  # bytes at the end of the log that are read
 _SHOWN = 5  # failures that are listed
 

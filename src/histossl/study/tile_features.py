@@ -111,12 +111,12 @@ def encode(
         slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
         encoder: of tiles, from `load_encoder` or `pretrain_tiles`, or a name that `load_encoder` takes; "self" trains
             one on these very slides, without labels.
-        tile: how tiles are laid.
+        tile: how tiles are placed.
         out: a folder for the features, which `read_features` opens again; what exists there is not encoded twice. None
             keeps them in a temporary folder as long as the result is in use.
         tissue: how tissue is found.
-        mpp: µm per level-0 pixel of all slides; goes before what the files say.
-        mpp_default: taken only for files that carry none.
+        mpp: µm per level-0 pixel of all slides; overrides the files.
+        mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
         device: auto, cpu or cuda.
         **settings: of `EncodeSettings`, such as `views=50`, the number of augmented views that `pretrain` learns from;
@@ -167,11 +167,11 @@ def pretrain_tiles(
 
     Args:
         slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
-        tile: how tiles are laid.
+        tile: how tiles are placed.
         out: a folder for the encoder, which `load_encoder` reads back; None writes no file.
         tissue: how tissue is found.
-        mpp: µm per level-0 pixel of all slides; goes before what the files say.
-        mpp_default: taken only for files that carry none.
+        mpp: µm per level-0 pixel of all slides; overrides the files.
+        mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
         device: auto, cpu or cuda.
         **settings: of `TileTrainSettings`, such as `method="moco"`.

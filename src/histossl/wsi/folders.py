@@ -162,7 +162,7 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder.
+    """The result of a search for slides below a folder.
 
     Attributes:
         slides: files that can be read, sorted by path.

@@ -69,7 +69,7 @@ class Slide:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on how the file was interpreted, a sentence each; those of plain pictures exist after the first read."""
+        """Notes on how the file was interpreted, a sentence each; those of plain pictures exist after a read."""
         return tuple(getattr(self._reader, "notes", ()))
 
     def read(self, region: Region, mpp: float) -> NDArray[np.uint8]:
