@@ -74,7 +74,7 @@ def test_what_users_wrote_follows_slides_that_moved(study, tmp_path, capsys):
     after = rows(study)
     assert {name: written(row) for name, row in after.items()} == before
     assert all(Path(row["path"]).parent.name == "disk2" for row in after.values())
-    assert "4 slides were found again by what they hold" in capsys.readouterr().err
+    assert "4 slides were found again by content" in capsys.readouterr().err
 
 
 def test_a_study_without_contents_knows_its_slides_by_their_names(study, tmp_path, capsys):
@@ -83,7 +83,7 @@ def test_a_study_without_contents_knows_its_slides_by_their_names(study, tmp_pat
     (tmp_path / "disk1").rename(tmp_path / "disk2")
     assert inspect(tmp_path / "disk2", study) == 0
     assert [written(row) for row in rows(study).values()] == [written(row) for row in found]
-    assert "by their names" in capsys.readouterr().err
+    assert "by name" in capsys.readouterr().err
 
 
 def test_a_renamed_slide_keeps_its_row_under_its_new_name(study, tmp_path, capsys):

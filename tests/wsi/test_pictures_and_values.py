@@ -208,3 +208,14 @@ def test_no_entity_is_expanded():
         elements(bomb)
     assert ome_images(bomb) == []
     assert ome_images("<OME><Image") == []
+
+
+def test_four_grey_channels_are_no_picture_and_three_are_said(tmp_path):
+    channels = np.random.default_rng(0).integers(0, 4000, (4, 64, 64)).astype(np.uint16)
+    for count in (3, 4):
+        about = {"photometric": "minisblack", "metadata": {"axes": "CYX"}}
+        tifffile.imwrite(tmp_path / f"{count}.ome.tif", channels[:count], **about)
+    with pytest.raises(SlideError, match="stack of 4 pages"):
+        open_slide(tmp_path / "4.ome.tif", mpp=1.0)
+    with open_slide(tmp_path / "3.ome.tif", mpp=1.0) as slide:
+        assert "3 channels are read as red, green and blue" in slide.notes[0]

@@ -31,16 +31,22 @@ class Embeddings:
         vectors: name -> (N, d) float32; the first is the slide vectors themselves (X), the others are baselines.
         settings: settings of every stage that made the vectors.
         fingerprint: fingerprint of everything that made the vectors.
+        parts: name of the part that each number of the slide vectors belongs to; empty where unknown.
     """
 
     slides: pd.DataFrame
     vectors: dict[str, NDArray[np.float32]]
     settings: dict[str, Any]
     fingerprint: str
+    parts: tuple[str, ...] = ()
 
 
 def embeddings_table(
-    slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
 ) -> AnnData:
     """Slide vectors in memory as AnnData.
 
@@ -49,9 +55,11 @@ def embeddings_table(
         vectors: name -> (N, d) floats.
         settings: settings of every stage that made the vectors.
         made: fingerprint of everything that made the vectors.
+        parts: name of the part that each number of X belongs to; empty where unknown.
 
     Returns:
-        X: the first of `vectors`; obsm: the others; obs: the slides; uns: settings and fingerprint.
+        X: the first of `vectors`; obsm: the others; obs: the slides; var: with `parts` the column `part`; uns: settings
+        and fingerprint.
     """
     from anndata import AnnData
 
@@ -63,6 +71,7 @@ def embeddings_table(
     return AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
+        var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
         obsm=baselines,
         uns={
             "histossl": {
@@ -75,7 +84,12 @@ def embeddings_table(
 
 
 def write_embeddings(
-    path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
+    path: Path,
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
 ) -> None:
     """Write what `embeddings_table` makes as an AnnData file, whole or absent.
 
@@ -85,8 +99,9 @@ def write_embeddings(
         vectors: name -> (slides, d) float32; the first becomes X, the others obsm.
         settings: settings that made the vectors.
         made: fingerprint of the vectors.
+        parts: as of `embeddings_table`.
     """
-    data = embeddings_table(slides, vectors, settings, made)
+    data = embeddings_table(slides, vectors, settings, made, parts)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 
@@ -110,6 +125,8 @@ def read_embeddings(path: Path) -> Embeddings:
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
-        return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+        settings, made = json.loads(about["settings"]), str(about["fingerprint"])
+        return Embeddings(pd.DataFrame(data.obs), vectors, settings, made, parts)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error

@@ -50,7 +50,7 @@ class EncodeSettings:
         augment: the domain of augmentations.
     """
 
-    views: int = 50
+    views: int = 4
     tiles: int = 256
     window: int = 64
     batch: int = 64

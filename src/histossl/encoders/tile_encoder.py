@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from histossl.core.atomic import whole_folder
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
+from histossl.encoders.joint import Joint
 from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
 from histossl.training.device import keep_buffers, pick_device, pick_dtype
@@ -102,7 +103,7 @@ def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision
     kind, _, rest = name.partition(":")
     if kind in KINDS:
         return _external_encoder(kind, rest, where, precision)
-    network: ResNet18 | PatchKMeans
+    network: ResNet18 | PatchKMeans | Joint
     mpp = None
     if name == "random":
         identity = {"name": "random", "seed": str(seed)}
@@ -114,7 +115,7 @@ def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision
         network, mpp = _network_of(name), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if isinstance(network, PatchKMeans):
+    if isinstance(network, PatchKMeans | Joint):
         identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
         words = network.to(where)
         return TileEncoder(identity, words, words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp)
@@ -159,9 +160,11 @@ def _mpp_of(path: Path) -> float | None:
         return None
 
 
-def _network_of(name: str) -> ResNet18 | PatchKMeans:
+def _network_of(name: str) -> ResNet18 | PatchKMeans | Joint:
     """The network whose weights a name stands for."""
     weights = read_weights(name)
+    if "words.centres" in weights:
+        return _joint_of(weights, name)
     if "centres" not in weights:
         with torch.random.fork_rng(devices=[]):
             network = ResNet18(stages=3)
@@ -173,6 +176,15 @@ def _network_of(name: str) -> ResNet18 | PatchKMeans:
     except RuntimeError as error:
         raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
     return words.eval()
+
+
+def _joint_of(weights: dict[str, Tensor], name: str) -> Joint:
+    try:
+        joint = Joint(weights["words.centres"].shape[1], weights["stain"].shape[1])
+        joint.load_state_dict(weights)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
+    return joint.eval()
 
 
 def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:

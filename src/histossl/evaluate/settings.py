@@ -41,6 +41,7 @@ class ProbeSettings:
         bootstraps: resamples of the patients behind each interval.
         rivals: further methods on the same labels and folds: knn, mean, deviation, max; and trained on the labels,
             which takes minutes: attention, sparse, finetune.
+        parts: parts of the vectors that are also judged by themselves: stage, mean, prototypes, or all.
         mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
         seed: of the folds, the shots and the resamples.
     """
@@ -58,6 +59,7 @@ class ProbeSettings:
     shots_of: str = "slides"
     bootstraps: int = 1000
     rivals: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     mixed_patients: bool = False
     seed: int = 0
 

@@ -38,6 +38,7 @@ class Source:
         pictures: slide id -> an existing picture of the slide.
         tiles: slide id -> the HDF5 file of the features of its tiles, where it exists.
         encoder: the folder of the slide encoder that made the vectors, where it exists.
+        parts: name of the part that each number of the first vectors belongs to; empty where unknown.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.
@@ -53,6 +54,7 @@ class Source:
     pictures: dict[str, Path] = field(default_factory=dict)
     tiles: dict[str, Path] = field(default_factory=dict)
     encoder: Path | None = None
+    parts: tuple[str, ...] = ()
     seen: frozenset[str] | None = None
     columns: tuple[str, ...] = ()
     asked: bool = False
@@ -180,10 +182,11 @@ def _anndata(path: Path) -> Source:
         raise FileFormatError(f"{path}: not an AnnData file ({error})") from error
     if ours:
         found = read_embeddings(path)
-        slides, vectors = found.slides, found.vectors
+        slides, vectors, parts = found.slides, found.vectors, found.parts
     else:
         dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
         slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
     ids = [str(name) for name in slides.index]
     columns = {str(name): slides[name].astype(str).tolist() for name in slides.columns}
     patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
@@ -203,6 +206,7 @@ def _anndata(path: Path) -> Source:
         pictures=standing["qc"],
         tiles=standing["features"],
         encoder=encoder if encoder.is_dir() else None,
+        parts=parts,
         seen=_seen(encoder / "config.json"),
     )
 

@@ -71,7 +71,7 @@ def load_published(path: Path) -> SlideEncoder:
         hint = "give a checkpoint of Giga-SSL's sparse slide encoder, with 0.conv1.weight of shape (9, 1, in, out)"
         raise FileFormatError(f"{path}: has no sparse slide encoder, but {some}", hint)
     in_dim, dim = kernel.shape[2:]
-    made = EncoderSettings(in_dim, dim, "plain", tile_mean=False, prototypes=0, hard_border=True, linear=False)
+    made = EncoderSettings(in_dim, dim, "plain", False, 0, normalise=False, hard_border=True, linear=False)
     encoder = SlideEncoder(made)
     for name, wanted in encoder.stage.state_dict().items():
         if name.endswith("num_batches_tracked"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from torch.nn import functional as F
 
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.errors import TrainingError
+from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.pretrain import hardware, of_length, start_from
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import Chunk, PretrainTask, draw_batch, steps_of_an_epoch
-from histossl.gigassl.slide_sources import SlideSource, sample_slides
+from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
 from histossl.gigassl.sparse import SparseConv
 from histossl.gigassl.views import View, collate, draw_one, draw_pair
 from histossl.training.distributed import is_rank_zero
@@ -206,8 +208,9 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
     )
     if is_rank_zero():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
-            encoder.fit_prototypes(sample_slides(source.slides, settings.seed), settings.seed)
+            sample = sample_slides(source.slides, settings.seed)
+            rival = complete(encoder, sample, partial(some_slides, source.slides, settings.seed), settings.seed)
             about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}
             about |= {"pretrain": to_dict(each[k]), "start": started[k], "training": vars(outcome)}
-            encoder.save(source.folder, about)
+            encoder.save(source.folder, about, rival)
         end_of_training(logs)

@@ -1,7 +1,4 @@
-"""Separates the nuclei of a confidence map, and measures them: one outline and one row of measures per nucleus.
-
-This module does not import torch: worker processes use it.
-"""
+"""Separates the nuclei of a confidence map, outlines and measures them; imports no torch, to keep workers small."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
-from histossl.nuclei.morphology import diameters, spreads
+from histossl.nuclei.morphology import diameters, eccentricities, spreads
 from histossl.nuclei.outline_tracing import trace_outlines
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
@@ -68,13 +65,11 @@ def label_instances(
     outline grows with the nucleus, so its local maxima are the markers.
 
     Args:
-        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in its
-            middle).
+        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside it (1 in the middle).
         mpp: µm per pixel.
         settings: how nuclei are separated.
         learned: whether the depth is learned.
-        origin: (x, y) of the map on its slide in pixels: it breaks ties of the depth, so that the result does not
-            depend on the tile.
+        origin: (x, y) of the map on its slide in pixels; breaks ties of the depth independently of the tile.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -179,7 +174,7 @@ class Nuclei:
         return f"Nuclei({len(self)} outlines{area})"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per nucleus: `MEASURES`, and its polygon as `geometry`; a GeoDataFrame if geopandas is installed."""
+        """One row per nucleus: `MEASURES` and the polygon, `geometry`; a GeoDataFrame if geopandas is installed."""
         from histossl.nuclei.frames import frame_of
 
         return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))
@@ -190,7 +185,7 @@ class Nuclei:
         Args:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
-            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+            colour: colour of the outlines, or colour map of the values; None takes gold, or "viridis".
 
         Returns:
             The axes.
@@ -267,30 +262,12 @@ def outline_instances(
     length = shapely.length(shapes)
     wide = diameters(hulls) * mpp
     columns = [
-        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, _eccentricity(labels, count),
+        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, eccentricities(labels, count),
         area / np.maximum(shapely.area(hulls), 1e-9), hematoxylin[:, 0], eosin[:, 0], sure[:, 0],
         np.minimum(4 * np.pi * area / np.maximum(length, 1e-9) ** 2, 1), wide[:, 0], wide[:, 1],
         *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
-
-
-def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    y, x = np.nonzero(labels)
-    names = labels[y, x]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
-    first = np.zeros(count + 1, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]
-    y, x = y - y[first[names]], x - x[first[names]]
-
-    def mean(values: NDArray) -> NDArray:
-        return np.bincount(names, values, count + 1)[1:] / pixels
-
-    mx, my = mean(x), mean(y)
-    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
-    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
-    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
 
 
 def nuclei_of_tile(

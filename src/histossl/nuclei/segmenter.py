@@ -68,7 +68,7 @@ class NucleiSegmenter:
         self.method: Method | None = None
 
     def __repr__(self) -> str:
-        return f"NucleiSegmenter({'not trained yet' if self.method is None else self.method.name})"
+        return f"NucleiSegmenter({'general' if self.method is None else self.method.name})"
 
     def fit(
         self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None, **settings: Any
@@ -111,7 +111,6 @@ class NucleiSegmenter:
             The nuclei in level-0 pixels, from top to bottom.
 
         Raises:
-            SettingsError: the segmenter has not learned yet.
             SlideError: the image cannot be read, or its mpp is not known.
         """
         with _opened(image, mpp) as slide:

@@ -6,13 +6,14 @@ import numpy as np
 
 from histossl.core import fingerprints
 from histossl.core.config import fingerprint
-from histossl.core.console import progress_bar
+from histossl.core.console import progress_bar, say
 from histossl.core.embeddings import read_embeddings, write_embeddings
 from histossl.core.errors import SettingsError, StudyError
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
 from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.encoder import SlideEncoder, made_before
 from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
@@ -36,6 +37,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
     rows = ledger.rows
     encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
     encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    if old := made_before(study.slide_encoder):
+        say(f"slide-encoder/ is used as it is; {old}; remove it and run `histossl pretrain` to train anew", "yellow")
     made = fingerprint(settings, encoder, _features_made(study, list(encoded.values())))
     if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
         return report_failures(rows)
@@ -57,7 +60,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
     table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
-    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made)
+    parts = SlideEncoder.load(study.slide_encoder).settings.part_names
+    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
     return report_failures(rows)
 
 

@@ -112,9 +112,9 @@ class _Merge:
         for path in self._new:
             called[folded(path.stem)].append(path)
         by_name = self._adopted(lambda row: called.get(folded(_stem(row)), []), most=1)
-        for rows, how in ((by_content, "by what they hold"), (by_name, "by their names")):
+        for rows, how in ((by_content, "by content"), (by_name, "by name")):
             if rows:
-                some = ", ".join(f"{row['slide_id']} in {Path(row['path']).parent}" for row in rows[:3])
+                some = ", ".join(f"{_stem(row)} in {Path(row['path']).parent}" for row in rows[:3])
                 more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
                 count = "1 slide was" if len(rows) == 1 else f"{len(rows)} slides were"
                 self._said.append(f"{count} found again {how}: {some}{more}; what slides.csv said of them is kept")

@@ -129,7 +129,7 @@ def take_encoder(study: Study, weights: Path) -> None:
             return
         hint = f"use another --out, or remove {study.slide_encoder}"
         raise StudyError(f"{study.slide_encoder}: another slide encoder than {weights}", hint)
-    encoder.save(study.slide_encoder, about)
+    encoder.save(study.slide_encoder, about, *encoder.rival)
 
 
 def feature_files(folder: Path) -> list[Path]:

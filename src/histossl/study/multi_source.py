@@ -170,7 +170,10 @@ def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: 
     table = {
         kind: merge_vectors(found, kind, ids, 0 if kind == MEAN else min(dims)) for kind in (GIGA, MEAN, UNTRAINED)
     }
-    write_embeddings(study.embeddings, rows, table, study.settings(), made)
+    shared = ("stage",) * min(dims)
+    names = shared + tuple(f"{name} {k}" for k, one in enumerate(found, 1) for name in one.parts[len(shared) :])
+    names = names if all(one.parts for one in found) else ()
+    write_embeddings(study.embeddings, rows, table, study.settings(), made, names)
     return failed
 
 

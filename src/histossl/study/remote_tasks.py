@@ -181,7 +181,10 @@ def networks_of(
     """
     where = pick_device(device)
     encoder = encoder.to(where).eval()
-    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
+    if encoder.rival:  # like for like: all that is not trained is the same
+        return [(GIGA, encoder, trained.view), (UNTRAINED, encoder.rival[0].to(where).eval(), trained.view)]
+    plain = replace(encoder.settings, prototypes=0, normalise=False)
+    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
     # The untrained baseline scores best on all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
     return [(GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)]

@@ -125,11 +125,11 @@ def draw_polygons(
     """
     from matplotlib.collections import PolyCollection
 
-    new, ax = ax is None, axes_or_new(ax, size)
+    new, axes = ax is None, axes_or_new(ax, size)
     how: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.8}
     if values is not None:
         how = {"array": np.asarray(values, np.float64), "cmap": colour, "alpha": 0.6, "linewidths": 0}
-    ax.add_collection(PolyCollection(list(rings), closed=True, **how), autolim=new and size is None)
+    axes.add_collection(PolyCollection(list(rings), closed=True, **how), autolim=new and size is None)
     if new and size is None:
-        ax.autoscale_view()
-    return ax
+        axes.autoscale_view()
+    return axes

@@ -104,8 +104,10 @@ def _stated(tiff: Any) -> list[Picture]:
 
 
 def _planes(series: Any) -> bool:
-    """Whether the pages of a series are the colours of one picture."""
-    return series.axes == "CYX" and series.shape[0] in (3, 4) and len(series.pages) == series.shape[0]
+    """Whether the pages of a series are the colours of one picture; four grey ones are channels of fluorescence."""
+    coloured = series.keyframe.photometric == tifffile.PHOTOMETRIC.RGB
+    count = series.shape[0] if series.axes == "CYX" else 0
+    return (count == 3 or (count == 4 and coloured)) and len(series.pages) == count
 
 
 def _of_pages(tiff: tifffile.TiffFile) -> list[Picture]:
@@ -234,7 +236,9 @@ def chosen(path: Path, pictures: Sequence[Picture], number: int | None) -> tuple
         hint = f"say which by its number behind the path, here or in slides.csv: {path.name}#{equal[0].number}; "
         raise SlideError(path, what, f"{hint}channels of one picture: save it as RGB with 8 bits a channel")
     others = [picture for picture in pictures if picture is not largest]
+    channels = "its 3 channels are read as red, green and blue" if len(largest.levels[0]) == 3 else ""
     if not others:
-        return largest, ""
+        return largest, channels
     rest = ", ".join(map(str, others[:4])) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-    return largest, f"of its {len(pictures)} pictures the largest is read, {largest}; the others: {rest}"
+    told = f"of its {len(pictures)} pictures the largest is read, {largest}; the others: {rest}"
+    return largest, f"{told}; {channels}" if channels else told
