@@ -78,7 +78,15 @@ def spreads(names: NDArray[np.int32], values: NDArray[np.float32], count: int) -
 
 
 def eccentricities(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    """(count,) eccentricity in [0, 1) of the ellipse with the second moments of each label 1..count of (H, W)."""
+    """The eccentricity of the ellipse with the second moments of each nucleus.
+
+    Args:
+        labels: (H, W) int32, 1..count; each label occurs.
+        count: number of nuclei.
+
+    Returns:
+        (count,) float64 in [0, 1): 0 for a disc.
+    """
     y, x = np.nonzero(labels)
     names = labels[y, x]
     pixels = np.bincount(names, minlength=count + 1)[1:]

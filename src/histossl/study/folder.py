@@ -148,8 +148,8 @@ class Study(SharedTable):
         everything = self.settings()
         if everything.get(stage) == resolved:
             return
-        stands = any(product.iterdir()) if product.is_dir() else product.exists()
-        if stands and stage in everything:
+        exists = any(product.iterdir()) if product.is_dir() else product.exists()
+        if exists and stage in everything:
             changed = differences(everything[stage], resolved)
             if changed:
                 way_out = f"use another --out, or remove {product} to make it anew"

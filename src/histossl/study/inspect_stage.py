@@ -70,14 +70,14 @@ def inspect_slides(
         rows = _with_passed(merged.rows, found)
         if rows != known:
             study.write_slides(rows)
-    laying, stand = inspect_fingerprint(tissue, tile), ExistingProducts(study)
+    laying, exists = inspect_fingerprint(tissue, tile), ExistingProducts(study)
     jobs: list[tuple[Row, SurveyJob]] = []
     wrong: list[tuple[Row, Row]] = []
     for row in rows:
         mpp, no_number = _number(row["mpp"])
         if no_number:
             wrong.append((row, failure(f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")))
-        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, stand):
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, exists):
             name, path = row["slide_id"], Path(row["path"])
             job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
             jobs.append((row, replace(job, content=row["content"])))
@@ -166,7 +166,7 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
+def _surveyed(row: Row, mpp: float | None, laying: str, exists: ExistingProducts) -> bool:
     """Whether a slide's tiles exist, made of the same file with these settings and this mpp."""
     if mpp is None or row["status"] == "failed":
         return False
@@ -175,7 +175,7 @@ def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts)
     except HistosslError:
         return False
     name = row["slide_id"]
-    return row["made"].partition("-")[0] == made and stand("qc", f"{name}.jpg") and stand("tiles", f"{name}.h5")
+    return row["made"].partition("-")[0] == made and exists("qc", f"{name}.jpg") and exists("tiles", f"{name}.h5")
 
 
 def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:

@@ -354,8 +354,8 @@ def _encode(
 def _source(folder: Path, slide_id: str) -> SlideSource:
     """The features of a slide, and its views where they were made with these features."""
     features, views = folder / "features" / f"{slide_id}.h5", folder / "views" / slide_id
-    stand = fingerprints.fingerprint_of(views)
-    stale = stand is not None and stand != fingerprints.fingerprint_of(features)
+    known = fingerprints.fingerprint_of(views)
+    stale = known is not None and known != fingerprints.fingerprint_of(features)
     return SlideSource(slide_id, features, folder / "no-views" / slide_id if stale else views)
 
 
