@@ -1,10 +1,10 @@
 """Reads and writes features of a slide in the layouts of TRIDENT, CLAM and STAMP.
 
-| layout | features | places | what it does not carry |
+| layout | features | coordinates | what it does not carry |
 |---|---|---|---|
 | trident (and ours) | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels, attributes | |
 | clam | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels | mostly, size of a tile and of the slide |
-| clam-pt | tensor (N, D) float32 in a .pt file | none | places |
+| clam-pt | tensor (N, D) float32 in a .pt file | none | coordinates |
 | stamp | h5 `feats` (N, D) float16 | `coords` (N, 2) float32 µm, `tile_size_um`, `tile_size_px` | mpp, slide size |
 """
 
@@ -28,7 +28,7 @@ from histossl.core.sidecars import files_of
 
 @dataclass(frozen=True)
 class TileFeatures:
-    """The features of a slide and where its tiles lie.
+    """The features of a slide and the coordinates of its tiles.
 
     Attributes:
         name: of the slide.
@@ -101,7 +101,7 @@ def _from_trident(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
     px = int(about["patch_size"]) if "patch_size" in about else None
     mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else float(about["mpp"])
     if mpp is None and px and "target_magnification" in about:
-        mpp = px * 10 / float(about["target_magnification"]) / extent  # ten is 1 µm a pixel
+        mpp = px * 10 / float(about["target_magnification"]) / extent  # 10x is 1 µm per pixel
     share = 1 - float(about.get("overlap", 0)) / px if px else 1.0
     stride = float(about.get("stride_level0", extent * share))
     in_um = about.get("unit", "px") == "um"
@@ -147,7 +147,7 @@ def _checked(features: NDArray, path: Path) -> NDArray[np.float32]:
         raise FileFormatError(f"{path}: features of shape {features.shape} are not (tiles, dimension)")
     if features.dtype.kind not in "fiu":
         raise FileFormatError(f"{path}: features of {features.dtype} are no numbers")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is caught below
+    with np.errstate(over="ignore"):  # values that float32 cannot hold are caught below
         features = features.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
