@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any, Generic, TypeVar
 
+from histossl.core import safe_paths
 from histossl.core.tables import Row
 from histossl.execution.claims import Claims, this_process
 from histossl.execution.shared_table import SharedTable
@@ -65,7 +66,7 @@ class Journal:
         size, mine = self._size(), this_process().token
         if size <= self._read:
             return []
-        with self.roll.log.open("rb") as file:
+        with _open_log(self.roll, "rb") as file:
             file.seek(self._read)
             text = file.read(size - self._read)
         whole = text.rpartition(b"\n")[0]
@@ -114,7 +115,7 @@ def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | Non
     """
     found: list[Line] = []
     try:
-        with roll.log.open("rb") as file:
+        with _open_log(roll, "rb") as file:
             for text in _backwards(file, most):
                 line = parsed(text)
                 if line and stop(line):
@@ -148,9 +149,13 @@ def append(roll: SharedTable, text: str) -> None:
         roll: whose log.
         text: whole lines.
     """
-    with roll.log.open("ab") as file:
+    with _open_log(roll, "a+b") as file:
         # A full disk may have cut the last line short.
-        file.write(("" if _ends_whole(roll) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+        file.write(("" if _ends_whole(file) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+
+
+def _open_log(roll: SharedTable, mode: str) -> IO[bytes]:
+    return safe_paths.open_in(roll.folder, roll.log.name, mode)
 
 
 def _text(line: Line) -> str:
@@ -161,17 +166,16 @@ def parsed(text: bytes) -> Line:
     """A line; empty where it was cut short."""
     try:
         found = json.loads(text.decode("utf-8", "surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _ends_whole(roll: SharedTable) -> bool:
-    with roll.log.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _ends_whole(file: IO[bytes]) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class StageQueue(Generic[J]):

@@ -3,112 +3,130 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from histossl.core import atomic, tables
+from histossl.core import atomic, safe_paths, tables
 from histossl.core.errors import StudyError
 from histossl.core.tables import Row
 from histossl.execution.claims import Claims
+from histossl.execution.locks import FolderLock, exclusive_lock
 
-"""A slide: text by column; slide_id and path are always there."""
+LOCK, LEARNING, WRITING, CLAIMS, LOG = ".lock", ".learning", ".writing", ".claims", "log.jsonl"
+_OWN_NAMES = (LOCK, LEARNING, WRITING, *(f"{name}.db" for name in (LOCK, LEARNING, WRITING)), CLAIMS, LOG)
+_LARGEST = 2**31  # bytes of a table
 
 
 class SharedTable:
-    """A table of slides, the log of what was done to them, and who is at work on them.
+    """A table of slides, the log of what was done to them, and the claims of the runs that work on them.
 
     Args:
         folder: made where there is none.
         table: name of the CSV file.
-        columns: that it has whatever the rows say, in order.
+        columns: of the table, in order; rows may add more.
+        rooms: names of folders in it that may be links to folders which HISTOSSL_LINKS allows.
+
+    Attributes:
+        linked: one line for each link that is followed.
 
     Raises:
-        StudyError: the folder cannot be made or is a file.
+        StudyError: the folder cannot be made, is a file, or holds a link that is not allowed.
     """
 
-    def __init__(self, folder: str | Path, table: str, columns: Sequence[str]) -> None:
+    def __init__(
+        self, folder: str | Path, table: str, columns: Sequence[str], rooms: frozenset[str] = frozenset()
+    ) -> None:
         self.folder = Path(os.path.abspath(folder))  # it travels to workers on other machines
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{folder}: cannot be made ({error.strerror})", "choose another --out") from error
         self.table, self.columns = self.folder / table, tuple(columns)
-        self.log = self.folder / "log.jsonl"
-        self.claims = self.folder / ".claims"
+        self.log = self.folder / LOG
+        self.claims = self.folder / CLAIMS
+        self.linked = self._refuse_links(rooms)
+
+    def _refuse_links(self, rooms: frozenset[str]) -> list[str]:
+        told = safe_paths.refuse_links(self.folder, (*_OWN_NAMES, self.table.name), rooms)
+        for room in ("logs", "heatmaps"):  # their subfolders are few, and files are written into them
+            folder = self.folder / room
+            if safe_paths.is_own_folder(folder):
+                safe_paths.refuse_links(folder, sorted(os.listdir(folder)))
+        return told
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Hold the study for this process alone; the hold ends with the process, however that ends.
+        """Hold the folder for this process alone; the hold ends with the process, however that ends.
 
         Args:
-            waiting: called with who holds it, before it is waited for; None does not wait.
+            waiting: called with the names of the holders before they are waited for; None does not wait.
 
         Raises:
             StudyError: another run holds it, or the folder cannot be written.
         """
-        with self._lock_file() as handle:
-            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                handle.seek(0)
-                holder = handle.read().strip() or "unknown"
+        with FolderLock(self.folder, LOCK) as lock:
+            if not lock.exclusive(wait=False):
                 if waiting is None:
-                    raise StudyError(f"{self.folder}: another run is at work on it ({holder})", "wait for it to end")
-                waiting(holder)
-                _flock(handle, fcntl.LOCK_EX)
+                    what = f"{self.folder}: another run is at work on it ({lock.holders()})"
+                    raise StudyError(what, "wait for it to end")
+                waiting(lock.holders())
+                lock.exclusive()
+            lock.clear()
             self._clear_up()
-            with _signed(handle):
+            with self._signed(lock):
                 yield
 
     @contextmanager
     def share(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold the study together with other runs that share it; who wants it alone waits for them, and they for him.
+        """Hold the folder together with other runs that share it; a run that wants it alone waits for all of them.
 
         Args:
-            waiting: called with who holds it alone, before he is waited for.
+            waiting: called with the name of a run that holds it alone, before that run is waited for.
 
         Raises:
             StudyError: the folder cannot be written.
         """
-        with self._lock_file() as handle:
-            if _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with FolderLock(self.folder, LOCK) as lock:
+            if lock.exclusive(wait=False):
+                lock.clear()
                 self._clear_up()
-                _flock(handle, fcntl.LOCK_SH)
-            elif not _flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                handle.seek(0)
-                waiting(handle.read().strip() or "unknown")
-                _flock(handle, fcntl.LOCK_SH)
-            with _signed(handle):
+                lock.shared()
+            elif not lock.shared(wait=False):
+                waiting(lock.holders())
+                lock.shared()
+            with self._signed(lock):
                 yield
 
     @contextmanager
     def learning(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Within `share`: what one run learns for all, the others wait for, and those that are past it go on.
+        """Within `share`: one run learns what all runs need, while the others wait; later runs find it done.
 
         Args:
             waiting: called before another run is waited for.
         """
-        with (self.folder / ".learning").open("a") as handle:
-            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with FolderLock(self.folder, LEARNING) as lock:
+            if not lock.exclusive(wait=False):
                 waiting()
-                _flock(handle, fcntl.LOCK_EX)
+                lock.exclusive()
             yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """For moments: what is read and written in the block, no other run writes meanwhile."""
-        with (self.folder / ".writing").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        """For moments: no other run writes what is read and written in the block."""
+        with exclusive_lock(self.folder, WRITING):
             yield
 
-    def _lock_file(self) -> IO[str]:
+    @contextmanager
+    def _signed(self, lock: FolderLock) -> Iterator[None]:
+        with self.writing():
+            lock.sign()
         try:
-            return open(self.folder / ".lock", "a+", encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
+            yield
+        finally:
+            with suppress(OSError), self.writing():  # the disk may be full: the error in the block counts
+                lock.unsign()
 
     def _clear_up(self) -> None:
         # Where the disk's locks do not reach other machines, their claims do.
@@ -122,10 +140,10 @@ class SharedTable:
         Raises:
             StudyError: not such a table.
         """
-        if not self.table.exists():
+        if not os.path.lexists(self.table):
             return []
         try:
-            with self.table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            with safe_paths.open_in(self.folder, self.table.name, "r") as file:
                 reader = csv.reader(file, strict=True)
                 header = next(reader, [])
                 missing = {"slide_id", "path"} - set(header)
@@ -148,23 +166,3 @@ class SharedTable:
             writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows({name: tables.cell(text) for name, text in row.items()} for row in rows)
-
-
-def _flock(handle: IO[str], how: int) -> bool:
-    """Whether a lock could be had; False where others have it."""
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise StudyError(f"{handle.name}: its disk has no locks ({error.strerror})", "choose another --out") from error
-    return True
-
-
-@contextmanager
-def _signed(handle: IO[str]) -> Iterator[None]:
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    yield
-    handle.truncate(0)

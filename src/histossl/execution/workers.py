@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # Windows: workers then have no limit of memory, as `histossl doctor` says
+    resource = None  # type: ignore[assignment]
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -77,16 +82,13 @@ class Workers:
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
         """Run one task; the processes start with the first."""
         # Ctrl-C ends this process, which ends its workers: from birth on they do not hear it themselves.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _ctrl_c_blocked():
             if self._pool is None:
                 # spawn: neither open slides nor the threads of torch survive a fork.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.count, context, initializer=_calm, initargs=(self.memory,))
+                self._pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self.memory,))
                 self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """(item, result or the exception that it raised) in the order of `items`, `ahead` tasks waiting a worker.
@@ -234,14 +236,31 @@ class _Thread:
                 future.set_exception(error)
 
 
-def _calm(memory: int) -> None:
-    """A worker takes its share of memory and processor only, and does not outlive the main process."""
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Threads and processes that start in the block do not hear Ctrl-C, where the system can say so."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(memory: int) -> None:
+    """Limit a worker to its share of memory and one thread, and end it with the main process.
+
+    Its priority stays that of the main process: with a lower one it would starve on a machine where others work, too.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
-    # Networks that train or find nuclei compute in step on all cores: a reader that pushes one of their threads aside
-    # makes the others wait. Further back, readers would starve on a machine where others work, too.
-    os.nice(5)
+    if not hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        with suppress(ValueError, OSError):  # macOS has the limit, but may refuse to set it
+            resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     os.environ["OMP_NUM_THREADS"] = "1"
