@@ -5,7 +5,6 @@ What needs torch is imported when a command runs.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import time
@@ -148,7 +147,7 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
     console.print(table)
     if out is not None:
         with atomic.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = tables.writer(file)
             writer.writerow(("image", *METRICS))
             writer.writerows((tables.cell(name), *astuple(one)) for name, one in scores.items())
     return 0

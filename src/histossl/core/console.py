@@ -1,21 +1,53 @@
-"""What a run shows: one console, lines that name a slide, progress bars."""
+"""What a run shows: one console, lines that name a slide, progress bars.
+
+Names of files, columns and hosts are data of strangers: whatever reaches the terminal passes `printable`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-answers = Console(highlight=False)  # what a command was asked for goes to standard output
+# Control characters but tab and line feed; marks that turn the direction of text; separators of lines; surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: other characters become escapes such as \\x1b.
+
+    Bytes of a file's name that are not UTF-8 are shown as \\xNN.
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps such a byte
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+class PrintableConsole(Console):
+    """A console whose text passes `printable`, wherever in a table or a bar it comes from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
+answers = PrintableConsole(highlight=False)  # what a command was asked for goes to standard output
 
 
 def say(text: str, style: str = "") -> None:
     """One line to the terminal; `text` is data, never markup."""
-    console.print(escape(text), style=style or None)
+    console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
 class Bar:
@@ -30,7 +62,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Show a short text behind the bar."""
-        self._progress.update(self._task, text=escape(text))
+        self._progress.update(self._task, text=escape(printable(text)))
 
 
 @contextmanager
@@ -44,4 +76,4 @@ def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        yield Bar(progress, progress.add_task(what, total=total, completed=done, text=""))
+        yield Bar(progress, progress.add_task(escape(printable(what)), total=total, completed=done, text=""))

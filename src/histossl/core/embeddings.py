@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from histossl.core import atomic
 from histossl.core.errors import FileFormatError
+from histossl.core.hdf5 import H5_ERRORS, check_tree
 from histossl.core.tables import Row
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
@@ -67,15 +68,17 @@ def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 
     Raises:
-        FileFormatError: absent, truncated, or not such a file.
+        FileFormatError: absent, truncated, not such a file, or one that leads to other files or in a circle.
     """
     from anndata import read_h5ad
 
+    hint = "run `histossl embed` first"
+    check_tree(path)
     try:
         data = read_h5ad(path)
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
         return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error
+    except (*H5_ERRORS, RecursionError) as error:
+        raise FileFormatError(f"{path}: not a file of slide vectors ({str(error)[:200]})", hint) from error

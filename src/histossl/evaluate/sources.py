@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import FileFormatError
+from histossl.core.hdf5 import dataset_of, h5_errors, open_h5
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
 from histossl.evaluate.pickled import read_pickled_vectors
 
@@ -186,14 +186,9 @@ def _folder(folder: Path) -> Source:
 
 def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
-    try:
-        with h5py.File(path, "r") as file:
-            found = next((file[name] for name in ("features", "feats") if name in file), None)
-            if not isinstance(found, h5py.Dataset):
-                raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
-            values = np.asarray(found[:], np.float32)
-    except OSError as error:
-        raise FileFormatError(f"{path}: not a readable HDF5 file ({error})", "make it anew") from error
+    with open_h5(path) as file, h5_errors(path, "make it anew"):
+        name = "feats" if file.get("features", getlink=True) is None and file.get("feats", getlink=True) else "features"
+        values = np.asarray(dataset_of(file, name, path)[:], np.float32)
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
     if values.ndim not in (1, 2) or not values.size:

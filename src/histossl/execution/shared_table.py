@@ -163,6 +163,6 @@ class SharedTable:
             atomic.whole(self.table) as part,
             part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
-            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer = tables.dict_writer(file, list(columns))
             writer.writeheader()
             writer.writerows({name: tables.cell(text) for name, text in row.items()} for row in rows)

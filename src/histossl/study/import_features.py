@@ -176,17 +176,20 @@ def _attributes(features: Path) -> dict:
     """Of the coordinates in a features file of the study; none where it does not stand."""
     if not features.exists():
         return {}
-    with h5py.File(features, "r") as file:
-        return dict(file["coords"].attrs)
+    with hdf5.open_h5(features) as file:
+        return hdf5.read_attributes(hdf5.dataset_of(file, "coords", features), features)
 
 
 def _mpp(row: Row, origin: FeatureOrigin) -> float | None:
     """The user's word in slides.csv, else on the command line, else the slide's own where it is at hand."""
     if row["mpp"].strip():
         try:
-            return float(row["mpp"])
-        except ValueError as error:
-            raise StudyError(f"slides.csv: mpp {row['mpp']!r} is not a number", "correct it") from error
+            mpp = float(row["mpp"])
+        except ValueError:
+            mpp = np.nan
+        if not 0 < mpp < np.inf:
+            raise StudyError(f"slides.csv: mpp {row['mpp']!r} is not a positive number", "correct it")
+        return mpp
     if origin.mpp is None and row["path"]:
         with open_slide(Path(row["path"])) as slide:
             return slide.mpp
