@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -28,6 +29,7 @@ from histossl.nuclei import export
 from histossl.nuclei.instances import Nuclei, concatenate
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
+from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
 from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings, SurveyTask, survey_there
@@ -99,11 +101,12 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    files = [Path(os.path.abspath(file)) for file in _files(inputs)]
-    stems = [file.stem for file in files]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    files = [Path(os.path.abspath(file)) for file in inputs_beside(_files(inputs), inputs, out)]
+    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
+    known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
+    refuse_to_replace(files, out, known)
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
     if model == "self":
         # One run learns, the others wait for its model.
