@@ -104,8 +104,10 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path, hidden):
     while not (tmp_path / "held").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    check = hidden + HOLD.split("with")[0] + (
-        "with FolderLock(Path(sys.argv[1]), '.lock') as lock: print(lock.exclusive(wait=False))"
+    check = (
+        hidden
+        + HOLD.split("with")[0]
+        + ("with FolderLock(Path(sys.argv[1]), '.lock') as lock: print(lock.exclusive(wait=False))")
     )
     assert run(check, tmp_path).stdout == "False\n"
     process.kill()

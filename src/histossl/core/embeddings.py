@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core import atomic
-from histossl.core.errors import FileFormatError
-from histossl.core.hdf5 import H5_ERRORS, check_tree
+from histossl.core.errors import READ_ERRORS, FileFormatError
+from histossl.core.hdf5 import check_tree
 from histossl.core.tables import Row
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
@@ -80,5 +80,5 @@ def read_embeddings(path: Path) -> Embeddings:
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
         return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
-    except (*H5_ERRORS, RecursionError) as error:
+    except READ_ERRORS as error:
         raise FileFormatError(f"{path}: not a file of slide vectors ({str(error)[:200]})", hint) from error

@@ -17,9 +17,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.core.errors import FileFormatError
+from histossl.core import safe_paths
+from histossl.core.errors import FileFormatError, file_errors
 
 ROWS_A_CHUNK = 256
+AGAIN = "encode the slide anew"
 
 LARGEST = 8 * 2**30
 """Bytes in memory that a data set may declare: a million tiles of 2,048 float32 numbers."""
@@ -31,11 +33,6 @@ _LONGEST_ATTRIBUTE = 2**20  # bytes
 _MOST_ATTRIBUTES = 1000
 _MOST_OBJECTS = 100_000
 _DEEPEST = 32
-
-# What h5py and numpy raise for damaged or odd files; a bug of ours may be among them, and is then named with the file.
-H5_ERRORS = (
-    OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, MemoryError, IndexError,
-)  # fmt: skip
 
 
 def chunk_shape(rows: int, columns: int) -> tuple[int, int] | None:
@@ -54,7 +51,7 @@ def read_features(path: Path) -> NDArray[np.float32]:
     Raises:
         FileFormatError: absent, truncated, of another shape, or not finite.
     """
-    with open_h5(path) as file, h5_errors(path):
+    with open_h5(path) as file, file_errors(path, AGAIN):
         features = dataset_of(file, "features", path)[:]
     if features.ndim == 3 and len(features) == 1:
         features = features[0]
@@ -79,22 +76,9 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r")
     except (OSError, ValueError, RuntimeError) as error:
         what = "is not a readable HDF5 file" if Path(path).exists() else "does not exist"
-        raise FileFormatError(f"{path} {what}", "encode the slide anew") from error
+        raise FileFormatError(f"{path} {what}", AGAIN) from error
     with file:
         yield file
-
-
-@contextmanager
-def h5_errors(path: Path, hint: str = "encode the slide anew") -> Iterator[None]:
-    """Whatever h5py or numpy raise in the block is an error of this file.
-
-    Raises:
-        FileFormatError: names the file.
-    """
-    try:
-        yield
-    except H5_ERRORS as error:
-        raise FileFormatError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:200]})", hint) from error
 
 
 def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h5py.Dataset:
@@ -104,19 +88,22 @@ def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h
         file: open.
         name: of the data set, at the top of the file.
         path: of the file, for messages.
-        linked: whether it may be a link to a data set that lies in another HDF5 file, as `pretrain --out` makes it.
+        linked: whether it may be a link to a data set in another HDF5 file, as `pretrain --out` makes it in a study;
+            otherwise only to folders that HISTOSSL_LINKS allows.
 
     Raises:
         FileFormatError: there is none, it leads elsewhere, declares more than memory holds, or holds no numbers.
     """
-    with h5_errors(path):
+    with file_errors(path, AGAIN):
         link = file.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink) and linked:
-            _check_target(link, path)
+        if isinstance(link, h5py.ExternalLink):
+            target = Path(path).parent / link.filename
+            if not linked and not safe_paths.may_lead_to(target.resolve()):
+                what = f"{path}: `{name}` is a link to {target}, which may be anybody's"
+                raise FileFormatError(what, f"give that folder, or allow it: {safe_paths.LINKS}={target.parent}")
+            _check_target(target, link, path)
         elif link is not None and not isinstance(link, h5py.HardLink):
-            kind = f"a link to {link.filename}" if isinstance(link, h5py.ExternalLink) else "a soft link"
-            what = f"{path}: `{name}` is {kind}, and links of files are not followed"
-            raise FileFormatError(what, "give the file that holds the features itself")
+            raise FileFormatError(f"{path}: `{name}` is a soft link", "give a file that holds the features itself")
         found = file[name] if link is not None else None
         if not isinstance(found, h5py.Dataset):
             there = ", ".join(list(file)[:10]) or "nothing"
@@ -125,12 +112,14 @@ def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h
     return found
 
 
-def _check_target(link: h5py.ExternalLink, path: Path) -> None:
-    target = Path(path).parent / link.filename
+def _check_target(target: Path, link: h5py.ExternalLink, path: Path) -> None:
     if not target.is_file():
         raise FileFormatError(f"{path}: its features are in {target}, which cannot be read", "put it back")
     with open_h5(target) as file:
-        dataset_of(file, str(link.path).lstrip("/"), target, linked=False)
+        name = str(link.path).lstrip("/")
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise FileFormatError(f"{path}: its features are in {target}, which links elsewhere", "extract them anew")
+        dataset_of(file, name, target)
 
 
 def check_dataset(found: h5py.Dataset, said: str) -> None:
@@ -167,14 +156,15 @@ def check_size(found: h5py.Dataset, said: str) -> None:
 
 
 def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
-    """The attributes of a data set or file that are numbers or text; large ones and other types are left out.
+    """The attributes of a data set or file that are numbers or text; None stands for large ones and other types.
 
     Raises:
         FileFormatError: they cannot be read.
     """
     found: dict[str, Any] = {}
-    with h5_errors(path):
+    with file_errors(path, AGAIN):
         for name in list(item.attrs)[:_MOST_ATTRIBUTES]:
+            found[name] = None
             about = item.attrs.get_id(name)
             text = about.dtype.kind == "S" or h5py.check_string_dtype(about.dtype) is not None
             if (text or about.dtype.kind in "fiub") and about.get_storage_size() <= _LONGEST_ATTRIBUTE:
@@ -218,7 +208,7 @@ def check_tree(path: Path) -> None:
     Raises:
         FileFormatError: says what.
     """
-    with open_h5(path) as file, h5_errors(path):
+    with open_h5(path) as file, file_errors(path, AGAIN):
         seen: set[tuple[int, ...]] = set()
         todo: list[tuple[h5py.Group, int]] = [(file, 0)]
         while todo:

@@ -22,19 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
-from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.errors import READ_ERRORS, FileFormatError, SettingsError, file_errors
 from histossl.core.hdf5 import (
-    H5_ERRORS,
     LARGEST,
     ROWS_A_CHUNK,
     dataset_of,
-    h5_errors,
     number,
     open_h5,
     positive_number,
     read_attributes,
 )
-
 
 _FARTHEST = 2**31 - 1  # level-0 pixels; training keeps places in 32 bits
 
@@ -86,7 +83,7 @@ def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False
         return TileFeatures(path.stem, _checked(_read_tensor(path), path), None, mpp=mpp)
     content: dict[str, NDArray] = {}
     about: dict[str, Any] = {}
-    with open_h5(path) as file, h5_errors(path, "extract anew"):
+    with open_h5(path) as file, file_errors(path, "extract anew"):
         for name in ("features", "feats", "coords"):
             if file.get(name, getlink=True) is not None:
                 dataset = dataset_of(file, name, path, linked=False)
@@ -133,7 +130,8 @@ def _from_trident(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileF
         if name in about:
             positive_number(about, name, path)
     in_um = str(about.get("unit", "px")) == "um"
-    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about, stride=stride, in_um=in_um)
+    kept = {name: value for name, value in about.items() if value is not None}
+    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=kept, stride=stride, in_um=in_um)
 
 
 def _from_clam(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileFeatures:
@@ -176,13 +174,15 @@ def _read_tensor(path: Path) -> NDArray:
     _check_archive(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (*H5_ERRORS, EOFError, pickle.UnpicklingError) as error:
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise FileFormatError(f"{path}: not a tensor that torch.save wrote", hint) from error
     if not isinstance(found, torch.Tensor):
         raise FileFormatError(f"{path}: holds a {type(found).__name__}, not a tensor of features")
     if found.layout != torch.strided or found.is_meta or found.is_quantized or found.is_nested:
         raise FileFormatError(f"{path}: holds a tensor without plain values ({found.layout}, {found.dtype})", hint)
-    if not (found.is_floating_point() or found.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)):
+    if not (
+        found.is_floating_point() or found.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    ):
         raise FileFormatError(f"{path}: features of {found.dtype} are no numbers", hint)
     size = found.numel() * max(4, found.element_size())
     if size > LARGEST or found.numel() * found.element_size() > found.untyped_storage().nbytes():

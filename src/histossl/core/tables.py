@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from histossl.core.errors import FileFormatError
+from histossl.core.errors import file_errors
 
 _FORMULA = re.compile("'*[=+\\-@\\t\\r]")
 
@@ -78,11 +78,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises:
         FileFormatError: it cannot be read as CSV.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            return [{name: text_of(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
-    except (csv.Error, OSError) as error:
-        raise FileFormatError(f"{path}: cannot be read as a table ({error})", "remove it and make it anew") from error
+    with (
+        file_errors(path, "remove it and make it anew"),
+        path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file,
+    ):
+        return [{name: text_of(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
 
 
 Row = dict[str, str]

@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core.embeddings import read_embeddings
-from histossl.core.errors import FileFormatError
-from histossl.core.hdf5 import dataset_of, h5_errors, open_h5
+from histossl.core.errors import FileFormatError, file_errors
+from histossl.core.hdf5 import check_tree, dataset_of, open_h5
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
 from histossl.evaluate.pickled import read_pickled_vectors
 
@@ -124,10 +124,9 @@ def _study(folder: Path) -> Source:
 def _anndata(path: Path) -> Source:
     from anndata import read_h5ad
 
-    try:
+    check_tree(path)
+    with file_errors(path, "give an AnnData file with a row a slide"):
         ours = "histossl" in (data := read_h5ad(path)).uns
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: not an AnnData file ({error})") from error
     if ours:
         found = read_embeddings(path)
         slides, vectors = found.slides, found.vectors
@@ -186,7 +185,7 @@ def _folder(folder: Path) -> Source:
 
 def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
-    with open_h5(path) as file, h5_errors(path, "make it anew"):
+    with open_h5(path) as file, file_errors(path, "make it anew"):
         name = "feats" if file.get("features", getlink=True) is None and file.get("feats", getlink=True) else "features"
         values = np.asarray(dataset_of(file, name, path)[:], np.float32)
     if values.ndim == 3 and len(values) == 1:

@@ -205,7 +205,13 @@ class Claims:
             found = json.loads(text)
             name = found.pop("name")
             owner = Owner(**found)
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):  # being written, or its writer was killed
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            RecursionError,
+        ):  # being written, or its writer was killed
             return Claim("?", None, age < self.expiry, age), touched
         return Claim(name, owner, age < self.expiry and not owner.dead(), age), touched
 

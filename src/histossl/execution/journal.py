@@ -163,12 +163,28 @@ def _text(line: Line) -> str:
 
 
 def parsed(text: bytes) -> Line:
-    """A line; empty where it was cut short."""
+    """A line of a log; empty where it was cut short, or is none of ours."""
     try:
         found = json.loads(text.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and _is_ours(found) else {}
+
+
+def _is_ours(line: Line) -> bool:
+    """Whether what a line says is of the types that we write."""
+    texts, numbers = ("stage", "slide_id", "path", "run", "host", "limit"), ("seconds", "tiles", "lost")
+    if not all(isinstance(line.get(name, ""), str) for name in texts):
+        return False
+    if not all(isinstance(line.get(name, 0), int | float) and abs(line.get(name, 0)) < 1e15 for name in numbers):
+        return False
+    row = line.get("row", {})
+    if not isinstance(row, dict) or not all(isinstance(text, str) for text in row.values()):
+        return False
+    try:
+        return "time" not in line or datetime.fromisoformat(line["time"]).tzinfo is not None
+    except (ValueError, TypeError):
+        return False
 
 
 def _ends_whole(file: IO[bytes]) -> bool:

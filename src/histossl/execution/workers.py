@@ -86,7 +86,9 @@ class Workers:
             if self._pool is None:
                 # spawn: neither open slides nor the threads of torch survive a fork.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self.memory,))
+                self._pool = ProcessPoolExecutor(
+                    self.count, context, initializer=_start_worker, initargs=(self.memory,)
+                )
                 self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
 

@@ -263,7 +263,10 @@ def read_geojson(path: Path) -> Nuclei:
             data = json.load(file)
         features = data["features"] if isinstance(data, dict) else data
         shapes = [shapely.geometry.shape(feature["geometry"]) for feature in features]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+    except (
+        OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError,
+        shapely.errors.ShapelyError,
+    ) as error:  # fmt: skip
         hint = "give a FeatureCollection as QuPath writes it"
         raise LabelError(f"{path}: no GeoJSON of polygons ({error})", hint) from error
     rings = [

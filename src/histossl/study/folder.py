@@ -127,7 +127,8 @@ class Study(SharedTable):
     def patients(self) -> dict[str, str]:
         """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
         path = self.folder / "predictions.csv"
-        told = {row["slide_id"]: row.get("patient_id") or "" for row in tables.read_rows(path)} if path.exists() else {}
+        rows = tables.read_rows(path) if path.exists() else []
+        told = {row["slide_id"]: row.get("patient_id") or "" for row in rows if "slide_id" in row}
         told = {slide: patient for slide, patient in told.items() if patient != slide}  # as the probe has the unknown
         told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
         return {slide: patient for slide, patient in told.items() if patient}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
-from histossl.core.errors import FileFormatError
-from histossl.core.hdf5 import chunk_shape, dataset_of, h5_errors, number, open_h5, positive_number, read_attributes
+from histossl.core.errors import FileFormatError, file_errors
+from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, positive_number, read_attributes
 from histossl.wsi.geometry import Size
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def read_tiles_of(path: Path) -> Tiles:
     Raises:
         FileFormatError: absent, truncated, without `coords`, or without the attributes that give their unit.
     """
-    with open_h5(path) as file, h5_errors(path):
+    with open_h5(path) as file, file_errors(path, AGAIN):
         coords = dataset_of(file, "coords", path)
         attrs = read_attributes(coords, path)
         side = "extent_level0" if "extent_level0" in attrs else "patch_size_level0"

@@ -314,5 +314,7 @@ def _entries(sources: int):
 
 
 paint, label, collect = _entries(
-    zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("texture", "painted_nuclei", "paint")))
+    zlib.crc32(
+        b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("texture", "painted_nuclei", "paint"))
+    )
 )
