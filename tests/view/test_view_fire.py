@@ -9,10 +9,12 @@ import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +35,16 @@ SIDE = 60_000
 
 
 def giant(path: Path) -> None:
-    """A valid TIFF of one level, 60,000 pixels a side, in 400 kB."""
-    tile = np.zeros((512, 512, 3), np.uint8)
-    count = -(-SIDE // 512) ** 2
-    tifffile.imwrite(path, (tile for _ in range((-(-SIDE // 512)) ** 2)), shape=(SIDE, SIDE, 3), dtype=np.uint8,
-                     tile=(512, 512), photometric="rgb", compression="zlib")  # fmt: skip
-    assert count
+    """A valid TIFF of one level, 60,000 pixels a side: all of its tiles are the same bytes of the file."""
+    tile = zlib.compress(bytes(512 * 512 * 3))
+    count = (-(-SIDE // 512)) ** 2
+    after = 8 + len(tile)
+    arrays = struct.pack("<3H", 8, 8, 8) + struct.pack(f"<{count}I", *[8] * count)
+    arrays += struct.pack(f"<{count}I", *[len(tile)] * count)
+    tags = [(256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 3, 3, after), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
+            (322, 4, 1, 512), (323, 4, 1, 512), (324, 4, count, after + 6), (325, 4, count, after + 6 + 4 * count)]  # fmt: skip
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, after + len(arrays)) + tile + arrays + directory)
 
 
 def bomb(path: Path, size: int) -> None:
@@ -66,7 +72,7 @@ def hostile(folder, tmp_path_factory) -> Path:  # noqa: F811
     odd = [empty | {"slide_id": n, "path": str(root / f"{n}.{'tif' if n == 'deep' else 'tiff'}"), "mpp": "0.5"} for n in names]
     study.write_slides([*good, *odd])
     (study.folder / "nuclei").mkdir()
-    bomb(study.folder / "nuclei" / f"{good[1]['slide_id']}.geojson.gz", 400_000_000)
+    bomb(study.folder / "nuclei" / f"{good[1]['slide_id']}.geojson.gz", 300_000_000)
     return study.folder
 
 

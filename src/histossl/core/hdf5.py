@@ -112,6 +112,19 @@ def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h
     return found
 
 
+def origin_of(path: Path, name: str) -> tuple[Path, str]:
+    """The file and the name under which a data set lies that may be a link to it: (absolute path, name).
+
+    Raises:
+        FileFormatError: the file cannot be read.
+    """
+    with open_h5(path) as file, file_errors(path, AGAIN):
+        link = file.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return Path(os.path.abspath(Path(path).parent / link.filename)), str(link.path).lstrip("/")
+    return Path(os.path.abspath(path)), name
+
+
 def _check_target(target: Path, link: h5py.ExternalLink, path: Path) -> None:
     if not target.is_file():
         raise FileFormatError(f"{path}: its features are in {target}, which cannot be read", "put it back")

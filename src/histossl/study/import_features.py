@@ -292,7 +292,8 @@ def _write(study: Study, bag: TileFeatures, path: Path, key: str) -> None:
         file.create_dataset("coords", data=bag.xy)
         file["coords"].attrs.update(attributes_of(bag, "features"))
         if bag.dataset:
-            file["features"] = h5py.ExternalLink(os.path.abspath(path), f"/{bag.dataset}")
+            place, name = hdf5.origin_of(path, bag.dataset)
+            file["features"] = h5py.ExternalLink(place, f"/{name}")
         else:
             hdf5.create_features(file, *bag.features.shape)[:] = bag.features
         file.attrs["fingerprint"] = key
