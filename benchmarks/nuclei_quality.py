@@ -1,7 +1,7 @@
 """Nuclei scored organ by organ: trained on the other organs, or on the organ's own unlabelled images.
 
-python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method contrast|paper] [--seeds 0 1 2]
-    [--reduce 2]
+python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method self-training|patch-contrast]
+    [--seeds 0 1 2] [--reduce 2]
 
 FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images.
 `--reduce 2` makes a 20x slide's images of a 40x slide's: means of 2 x 2 pixels, every second label.
@@ -57,7 +57,7 @@ def read_labels(path: Path, by: int = 1) -> np.ndarray:
 
 def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, steps: int) -> NucleiSegmenter:
     """A segmenter that learned on pictures without labels."""
-    if method == "contrast":
+    if method == "self-training":
         return NucleiSegmenter(SelfTrainingSettings(seed=seed, steps=steps)).fit(pictures, mpp)
     settings = PatchContrastSettings(seed=seed)
     known = [survey(picture_slide(picture, mpp), settings.mpp) for picture in pictures]
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mode", choices=("prior", "self", "others", "all"), default="self")
-    parser.add_argument("--method", choices=("contrast", "paper"), default="contrast")
+    parser.add_argument("--method", choices=("self-training", "patch-contrast"), default="self-training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
     parser.add_argument("--steps", type=int, default=SelfTrainingSettings().steps)

@@ -112,7 +112,7 @@ def main() -> None:
     crops = torch.rand(PatchContrastSettings().batch, 3, PatchContrastSettings().crop, PatchContrastSettings().crop)
     drawn = torch.rand(2, len(crops), PatchContrastSettings().channels, PatchContrastSettings().places)
     steps = {
-        "training step of contrast": (lambda: step(True), lambda: step(False)),
+        "training step of self-training": (lambda: step(True), lambda: step(False)),
         "training step of paper": (
             lambda: paper((crops, drawn))[0].backward(),
             lambda: paper.network(crops).mean().backward(),

@@ -173,14 +173,15 @@ def test_odd_tensors_are_refused_by_name(tmp_path, name):
     path = tmp_path / "bad.pt"
     torch.save(TENSORS[name], path)
     before = psutil.Process().memory_info().rss
-    with pytest.raises(FileFormatError, match="bad.pt"):
+    with pytest.raises(FileFormatError, match=r"bad\.pt"):
         read_tile_features(path)
     assert psutil.Process().memory_info().rss - before < 2**28
 
 
 def test_tensors_that_require_grad_or_are_half_are_features(tmp_path):
-    for k, tensor in enumerate((torch.ones(20, 8, requires_grad=True), torch.ones(20, 8, dtype=torch.bfloat16),
-                                torch.nn.Parameter(torch.ones(20, 8)), torch.ones(8, 20).T, torch.ones(1, 20, 8))):  # fmt: skip
+    ones = torch.ones(20, 8)
+    forms = (ones.clone().requires_grad_(), ones.bfloat16(), torch.nn.Parameter(ones), torch.ones(8, 20).T, ones[None])
+    for k, tensor in enumerate(forms):
         torch.save(tensor, tmp_path / f"{k}.pt")
         np.testing.assert_array_equal(read_tile_features(tmp_path / f"{k}.pt").features, np.ones((20, 8), np.float32))
 
@@ -194,7 +195,7 @@ def test_archives_that_unpack_to_gigabytes_and_pickles_are_refused(tmp_path):
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "empty.pt").touch()
     for name in ("bomb", "pickle", "folder", "empty"):
-        with pytest.raises(FileFormatError, match=f"{name}.pt"):
+        with pytest.raises(FileFormatError, match=rf"{name}\.pt"):
             read_tile_features(tmp_path / f"{name}.pt")
 
 
@@ -228,5 +229,5 @@ def test_odd_files_of_vectors_are_refused_by_name(tmp_path, name):
     assert len(read_embeddings(tmp_path / "e.h5ad").slides) == 4
     with h5py.File(tmp_path / "e.h5ad", "a") as file:
         VECTORS[name](file)
-    with pytest.raises(FileFormatError, match="e.h5ad"):
+    with pytest.raises(FileFormatError, match=r"e\.h5ad"):
         read_embeddings(tmp_path / "e.h5ad")

@@ -159,9 +159,9 @@ def test_lessons_trust_what_is_as_large_as_the_others() -> None:
     giant = np.hypot(y - 90, x - 120) <= 17  # 4.5 times as large, and as sharp
     labels[np.hypot(y - 90, x - 120) <= 27] = 0
     rgb = paint(0.08 + 0.75 * ((labels > 0) | giant), np.full(labels.shape, 0.35))
-    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5)
-    others = lesson.quality[np.unique(lesson.labels[labels > 0])]
-    assert 0.3 < lesson.quality[lesson.labels[90, 120]] / np.median(others) < 0.7
+    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5)
+    others = labelled.quality[np.unique(labelled.labels[labels > 0])]
+    assert 0.3 < labelled.quality[labelled.labels[90, 120]] / np.median(others) < 0.7
 
 
 @given(seed=st.integers(0, 10**6))
@@ -258,25 +258,27 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     rgb, labels = field()
     # A long dark band: dark, but no nucleus.
     rgb[2:8] = paint(np.full((6, 240), 0.8), np.full((6, 240), 0.35))
-    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5)
-    found = score(lesson.labels, labels)
+    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5)
+    found = score(labelled.labels, labels)
     assert found.f1 > 0.9
-    assert lesson.doubtful[3:7].mean() > 0.9
-    known = targets(lesson)
+    assert labelled.doubtful[3:7].mean() > 0.9
+    known = targets(labelled)
     assert known.shape == (3, *labels.shape)
     assert ((known >= 0) & (known <= 1.5)).all()
     assert known[2][3:7].mean() < 0.2
     beside = np.zeros(labels.shape, bool)
     beside[90:92] = True  # dark, without a gap between it and the nuclei that it meets
-    weights = targets(PseudoLabel(lesson.density, lesson.labels, lesson.quality, beside & (lesson.labels == 0)))[2, 90]
-    distance = ndimage.distance_transform_cdt(lesson.labels == 0, "taxicab")[90]
+    weights = targets(
+        PseudoLabel(labelled.density, labelled.labels, labelled.quality, beside & (labelled.labels == 0))
+    )[2, 90]
+    distance = ndimage.distance_transform_cdt(labelled.labels == 0, "taxicab")[90]
     assert (weights[(distance > 0) & (distance <= 2)] == 1).all()
     assert (weights[distance > 2] == np.float32(0.1)).all()
     assert {1, 2, 3} <= set(distance)
-    crowded = crowd(lesson, 40, np.random.default_rng(0))
-    assert crowded.labels.max() > lesson.labels.max() + 10
+    crowded = crowd(labelled, 40, np.random.default_rng(0))
+    assert crowded.labels.max() > labelled.labels.max() + 10
     assert len(crowded.quality) == crowded.labels.max() + 1
-    assert lesson.labels.max() == labels.max()  # the original is as it was
+    assert labelled.labels.max() == labels.max()  # the original is as it was
 
 
 def test_prior_finds_discs() -> None:
@@ -289,6 +291,6 @@ def test_prior_finds_discs() -> None:
 
 def test_lessons_of_an_empty_field_are_empty() -> None:
     rgb = paint(np.full((90, 130), 0.02), np.full((90, 130), 0.3))
-    (lesson,) = make_pseudo_labels([rgb], STAINS, 0.5, PseudoLabelSettings())
-    assert lesson.labels.max() == 0
-    assert crowd(lesson, 5, np.random.default_rng(0)) is lesson
+    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5, PseudoLabelSettings())
+    assert labelled.labels.max() == 0
+    assert crowd(labelled, 5, np.random.default_rng(0)) is labelled

@@ -25,7 +25,12 @@ from histossl.wsi.synth import SynthSettings, paint_region
 
 COUNT = 5
 SYNTH = SynthSettings(width=900, height=700, mpp=0.4, seed=3)
-LEARNING = ["--contrast.steps=40", "--contrast.batch=6", "--contrast.crop=64", "--contrast.precision=float32"]
+LEARNING = [
+    "--self-training.steps=40",
+    "--self-training.batch=6",
+    "--self-training.crop=64",
+    "--self-training.precision=float32",
+]
 FLAGS = ["--mpp-default=0.4", "--workers=1", "--device=cpu", "--running.tile=256", *LEARNING]
 
 

@@ -49,7 +49,7 @@ def segmenter(picture: np.ndarray) -> NucleiSegmenter:
     return NucleiSegmenter(SHORT, device="cpu").fit([picture], 0.4)
 
 
-@pytest.mark.parametrize("method", ["prior", "contrast"])
+@pytest.mark.parametrize("method", ["prior", "self-training"])
 def test_nuclei_do_not_depend_on_the_tile_size(picture: np.ndarray, segmenter: NucleiSegmenter, method: str) -> None:
     finder = Prior() if method == "prior" else segmenter.method
     assert finder is not None
@@ -273,7 +273,7 @@ def test_segment_command_from_files_to_scores(picture: np.ndarray, tmp_path: Pat
     (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
     write = ExportSettings(gzip=True)
     code = nuclei_commands.segment(
-        [images], out=out, model="self", mpp_default=0.4, contrast=SHORT, write=write, workers=1
+        [images], out=out, model="self", mpp_default=0.4, self_training=SHORT, write=write, workers=1
     )
     assert code == 1
     rows = (out / "nuclei.csv").read_text().splitlines()
@@ -306,7 +306,7 @@ def test_empty_images_yield_no_nuclei_by_default(tmp_path: Path) -> None:
 
 def test_train_command_and_missing_mpp(picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture[:300]).save(tmp_path / "a.png")
-    assert nuclei_commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, contrast=QUICK) == 0
+    assert nuclei_commands.train([tmp_path / "a.png"], out=tmp_path / "m", mpp_default=0.4, self_training=QUICK) == 0
     assert SelfTraining.load(tmp_path / "m").settings == QUICK
     assert nuclei_commands.segment([tmp_path / "a.png"], out=tmp_path / "o", model="prior") == 1
     assert "no mpp" in (tmp_path / "o" / "nuclei.csv").read_text()

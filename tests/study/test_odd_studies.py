@@ -46,7 +46,8 @@ ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "a deep probe": (text("probe.json", DEEP), "probe.json"),
     "a field of 200 kB in slides": (text("slides.csv", f"{HEAD}a,{LONG},1,1,new\n"), "slides.csv"),
     "slides without ids": (text("slides.csv", "path\n/a.svs\n"), "slides.csv"),
-    "slides with odd numbers": (text("slides.csv", f"{HEAD}a,/a.svs,many,-1e9,encoded\nb,/b.svs,nan,²,inspected\n"), ""),
+    "slides with odd numbers": (
+        text("slides.csv", f"{HEAD}a,/a.svs,many,-1e9,encoded\nb,/b.svs,nan,²,inspected\n"), ""),
     "empty slides": (text("slides.csv", ""), "slides.csv"),
     "vectors that are none": (text("embeddings.h5ad", b"\x89HDF\r\n\x1a\nnothing"), "embeddings.h5ad"),
     "a training log of text": (text("logs/pretrain/log.csv", b"\xff\xfe\0\0"), "log.csv"),
@@ -85,7 +86,8 @@ def test_encode_of_a_study_without_settings_says_what_to_run(tmp_path, capsys):
     assert "run `histossl inspect SLIDES --out`" in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("content", [DEEP, "{", '{"features": [1]}', '{"features": [{"geometry": {"type": "Polygon"}}]}',
+@pytest.mark.parametrize("content", [
+    DEEP, "{", '{"features": [1]}', '{"features": [{"geometry": {"type": "Polygon"}}]}',
     '{"features": [{"geometry": {"type": "Polygon", "coordinates": "x"}}]}', "7"])  # fmt: skip
 def test_score_says_which_geojson_is_none(tmp_path, capsys, content):
     (tmp_path / "a.geojson").write_text(content)

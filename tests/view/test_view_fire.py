@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import os
@@ -22,13 +23,13 @@ import psutil
 import pytest
 import tifffile
 import uvicorn
-from support.viewed import folder  # noqa: F401 - a fixture
 
 from histossl.cli import view_command
 from histossl.core.errors import FileFormatError
 from histossl.study.folder import Study
 from histossl.view.outlines import read_outlines
 from histossl.wsi.geometry import Size
+from support.viewed import folder  # noqa: F401 - a fixture
 
 IDLE = os.getloadavg()[0] < (os.cpu_count() or 1)  # else seconds on the clock say nothing
 SIDE = 60_000
@@ -58,7 +59,7 @@ def bomb(path: Path, size: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def hostile(folder, tmp_path_factory) -> Path:  # noqa: F811
+def hostile(folder, tmp_path_factory) -> Path:
     """A study with good slides, two giants of one level, a picture of 16-bit RGBA, and nuclei that are a bomb."""
     root = tmp_path_factory.mktemp("fire")
     study = Study(root / "study")
@@ -69,7 +70,10 @@ def hostile(folder, tmp_path_factory) -> Path:  # noqa: F811
     tifffile.imwrite(root / "deep.tif", np.zeros((12_000, 12_000, 4), np.uint16), compression="zlib",
                      photometric="rgb", extrasamples=["unassalpha"])  # fmt: skip
     empty = dict.fromkeys(study.columns, "")
-    odd = [empty | {"slide_id": n, "path": str(root / f"{n}.{'tif' if n == 'deep' else 'tiff'}"), "mpp": "0.5"} for n in names]
+    odd = [
+        empty | {"slide_id": n, "path": str(root / f"{n}.{'tif' if n == 'deep' else 'tiff'}"), "mpp": "0.5"}
+        for n in names
+    ]
     study.write_slides([*good, *odd])
     (study.folder / "nuclei").mkdir()
     bomb(study.folder / "nuclei" / f"{good[1]['slide_id']}.geojson.gz", 300_000_000)
@@ -151,15 +155,15 @@ def test_ten_thousand_odd_requests_and_fifty_slow_clients(server):
         chance = np.random.default_rng(seed)
         for _ in range(2500):
             address = "/".join(chance.choice(parts, chance.integers(1, 6)))
-            raw = f"GET {server.root}{address} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode("latin-1")
+            raw = f"GET {server.root}{address} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode(
+                "latin-1"
+            )
             with socket.create_connection(("127.0.0.1", server.port), timeout=60) as asked:
                 asked.sendall(raw[: int(chance.integers(1, len(raw) + 1))] if chance.random() < 0.1 else raw)
                 if chance.random() < 0.8:
                     asked.settimeout(0.05)
-                    try:
+                    with contextlib.suppress(TimeoutError):
                         asked.recv(100)
-                    except TimeoutError:
-                        pass
 
     crew = [threading.Thread(target=some, args=(int(seed),)) for seed in rng.integers(2**31, size=4)]
     for one in crew:
@@ -212,7 +216,7 @@ def test_the_listening_socket_is_tcp_without_delay():
         assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_the_address_is_on_no_command_line(folder, monkeypatch, capsys):  # noqa: F811
+def test_the_address_is_on_no_command_line(folder, monkeypatch, capsys):
     opened: list[str] = []
     pages: list[tuple[int, str]] = []
 

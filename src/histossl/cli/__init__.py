@@ -1,0 +1,1 @@
+"""The command line: the parser, the commands by topic, presets, the demo and the doctor."""

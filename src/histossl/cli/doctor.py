@@ -34,7 +34,14 @@ NEEDED = {
     "shapely": "shapely",
     "matplotlib": "matplotlib",
 }
-OPTIONAL = {"pyarrow": "pyarrow", "ome-zarr": "ome_zarr", "kornia": "kornia"}
+# Distribution -> (module, what it is for, what installs it).
+OPTIONAL = {
+    "pyarrow": ("pyarrow", "nuclei as GeoParquet", "histossl[nuclei]"),
+    "zarr": ("zarr", "nuclei as OME-Zarr", "histossl[nuclei]"),
+    "timm": ("timm", "tile encoders timm:NAME", "histossl[timm]"),
+    "transformers": ("transformers", "tile encoders hf:NAME", "histossl[transformers]"),
+    "distributed": ("distributed", "Dask and SLURM clusters", "histossl[cluster]"),
+}
 MEMORY, DISK = 4 * 2**30, 2 * 2**30  # below them a run is likely to fail
 
 
@@ -69,8 +76,8 @@ def libraries() -> Iterator[Finding]:
     yield Finding("Python", "ok", platform.python_version())
     for name, module in NEEDED.items():
         yield _imported(name, module, "missing", f"pip install {name}")
-    for name, module in OPTIONAL.items():
-        yield _imported(name, module, "note", f"optional: pip install {name}")
+    for name, (module, purpose, extra) in OPTIONAL.items():
+        yield _imported(name, module, "note", f'optional, for {purpose}: pip install "{extra}"')
 
 
 def _imported(name: str, module: str, otherwise: str, hint: str) -> Finding:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import difflib
 import inspect
 import os
 import re
@@ -9,9 +12,9 @@ import signal
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -55,6 +58,7 @@ COMMANDS = {
     "demo": ("histossl.cli.demo", "demo", "painted slides through the whole program, in minutes"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
+ALL_FLAGS = "--help_all"
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -74,18 +78,34 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"histossl {__version__}\n")
         return 0
     name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
-    if name not in COMMANDS:
-        sys.stderr.write(f"histossl: no command {name!r}; `histossl --help` lists them\n")
-        return 2
-    return call(name, argv[len(name.split()) :])
+    if name in COMMANDS:
+        return call(name, argv[len(name.split()) :])
+    if any(command.startswith(f"{name} ") for command in COMMANDS):  # a topic, such as `nuclei`
+        if argv[1:] and argv[1] not in ("-h", "--help"):
+            sys.stderr.write(f"histossl: no command {' '.join(argv[:2])!r}{_nearest(' '.join(argv[:2]), COMMANDS)}\n")
+            return 2
+        sys.stdout.write(overview(f"{name} "))
+        return 0
+    sys.stderr.write(f"histossl: no command {name!r}{_nearest(name, COMMANDS)}; `histossl --help` lists them\n")
+    return 2
 
 
-def overview() -> str:
-    """The text of `histossl --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {help_line}" for name, (_, _, help_line) in COMMANDS.items()]
-    head = "usage: histossl COMMAND ...\n\nLearning from histopathology slides without labels.\n\ncommands:\n"
-    return head + "\n".join(lines) + "\n\n`histossl COMMAND --help` shows the flags of one.\n"
+def overview(topic: str = "") -> str:
+    """The text of `histossl --help`, or of the commands of one topic.
+
+    Args:
+        topic: what the names of the commands begin with.
+    """
+    commands = {name: about for name, (_, _, about) in COMMANDS.items() if name.startswith(topic)}
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {about}" for name, about in commands.items()]
+    head = f"usage: histossl {topic}COMMAND ...\n\nLearning from histopathology slides without labels.\n\ncommands:\n"
+    return head + "\n".join(lines) + "\n\n`histossl COMMAND --help` shows the flags of a command.\n"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def call(name: str, argv: list[str]) -> int:
@@ -129,20 +149,23 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
 
     class Parser(jsonargparse.ArgumentParser):
         def format_help(self) -> str:
-            return _with_dashes(super().format_help())
+            return _readable(self, super().format_help, stages, ALL_FLAGS in words)
 
-        def format_usage(self) -> str:
-            return _with_dashes(super().format_usage())
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise SettingsError(_short(message, self)) from ex
 
+    words = [_underscored(SHORT.get(word, word)) for word in argv]
     signature = inspect.signature(command, eval_str=True).parameters.values()
+    stages = [p.name.replace("_", "-") for p in signature if dataclasses.is_dataclass(p.annotation)]
     # What jsonargparse would take otherwise: required flags as positional, lists as one word.
     flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
     about = docstring_parser.parse(command.__doc__ or "")
     helps = {p.arg_name: p.description for p in about.params}
     try:
-        parser = Parser(prog=f"histossl {name}", description=about.short_description)
+        parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
         parser.add_argument("--config", action="config", help="a YAML file of flags")
+        parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
         for p in flags:
             parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
         for p in lists:
@@ -150,7 +173,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
         own: set[str | int] = {p.name for p in (*flags, *lists)}
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        words = [_underscored(SHORT.get(word, word)) for word in argv]
+        words = _lists_in_brackets(parser, words)
         if "pretrain" in {p.name for p in signature}:
             _take_preset(parser, words)
         found = parser.parse_args(words)
@@ -173,8 +196,66 @@ def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
         parser.set_defaults({name: to_dict(value) for name, value in chosen.items() if name in groups})
 
 
-def _with_dashes(text: str) -> str:
-    return re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
+def _usage(name: str, signature: Iterable[inspect.Parameter]) -> str:
+    """`histossl run SLIDES --out OUT [flags]`: what a command cannot do without."""
+    words = [f"histossl {name}"]
+    for p in signature:
+        if p.default is p.empty:
+            many = " [...]" if typing.get_origin(p.annotation) is list else ""
+            flag = f"--{p.name.replace('_', '-')} " if p.kind is p.KEYWORD_ONLY else ""
+            words.append(f"{flag}{p.name.upper()}{many}")
+    return " ".join([*words, "[flags]"])
+
+
+def _lists_in_brackets(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """`--probe.targets a,b` as `--probe.targets=[a,b]`, which is how the parser reads lists."""
+    several = {
+        option
+        for action in parser._actions
+        if typing.get_origin(getattr(action, "_typehint", None)) is tuple
+        for option in action.option_strings
+    }
+    found: list[str] = []
+    for word in words:
+        flag, sign, value = word.partition("=")
+        if found and found[-1] in several:
+            flag, sign, value = found.pop(), "=", word
+        if flag in several and sign and not value.startswith("["):
+            value = f"[{value}]"
+        found.append(flag + sign + value)
+    return found
+
+
+def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str], everything: bool) -> str:
+    """The help of a command: its own flags, or with `everything` the settings of every stage; without raw types."""
+    hidden = [group for group in parser._action_groups if _of_stage(group, parser)]
+    if not everything:
+        for action in (action for group in hidden for action in group._group_actions):
+            action.help = argparse.SUPPRESS
+        parser._action_groups = [group for group in parser._action_groups if group not in hidden]
+    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), whole())
+    inside = r"(?:[^()]|\([^()]*\))*?"
+    text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
+    text = re.sub(rf"\((required, )?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    text = text.replace("(required, )", "(required)")
+    if stages and not everything:
+        text += f"\nSettings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML.\n"
+    return text
+
+
+def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:
+    names = {name.partition(".")[0] for name in parser.groups or {}}
+    return any("." in action.dest or action.dest in names for action in group._group_actions)
+
+
+def _short(message: str, parser: ArgumentParser) -> str:
+    """A parser's complaint in one line, with the flag that was probably meant."""
+    line = " ".join(message.split())
+    unknown = re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line)
+    if unknown is None:
+        return line
+    options = [option.replace("_", "-") for action in parser._actions for option in action.option_strings]
+    return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
 
 
 def _underscored(word: str) -> str:

@@ -44,9 +44,9 @@ def train(
     images: list[Path],
     *,
     out: Path,
-    method: str = "contrast",
+    method: str = "self-training",
     mpp_default: float | None = None,
-    contrast: SelfTrainingSettings = SelfTrainingSettings(),
+    self_training: SelfTrainingSettings = SelfTrainingSettings(),
     device: str = "auto",
 ) -> int:
     """Learn nuclei from images or slides, without labels.
@@ -54,16 +54,16 @@ def train(
     Args:
         images: images, slides, or folders of them.
         out: the folder of the model.
-        method: contrast (the default) or paper (Boserup and Selvan's, with its published numbers).
+        method: self-training (the default) or patch-contrast (Boserup and Selvan's, with its published numbers).
         mpp_default: µm per pixel of images that carry none.
-        contrast: how the default method learns.
+        self_training: how the default method learns.
         device: auto, cpu or cuda.
     """
     files = _files(images)
-    if method not in ("contrast", "paper"):
-        raise SettingsError(f"no method {method!r} can be trained", "take contrast or paper")
+    if method not in ("self-training", "patch-contrast"):
+        raise SettingsError(f"no method {method!r} can be trained", "use self-training or patch-contrast")
     with Workers() as readers:
-        model, failed = _learn(files, out, mpp_default, contrast, device, readers, method)
+        model, failed = _learn(files, out, mpp_default, self_training, device, readers, method)
     model.save(out)
     say(f"done: {out}", "green")
     return 1 if failed else 0
@@ -75,7 +75,7 @@ def segment(
     out: Path,
     model: str = "self",
     mpp_default: float | None = None,
-    contrast: SelfTrainingSettings = SelfTrainingSettings(),
+    self_training: SelfTrainingSettings = SelfTrainingSettings(),
     running: SegmentSettings = SegmentSettings(),
     write: ExportSettings = ExportSettings(),
     workers: int | None = None,
@@ -92,7 +92,7 @@ def segment(
         model: self (learn on the inputs first, then segment them), prior (no learning), or a folder that
             `nuclei train` wrote.
         mpp_default: µm per pixel of images that carry none.
-        contrast: how `self` learns.
+        self_training: how `self` learns.
         running: how slides are gone over.
         write: which files are written.
         workers: processes that read slides, and part and outline nuclei.
@@ -111,10 +111,11 @@ def segment(
     if model == "self":
         # One run learns, the others wait for its model.
         with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
-            method = _learned_here(files, roll.folder, mpp_default, contrast, device, readers)
+            method = _learned_here(files, roll.folder, mpp_default, self_training, device, readers)
     else:
-        folder = Path(model).absolute() if Path(model).exists() else model
-        method = MethodName(str(folder), device, fingerprint(model, _model_state(model)))
+        # The real path: however it is spelt, a model segments an input once.
+        folder = str(Path(model).resolve()) if Path(model).exists() else model
+        method = MethodName(folder, device, fingerprint(folder, _model_state(model)))
     built(method)  # a model that cannot be read is told before any slide is
     with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
         jobs = [
@@ -170,7 +171,7 @@ def _learn(
     settings: SelfTrainingSettings,
     device: str,
     readers: Workers,
-    method: str = "contrast",
+    method: str = "self-training",
 ) -> tuple[SelfTraining | PatchContrast, int]:
     from histossl.nuclei.patch_contrast import learn_patch_contrast
     from histossl.nuclei.patch_sampling import PatchContrastSettings
@@ -178,7 +179,7 @@ def _learn(
     from histossl.nuclei.self_training import SelfTraining, learn
 
     published = PatchContrastSettings(seed=settings.seed)
-    mpp = published.mpp if method == "paper" else SelfTraining.mpp
+    mpp = published.mpp if method == "patch-contrast" else SelfTraining.mpp
     known, failed = [], 0
     tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
     with progress_bar("looking", len(files)) as bar:
@@ -192,7 +193,7 @@ def _learn(
     start = time.monotonic()
     logs = folder.parent / f".{folder.name}-training"
     taught = samples(known, settings.seed)
-    if method == "paper":
+    if method == "patch-contrast":
         model = learn_patch_contrast([field for sample in taught for field in sample.fields], published, logs, device)
     else:
         model = learn(taught, settings, logs, device)

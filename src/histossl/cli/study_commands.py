@@ -83,6 +83,7 @@ def run(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
+    pretrain.check_files()
     study = Study(out)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(_waiting):
@@ -203,6 +204,7 @@ def pretrain_command(
         embed: how a slide's vector is made, with --out.
         device: auto, cpu or cuda.
     """
+    pretrain.check_files()
     opened, failed = _study(study, out), 0
     with distributed.process_group(pick_device(device).type) as first, opened.lock() if first else nullcontext():
         if out is not None and first:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +23,14 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`.
+    """The inverse of `to_dict`; a class may give the former names of its fields as `FORMER_FIELDS`, old -> new.
 
     Raises:
         SettingsError: a key that `kind` does not have, or a missing one without default.
     """
     hints = typing.get_type_hints(kind)
+    renamed: dict[str, str] = getattr(kind, "FORMER_FIELDS", {})
+    values = {renamed.get(name, name): value for name, value in values.items()}
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
@@ -50,6 +54,21 @@ def _restore(hint: Any, value: Any) -> Any:
     return value
 
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of its choices, when the settings are made and not hours later.
+
+    Raises:
+        SettingsError: `value` is not among `choices`; names the nearest.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SettingsError(f"{name} is {value!r}", f"{hint}choose {', '.join(choices[:-1])} or {choices[-1]}")
+
+
 def fingerprint(*parts: Any) -> str:
     """A key of everything that made a thing: 16 hex digits of SHA-256 over every field of every part.
 
@@ -66,7 +85,10 @@ def number_of(name: str) -> int:
 
 
 def _plain(part: Any) -> Any:
-    return [type(part).__name__, to_dict(part)] if dataclasses.is_dataclass(part) else part
+    if not dataclasses.is_dataclass(part):
+        return part
+    # A class that was renamed keeps its former name here, so that what it made before still opens.
+    return [getattr(part, "FORMER_NAME", type(part).__name__), to_dict(part)]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

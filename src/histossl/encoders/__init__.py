@@ -1,0 +1,1 @@
+"""Tile encoders: a slide in, features and augmented views on disk out."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from histossl.core import atomic, fingerprints, hdf5
-from histossl.core.config import fingerprint, number_of
+from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_of
 from histossl.core.errors import HistosslError, SettingsError, SlideError
 from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.encoders.forward import encode_tiles
@@ -60,6 +60,7 @@ class EncodeSettings:
         for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
+        check_choice("encode.precision", self.precision, PRECISIONS)
         if not 0 <= self.max_lost < 1:
             raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
 
@@ -320,12 +321,11 @@ def encode_slides(
         yield from itertools.takewhile(lambda _: position in at_work, at_work[position].reads())
 
     def reads() -> Iterator[ReadJob]:
-        for job in jobs:
-            yield from begin(job)
+        for job in itertools.chain(jobs, (None,)):
+            if job is not None:
+                yield from begin(job)
             while again:
                 yield from begin(again[0].job, again.popleft())
-        while again:
-            yield from begin(again[0].job, again.popleft())
 
     try:
         while True:
@@ -336,7 +336,6 @@ def encode_slides(
                     if step.finished or step.error or slide.incomplete:
                         del at_work[read.slide]
                     if slide.incomplete and not step.error:
-                        slide.drop(Incomplete())
                         again.append(slide)
                     yield step
                 while unfit:
@@ -370,6 +369,8 @@ def _step(slide: SlideEncoding, read: ReadJob, answer: TileBatch | Exception, wa
     except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
         slide.drop(error)
         return Step(slide.job, error=error)
+    if slide.incomplete:
+        slide.drop(Incomplete())
     tiles = 0 if slide.lost_now else len(read.xy)
     seconds = (waited, answer.seconds, answer.cpu)
     return Step(slide.job, tiles, slide.finished, None, len(slide.lost), slide.why, slide.made, *seconds)

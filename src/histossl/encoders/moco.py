@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.core.config import fingerprint
+from histossl.core.config import PRECISIONS, check_choice, fingerprint
 from histossl.core.errors import SettingsError
 from histossl.encoders.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
@@ -64,6 +64,7 @@ class MocoSettings:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 2 or self.slides < 1 or self.queue < 0 or self.projection < 1:
             raise SettingsError("moco needs steps, slides, projection >= 1, batch >= 2 and queue >= 0")
+        check_choice("moco.precision", self.precision, PRECISIONS)
         if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1 and 0 <= self.momentum < 1):
             raise SettingsError("moco needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
 
@@ -157,7 +158,8 @@ class MocoTask(nn.Module):
 
 def projector(dim: int, projection: int) -> nn.Sequential:
     """Two layers, with batch norms as in MoCo v3: features of a new network are almost parallel, and learning starts
-    only once they are told apart."""
+    only once they are told apart.
+    """
     return nn.Sequential(
         nn.Linear(dim, dim, bias=False),
         nn.BatchNorm1d(dim),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class PatchKMeansSettings:
     tiles: int = 2048
     patches: int = 25_000
     seed: int = 0
+
+    FORMER_NAME: ClassVar[str] = "WordSettings"
 
     def __post_init__(self) -> None:
         if self.count < 2 or self.tiles < 2 or self.patches < self.count:

@@ -40,7 +40,8 @@ class Problem:
 
 def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
     """Find the axes of features (n, d) of slides with classes (n,) 0, 1, ..., all of which occur; weigh them to even
-    classes where `balanced`."""
+    classes where `balanced`.
+    """
     counts = np.bincount(classes)
     weights = (len(classes) / (len(counts) * counts))[classes] if balanced else np.ones(len(classes))
     x, span = np.ascontiguousarray(x, np.float64), None

@@ -226,7 +226,8 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 def write_probe(result: ProbeResult, folder: Path) -> None:
     """Write probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words), and
-    figures; a table without rows is not there."""
+    figures; a table without rows is not there.
+    """
     from histossl.evaluate.plots import write_figures
 
     tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "predictions.csv": result.predictions}

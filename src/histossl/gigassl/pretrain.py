@@ -79,7 +79,7 @@ def of_length(settings: PretrainSettings, sources: Sequence[SlideSource]) -> Pre
     Raises:
         FileFormatError: damaged features, or features of different encoders.
     """
-    dims = {source.slide_id: source.load()[0].shape[2] for source in sources}
+    dims = {source.slide_id: source.dim() for source in sources}
     if len(set(dims.values())) > 1:
         odd = min(dims, key=lambda name: list(dims.values()).count(dims[name]))
         raise FileFormatError(f"{odd}: features of {dims[odd]} numbers among others", "encode it with the same encoder")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.encoder import EncoderSettings
 from histossl.gigassl.views import ViewSettings
@@ -61,8 +62,23 @@ class PretrainSettings:
         if not (self.rate > 0 and self.temperature > 0 and self.warmup >= 0 and self.rate_batch >= 0):
             raise SettingsError("pretrain needs rate > 0, temperature > 0, rate_batch >= 0 and warmup >= 0")
 
+        check_choice("pretrain.precision", self.precision, PRECISIONS)
         if self.chunk < 0 or not 0 <= self.patience <= 1 or self.keep not in ("last", "best"):
             raise SettingsError("pretrain needs chunk >= 0, patience in [0, 1] and keep last or best")
+
+        known = self.start in ("random", "tile-encoder") or self.start.startswith("pickle:")
+        if not known and not self.start.endswith(".safetensors"):
+            choices = "choose random, tile-encoder, a .safetensors file or pickle:FILE"
+            raise SettingsError(f"pretrain.start is {self.start!r}", choices)
+
+    def check_files(self) -> None:
+        """Refuse weights to start from that are not there, before anything is computed.
+
+        Raises:
+            SettingsError: `start` names a file that does not exist.
+        """
+        if self.start not in ("random", "tile-encoder") and not Path(self.start.removeprefix("pickle:")).is_file():
+            raise SettingsError(f"pretrain.start: no file {self.start.removeprefix('pickle:')}", "correct the path")
 
     def schedule(self, slides: int) -> Schedule:
         """The steps and rates of a training on so many slides."""

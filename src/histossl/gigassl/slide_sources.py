@@ -33,6 +33,21 @@ class SlideSource:
     features: Path
     views: Path
 
+    def dim(self) -> int:
+        """The length of a feature, from the headers of the files alone.
+
+        Raises:
+            FileFormatError: absent or damaged.
+        """
+        if not self.views.is_dir():
+            with hdf5.open_h5(self.features) as file:
+                return int(hdf5.dataset_of(file, "features", self.features).shape[-1])
+        path = self.views / "features.npy"
+        try:
+            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[-1])
+        except (OSError, ValueError, IndexError) as error:
+            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
+
     def load(self) -> tuple[NDArray, NDArray[np.float32]]:
         """(K, n, D) features, memory-mapped where they can be, and (K, n, 2) positions in tile units.
 

@@ -55,7 +55,8 @@ class KernelMap:
     @cached_property
     def blocks(self) -> tuple[tuple[int, Rows, Rows], ...]:
         """(offset, source rows, target rows), at most `BLOCK` rows each; where rows meet themselves, a slice of them,
-        and those come first."""
+        and those come first.
+        """
         found: list[tuple[int, Rows, Rows]] = []
         if self.identity:
             own = [slice(low, min(low + BLOCK, self.inputs)) for low in range(0, self.inputs, BLOCK)]
@@ -198,7 +199,8 @@ class SparseMap:
     @classmethod
     def of(cls, features: Tensor, sites: NDArray | Tensor, batch_size: int) -> SparseMap:
         """A map of vectors (T, C) placed on sites (T, 3) [map, row, column] in any order; those that fall on one site
-        are averaged."""
+        are averaged.
+        """
         grid, site, counts = occupied(np.asarray(sites), batch_size, features.device)
         return cls(view_mean(features, site, counts), grid)
 
@@ -242,7 +244,8 @@ class SparseConv(nn.Module):
 
     def _kernel(self, device: str) -> Tensor:
         """The weight; in inference under autocast a rounded copy, made once: small batches would round it as long as
-        they multiply by it."""
+        they multiply by it.
+        """
         if not (torch.is_inference_mode_enabled() and torch.is_autocast_enabled(device)):
             return self.weight.squeeze(1)
         key = (self.weight.data_ptr(), self.weight._version, torch.get_autocast_dtype(device))
@@ -253,7 +256,8 @@ class SparseConv(nn.Module):
 
 class SiteNorm(nn.BatchNorm1d):
     """Batch norm over the sites of all processes that train together; where fewer than two sites give no statistics,
-    the running ones serve in training too."""
+    the running ones serve in training too.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if self.training and is_distributed():
@@ -390,7 +394,7 @@ def _rounded(count: int, dtype: torch.dtype) -> int:
 
 
 def _factor(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in `dtype`, contiguous, with zero rows up to the rounded number."""
+    """X in `dtype`, contiguous, with zero rows up to the rounded number."""
     rounded = _rounded(len(x), dtype)
     if rounded == len(x):
         return x.to(dtype).contiguous()

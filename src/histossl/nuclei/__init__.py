@@ -1,0 +1,1 @@
+"""Nuclei without labels: stains, pseudo-labels, networks, tiled inference, export and scores."""

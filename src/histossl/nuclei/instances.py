@@ -130,7 +130,8 @@ class Nuclei:
 
     def shifted(self, x: float, y: float, scale: float = 1.0) -> Nuclei:
         """Moved by (x, y), then scaled; in double precision, so that the same place has the same bytes wherever its
-        tile lay."""
+        tile lay.
+        """
         offset = np.array([x, y], np.float64)
         measures = self.measures.copy()
         measures[:, :2] = (measures[:, :2] + offset) * scale

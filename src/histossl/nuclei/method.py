@@ -11,7 +11,7 @@ from histossl.nuclei.stain import Stains
 
 
 class Method(Protocol):
-    """What finds nuclei: `prior`, `contrast`, `paper`."""
+    """What finds nuclei: `prior`, `self-training`, `patch-contrast`."""
 
     @property
     def name(self) -> str: ...

@@ -1,5 +1,6 @@
 """The small network of the default method: optical density in, confidence and depth out; most of its work is done at
-half and quarter resolution, which is what makes it fast."""
+half and quarter resolution, which is what makes it fast.
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class PatchContrast:
         choice: as `choose` makes it.
     """
 
-    name = "paper"
+    name = "patch-contrast"
     learned = False
 
     def __init__(self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice) -> None:
@@ -178,7 +178,7 @@ def learn_patch_contrast(
     large = [rgb for rgb in fields if min(rgb.shape[:2]) >= settings.crop]
     if not large:
         raise TrainingError(
-            f"no image is {settings.crop} px wide and high at {settings.mpp} µm", "use --method contrast"
+            f"no image is {settings.crop} px wide and high at {settings.mpp} µm", "use --method self-training"
         )
     crops = Crops([_image(rgb, settings) for rgb in large], settings)
     steps = settings.epochs * crops.a_round

@@ -8,6 +8,7 @@ size (3,386 parameters): the paper does not give its layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,8 @@ class PatchContrastSettings:
     opening: int = 3
     closing: int = 1
     seed: int = 0
+
+    FORMER_NAME: ClassVar[str] = "PaperSettings"
 
     def __post_init__(self) -> None:
         if self.similarity not in SIMILARITIES:

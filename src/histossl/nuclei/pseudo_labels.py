@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
+from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import SettingsError
 from histossl.nuclei.component_tree import TreeSettings, best_objects, slopes
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
@@ -21,7 +23,7 @@ _SOME = 20  # sure nuclei from which their areas say what is usual
 
 @dataclass(frozen=True)
 class PseudoLabelSettings:
-    """How hematoxylin becomes lessons.
+    """How hematoxylin becomes pseudo-labels.
 
     Attributes:
         blur: µm, sigma of the Gaussian on hematoxylin.
@@ -57,7 +59,7 @@ class SelfTrainingSettings:
         turns: quarter turns over which confidence is averaged: 1, 2 or 4.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of all that is random.
-        lessons: what is learned from.
+        pseudo_labels: how they are made.
     """
 
     steps: int = 800
@@ -71,13 +73,17 @@ class SelfTrainingSettings:
     turns: int = 2
     precision: str = "auto"
     seed: int = 0
-    lessons: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
+    pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
+
+    FORMER_NAME: ClassVar[str] = "ContrastSettings"
+    FORMER_FIELDS: ClassVar[dict[str, str]] = {"lessons": "pseudo_labels"}
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
-            raise SettingsError("contrast needs steps >= 1, batch >= 1 and turns of 1, 2 or 4")
+            raise SettingsError("self-training needs steps >= 1, batch >= 1 and turns of 1, 2 or 4")
+        check_choice("self-training.precision", self.precision, PRECISIONS)
         if self.crop < 32 or self.crop % 4:
-            raise SettingsError(f"contrast.crop must be a multiple of 4 from 32, got {self.crop}")
+            raise SettingsError(f"self-training.crop must be a multiple of 4 from 32, got {self.crop}")
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class PseudoLabel:
 def make_pseudo_labels(
     fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
 ) -> list[PseudoLabel]:
-    """Lessons from the fields of one slide; thresholds and scales are the slide's, never a field's.
+    """Pseudo-labels of the fields of one slide; thresholds and scales are the slide's, never a field's.
 
     Args:
         fields: (H, W, 3) uint8 pictures at `mpp`.
@@ -117,7 +123,7 @@ def make_pseudo_labels(
     dark = threshold_otsu(values)
     least = steep * settings.quality
     objects = replace(settings.objects, usual=_usual_area(maps, levels, mpp, settings.objects, least))
-    lessons = []
+    found = []
     for density, amount in zip(densities, maps, strict=True):
         labels, quality = best_objects(amount, levels, mpp, objects)
         relative = quality / least
@@ -125,8 +131,8 @@ def make_pseudo_labels(
         names = (np.cumsum(sure) * sure).astype(np.int32)
         doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
         kept = np.concatenate([np.zeros(1, np.float32), relative[sure]])
-        lessons.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful))
-    return lessons
+        found.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful))
+    return found
 
 
 def _usual_area(
@@ -142,44 +148,44 @@ def _usual_area(
     return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= _SOME else 0.0
 
 
-def targets(lesson: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:
+def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:
     """(3, H, W): nucleus (0 or 1), depth inside of it (1 in the middle of each nucleus), weight of the pixel."""
-    labels = lesson.labels
+    labels = labelled.labels
     nucleus = labels > 0
     inner = nucleus & ~find_boundaries(labels, mode="inner")
     distance = np.asarray(ndimage.distance_transform_edt(inner), np.float32) + 0.5
-    middle = np.asarray(ndimage.maximum(distance, labels, np.arange(len(lesson.quality))), np.float32)
+    middle = np.asarray(ndimage.maximum(distance, labels, np.arange(len(labelled.quality))), np.float32)
     depth = np.where(nucleus, distance / np.maximum(middle[labels], 0.5), 0)
     # Beside a sure nucleus what is dark is none of it: as doubt it would push outlines outwards.
     beside = np.asarray(ndimage.binary_dilation(nucleus, iterations=2), bool)
-    weight = np.where(lesson.doubtful & ~beside, settings.doubt, 1)
-    weight[nucleus] = np.clip(lesson.quality * 2 / 3, 0, 1.5)[labels[nucleus]]
+    weight = np.where(labelled.doubtful & ~beside, settings.doubt, 1)
+    weight[nucleus] = np.clip(labelled.quality * 2 / 3, 0, 1.5)[labels[nucleus]]
     return np.stack([nucleus, depth, weight]).astype(np.float32)
 
 
-def crowd(lesson: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLabel:
+def crowd(labelled: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLabel:
     """A copy in which `count` of the surest nuclei are set again beside others, touching or overlapping them."""
-    boxes = ndimage.find_objects(lesson.labels)
+    boxes = ndimage.find_objects(labelled.labels)
     margin = 3
-    height, width = lesson.labels.shape
+    height, width = labelled.labels.shape
     good = [
         k
         for k, box in enumerate(boxes, 1)
-        if lesson.quality[k] >= np.median(lesson.quality[1:])
+        if labelled.quality[k] >= np.median(labelled.quality[1:])
         and min(box[0].start, box[1].start) >= margin
         and box[0].stop + margin <= height
         and box[1].stop + margin <= width
     ]
     if not good:
-        return lesson
-    density, labels, doubtful = lesson.density.copy(), lesson.labels.copy(), lesson.doubtful.copy()
-    quality = list(lesson.quality)
+        return labelled
+    density, labels, doubtful = labelled.density.copy(), labelled.labels.copy(), labelled.doubtful.copy()
+    quality = list(labelled.quality)
     for _ in range(count):
         k, beside = int(rng.choice(good)), boxes[int(rng.integers(len(boxes)))]
         rows, columns = (slice(s.start - margin, s.stop + margin) for s in boxes[k - 1])
         turns, mirror = int(rng.integers(4)), int(rng.choice([-1, 1]))
-        shape = np.rot90(lesson.labels[rows, columns] == k, turns)[:, ::mirror]
-        picture = np.rot90(lesson.density[rows, columns], turns)[:, ::mirror]
+        shape = np.rot90(labelled.labels[rows, columns] == k, turns)[:, ::mirror]
+        picture = np.rot90(labelled.density[rows, columns], turns)[:, ::mirror]
         top, left = _beside(beside, shape, rng)
         if top < 0 or left < 0 or top + shape.shape[0] > height or left + shape.shape[1] > width:
             continue
@@ -188,7 +194,7 @@ def crowd(lesson: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLa
         density[place] = soft * picture + (1 - soft) * density[place]
         labels[place][shape] = len(quality)
         doubtful[place] &= ~shape
-        quality.append(lesson.quality[k])
+        quality.append(labelled.quality[k])
     return PseudoLabel(density, labels, np.array(quality, np.float32), doubtful)
 
 

@@ -26,6 +26,9 @@ from histossl.wsi.slide import Slide
 
 log = logging.getLogger(__name__)
 
+FORMER_NAMES = {"contrast": SelfTraining.name, "paper": PatchContrast.name}
+"""Of methods, in models that were trained before they were renamed."""
+
 FIELDS = 96
 """About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
 
@@ -120,7 +123,11 @@ def load_method(model: str, device: str = "auto") -> Method:
     if model == "prior":
         return Prior()
     config, _ = read_model(Path(model))
-    return (PatchContrast if config.get("method") == PatchContrast.name else SelfTraining).load(Path(model), device)
+    name = str(config.get("method", ""))
+    if name in FORMER_NAMES:
+        log.warning("%s: its method `%s` is now called `%s`", model, name, FORMER_NAMES[name])
+        name = FORMER_NAMES[name]
+    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(Path(model), device)
 
 
 def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:

@@ -1,11 +1,11 @@
 """The default method: a small network learns, from the slides that it is asked about, what their surest nuclei have
 in common.
 
-The lessons come from hematoxylin alone (`lessons.py`): objects that are round, sharp and of a nucleus's size are sure,
-what is pale is sure background, the rest is doubt and weighs little. The network cannot copy the lessons, for it sees
-them under changing stain, size and noise; what it finds beyond them (pale nuclei, touching ones) and drops from them
-(dark stroma) is what they have in common. Far from Boserup and Selvan (NLDL 2023) in all but the aim; why is in
-docs/nuclei.md.
+The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
+size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot
+copy them, because it sees them under changing stain, size and noise; what it finds beyond them (pale nuclei, touching
+ones) and drops from them (dark stroma) is what they have in common. It shares with Boserup and Selvan (NLDL 2023) the
+aim alone; docs/nuclei.md says why.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SelfTraining:
         device: auto, cpu or cuda, where confidence is computed.
     """
 
-    name = "contrast"
+    name = "self-training"
     mpp = MPP
     learned = True
 
@@ -150,7 +150,7 @@ class SelfTrainingTask(nn.Module):
 
 
 class Batches:
-    """Crops of lessons under changing stain, size and direction; a pure function of the step.
+    """Crops of pseudo-labels under changing stain, size and direction; a pure function of the step.
 
     Args:
         samples: a slide each.
@@ -162,13 +162,13 @@ class Batches:
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
-            for lesson in make_pseudo_labels(sample.fields, sample.stains, MPP, settings.lessons):
-                copies = [lesson]
-                if len(lesson.quality) > 1 and settings.lessons.pasted:
-                    square = lesson.labels.size * MPP**2 / 1e6
-                    copies.append(crowd(lesson, round(settings.lessons.pasted * square), rng))
+            for labelled in make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels):
+                copies = [labelled]
+                if len(labelled.quality) > 1 and settings.pseudo_labels.pasted:
+                    square = labelled.labels.size * MPP**2 / 1e6
+                    copies.append(crowd(labelled, round(settings.pseudo_labels.pasted * square), rng))
                 for copy in copies:
-                    known = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.lessons)])
+                    known = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
                     self.fields.append(torch.from_numpy(known).half())
         if not any(bool((field[3] > 0).any()) for field in self.fields):
             raise TrainingError(

@@ -75,7 +75,8 @@ def concentrations(density: NDArray[np.float32], stains: Stains) -> NDArray[np.f
 
 def unmixed(density: NDArray[np.float32], weights: NDArray) -> NDArray[np.float32]:
     """(..., 3) density times weights (3,) or (3, n), one channel after the other: in a matrix product the last bit of
-    a pixel would depend on how wide its picture is."""
+    a pixel would depend on how wide its picture is.
+    """
     red, green, blue = weights.astype(np.float32)
     channel = density if weights.ndim == 1 else density[..., None, :]
     return channel[..., 0] * red + channel[..., 1] * green + channel[..., 2] * blue

@@ -154,7 +154,8 @@ def _inside(tile: Tile) -> tuple[int, int, int, int]:
 
 class _Pictures:
     """What is read for tiles, put together from squares of a fixed grid: a resampled pixel is rounded, and would not be
-    the same in every picture that it is part of."""
+    the same in every picture that it is part of.
+    """
 
     def __init__(self, slide: Slide, mpp: float) -> None:
         self.slide, self.mpp = slide, mpp

@@ -1,0 +1,1 @@
+"""How networks train: the one loop, losses, several processes, the device."""

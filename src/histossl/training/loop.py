@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,22 +132,14 @@ def fit(
     fabric = make_fabric(device, "bf16-mixed" if precision == "bfloat16" else "32-true")
     adam = optimiser(task, schedule)
     run = Run(logs, fingerprint, about or {}, task, adam)
-    start, ending = run.resume()
+    step = run.resume()
     model, opt = fabric.setup(task, adam)
-    log = Log(logs, start, writes=fabric.is_global_zero)
+    log = Log(logs, step, writes=fabric.is_global_zero)
     model.train()
-    with (
-        ThreadPoolExecutor(1) as ahead,
-        progress_bar("training", schedule.steps, start, shown=fabric.is_global_zero) as bar,
-    ):
-        step = start
-        coming = ahead.submit(batch_of, start) if start < schedule.end(ending) else None
-        while step < schedule.end(ending):
-            assert coming is not None
-            batch = coming.result()
-            coming = ahead.submit(batch_of, min(step + 1, schedule.steps - 1))
+    with progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
+        for batch in _ahead(batch_of, run, schedule):
             for group in opt.param_groups:
-                group["lr"] = rate_at(step, schedule, ending)
+                group["lr"] = rate_at(step, schedule, run.ending)
             loss, gauges = model(fabric.to_device(batch))
             fabric.backward(loss)
             opt.step()
@@ -155,24 +147,33 @@ def fit(
             log.add({"loss": loss.detach(), **gauges})
             bar.advance(1)
             step += 1
-            if step % schedule.checkpoints == 0 or step == schedule.end(ending):
-                row = log.write(step, rate_at(step, schedule, ending), measure() if measure else {})
+            if step % schedule.checkpoints == 0 or step == schedule.end(run.ending):
+                row = log.write(step, rate_at(step, schedule, run.ending), measure() if measure else {})
                 if not math.isfinite(row["loss"]):
                     raise TrainingError(f"the loss of step {step} is {row['loss']}", "lower the rate")
                 bar.say(f"loss {row['loss']:.3f}")
-                if ending is None and fabric.broadcast(nothing_moves(log.rows, schedule)):
-                    ending = step
+                if run.ending is None and fabric.broadcast(nothing_moves(log.rows, schedule)):
+                    run.ending = step
                 if fabric.is_global_zero:
-                    # The best first: a run that is killed between the two goes on before it.
-                    if best and lowest(log.rows, schedule) == step:
-                        run.save(run.best, step, ending)
-                    run.save(run.checkpoint, step, ending)
+                    run.keep(step, best=best and lowest(log.rows, schedule) == step)
     log.close()
     outcome = outcome_of(log.rows, schedule) if log.rows else Outcome(step, step, step)
     if best and outcome.kept != outcome.steps and fabric.is_global_zero:
         say(f"the loss rose after step {outcome.best}: those weights are kept, of {outcome.steps} steps", "yellow")
         run.load(run.best)
     return outcome if best else replace(outcome, kept=outcome.steps)
+
+
+def _ahead(batch_of: Callable[[int], Any], run: Run, schedule: Schedule) -> Iterator[Any]:
+    """The batches of the steps that are left; a thread makes each while the step before it runs."""
+    step = run.start
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(batch_of, step) if step < schedule.end(run.ending) else None
+        while coming is not None and step < schedule.end(run.ending):
+            batch = coming.result()
+            step += 1
+            coming = thread.submit(batch_of, min(step, schedule.steps - 1))
+            yield batch
 
 
 def nothing_moves(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> bool:
@@ -229,10 +230,19 @@ class Run:
         self.checkpoint, self.best = logs / "checkpoint.pt", logs / "best.pt"
         self.key = {"fingerprint": fingerprint, "about": about}
         self.task, self.adam = task, adam
+        self.start = 0
+        self.ending: int | None = None  # the step since when nothing moves
 
-    def save(self, path: Path, step: int, ending: int | None) -> None:
+    def keep(self, step: int, best: bool) -> None:
+        """Write a checkpoint, and the best weights where these are the best so far."""
+        # The best first: a run that is killed between the two goes on before it.
+        if best:
+            self.save(self.best, step)
+        self.save(self.checkpoint, step)
+
+    def save(self, path: Path, step: int) -> None:
         """Write where the training stands; without the optimiser in best.pt, from which none goes on."""
-        state = {"task": self.task.state_dict(), "step": step, "ending": ending, **self.key}
+        state = {"task": self.task.state_dict(), "step": step, "ending": self.ending, **self.key}
         if path == self.checkpoint:
             state["optimiser"] = self.adam.state_dict()
         with atomic.whole(path) as part:
@@ -256,13 +266,13 @@ class Run:
         self.task.load_state_dict(state["task"])
         return state
 
-    def resume(self) -> tuple[int, int | None]:
-        """(step to go on from, step since when nothing moves), of the checkpoint where there is one."""
-        if not self.checkpoint.exists():
-            return 0, None
-        state = self.load(self.checkpoint)
-        self.adam.load_state_dict(state["optimiser"])
-        return int(state["step"]), state["ending"]
+    def resume(self) -> int:
+        """Take the checkpoint where there is one; returns the step to go on from."""
+        if self.checkpoint.exists():
+            state = self.load(self.checkpoint)
+            self.adam.load_state_dict(state["optimiser"])
+            self.start, self.ending = int(state["step"]), state["ending"]
+        return self.start
 
 
 class Log:

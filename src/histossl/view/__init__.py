@@ -1,1 +1,1 @@
-"""A local page to look at a study: the cohort as a map, every slide in full depth, and what was found on it."""
+"""What people look at: a local web viewer of a study; `report` is one self-contained HTML page."""

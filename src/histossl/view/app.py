@@ -43,9 +43,11 @@ class Count(Convertor[int]):
     regex = "[0-9]{1,9}"
 
     def convert(self, value: str) -> int:
+        """The number of an address."""
         return int(value)
 
     def to_string(self, value: int) -> str:
+        """The inverse of `convert`."""
         return str(value)
 
 
@@ -139,6 +141,8 @@ class Viewer:
         self.shelf.close()
 
     def page(self, name: str) -> Callable:
+        """The route of a page, by the name of its file."""
+
         async def answer(request: Request) -> Response:
             if "slide" in request.path_params:
                 self._slide(request)
@@ -147,12 +151,14 @@ class Viewer:
         return answer
 
     async def static(self, request: Request) -> Response:
+        """A script, style sheet or licence."""
         name = request.path_params["name"]
         if name not in self.files:
             raise HTTPException(404)
         return Response(self.files[name], media_type=_KINDS[Path(name).suffix], headers=_DAY)
 
     async def cohort_json(self, _: Request) -> Response:
+        """All slides: their names, labels and predictions, and the maps that can be drawn."""
         vectors = self.cohort.vectors
         return _json(
             {
@@ -165,6 +171,7 @@ class Viewer:
         )
 
     async def map_json(self, request: Request) -> Response:
+        """Where the slides lie on a map."""
         name, vectors = request.path_params["name"], self.cohort.vectors
         if vectors is None or name not in map_names(len(vectors)):
             raise HTTPException(404)
@@ -179,14 +186,17 @@ class Viewer:
         return await self._made(request, self.maps, ("map", name), lambda _: make(), "application/json")
 
     async def words(self, request: Request) -> Response:
+        """What is known of a slide without opening it."""
         return _json(slide_words(self.cohort, self._slide(request)))
 
     async def facts(self, request: Request) -> Response:
+        """What only the slide's file says: its size, and which overlays it has."""
         slide = self._slide(request)
         make = lambda gone: self.reader.answer("facts", slide, gone=gone)  # noqa: E731
         return await self._made(request, self.readers, None, make, "application/json", slide)
 
     async def thumbnail(self, request: Request) -> Response:
+        """A small picture of a slide; an empty answer (204) where there is none."""
         slide = self._slide(request)
         make = lambda gone: self.reader.answer("thumbnail", slide, gone=gone)  # noqa: E731
         try:
@@ -197,12 +207,15 @@ class Viewer:
             return Response(status_code=204, headers=_NOT)  # a list of slides is no worse for one without a picture
 
     async def tile(self, request: Request) -> Response:
+        """A tile of a slide's pyramid."""
         slide = self._slide(request)
         place = tuple(request.path_params[name] for name in ("level", "column", "row"))
         make = lambda gone: self.reader.answer("tile", slide, *place, gone=gone)  # noqa: E731
         return await self._made(request, self.readers, (slide, *place), make, "image/jpeg", slide)
 
     def overlay(self, what: str, kind: str) -> Callable:
+        """The route of an overlay: a method of `Overlays`, and the content type of what it gives."""
+
         async def answer(request: Request) -> Response:
             slide = self._slide(request)
             place = [value for name, value in request.path_params.items() if name != "slide"]
@@ -248,7 +261,6 @@ class Viewer:
             if key is not None:
                 self.kept.put(key, answer)
         return Response(answer, media_type=kind, headers=_DAY)
-
 
     async def _in_turn(
         self, pool: ThreadPoolExecutor, slide: int | None, make: Callable[[], bytes | None]

@@ -1,4 +1,4 @@
-"""What the viewer reads from slides and of nuclei: in threads, or in worker processes with limits of time and memory."""
+"""What the viewer reads of slides and nuclei: in threads, or in worker processes with limits of time and memory."""
 
 from __future__ import annotations
 

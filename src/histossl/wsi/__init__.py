@@ -1,0 +1,1 @@
+"""Whole-slide images: readers, mpp, tissue, tiles and geometry; `synth` paints slides with known truth."""

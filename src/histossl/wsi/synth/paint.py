@@ -2,7 +2,8 @@
 
 Any region can be painted at any time, in any order, since all randomness is a hash of (seed, unit, purpose). A unit
 fades into the common stroma before its border: units do not see each other. Fast-math stays off: the same seed
-has to give the same bytes."""
+has to give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -313,8 +314,7 @@ def _entries(sources: int):
     return paint, label, collect
 
 
+_SOURCES = ("texture", "painted_nuclei", "paint")
 paint, label, collect = _entries(
-    zlib.crc32(
-        b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("texture", "painted_nuclei", "paint"))
-    )
+    zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _SOURCES))
 )

@@ -1,6 +1,7 @@
 """The nuclei of synthetic slides: where they lie, their outlines and looks.
 
-Everything is in µm. A unit's content depends on that unit alone, and stays inside of it."""
+Everything is in µm. A unit's content depends on that unit alone, and stays inside of it.
+"""
 
 from __future__ import annotations
 

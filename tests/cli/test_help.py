@@ -1,0 +1,69 @@
+"""The command line helps: short help, a suggestion for a misspelt word, lists as people write them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from histossl.cli.main import COMMANDS, main, parse
+from histossl.cli.study_commands import run
+
+
+def helped(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(list(words))
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_run_fits_a_screen_or_two_and_names_the_rest(capsys):
+    short = helped(capsys, "run", "--help")
+    assert short.count("\n") < 60
+    assert "--labels" in short
+    assert "--pretrain.epochs" not in short
+    assert re.search(r"tile-encoder, encode, pretrain, embed, probe: --help-all", short)
+    whole = helped(capsys, "run", "--help-all")
+    assert "--pretrain.epochs" in whole
+    assert "--tile-encoder.method" in whole
+
+
+@pytest.mark.parametrize("flag", ["--help", "--help-all"])
+@pytest.mark.parametrize("command", ["run", "probe", "nuclei segment", "synth"])
+def test_no_raw_types_in_the_help(capsys, command, flag):
+    text = helped(capsys, *command.split(), flag)
+    assert not re.search(r"type:|<class|tuple\[|\| null", text)
+
+
+def test_a_topic_lists_its_commands(capsys):
+    for words in (["nuclei"], ["nuclei", "--help"]):
+        assert main(words) == 0
+        text = capsys.readouterr().out
+        assert all(name in text for name in COMMANDS if name.startswith("nuclei "))
+        assert "pretrain" not in text.replace("nuclei train", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["emcode"], "encode"),
+        (["nuclei", "segmnt"], "nuclei segment"),
+        (["run", "S", "--out=o", "--lables=x.csv"], "--labels"),
+        (["run", "S", "--out=o", "--pretrain.epohcs=3"], "--pretrain.epochs"),
+        (["inspect", "S", "--out=o", "--mpp_defalt=1"], "--mpp-default"),
+    ],
+)
+def test_a_misspelt_word_is_answered_in_one_line(capsys, words, meant):
+    assert main(words) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"did you mean {meant}?" in error
+    assert len(error) < 120
+
+
+@pytest.mark.parametrize("words", [["--probe.targets", "a,b"], ["--probe.targets=a,b"], ["--probe.targets=[a,b]"]])
+def test_lists_may_be_written_with_commas(words):
+    assert parse("run", run, ["S", "--out=o", *words])["probe"].targets == ("a", "b")
+
+
+def test_a_list_of_one_number():
+    assert parse("run", run, ["S", "--out=o", "--probe.shots", "10"])["probe"].shots == (10,)
