@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import time
 import webbrowser
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from histossl.core.errors import SettingsError, StudyError
 from histossl.study.folder import Study
 
 if TYPE_CHECKING:
+    from types import FrameType
+
+    import uvicorn
+
     from histossl.view.app import Viewer
 
 
@@ -67,11 +72,23 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         with _redirect_page(address) if browser else nullcontext() as page:
             if page is not None:
                 webbrowser.open(page.as_uri())
-            uvicorn.Server(config).run(sockets=[listening])
+            _server(config, viewer).run(sockets=[listening])
     finally:
         viewer.close()
         _leave_computing_threads(viewer)
     return 0
+
+
+def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
+    """A server that gives up what is being read as soon as Ctrl-C is heard, instead of waiting for it."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            threading.Thread(target=viewer.stop, daemon=True).start()  # a signal's handler may not wait for locks
+            super().handle_exit(sig, frame)
+
+    return Server(config)
 
 
 @contextmanager

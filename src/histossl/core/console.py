@@ -21,9 +21,9 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: other characters become escapes such as \\x1b.
+    r"""Text that a terminal shows and does not obey: other characters become escapes such as \x1b.
 
-    Bytes of a file's name that are not UTF-8 are shown as \\xNN.
+    Bytes of a file's name that are not UTF-8 are shown as \xNN.
     """
     return _UNPRINTABLE.sub(_escaped, text)
 
@@ -39,9 +39,11 @@ class PrintableConsole(Console):
     """A console whose text passes `printable`, wherever in a table or a bar it comes from."""
 
     def render_str(self, text: str, **more: Any) -> Text:
+        """As of `Console`, with what `printable` makes of the text."""
         return super().render_str(printable(text), **more)  # before it is laid out: escapes are longer
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As of `Console`; also text that was laid out before passes `printable`."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5o
 from numpy.typing import NDArray
 
 from histossl.core import safe_paths
@@ -227,11 +228,11 @@ def check_tree(path: Path) -> None:
         while todo:
             group, depth = todo.pop()
             for name in group:
-                said = f"{path}: {group.name.rstrip('/')}/{name}"[:300]
+                said = f"{path}: {str(group.name).rstrip('/')}/{name}"[:300]
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise FileFormatError(f"{said} is a link", "it must hold all that is in it itself")
                 item = group[name]
-                where = h5py.h5o.get_info(item.id).addr
+                where = h5o.get_info(item.id).addr
                 if where in seen or depth > _DEEPEST or len(seen) > _MOST_OBJECTS:
                     raise FileFormatError(f"{said} leads in a circle, or too deep", "write the file anew")
                 seen.add(where)

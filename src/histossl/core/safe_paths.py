@@ -78,9 +78,11 @@ def open_in(folder: Path, name: str, mode: str) -> IO:
             raise
     try:
         _check(os.fstat(descriptor), path, writing=mode[0] != "r")
+        mode = mode.replace("x", "w")
+        if "b" in mode:
+            return open(descriptor, mode)
         encoding = "utf-8-sig" if mode[0] == "r" else "utf-8"  # tables of spreadsheets begin with a mark
-        text = {} if "b" in mode else {"encoding": encoding, "errors": "surrogateescape", "newline": ""}
-        return open(descriptor, "w" if mode == "x" else mode, **text)
+        return open(descriptor, mode, encoding=encoding, errors="surrogateescape", newline="")
     except BaseException:
         os.close(descriptor)
         raise

@@ -103,6 +103,7 @@ class FolderLock:
 
     def _flock(self, how: int, wait: bool) -> bool:
         assert self._file is not None
+        assert fcntl is not None
         try:
             fcntl.flock(self._file, how if wait else how | fcntl.LOCK_NB)
         except BlockingIOError:

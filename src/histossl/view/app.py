@@ -89,6 +89,7 @@ class Viewer:
         self.maps = ThreadPoolExecutor(1, "maps")
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]] = WeakKeyDictionary()
         self.waiting = 0
+        self.closing = False
         here = Path(__file__).parent / "static"
         self.files = {path.name: path.read_bytes() for path in here.iterdir() if path.suffix in _KINDS}
 
@@ -130,13 +131,18 @@ class Viewer:
         """The routes behind `Guard`."""
         return Guard(self.app(), token, host)
 
+    def stop(self) -> None:
+        """Answer nothing more: whatever is being read is given up."""
+        self.closing = True
+        for pool in (self.readers, self.alone, self.maps):
+            pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self.reader, ProcessReader):
+            self.reader.close()
+
     def close(self) -> None:
         """Give back threads, processes and files; waiting requests are dropped."""
-        pools = (self.readers, self.alone, self.maps)
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self.reader.close()
-        for pool in pools[:2]:  # a map that is being computed is not waited for
+        self.stop()
+        for pool in (self.readers, self.alone):  # a map that is being computed is not waited for
             pool.shutdown(wait=True)
         self.shelf.close()
 
@@ -252,6 +258,10 @@ class Viewer:
             work = asyncio.ensure_future(self._in_turn(pool, slide, functools.partial(make, gone)))
             try:
                 answer = await _unless_gone(request, work)
+            except asyncio.CancelledError:
+                if not self.closing:
+                    raise
+                raise HTTPException(503, "the viewer is being closed") from None
             finally:
                 self.waiting -= 1
                 gone.set()

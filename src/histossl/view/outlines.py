@@ -186,7 +186,7 @@ class _Capped:
         ValueError: it has more.
     """
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, most: int) -> None:
         self._file, self._left = file, most
 
     def read(self, size: int) -> bytes:

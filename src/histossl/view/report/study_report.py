@@ -93,7 +93,7 @@ def _probed_labels(study: Study) -> pd.DataFrame | None:
     if not path.exists():
         return None
     with file_errors(path, "run `histossl probe` again, or remove it"):
-        table = pd.DataFrame(tables.read_rows(path), columns=["target", "slide_id", "truth"])
-        if table.isna().any(axis=None):
+        table = pd.DataFrame(tables.read_rows(path), columns=pd.Index(["target", "slide_id", "truth"]))
+        if table.isna().to_numpy().any():
             raise ValueError("no columns target, slide_id and truth")
     return table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")
