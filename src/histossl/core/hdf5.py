@@ -15,7 +15,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5o
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  # its types do not name it
 from numpy.typing import NDArray
 
 from histossl.core import safe_paths

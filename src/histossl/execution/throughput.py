@@ -25,7 +25,8 @@ class Throughput:
         Args:
             tiles: that it has encoded.
             waited: seconds for the batch.
-            read, cpu: seconds that reading it took in a worker, by the clock and of the processor.
+            read: seconds by the clock that reading it took in a worker.
+            cpu: seconds of the processor that reading it took in a worker.
         """
         now = time.monotonic()
         passed, self._then = now - self._then, now

@@ -43,6 +43,7 @@ class Guard:
         self.app, self.token, self.host = app, token.encode(), host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return

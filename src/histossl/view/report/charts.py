@@ -124,8 +124,12 @@ def slide_map(vectors: np.ndarray, width: float = 640, margin: float = 14) -> tu
 
 
 def small_picture(path: Path, longest: int = 320, part: bool = False) -> str:
-    """A picture file as a data URI: JPEG of at most `longest` pixels a side; with `part` what differs most in itself of
-    it, unscaled.
+    """A picture file as a data URI: JPEG of at most `longest` pixels a side.
+
+    Args:
+        path: of the picture.
+        longest: pixels.
+        part: show, unscaled, the part that differs most in itself.
 
     Raises:
         OSError: not a picture, or not there.
