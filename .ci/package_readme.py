@@ -25,7 +25,10 @@ def with_addresses(text: str, repository: str, version: str) -> str:
 
 
 class Readme(MetadataHookInterface):
+    """Gives the packages a README whose links are addresses."""
+
     def update(self, metadata: dict) -> None:
+        """Set `readme` of the metadata."""
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
         text = with_addresses(text, metadata["urls"]["Repository"], metadata["version"])
         metadata["readme"] = {"content-type": "text/markdown", "text": text}

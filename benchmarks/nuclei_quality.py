@@ -1,9 +1,11 @@
-"""Nuclei scored organ by organ: trained on the other organs, or on the organ's own unlabelled images.
+"""Nuclei scored organ by organ: by a model as it is, trained on the other organs, or on the organ's own unlabelled
+images.
 
-python benchmarks/nuclei_quality.py FOLDER --mode prior|self|others|all [--method self-training|patch-contrast]
-    [--seeds 0 1 2] [--reduce 2]
+python benchmarks/nuclei_quality.py FOLDER --mode prior|model|adapt|self|others|all [--model general|MODEL]
+    [--method self-training|patch-contrast] [--seeds 0 1 2] [--reduce 2]
 
-FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images.
+FOLDER holds images/ and labels/ with equal names. Labels are read by the scorer only. `all` trains once on all images;
+`adapt` adapts the model to each organ's images, as `nuclei segment --adapt` does. Recall by darkness and area, last.
 `--reduce 2` makes a 20x slide's images of a 40x slide's: means of 2 x 2 pixels, every second label.
 """
 
@@ -18,12 +20,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from histossl.nuclei.adapt import adapt
 from histossl.nuclei.metrics import METRICS, score
 from histossl.nuclei.patch_contrast import learn_patch_contrast
 from histossl.nuclei.patch_sampling import PatchContrastSettings
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
-from histossl.nuclei.segmenter import NucleiSegmenter
+from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
+from histossl.nuclei.segmenter import NucleiSegmenter, samples
+from histossl.nuclei.self_training import SelfTraining
+from histossl.nuclei.stain import optical_density
 from histossl.nuclei.stain_survey import survey
+from histossl.nuclei.strata import BY, found_nuclei, grouped
 from histossl.wsi.array_slide import picture_slide
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
@@ -68,40 +74,72 @@ def learned(pictures: list[np.ndarray], mpp: float, method: str, seed: int, step
     return segmenter
 
 
-def main() -> None:
-    """Print a row an organ and their mean, a block a seed."""
+def adapted(pictures: list[np.ndarray], mpp: float, model: str, seed: int) -> NucleiSegmenter:
+    """A model adapted to pictures without labels; prints what came of it."""
+    segmenter = NucleiSegmenter.load(model)
+    teacher = segmenter.method
+    assert isinstance(teacher, SelfTraining)
+    known = [survey(picture_slide(picture, mpp), SelfTraining.mpp) for picture in pictures]
+    with tempfile.TemporaryDirectory() as logs:
+        result = adapt(samples(known, seed), teacher, AdaptSettings(seed=seed), Path(logs))
+    print("helped" if result.helped else "did not help", result.before, result.after)
+    segmenter.method = result.model
+    return segmenter
+
+
+def options() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--mode", choices=("prior", "self", "others", "all"), default="self")
+    parser.add_argument("--mode", choices=("prior", "model", "adapt", "self", "others", "all"), default="model")
+    parser.add_argument("--model", default="general")
     parser.add_argument("--method", choices=("self-training", "patch-contrast"), default="self-training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--organs", nargs="+", default=list(ORGANS))
     parser.add_argument("--steps", type=int, default=SelfTrainingSettings().steps)
     parser.add_argument("--mpp", type=float, default=0.25)
     parser.add_argument("--reduce", type=int, default=1)
-    options = parser.parse_args()
-    mpp, by = options.mpp * options.reduce, options.reduce
-    files = sorted((options.folder / "images").glob("*.png"))
+    return parser.parse_args()
+
+
+def made(asked: argparse.Namespace, seed: int, own: list[Path], files: list[Path]) -> NucleiSegmenter:
+    """The segmenter for an organ's own images."""
+    mpp, by = asked.mpp * asked.reduce, asked.reduce
+    if asked.mode in ("prior", "model"):
+        return NucleiSegmenter.load("prior" if asked.mode == "prior" else asked.model)
+    if asked.mode == "adapt":
+        return adapted([read(f, by) for f in own], mpp, asked.model, seed)
+    taught = {"self": own, "others": [f for f in files if f not in own], "all": files}[asked.mode]
+    return learned([read(f, by) for f in taught], mpp, asked.method, seed, asked.steps)
+
+
+def main() -> None:
+    """Print a row an organ and their mean, a block a seed, then recall in groups."""
+    asked = options()
+    mpp, by = asked.mpp * asked.reduce, asked.reduce
+    files = sorted((asked.folder / "images").glob("*.png"))
     print("mode seed organ", *METRICS, "seconds")
-    for seed in options.seeds:
-        rows, shared = [], None
-        for organ in options.organs:
+    for seed in asked.seeds:
+        rows, groups, model = [], [], None
+        for organ in asked.organs:
             own = [f for f in files if organ_of(f) == organ]
-            taught = {"self": own, "others": [f for f in files if f not in own], "all": files, "prior": []}
             start = time.monotonic()
-            if options.mode == "prior":
-                model = NucleiSegmenter.load("prior")
-            elif shared is not None:
-                model = shared
-            else:
-                pictures = [read(f, by) for f in taught[options.mode]]
-                model = learned(pictures, mpp, options.method, seed, options.steps)
-                shared = model if options.mode == "all" else None
+            if model is None or asked.mode not in ("all", "prior", "model"):
+                model = made(asked, seed, own, files)
             seconds = time.monotonic() - start
-            found = [astuple(score(model.predict(read(f, by), mpp), read_labels(f, by))) for f in own]
+            found = []
+            for f in own:
+                picture, truth = read(f, by), read_labels(f, by)
+                labels = model.predict(picture, mpp)
+                found.append(astuple(score(labels, truth)))
+                groups.append(found_nuclei(labels, truth, mpp, optical_density(picture).mean(-1)))
             rows += found
-            print(options.mode, seed, organ, *np.mean(found, 0).round(3), round(seconds), flush=True)
-        print(options.mode, seed, "MEAN", *np.mean(rows, 0).round(3), flush=True)
+            print(asked.mode, seed, organ, *np.mean(found, 0).round(3), round(seconds), flush=True)
+        print(asked.mode, seed, "MEAN", *np.mean(rows, 0).round(3), flush=True)
+        for kind in BY:
+            for g in grouped(groups, kind):
+                what = f"{kind} {g.low:g} to {g.high:g}: {g.nuclei} nuclei"
+                print(asked.mode, seed, what, f"recall {g.recall:.3f} missed {g.missed:.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch
 from histossl.core import fingerprints, hdf5
 from histossl.encoders import encode, forward
 from histossl.encoders.augment import augment
-from histossl.encoders.encode import EncodeJob, EncodeSettings, choose_tiles, draw_plan, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings, draw_plan, encode_slides
 from histossl.encoders.forward import encode_tiles
+from histossl.encoders.tile_choice import choose_tiles
 from histossl.encoders.tile_encoder import load_encoder
 from histossl.execution.workers import Workers
 from histossl.study.survey import SurveyJob, survey_slide

@@ -59,7 +59,7 @@ def test_the_mpp_is_what_the_model_says_or_its_card(tmp_path):
     assert load_encoder(scripted(tmp_path / "m.pt", Channels(), mpp=0.25)).mpp == 0.25
     assert load_encoder(scripted(tmp_path / "n.pt", Channels())).mpp is None
     for wrong in (0, -1, "20x", True):
-        with pytest.raises(FileFormatError, match="no number of µm per pixel"):
+        with pytest.raises(FileFormatError, match="not a number of µm per pixel"):
             load_encoder(scripted(tmp_path / "m.pt", Channels(), mpp=wrong))
     assert {_mpp_of(name, None) for name in ("hf-hub:MahmoodLab/UNI", "owkin/phikon-v2")} == {0.5}
     assert _mpp_of("owkin/phikon-v2", 1) == 1.0

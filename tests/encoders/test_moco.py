@@ -145,7 +145,7 @@ def test_the_momentum_encoder_follows_and_uses_running_averages():
             p.add_(1)
         task.query[0].bn1.running_mean.add_(4)
     before = {n: v.clone() for n, v in task.key.state_dict().items()}
-    task._follow()
+    task._update_momentum_encoder()
     for name, value in task.key.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, (before[name] + task.query.state_dict()[name]) / 2)

@@ -13,6 +13,7 @@ from histossl.cli.main import main
 from histossl.core import hdf5
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.encoders.augment import STAINS
+from histossl.encoders.joint import PLAIN
 from histossl.encoders.patch_kmeans import PATCH, SCALES, STEP, PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
 from histossl.encoders.tile_encoder import load_encoder
@@ -155,15 +156,15 @@ def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsy
     for k in range(3):
         write_slide(slides / f"s{k}.tiff", SynthSettings(width=448, height=448, seed=k))
     flags = ["--tile.px=48", "--tile.mpp=1.3", "--workers=1"]
-    small = ["--tile-encoder.words.count=8", "--tile-encoder.words.tiles=24", "--tile-encoder.words.patches=1000"]
+    small = [f"--tile-encoder.joint.words.{name}" for name in ("count=8", "tiles=24", "patches=1000")]
     assert main(["inspect", str(slides), "--out", str(tmp_path / "a"), *flags]) == 0
     views = ["--encode.views=2", "--encode.tiles=8", "--device=cpu", "--workers=1"]
     assert main(["encode", str(tmp_path / "a"), *views, *small]) == 0
     about = json.loads((tmp_path / "a/tile-encoder/config.json").read_text())
-    assert about["architecture"] == "visual words"
+    assert about["architecture"] == "visual words, contrast and colour"
     assert about["slides"] == ["s0", "s1", "s2"]
     features = hdf5.read_features(tmp_path / "a/features/s0.h5")
-    assert features.shape[1] == 6 * 8
+    assert features.shape[1] == 6 * 8 + PLAIN
     assert np.isfinite(features).all()
 
     assert main(["encoder", "pretrain", str(slides), "-o", str(tmp_path / "own"), *flags, "--device=cpu", *small]) == 0
@@ -188,7 +189,7 @@ def test_a_run_joins_others_that_encode_already(tmp_path):
     flags = ["--tile.px=48", "--tile.mpp=1.3", "--workers=1"]
     assert main(["inspect", str(tmp_path / "s.tiff"), "--out", str(study), *flags]) == 0
     command = ["encode", str(study), "--encode.views=2", "--encode.tiles=8", "--device=cpu", "--workers=1"]
-    small = ["--tile-encoder.words.count=8", "--tile-encoder.words.tiles=24", "--tile-encoder.words.patches=1000"]
+    small = [f"--tile-encoder.joint.words.{name}" for name in ("count=8", "tiles=24", "patches=1000")]
     with Study(study).share(print):
         ended = subprocess.run(
             [sys.executable, "-m", "histossl", *command, *small], timeout=120, capture_output=True, text=True
@@ -210,7 +211,7 @@ def test_a_slide_that_cannot_be_read_costs_itself_alone(tmp_path):
     bad = replace(whole, slide_id="bad", path=tmp_path / "bad.tiff")
     with Workers(1) as workers:
         unread = pretrain_tiles(
-            [bad, whole], TileTrainSettings(words=SMALL), tmp_path / "e", tmp_path / "logs", workers, "cpu"
+            [bad, whole], TileTrainSettings("words", words=SMALL), tmp_path / "e", tmp_path / "logs", workers, "cpu"
         )
     assert set(unread) == {"bad"}
     assert load_encoder(str(tmp_path / "e")).dim == 6 * 8

@@ -76,7 +76,7 @@ def test_patients_come_from_the_table_then_from_elsewhere_then_the_slide(table):
         ("slide_id,label\n007,a\nb 1,a,b\n", "row 3: not 2 cells"),
         ("slide_id,label\n007,a\n,b\n", "no slide_id in row 3"),
         ("slide_id,label\n007,a\nb 1,b\n007,a\n", r"named twice: '007' \(rows 2, 4\)"),
-        ("slide_id,label\n007.svs,a\nB 1,b\ne,a\n", r"2 ids differ.*'007.svs' \(row 2; is it '007'\?\), 'B 1' \(row 3"),
+        ("slide_id,label\n007.svs,a\nB 1,b\ne,a\n", r"1 ids differ.*'007.svs' \(row 2; is it '007'\?\)"),
         ("slide_id,label\n007,1\nb 1,0\nü-3,x\n", r"mixes words and numbers: words in row 4: 'x'"),
         ("slide_id,label\n007,CLL\nb 1,cll\n", r"'CLL', 'cll' differ only by case \(row 3\)"),
         ("slide_id,label\n007,\nx,b\n", "none of its 2 slides has both"),
@@ -94,7 +94,7 @@ def test_numbers_after_a_dot_are_no_extension(table):
 
 
 def test_other_encodings_and_missing_files_say_what_to_do(table, tmp_path):
-    with pytest.raises(LabelError, match="CSV UTF-8"):
-        read_labels(table("slide_id,label\nü,é\n", "cp1252"), SLIDES)
+    with pytest.raises(LabelError, match=r"workbook.*CSV UTF-8"):
+        read_labels(table("PK\x03\x04", "cp1252"), SLIDES)
     with pytest.raises(LabelError, match="No such file"):
         read_labels(tmp_path / "none.csv", SLIDES)

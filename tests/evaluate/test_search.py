@@ -93,7 +93,9 @@ def test_search_writes_hits_and_scores(cohort, capsys):
     with Image.open(cohort / "out" / "hits.jpg") as sheet:
         assert sheet.width > sheet.height > 600
     assert "s4 among 20 slides" in capsys.readouterr().err
-    assert main(["search", str(cohort / "v.csv"), "S4"]) == 2
+    assert main(["search", str(cohort / "v.csv"), "S4"]) == 0
+    assert "s4 among 20 slides" in capsys.readouterr().err
+    assert main(["search", str(cohort / "v.csv"), "s4x"]) == 2
     assert "'s4'" in capsys.readouterr().err
 
 

@@ -134,7 +134,7 @@ def test_sites_that_cannot_teach_are_refused():
     site, patient = np.repeat(["a", "b", "c"], 10), np.arange(30)
     with pytest.raises(LabelError, match=r"5 folds, but 3 sites that share no patient; --probe\.folds 3"):
         site_folds(np.arange(30) % 2, patient, site, 5, 1, 0)
-    with pytest.raises(LabelError, match=r"all slides of a class are at 'c', so no other site can teach it"):
+    with pytest.raises(LabelError, match=r"all slides of a class are at 'c', so no other site has slides to train on"):
         site_folds(np.where(site == "c", 2, np.arange(30) % 2), patient, site, 3, 1, 0)
     with pytest.raises(LabelError, match="every site has slides of one class only"):
         site_folds((site == "a").astype(int), patient, site, 3, 1, 0)

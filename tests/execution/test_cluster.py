@@ -70,7 +70,7 @@ def test_a_scheduler_that_goes_ends_the_run_and_no_slide_is_to_blame():
     local = distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
     )
-    with distributed.Client(local) as client, pytest.raises(SettingsError, match="scheduler has gone"):
+    with distributed.Client(local) as client, pytest.raises(SettingsError, match="scheduler is lost"):
         for item, answer in Cluster(client).map(task, [0, 1, 3, 4]):
             assert answer == item * item
             local.close()

@@ -160,7 +160,7 @@ def test_ctrl_c_ends_cleanly_and_soon(slides, undisturbed, tmp_path):
     assert seconds < 2 or not idle
     assert process.returncode == 130, screen
     assert "Traceback" not in screen
-    assert "stopped; the same command goes on where it was" in screen
+    assert "stopped; the same command continues from here" in screen
     assert not list(out.glob(".claims/*"))
     assert not [path for path in out.rglob("*") if ".part" in path.name]
     told = {line["slide_id"] for line in lines(out)}

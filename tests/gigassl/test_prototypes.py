@@ -9,7 +9,7 @@ import torch
 from histossl.core.errors import SettingsError
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
-from histossl.gigassl.prototypes import RUNS, SCALES, neighbourhood_mean
+from histossl.gigassl.prototypes import RUNS, neighbourhood_mean
 from histossl.gigassl.sparse import SparseMap
 from histossl.gigassl.views import ViewSettings
 
@@ -54,8 +54,8 @@ def test_a_rare_focus_has_a_prototype_of_its_own() -> None:
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes(slides)
     every = torch.stack([roots(encoder, *slide) for slide in slides])
-    shares = every.square().reshape(12, len(SCALES), RUNS * 12)
-    torch.testing.assert_close(shares.sum(2), torch.full((12, len(SCALES)), float(RUNS)))
+    shares = every.square().reshape(12, 2, RUNS * 12)
+    torch.testing.assert_close(shares.sum(2), torch.full((12, 2), float(RUNS)))
     assert (shares >= 0).all()
     # At the largest scale some prototype is found in every slide with the focus, and hardly in any other.
     with_focus, without = shares[:6, -1].amin(0), shares[6:, -1].amax(0)
@@ -83,7 +83,7 @@ def test_the_same_cohort_gives_the_same_bytes_and_few_tiles_suffice() -> None:
     encoder = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=12))
     encoder.fit_prototypes([(torch.ones(3, 16), squares(2)[:3])])  # fewer tiles than prototypes, and all alike
     few = roots(encoder, torch.ones(3, 16), squares(2)[:3])
-    torch.testing.assert_close(few.square().sum(), torch.tensor(float(len(SCALES) * RUNS)))
+    torch.testing.assert_close(few.square().sum(), torch.tensor(float(2 * RUNS)))
 
 
 def test_rounding_where_there_are_fewer_tiles_than_axes_is_not_blown_up() -> None:
@@ -111,7 +111,10 @@ def test_shares_of_tiles_add_up_to_the_scores_of_the_slide_with_its_prototypes()
 
 
 def test_settings() -> None:
-    assert EncoderSettings(in_dim=16, dim=8, prototypes=12).vector_dim == 8 + 16 + 3 * 4 * 12
+    assert EncoderSettings(in_dim=16, dim=8, prototypes=12).vector_dim == 8 + 16 + 2 * 4 * 12
     assert EncoderSettings(in_dim=16, dim=8, prototypes=0).vector_dim == 8 + 16
+    assert EncoderSettings(in_dim=16, dim=8, prototypes=12, scales=(0, 1, 3)).vector_dim == 8 + 16 + 3 * 4 * 12
     with pytest.raises(SettingsError, match="prototypes"):
         EncoderSettings(prototypes=-1)
+    with pytest.raises(SettingsError, match="scales"):
+        EncoderSettings(scales=(2, 1))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from histossl.gigassl import sparse
+from histossl.gigassl import sparse_buffers
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseConv, SparseMap, average_pool, sparse_conv
 
 ROWS, COLUMNS, MAPS = 7, 10, 3
@@ -139,13 +139,13 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     sites = np.unique(np.random.default_rng(0).integers(0, (2, 20, 30), (700, 3)), axis=0)
     rows, weight = normal(len(sites), 3).requires_grad_(), normal(9, 3, 4, seed=1).requires_grad_()
     whole = sparse_conv(rows, weight, Grid(sites, 2).neighbours)
-    monkeypatch.setattr(sparse, "BLOCK", 37)
+    monkeypatch.setattr(sparse_buffers, "BLOCK", 37)
     same_values_and_gradients(whole, sparse_conv(rows, weight, Grid(sites, 2).neighbours), [rows, weight])
 
 
 @pytest.mark.parametrize("block", [48, 4096])
 def test_autocast_rounds_the_factors_and_keeps_the_sums_in_float32(monkeypatch, block):
-    monkeypatch.setattr(sparse, "BLOCK", block)
+    monkeypatch.setattr(sparse_buffers, "BLOCK", block)
     sites = np.unique(np.random.default_rng(0).integers(0, (2, 20, 30), (300, 3)), axis=0)
     grid = Grid(sites, 2)
     rows, weight = normal(len(grid), 64).float().requires_grad_(), normal(9, 64, 48, seed=1).float().requires_grad_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import shapely
@@ -13,7 +15,7 @@ from histossl.core.errors import SlideError
 from histossl.nuclei.component_tree import TreeSettings, best_objects
 from histossl.nuclei.instances import InstanceSettings, concatenate, label_instances, nuclei_of_tile, outline_instances
 from histossl.nuclei.metrics import score
-from histossl.nuclei.pseudo_labels import PseudoLabel, PseudoLabelSettings, crowd, make_pseudo_labels, targets
+from histossl.nuclei.pseudo_labels import PseudoLabelSettings, crowd, make_pseudo_labels, targets
 from histossl.nuclei.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 from histossl.nuclei.threshold import Prior, PriorSettings
 
@@ -268,9 +270,7 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     assert known[2][3:7].mean() < 0.2
     beside = np.zeros(labels.shape, bool)
     beside[90:92] = True  # dark, without a gap between it and the nuclei that it meets
-    weights = targets(
-        PseudoLabel(labelled.density, labelled.labels, labelled.quality, beside & (labelled.labels == 0))
-    )[2, 90]
+    weights = targets(replace(labelled, doubtful=beside & (labelled.labels == 0)))[2, 90]
     distance = ndimage.distance_transform_cdt(labelled.labels == 0, "taxicab")[90]
     assert (weights[(distance > 0) & (distance <= 2)] == 1).all()
     assert (weights[distance > 2] == np.float32(0.1)).all()

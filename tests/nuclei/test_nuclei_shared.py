@@ -31,7 +31,7 @@ LEARNING = [
     "--self-training.crop=64",
     "--self-training.precision=float32",
 ]
-FLAGS = ["--mpp-default=0.4", "--workers=1", "--device=cpu", "--running.tile=256", *LEARNING]
+FLAGS = ["--model=self", "--mpp-default=0.4", "--workers=1", "--device=cpu", "--running.tile=256", *LEARNING]
 
 
 @pytest.fixture(scope="module")

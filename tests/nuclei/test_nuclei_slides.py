@@ -177,8 +177,6 @@ def test_settings_out_of_range_are_errors() -> None:
         with pytest.raises(SettingsError):
             SelfTrainingSettings(**bad)
     with pytest.raises(SettingsError):
-        NucleiSegmenter().predict(np.zeros((9, 9, 3), np.uint8), 0.5)
-    with pytest.raises(SettingsError):
         NucleiSegmenter().fit([np.zeros((9, 9, 3), np.uint8)], [0.5, 0.5])
 
 

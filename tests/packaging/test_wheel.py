@@ -43,7 +43,9 @@ def test_it_holds_every_file_of_the_package_and_the_licences(wheel):
     files = {name for name in files if "__pycache__" not in name and "/." not in name}
     assert files <= names
     assert {name for name in names if not name.startswith(("histossl/", "histossl-"))} == set()
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    for name in ("LICENSE", "NOTICE"):
+        assert any(other.endswith(f"licenses/{name}") for other in names)
+    assert {f"histossl/nuclei/general/{name}" for name in ("model.safetensors", "config.json", "README.md")} <= names
     assert "histossl/view/static/openseadragon.LICENSE.txt" in names
 
 

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(TrainingError, match="loss of step"):
+    with pytest.raises(TrainingError, match="loss at step"):
         fit(Line(), lambda step: (torch.full((4, 3), math.inf), torch.zeros(4)), Schedule(3, 0.1, 0), tmp_path, "x")
 
 

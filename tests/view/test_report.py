@@ -137,7 +137,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     page = Page(tmp_path / "r.html")
     for heading in ("What failed", "What the vectors are worth", "Map of the slides", "Training", "Tissue and tiles"):
         assert heading not in page.text
-    assert "1 slides were looked at" in " ".join(page.text.split())
+    assert "1 slides were inspected" in " ".join(page.text.split())
     write_report(tmp_path / "r.html", ReportInput("none", pd.DataFrame({"slide_id": []}), training=pd.DataFrame()))
     assert not Page(tmp_path / "r.html").broken
 
@@ -202,7 +202,7 @@ def test_what_is_alike_is_shown_beside_what_was_asked_for():
     pictures = {name: "x" for name in "abcd"}  # noqa: C420
     sheet = hits_sheet(vectors, list("abcd"), {"a": "p", "b": "p"}, pictures)
     assert [picture.caption for picture in sheet.pictures[:3]] == ["a", "d", "c"]  # b is of the same patient
-    assert [picture.note for picture in sheet.pictures].count("asked for") == 4
+    assert [picture.note for picture in sheet.pictures].count("query") == 4
     assert hits_sheet(vectors[:2], ["a", "b"], {}, {}) is None
 
 

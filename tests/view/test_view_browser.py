@@ -386,6 +386,6 @@ def test_real_lymphoma_from_the_map_to_a_slide_its_overlays_and_a_neighbour(brow
         assert no_wider_than_the_screen(page)
     with page_of(browser) as page:
         page.goto((lymphoma / "report.html").as_uri())
-        for title in ("What the vectors are worth", "What is alike", "What the classifier looked at", "Nuclei"):
+        for title in ("What the vectors are worth", "Similar slides", "What the classifier looked at", "Nuclei"):
             assert page.get_by_role("heading", name=title, exact=True).is_visible()
         page.screenshot(path=tmp_path / "report.png", full_page=True)

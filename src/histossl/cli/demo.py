@@ -1,4 +1,4 @@
-"""Painted slides through the whole program, in minutes."""
+"""`histossl demo`: all stages on synthetic slides, in minutes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from histossl.wsi.tiles import TileSpec
 
 
 def demo(out: Path = Path("out/demo"), slides: int = 48) -> int:
-    """Paint a cohort with three known labels, learn from it without them, and see which vectors know them.
+    """Paint a cohort with three known labels, train without them, and score which vectors predict them.
 
-    Slides of 1.6 x 1.8 mm with tiles of 64 µm; every slide has three independent labels, of which `arrangement` can be
-    told only by who neighbours whom. Ends with report.html.
+    The slides have 1.6 x 1.8 mm and tiles of 64 µm. Each slide has three independent labels; `arrangement` shows only
+    in which tiles are neighbours. The last stage writes report.html.
 
     Args:
-        out: the folder of the study; the slides go to its subfolder `cohort`.
-        slides: how many to paint.
+        out: the folder of the study; the slides are written to its subfolder `cohort`.
+        slides: number of slides to paint.
+
+    Returns:
+        The exit code of `histossl run`.
     """
     start = time.monotonic()
     cohort = out / "cohort"

@@ -1,4 +1,4 @@
-"""What is installed, what is missing, and whether the main job can run here."""
+"""`histossl doctor`: what is installed, what is missing, and whether `histossl run` can work here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from histossl.core.console import answers
 
-# What the main job imports, by the name of its distribution; and what only some features need.
+# Distribution -> module that the main job imports.
 NEEDED = {
     "torch": "torch",
     "lightning-fabric": "lightning_fabric",
@@ -34,7 +34,7 @@ NEEDED = {
     "shapely": "shapely",
     "matplotlib": "matplotlib",
 }
-# Distribution -> (module, what it is for, what installs it).
+# Distribution that only some features need -> (module, what it is for, what installs it).
 OPTIONAL = {
     "pyarrow": ("pyarrow", "nuclei as GeoParquet", "histossl[nuclei]"),
     "zarr": ("zarr", "nuclei as OME-Zarr", "histossl[nuclei]"),
@@ -47,7 +47,13 @@ MEMORY, DISK = 4 * 2**30, 2 * 2**30  # below them a run is likely to fail
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's table: `state` is ok, note or missing; the main job cannot run where one is missing."""
+    """One line of the doctor's table.
+
+    Attributes:
+        what: what was checked.
+        state: "ok", "note" or "missing"; the main job cannot run if anything is missing.
+        text: version, amount or advice.
+    """
 
     what: str
     state: str
@@ -58,7 +64,10 @@ def doctor(study: Path = Path(".")) -> int:
     """What is installed, what is missing, GPU, disk, memory; exit code 1 if the main job cannot run.
 
     Args:
-        study: the folder where a study is to stand: its disk is looked at.
+        study: the folder of a study, existing or planned: its disk is checked.
+
+    Returns:
+        The exit code, 0 or 1.
     """
     findings = [*libraries(), *system(), *machine(), *folder(study)]
     table = Table(box=None, show_header=False)
@@ -72,7 +81,7 @@ def doctor(study: Path = Path(".")) -> int:
 
 
 def libraries() -> Iterator[Finding]:
-    """Python, what the main job imports, and what is optional."""
+    """Findings about Python, the required and the optional libraries."""
     yield Finding("Python", "ok", platform.python_version())
     for name, module in NEEDED.items():
         yield _imported(name, module, "missing", f"pip install {name}")
@@ -110,7 +119,7 @@ def _importable(module: str) -> bool:
 
 
 def machine() -> Iterator[Finding]:
-    """Cores, memory, GPU and how the network will compute."""
+    """Findings about cores, memory, GPU and the precision that networks compute in."""
     memory = psutil.virtual_memory()
     state = "ok" if memory.available >= MEMORY else "note"
     text = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
@@ -133,9 +142,16 @@ def machine() -> Iterator[Finding]:
 
 
 def folder(study: Path) -> Iterator[Finding]:
-    """Whether the study's folder can be written, and how much room its disk has."""
-    place = next(parent for parent in (study.absolute(), *study.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    yield Finding("disk", "ok" if free >= DISK else "missing", f"{free / 2**30:.1f} GiB free at {place}")
-    if not os.access(place, os.W_OK):
-        yield Finding("folder", "missing", f"{place} cannot be written")
+    """Findings about the study's folder: the free space of its disk, and whether it can be written.
+
+    Args:
+        study: the folder; where it does not exist, its nearest parent is checked.
+
+    Yields:
+        The findings.
+    """
+    existing = next(parent for parent in (study.absolute(), *study.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    yield Finding("disk", "ok" if free >= DISK else "missing", f"{free / 2**30:.1f} GiB free at {existing}")
+    if not os.access(existing, os.W_OK):
+        yield Finding("folder", "missing", f"{existing} cannot be written")

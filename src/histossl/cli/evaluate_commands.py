@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,13 @@ from rich.table import Table
 from histossl.core import atomic, tables
 from histossl.core.console import answers, say
 from histossl.core.errors import LabelError, SettingsError
+from histossl.core.names import Known, spellings
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
+from histossl.evaluate.suspicions import check_columns
 
 
 def probe_vectors(
@@ -28,6 +29,7 @@ def probe_vectors(
     against: Path | None = None,
     splits: Path | None = None,
     pickles: bool = False,
+    columns: tuple[str, ...] = (),
     out: Path | None = None,
     probe: ProbeSettings = ProbeSettings(),
 ) -> int:
@@ -41,6 +43,7 @@ def probe_vectors(
         against: other vectors of the same slides, of any of these kinds: the difference is given with its interval.
         splits: a split file or a folder of them, columns train and test among others.
         pickles: read a .npy file of a dictionary, which is a pickle; nothing in it is executed.
+        columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: the folder of the results; of a study the study itself.
         probe: how the model is trained and scored.
     """
@@ -54,9 +57,9 @@ def probe_vectors(
         out = vectors
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
-    source = read_source(vectors, pickles)
+    source = read_source(vectors, pickles, columns)
     if against is not None:
-        source = side_by_side(source, read_source(against, pickles), against.stem)
+        source = side_by_side(source, read_source(against, pickles, columns), against.stem)
     if splits is not None:
         return _probe_splits(out, source, labels, splits, probe)
     return _probe_into(out, source, labels, probe)
@@ -64,6 +67,7 @@ def probe_vectors(
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
     table = read_labels(labels, source.ids, settings.targets, source.patients)
+    _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
     for line in result.audit:
@@ -71,26 +75,33 @@ def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings
     for found in (result.table, result.numbers):
         if not found.empty:
             _show(found.iloc[:, :9])
-    return _complain(result.complaints)
+    return _complain((*result.complaints, *source.passed))
 
 
 def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, settings: ProbeSettings) -> int:
     from histossl.evaluate.audit import audit_split, read_cohort_table, verdicts
     from histossl.evaluate.given_splits import probe_splits, summary
-    from histossl.evaluate.split_files import read_splits
+    from histossl.evaluate.split_files import known_slides, read_splits
 
     table, named = read_labels(labels, source.ids, settings.targets, source.patients), read_splits(splits)
-    found = probe_splits(source, table, named, settings)
+    _tell(source, table)
+    cohort = read_cohort_table(labels)
+    known, lost = known_slides(named, set(table.table.index))
+    found = probe_splits(source, table, known, settings)
     _write(out / "splits.csv", found)
     _show(summary(found))
-    cohort = read_cohort_table(labels)
-    lost = {slide for split in named for slide in split.sides} - set(table.table.index)
-    if lost:
-        say(f"passed over: {len(lost)} slides of the splits without a label or a vector, {sorted(lost)[:3]}", "yellow")
-    known = [replace(s, sides={n: side for n, side in s.sides.items() if n in cohort.patients}) for s in named]
-    for line in verdicts([audit_split(split, cohort) for split in known], cohort, False):
+    told = [split.named_as(cohort.patients).only(cohort.patients) for split in known]
+    for line in verdicts([audit_split(split, cohort) for split in told], cohort, False):
         say(line, "yellow" if line.startswith("LEAK") else "")
-    return _complain(table.complaints)
+    return _complain((*table.complaints, *lost, *source.passed))
+
+
+def _tell(source: Source, labels: Labels | None = None) -> None:
+    """Say what was read otherwise than it is written."""
+    for line in dict.fromkeys((*source.notes, *(labels.notes if labels else ()))):
+        say(f"note: {line}", "yellow")
+    for line in check_columns(source, labels) if labels else ():
+        say(line, "yellow")
 
 
 def search(
@@ -98,6 +109,7 @@ def search(
     slide: str,
     top: int = 9,
     labels: Path | None = None,
+    columns: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
     """The slides of other patients that are most like one slide; with labels, how often such slides share them.
@@ -107,14 +119,16 @@ def search(
         slide: the slide_id asked for, or the path of its file.
         top: how many to show.
         labels: a CSV with slide_id, optionally patient_id, and label: retrieval over the whole cohort.
+        columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a folder for hits.csv, hits.jpg and, with labels, retrieval.csv.
     """
     from histossl.evaluate.search import nearest, picture, retrieval
 
     if top < 1:
         raise SettingsError(f"--top {top}", "ask for one or more")
-    source = read_source(vectors)
+    source = read_source(vectors, columns=columns)
     table = None if labels is None else read_labels(labels, source.ids, (), source.patients)
+    _tell(source, table)
     query, patients = _row_of(source, slide), _patients(source, table)
     name, values = next(iter(source.vectors.items()))
     hits = nearest(values, patients, query, top)
@@ -144,10 +158,12 @@ def search(
         if scores is not None:
             _write(out / "retrieval.csv", scores)
         say(f"done: {out / 'hits.jpg'}", "green")
-    return _complain(table.complaints if table else ())
+    return _complain((*(table.complaints if table else ()), *source.passed))
 
 
-def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | None = None) -> int:
+def audit(
+    splits: Path, table: Path, vectors: Path | None = None, columns: tuple[str, ...] = (), out: Path | None = None
+) -> int:
     """What a split has on both of its sides: patients, sites, near-duplicates. Exits with 1 where a split leaks.
 
     Args:
@@ -155,17 +171,25 @@ def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | No
         table: a CSV with slide_id and, where known, patient_id, site and label; TCGA barcodes speak for themselves.
         vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those seen in
             pretraining.
+        columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a CSV, a row a split.
     """
     from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort_table, verdicts
-    from histossl.evaluate.split_files import read_splits
+    from histossl.evaluate.split_files import known_slides, read_splits
+    from histossl.evaluate.suspicions import suspicions
 
     cohort, source, twins = read_cohort_table(table), None, set()
     if vectors is not None:
-        source = read_source(vectors)
+        source = read_source(vectors, columns=columns)
+        spelt = Known(cohort.patients)
+        names = [spelt.get(name) or name for name in source.ids]
         for values in source.vectors.values():
-            twins |= {(source.ids[a], source.ids[b]) for a, b in near_duplicates(values)}
-    found = [audit_split(s, cohort, sorted(twins), source.seen if source else None) for s in read_splits(splits)]
+            twins |= {(names[a], names[b]) for a, b in near_duplicates(values)}
+        _tell(source)
+    for line in cohort.notes:
+        say(f"note: {table.name}: {line}", "yellow")
+    named, lost = known_slides(read_splits(splits), set(cohort.patients))
+    found = [audit_split(s, cohort, sorted(twins), source.seen if source else None) for s in named]
     rows = pd.DataFrame(found)
     _show(rows.dropna(axis=1, how="all"))
     if out is not None:
@@ -175,13 +199,17 @@ def audit(splits: Path, table: Path, vectors: Path | None = None, out: Path | No
     said = verdicts(found, cohort, source is not None)
     for line in said or ["nothing was found against these splits"]:
         say(line, "yellow" if line.startswith("LEAK") else "")
-    return int(any(line.startswith("LEAK") for line in said))
+    for line in suspicions(cohort, sorted(twins)):
+        say(f"SUSPECT {line}", "yellow")
+    leaks = any(line.startswith("LEAK") for line in said)
+    return max(_complain((*lost, *(source.passed if source else ()))), int(leaks))
 
 
 def _row_of(source: Source, slide: str) -> int:
+    known = Known(source.ids)
     for name in (slide, Path(slide).stem):
-        if name in source.ids:
-            return source.ids.index(name)
+        if (found := known.get(name)) is not None:
+            return source.ids.index(found)
     folded = {name.casefold(): name for name in source.ids}
     near = difflib.get_close_matches(slide.casefold(), folded, 3) or list(folded)[:3]
     some = ", ".join(repr(folded[name]) for name in near)
@@ -191,7 +219,9 @@ def _row_of(source: Source, slide: str) -> int:
 def _patients(source: Source, labels: Labels | None) -> np.ndarray:
     """The patient of each slide as the labels have it, else the source; nobody's slide is a patient of its own."""
     named = {} if labels is None else labels.table["patient_id"].to_dict()
-    return np.array([named.get(name) or source.patients.get(name, "").strip() or name for name in source.ids])
+    people = [named.get(name) or source.patients.get(name, "").strip() or name for name in source.ids]
+    spelt = spellings(people)
+    return np.array([spelt[name] for name in people])
 
 
 def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:

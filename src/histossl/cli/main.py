@@ -31,11 +31,11 @@ COMMANDS = {
     "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
     "features convert": ("histossl.core.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
     "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
-    "embed": ("histossl.cli.study_commands", "embed_command", "one vector a slide: embeddings.h5ad"),
+    "embed": ("histossl.cli.study_commands", "embed_command", "one vector per slide: embeddings.h5ad"),
     "probe": (
         "histossl.cli.evaluate_commands",
         "probe_vectors",
-        "a linear classifier on the vectors, beside its rivals",
+        "a linear classifier on the vectors, and on those of the baselines",
     ),
     "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
@@ -48,14 +48,14 @@ COMMANDS = {
         "audit",
         "what a split has on both of its sides: patients, sites, duplicates",
     ),
-    "status": ("histossl.study.status", "status", "what is done, who is at work, how fast, how long it will take"),
-    "report": ("histossl.cli.study_commands", "report", "one self-contained page of all that was found"),
-    "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and what was found, in a browser"),
+    "status": ("histossl.study.status", "status", "what is done, which runs work on it, how fast, and the time left"),
+    "report": ("histossl.cli.study_commands", "report", "one self-contained page with all results"),
+    "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and their overlays, in a browser"),
     "nuclei train": ("histossl.cli.nuclei_commands", "train", "learn nuclei from images or slides, without labels"),
     "nuclei segment": ("histossl.cli.nuclei_commands", "segment", "find the nuclei of images and slides, for QuPath"),
     "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
     "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
-    "demo": ("histossl.cli.demo", "demo", "painted slides through the whole program, in minutes"),
+    "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
@@ -63,10 +63,14 @@ SHORT = {"-o": "--out", "-m": "--model"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code.
+    """The command line.
 
-    0: all went well. 1: some slides or labels were left out, each with its reason. 2: nothing could be done as asked.
-    130: stopped by Ctrl-C.
+    Args:
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        The exit code. 0: success. 1: some slides or labels were left out, each with its reason. 2: the command failed.
+        130: stopped by Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -109,12 +113,20 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 def call(name: str, argv: list[str]) -> int:
-    """Parse the flags of one command and call it; errors that a user may meet end as one line."""
+    """Parse the flags of one command and call it; errors that a user can cause are printed as one line.
+
+    Args:
+        name: one of COMMANDS.
+        argv: its flags.
+
+    Returns:
+        The exit code, as of `main`.
+    """
     from histossl.core.console import say
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
-    # So ends a cluster's job that is over its time: as by Ctrl-C.
+    # Clusters send SIGTERM to a job that is over its time limit: handle it like Ctrl-C.
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
     try:
@@ -125,11 +137,11 @@ def call(name: str, argv: list[str]) -> int:
         say(f"ERROR {error}", "bold red")
         return 2
     except OSError as error:
-        # A full disk or a folder that cannot be written; a bug would be another exception.
+        # A full disk or a folder that cannot be written; bugs raise other exceptions and show a traceback.
         say(f"ERROR {error.strerror or error}: {error.filename or 'while writing'}", "bold red")
         return 2
     except KeyboardInterrupt:
-        say("stopped; the same command goes on where it was", "yellow")
+        say("stopped; the same command continues from here", "yellow")
         return 130
     finally:
         if ours:
@@ -137,9 +149,20 @@ def call(name: str, argv: list[str]) -> int:
 
 
 def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[str, object]:
-    """The arguments of `command` from its flags and, with --config, from a YAML file; an unknown key is an error.
+    """The arguments of a command from its flags and, with --config, from a YAML file; an unknown key is an error.
 
     Parameters without default are positional, or required flags where the function takes them by keyword only.
+
+    Args:
+        name: one of COMMANDS, for the usage.
+        command: its function.
+        argv: its flags.
+
+    Returns:
+        Parameter -> value.
+
+    Raises:
+        SettingsError: a value or a file cannot be used.
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import docstring_parser
@@ -157,7 +180,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     words = [_underscored(SHORT.get(word, word)) for word in argv]
     signature = inspect.signature(command, eval_str=True).parameters.values()
     stages = [p.name.replace("_", "-") for p in signature if dataclasses.is_dataclass(p.annotation)]
-    # What jsonargparse would take otherwise: required flags as positional, lists as one word.
+    # jsonargparse would make required flags positional, and read lists from one word.
     flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
     about = docstring_parser.parse(command.__doc__ or "")
@@ -188,7 +211,7 @@ def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
     from histossl.cli.presets import PRESETS
     from histossl.core.config import to_dict
 
-    about = "settings chosen together, `paper` as published; what else is given counts more"
+    about = "settings chosen together, `paper` as published; other flags override them"
     parser.add_argument("--preset", choices=list(PRESETS), default="default", help=about)
     if not {"-h", "--help"} & set(words):
         groups = parser.groups or {}
@@ -197,7 +220,7 @@ def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
 
 
 def _usage(name: str, signature: Iterable[inspect.Parameter]) -> str:
-    """`histossl run SLIDES --out OUT [flags]`: what a command cannot do without."""
+    """The usage of a command with its required arguments, such as `histossl run SLIDES --out OUT [flags]`."""
     words = [f"histossl {name}"]
     for p in signature:
         if p.default is p.empty:
@@ -249,7 +272,7 @@ def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:
 
 
 def _short(message: str, parser: ArgumentParser) -> str:
-    """A parser's complaint in one line, with the flag that was probably meant."""
+    """An error message of the parser in one line, with the flag that was probably meant."""
     line = " ".join(message.split())
     unknown = re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line)
     if unknown is None:

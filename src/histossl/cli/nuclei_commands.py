@@ -5,9 +5,8 @@ What needs torch is imported when a command runs.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -15,29 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import shapely
 from rich.table import Table
 
+from histossl.cli.nuclei_learning import adapted_here, learn_model, learned_here, state_of
 from histossl.core import atomic, tables
 from histossl.core.config import fingerprint
-from histossl.core.console import console, progress_bar, say
-from histossl.core.errors import LabelError, SettingsError, SlideError, TrainingError
+from histossl.core.console import console, say
+from histossl.core.errors import LabelError, SettingsError
+from histossl.core.names import folded
 from histossl.execution.cluster import open_workers
-from histossl.execution.failures import failure_reason
 from histossl.execution.shared_table import SharedTable
 from histossl.execution.workers import Workers
-from histossl.nuclei import export
-from histossl.nuclei.instances import Nuclei, concatenate
+from histossl.nuclei import strata
+from histossl.nuclei.geojson import Outlined, label_image, read_outlined
+from histossl.nuclei.maps import DENSITY
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
 from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
+from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
-from histossl.nuclei.stain_survey import SegmentSettings, SurveyTask, survey_there
-from histossl.wsi.slide import EXTENSIONS, find_slides, slide_state
+from histossl.nuclei.stain_survey import SegmentSettings
+from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
 
 if TYPE_CHECKING:
-    from histossl.nuclei.patch_contrast import PatchContrast
-    from histossl.nuclei.self_training import SelfTraining
+    pass
 
 
 def train(
@@ -63,7 +64,7 @@ def train(
     if method not in ("self-training", "patch-contrast"):
         raise SettingsError(f"no method {method!r} can be trained", "use self-training or patch-contrast")
     with Workers() as readers:
-        model, failed = _learn(files, out, mpp_default, self_training, device, readers, method)
+        model, failed = learn_model(files, out, mpp_default, self_training, device, readers, method)
     model.save(out)
     say(f"done: {out}", "green")
     return 1 if failed else 0
@@ -73,9 +74,11 @@ def segment(
     inputs: list[Path],
     *,
     out: Path,
-    model: str = "self",
+    model: str = "general",
+    adapt: bool = False,
     mpp_default: float | None = None,
     self_training: SelfTrainingSettings = SelfTrainingSettings(),
+    adapting: AdaptSettings = AdaptSettings(),
     running: SegmentSettings = SegmentSettings(),
     write: ExportSettings = ExportSettings(),
     workers: int | None = None,
@@ -89,10 +92,13 @@ def segment(
     Args:
         inputs: images, slides, or folders of them.
         out: the folder of what is found; a run that was killed goes on in it.
-        model: self (learn on the inputs first, then segment them), prior (no learning), or a folder that
-            `nuclei train` wrote.
+        model: general (the model that comes with the package), self (learn on the inputs first, then segment them),
+            prior (a threshold, no learning), or a folder that `nuclei train` wrote.
+        adapt: train on from the model on the inputs first, and take the result where it is judged better, without
+            labels; else the model stands.
         mpp_default: µm per pixel of images that carry none.
         self_training: how `self` learns.
+        adapting: how `adapt` does.
         running: how slides are gone over.
         write: which files are written.
         workers: processes that read slides, and part and outline nuclei.
@@ -102,24 +108,27 @@ def segment(
         device: auto, cpu or cuda.
     """
     files = [Path(os.path.abspath(file)) for file in inputs_beside(_files(inputs), inputs, out)]
-    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
+    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
-    if model == "self":
+    if adapt and model in ("self", "prior"):
+        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
+    if adapt or model == "self":
         # One run learns, the others wait for its model.
         with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
-            method = _learned_here(files, roll.folder, mpp_default, self_training, device, readers)
+            if adapt:
+                method = adapted_here(files, roll.folder, mpp_default, _named(model, device), adapting, readers)
+            else:
+                method = learned_here(files, roll.folder, mpp_default, self_training, device, readers)
     else:
-        # The real path: however it is spelt, a model segments an input once.
-        folder = str(Path(model).resolve()) if Path(model).exists() else model
-        method = MethodName(folder, device, fingerprint(folder, _model_state(model)))
+        method = _named(model, device)
     built(method)  # a model that cannot be read is told before any slide is
     with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
         jobs = [
-            SegmentJob(file.stem, file, _state(file), roll.folder, mpp_default, method, running, write)
+            SegmentJob(file.stem, file, state_of(file), roll.folder, mpp_default, method, running, write)
             for file in files
         ]
         rows = segment_inputs(roll, jobs, pool)
@@ -128,7 +137,16 @@ def segment(
     return 1 if failed else 0
 
 
-def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0) -> int:
+def score(
+    prediction: Path,
+    truth: Path,
+    out: Path | None = None,
+    seed: int = 0,
+    *,
+    by: str = "",
+    images: Path | None = None,
+    mpp: float = 0.25,
+) -> int:
     """Dice, AJI, PQ, F1, precision and recall of nuclei against ground truth, with bootstrap intervals.
 
     Args:
@@ -136,10 +154,19 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
         truth: the same, with the same names; label images (TIFF or PNG of integers) or GeoJSON in pixels.
         out: a CSV, a row an image.
         seed: of the bootstrap.
+        by: also the recall of nuclei in groups: area, darkness, or both as area,darkness.
+        images: for the darkness: the image, or the folder of images, that the labels are of, with the same names.
+        mpp: for the area: µm per pixel of the labels.
     """
+    kinds = strata.kinds_of(by, images)
     scores: dict[str, Scores] = {}
+    found: list[strata.Found] = []
     for name, a, b in _pairs(prediction, truth):
-        scores[name] = score_labels(*_read_pair(a, b))
+        pair = _read_pair(a, b)
+        scores[name] = score_labels(*pair)
+        if kinds:
+            density = strata.density_of(images, b, name) if images else None
+            found.append(strata.found_nuclei(*pair, mpp, density))
     table = Table(box=None, header_style="bold")
     for column in ("image", *METRICS):
         table.add_column(column, justify="left" if column == "image" else "right")
@@ -149,6 +176,8 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
     table.add_row("mean", *(f"{means[m].mean:.3f}" for m in METRICS), style="bold")
     table.add_row("95 %", *(f"{means[m].low:.3f}-{means[m].high:.3f}" for m in METRICS))
     console.print(table)
+    for kind in kinds:
+        console.print(_groups_table(strata.grouped(found, kind), kind))
     if out is not None:
         with atomic.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = tables.writer(file)
@@ -157,81 +186,29 @@ def score(prediction: Path, truth: Path, out: Path | None = None, seed: int = 0)
     return 0
 
 
+def _groups_table(groups: list[strata.Group], kind: str) -> Table:
+    table = Table(box=None, header_style="bold")
+    unit = "area, µm²" if kind == "area" else "darkness / median"
+    for column in (unit, "nuclei", "recall", "missed"):
+        table.add_column(column, justify="right")
+    for group in groups:
+        name = f"{group.low:g} to {group.high:g}" if np.isfinite(group.high) else f"from {group.low:g}"
+        table.add_row(name, str(group.nuclei), f"{group.recall:.3f}", f"{group.missed:.3f}")
+    return table
+
+
 def _files(inputs: Sequence[Path]) -> list[Path]:
-    files = [file for path in inputs for file in (find_slides(path) if path.is_dir() else [path])]
+    files: list[Path] = []
+    for path in inputs:
+        found = look_for_slides(path) if path.is_dir() else Found([path])
+        files += found.slides
+        if found.passed:
+            some = "; ".join(f"{file.name} {why}" for file, why in list(found.passed.items())[:3])
+            more = f"; and {len(found.passed) - 3} more" if len(found.passed) > 3 else ""
+            say(f"note: passed over {len(found.passed)} files that may be slides: {some}{more}", "yellow")
     if not files:
         raise SettingsError("no images or slides there", f"formats are {', '.join(sorted(EXTENSIONS))}")
     return files
-
-
-def _learn(
-    files: list[Path],
-    folder: Path,
-    mpp_default: float | None,
-    settings: SelfTrainingSettings,
-    device: str,
-    readers: Workers,
-    method: str = "self-training",
-) -> tuple[SelfTraining | PatchContrast, int]:
-    from histossl.nuclei.patch_contrast import learn_patch_contrast
-    from histossl.nuclei.patch_sampling import PatchContrastSettings
-    from histossl.nuclei.segmenter import samples
-    from histossl.nuclei.self_training import SelfTraining, learn
-
-    published = PatchContrastSettings(seed=settings.seed)
-    mpp = published.mpp if method == "patch-contrast" else SelfTraining.mpp
-    known, failed = [], 0
-    tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
-    with progress_bar("looking", len(files)) as bar:
-        for task, answer in readers.map(survey_there, tasks):
-            if isinstance(answer, Exception):
-                failed += 1
-                say(failure_reason(answer, task.path), "red")
-            else:
-                known.append(answer)
-            bar.advance(1)
-    start = time.monotonic()
-    logs = folder.parent / f".{folder.name}-training"
-    taught = samples(known, settings.seed)
-    if method == "patch-contrast":
-        model = learn_patch_contrast([field for sample in taught for field in sample.fields], published, logs, device)
-    else:
-        model = learn(taught, settings, logs, device)
-    say(f"learned on {len(known)} images in {time.monotonic() - start:.0f} s")
-    return model, failed
-
-
-def _learned_here(
-    files: list[Path],
-    out: Path,
-    mpp_default: float | None,
-    settings: SelfTrainingSettings,
-    device: str,
-    readers: Workers,
-) -> MethodName:
-    """The model of these inputs: the one in out/model, where it was learned from just these with these settings."""
-    states = [(str(file.resolve()), _state(file)) for file in files]
-    key = fingerprint(states, mpp_default, settings)
-    folder = out / "model"
-    made = folder / "inputs.json"
-    if not (made.exists() and json.loads(made.read_text("utf-8")) == key):
-        try:
-            model, _ = _learn(files, folder, mpp_default, settings, device, readers)
-        except TrainingError as error:
-            # Empty images are no reason to stop: the prior finds nothing on them either, and says why.
-            say(f"{error.what}: taking the prior", "yellow")
-            return MethodName("prior", device, fingerprint("prior"))
-        model.save(folder)
-        with atomic.whole(made) as part:
-            part.write_text(json.dumps(key), "utf-8")
-    return MethodName(str(folder), device, key)
-
-
-def _state(file: Path) -> str:
-    try:
-        return slide_state(file)
-    except SlideError:  # who reads it says why
-        return ""
 
 
 def _waiting(holder: str) -> None:
@@ -242,12 +219,26 @@ def _waiting_for_model() -> None:
     say("waiting for another run that learns the model", "yellow")
 
 
+def _named(model: str, device: str) -> MethodName:
+    """The method of a name, which goes before a folder that is called the same, or of a model's folder."""
+    if model == "prior":
+        return MethodName(model, device, fingerprint(model))
+    if model == "general":
+        from histossl.nuclei.segmenter import GENERAL
+
+        weights = (GENERAL / "model.safetensors").read_bytes()
+        return MethodName(model, device, fingerprint(model, hashlib.sha256(weights).hexdigest()))
+    # The real path: however it is spelt, a model segments an input once.
+    folder = str(Path(model).resolve()) if Path(model).exists() else model
+    return MethodName(folder, device, fingerprint(folder, _model_state(model)))
+
+
 def _model_state(model: str) -> list[object]:
     weights = Path(model) / "model.safetensors"
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
 
 
-_LABEL_FILES = (".tif", ".tiff", ".png", ".geojson", ".geojson.gz")
+_LABEL_FILES = (".tif", ".tiff", ".png", ".json", ".geojson", ".geojson.gz")
 
 
 def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -275,7 +266,8 @@ def _labels_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for ending in reversed(_LABEL_FILES):
         for path in folder.iterdir():
-            if path.name.endswith(ending) and not path.name.startswith("."):
+            named = path.name.endswith(ending) and not path.name.startswith(".")
+            if named and not path.name.endswith(DENSITY):  # a map is no label image
                 found[path.name.removesuffix(ending)] = path
     if not found:
         raise LabelError(f"{folder} holds no label images or GeoJSON", f"endings are {', '.join(_LABEL_FILES)}")
@@ -283,22 +275,24 @@ def _labels_in(folder: Path) -> dict[str, Path]:
 
 
 def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    a, b = _read_labels(prediction), _read_labels(truth)
-    if isinstance(a, Nuclei) and isinstance(b, Nuclei):
-        far = export.extent(concatenate([a, b]))
-        size = export.Size(int(far.width), int(far.height))
-        return export.label_image(a, size), export.label_image(b, size)
-    if isinstance(a, Nuclei):
-        assert isinstance(b, np.ndarray)
-        return export.label_image(a, export.Size(b.shape[1], b.shape[0])), b
-    if isinstance(b, Nuclei):
-        return a, export.label_image(b, export.Size(a.shape[1], a.shape[0]))
+    read = _read_labels(prediction), _read_labels(truth)
+    sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        what = f"{prediction} is {sizes[0][1]} x {sizes[0][0]} pixels, {truth} {sizes[1][1]} x {sizes[1][0]}"
+        raise LabelError(what, "score label images of the same picture")
+    shapes = [labels.shapes for labels in read if not isinstance(labels, np.ndarray)]
+    far = np.max([shapely.total_bounds(part)[2:] for part in shapes if len(part)] or [[1, 1]], axis=0)
+    height, width = sizes[0] if sizes else (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
+    a, b = (part if isinstance(part, np.ndarray) else label_image(part, height, width) for part in read)
     return a, b
 
 
-def _read_labels(path: Path) -> np.ndarray | Nuclei:
-    if path.name.endswith((".geojson", ".geojson.gz")):
-        return export.read_geojson(path)
+def _read_labels(path: Path) -> np.ndarray | Outlined:
+    if path.name.endswith((".geojson", ".geojson.gz", ".json")):
+        found = read_outlined(path)
+        if told := found.said():
+            say(f"note: {path}: {told}", "yellow")
+        return found
     from skimage.io import imread
 
     try:

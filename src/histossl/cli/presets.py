@@ -1,4 +1,4 @@
-"""Presets: settings that are chosen together, by `--preset`; what is given beside them counts more."""
+"""Presets: settings that `--preset` sets together; flags and config files override them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ PAPER = PretrainSettings(
     view=ViewSettings(
         tiles=5, windows=0, scale_min=0.5, scale_max=2.0, any_angle=True, share=1.0, dropout=0.0, noise=0.0
     ),
-    encoder=EncoderSettings(dim=512, inlet="plain", tile_mean=False, prototypes=0, arch="sparse", hard_border=True),
+    encoder=EncoderSettings(
+        dim=512, inlet="plain", tile_mean=False, prototypes=0, normalise=False, arch="sparse", hard_border=True
+    ),
 )
 
 # Preset -> settings by the name of the stage's flags.

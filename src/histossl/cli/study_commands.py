@@ -372,6 +372,11 @@ def _code(failed: int) -> int:
 def _show(study: Study) -> None:
     table = Table("slide", *(Column(name, justify="right") for name in ("mpp", "width", "height", "tiles")), box=None)
     table.add_column("what is wrong", style="red", overflow="fold")
-    for row in study.slides():
-        table.add_row(*(escape(row[name]) for name in ("slide_id", "mpp", "width", "height", "tiles", "error")))
+    rows = study.slides()
+    noted = any(row.get("note") for row in rows)
+    if noted:
+        table.add_column("note", style="yellow", overflow="fold")
+    columns = ("slide_id", "mpp", "width", "height", "tiles", "error", *(("note",) if noted else ()))
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in columns))
     answers.print(table)

@@ -1,4 +1,4 @@
-"""`histossl view`: parameters are its flags."""
+"""`histossl view`: serves the viewer; its flags are made from the parameters."""
 
 from __future__ import annotations
 
@@ -28,18 +28,25 @@ if TYPE_CHECKING:
 
 
 def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port: int = 0, browser: bool = False) -> int:
-    """Look at a study in a browser: the cohort as a map, every slide in full depth, and what was found on it.
+    """Look at a study in a browser: a map of the cohort, each slide at all magnifications, and its overlays.
 
-    Listens on this machine alone; the address holds a secret, without which nothing is answered. On another machine,
-    `ssh -L PORT:127.0.0.1:PORT` brings the page to yours. Ends with Ctrl-C.
+    The server listens on this machine only; the address contains a secret, without which every request is refused. If
+    this machine is remote, `ssh -L PORT:127.0.0.1:PORT` forwards the page to yours. Ctrl-C ends the server.
 
     Args:
         study: the folder of the study.
         nuclei: the folder that `histossl nuclei segment` wrote; by default the study's subfolder `nuclei`.
-        host: to listen on; any other than 127.0.0.1 lets others ask, unencrypted.
-        port: to listen on; 0 takes a free one.
-        browser: open the page in the browser of this machine, by a file that only you can read: the address is then on
-            no command line.
+        host: host to listen on; any other than 127.0.0.1 lets other machines connect, unencrypted.
+        port: port to listen on; 0 takes a free one.
+        browser: open the page in the browser of this machine, through a file that only you can read: the address is
+            then on no command line.
+
+    Returns:
+        0, the exit code.
+
+    Raises:
+        StudyError: there is no such study, or it has no slides.
+        SettingsError: there is no such folder of nuclei, or the host and port cannot be used.
     """
     import uvicorn
 
@@ -119,13 +126,13 @@ def _leave_computing_threads(viewer: Viewer) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # By its protocol asyncio knows TCP, and sends small answers at once (TCP_NODELAY) instead of after 40 ms.
         listening = socket.socket(family, kind, socket.IPPROTO_TCP)
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(place)
-        listening.listen(256)  # before the address is told: who opens it at once waits, and is not refused
+        listening.bind(address)
+        listening.listen(256)  # before the address is printed, so that an immediate connection is not refused
     except (OSError, OverflowError) as error:
         raise SettingsError(
             f"cannot listen on {host} port {port} ({error})", "leave --port out to take a free one"

@@ -18,10 +18,14 @@ _PART = re.compile(r"\.([0-9a-f]{16})([0-9a-f]{16})\.part(\..{0,15})?", re.DOTAL
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Write a file so that it is whole or absent under its final name, whatever happens in between.
+    """Write a file so that it is whole or absent under its final name, even after a crash.
 
-    Yields a temporary path beside it for the body to write and close; on a clean exit it is fsynced and renamed over
-    `path`, on an exception it is removed. Temporary names start with a dot and carry `.part`.
+    Args:
+        path: the final name; its folder is created if missing, an existing file is replaced.
+
+    Yields:
+        A temporary path in the same folder, for the body to write and close. On a clean exit the file is fsynced and
+        renamed to `path`; after an exception it is removed. Temporary names start with a dot and contain `.part`.
 
     Raises:
         OSError: the disk is full or the folder is not writable; `path` is then as it was.
@@ -34,14 +38,24 @@ def whole(path: Path) -> Iterator[Path]:
         yield part
         _fsync(part)
         os.replace(part, path)
-        _fsync(path.parent)
+        _fsync(path.parent)  # a rename survives a power failure only once the folder is on disk
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole`, for a folder of files: yields a temporary folder that becomes `path` on a clean exit."""
+    """As `whole`, for a folder of files.
+
+    Args:
+        path: the final name; an existing folder is replaced.
+
+    Yields:
+        A temporary folder in the same parent, renamed to `path` on a clean exit and removed after an exception.
+
+    Raises:
+        OSError: the disk is full or the parent folder is not writable.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / _part_name()

@@ -1,4 +1,4 @@
-"""Settings are frozen dataclasses; here they become dictionaries, files and fingerprints, and come back."""
+"""Settings are frozen dataclasses; this module converts them to dictionaries and back, and fingerprints them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,32 @@ T = TypeVar("T")
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as plain JSON values: every field, nested dataclasses as dictionaries, paths as text."""
+    """Convert a settings dataclass to plain JSON values.
+
+    Args:
+        settings: an instance of a dataclass.
+
+    Returns:
+        Every field by name: nested dataclasses as dictionaries, tuples as lists, paths as text.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str, allow_nan=False))
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`; a class may give the former names of its fields as `FORMER_FIELDS`, old -> new.
+    """Make settings from plain values: the inverse of `to_dict`.
+
+    Args:
+        kind: a settings dataclass; it may list the former names of its fields in `FORMER_FIELDS`, old -> new.
+        values: field -> value; fields that are left out keep their defaults.
+
+    Returns:
+        The settings, an instance of `kind`.
 
     Raises:
-        SettingsError: a key that `kind` does not have, or a missing one without default.
+        SettingsError: `kind` has no such field, a field without default is missing, or `kind` refuses a value.
     """
     hints = typing.get_type_hints(kind)
     renamed: dict[str, str] = getattr(kind, "FORMER_FIELDS", {})
@@ -58,10 +75,15 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of its choices, when the settings are made and not hours later.
+    """Refuse an unknown choice as soon as the settings are made, not hours later in the stage that uses it.
+
+    Args:
+        name: of the setting, for the message.
+        value: to check.
+        choices: two or more allowed values.
 
     Raises:
-        SettingsError: `value` is not among `choices`; names the nearest.
+        SettingsError: `value` is not among `choices`; the message names the nearest choice.
     """
     if value not in choices:
         near = difflib.get_close_matches(value, choices, 1)
@@ -70,29 +92,49 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A key of everything that made a thing: 16 hex digits of SHA-256 over every field of every part.
+    """A key of everything that made an output.
 
-    Parts are settings dataclasses or JSON values; a dataclass enters with its name and all of its fields, so that no
-    field can be forgotten.
+    Args:
+        parts: settings dataclasses or JSON values; a dataclass counts with its name and all of its fields, so that no
+            field can be forgotten.
+
+    Returns:
+        The first 16 hex digits of the SHA-256 of all parts.
     """
     text = json.dumps([_plain(part) for part in parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def number_of(name: str) -> int:
-    """A 64-bit number that depends on a name alone, on every machine: to seed what is drawn for a slide."""
+    """A seed for what is drawn for one slide, the same on every machine (`hash` of text changes between processes).
+
+    Args:
+        name: of the slide.
+
+    Returns:
+        A number in [0, 2**64).
+    """
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 
 def _plain(part: Any) -> Any:
     if not dataclasses.is_dataclass(part):
         return part
-    # A class that was renamed keeps its former name here, so that what it made before still opens.
+    # A renamed class keeps its former name in fingerprints, so that outputs of earlier versions stay valid.
     return [getattr(part, "FORMER_NAME", type(part).__name__), to_dict(part)]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The settings in which two resolved dictionaries differ, one `name: old -> new` each, sorted by name."""
+    """List the settings that differ between two resolved dictionaries.
+
+    Args:
+        old: one set of settings, as `to_dict` gives it.
+        new: the other.
+        prefix: put in front of every name.
+
+    Returns:
+        One `name: old -> new` per difference, sorted by name; nested names are joined by dots.
+    """
     found = []
     for key in sorted(set(old) | set(new)):
         a, b = old.get(key), new.get(key)

@@ -58,13 +58,22 @@ def say(text: str, style: str = "") -> None:
 
 
 class Bar:
-    """A progress bar at work."""
+    """A progress bar that is shown now.
+
+    Args:
+        progress: rich's display.
+        task: the bar's id in it.
+    """
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, count: float) -> None:
-        """Count `count` more as done."""
+        """Count more items as done.
+
+        Args:
+            count: items since the last call.
+        """
         self._progress.advance(self._task, count)
 
     def say(self, text: str) -> None:
@@ -74,7 +83,17 @@ class Bar:
 
 @contextmanager
 def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """A bar with counts and the time left, which goes when the work is over."""
+    """Show a bar with counts and the time left; it disappears at the end of the `with` block.
+
+    Args:
+        what: the work, in front of the bar.
+        total: number of items; None where it is unknown.
+        done: items that are already done.
+        shown: False prints nothing.
+
+    Yields:
+        The bar, to count on.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from histossl.core import atomic
 from histossl.core.errors import READ_ERRORS, FileFormatError
 from histossl.core.hdf5 import check_tree
 from histossl.core.tables import Row
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 NUMBERS = {"mpp": "float64", "width": "int64", "height": "int64", "tiles": "int64"}
 
@@ -29,18 +32,32 @@ class Embeddings:
         vectors: name -> (N, d) float32; the first is the slide vectors themselves (X), the others are baselines.
         settings: of every stage that made them.
         fingerprint: of all that made them.
+        parts: of every number of the slide vectors, the name of its part; empty where nobody says.
     """
 
     slides: pd.DataFrame
     vectors: dict[str, NDArray[np.float32]]
     settings: dict[str, Any]
     fingerprint: str
+    parts: tuple[str, ...] = ()
 
 
-def write_embeddings(
-    path: Path, slides: Sequence[Row], vectors: Mapping[str, NDArray], settings: dict[str, Any], made: str
-) -> None:
-    """Write an AnnData file: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings."""
+def embeddings_table(
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
+) -> AnnData:
+    """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
+
+    Args:
+        slides: N rows with `slide_id`, as of slides.csv.
+        vectors: name -> (N, d) floats.
+        settings: of every stage that made them.
+        made: the fingerprint of all that made them.
+        parts: of every number of X the name of its part, which becomes the column `part` of var; empty where unknown.
+    """
     from anndata import AnnData
 
     obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error", "made"], errors="ignore")
@@ -48,9 +65,10 @@ def write_embeddings(
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)
     baselines: dict[str, Any] = {n.replace(" ", "_"): np.asarray(vectors[n], np.float32) for n in names[1:]}
-    data = AnnData(
+    return AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
+        var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
         obsm=baselines,
         uns={
             "histossl": {
@@ -60,6 +78,18 @@ def write_embeddings(
             }
         },
     )
+
+
+def write_embeddings(
+    path: Path,
+    slides: Sequence[Row],
+    vectors: Mapping[str, NDArray],
+    settings: dict[str, Any],
+    made: str,
+    parts: Sequence[str] = (),
+) -> None:
+    """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
+    data = embeddings_table(slides, vectors, settings, made, parts)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 
@@ -72,13 +102,15 @@ def read_embeddings(path: Path) -> Embeddings:
     """
     from anndata import read_h5ad
 
-    hint = "run `histossl embed` first"
     check_tree(path)
     try:
         data = read_h5ad(path)
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}
-        return Embeddings(pd.DataFrame(data.obs), vectors, json.loads(about["settings"]), str(about["fingerprint"]))
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+        settings, made = json.loads(about["settings"]), str(about["fingerprint"])
+        return Embeddings(pd.DataFrame(data.obs), vectors, settings, made, parts)
     except READ_ERRORS as error:
-        raise FileFormatError(f"{path}: not a file of slide vectors ({str(error)[:200]})", hint) from error
+        what = f"{path}: not a file of slide vectors ({str(error)[:200]})"
+        raise FileFormatError(what, "run `histossl embed` first") from error

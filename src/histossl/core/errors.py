@@ -1,4 +1,4 @@
-"""What can go wrong, typed: every message says what is wrong, where, and what to do about it."""
+"""The typed errors: every message says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class HistosslError(Exception):
-    """The root of all errors that a user may meet; its text is one line fit for a terminal or slides.csv.
+    """The base class of all errors that a user can cause; its text is one line for the terminal or slides.csv.
 
     Args:
         what: what is wrong, and where.
-        hint: what to do about it; appended after a semicolon where given.
+        hint: what to do about it; appended after a semicolon.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -26,7 +26,8 @@ class HistosslError(Exception):
 
 
 def _rebuild(kind: type[HistosslError], fields: dict, args: tuple) -> HistosslError:
-    """Errors travel between processes whatever the signature of their constructor."""
+    # Pickle would call the class with `args`, which fails for constructors with other arguments; worker processes
+    # send their errors pickled.
     error = kind.__new__(kind)
     error.__dict__.update(fields)
     error.args = args
@@ -34,7 +35,13 @@ def _rebuild(kind: type[HistosslError], fields: dict, args: tuple) -> HistosslEr
 
 
 class SlideError(HistosslError):
-    """A slide cannot be read, has no usable mpp, or gave no tissue. Fails that slide only."""
+    """A slide cannot be read, has no usable mpp, or has no tissue; the run goes on with the other slides.
+
+    Args:
+        path: of the slide; the message starts with its file name.
+        what: what is wrong.
+        hint: what to do about it.
+    """
 
     def __init__(self, path: str | Path, what: str, hint: str = "") -> None:
         self.path = Path(path)
@@ -46,11 +53,11 @@ class SettingsError(HistosslError):
 
 
 class StudyError(HistosslError):
-    """A study folder cannot be used as asked: other settings, another run at work, a missing stage."""
+    """A study folder cannot be used: it has other settings, another run holds it, or a stage is missing."""
 
 
 class FileFormatError(HistosslError):
-    """A features, model, embeddings or image file does not hold what it should."""
+    """A features, model, embeddings or image file is damaged or of another format."""
 
 
 # What libraries raise over damaged or odd files. A bug of ours may be among them; it is then named with the file.
@@ -82,4 +89,4 @@ class LabelError(HistosslError):
 
 
 class TrainingError(HistosslError):
-    """Training cannot start or go on: too few slides, a loss that is not finite."""
+    """Training cannot start or continue: too few slides, or a loss that is not finite."""

@@ -1,4 +1,4 @@
-"""What made a file or a folder of ours: its fingerprint, in an attribute or in made.json."""
+"""The fingerprint of the settings and inputs that made a file or folder: in an HDF5 attribute or in made.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ _LONGEST = 2**26  # characters of a made.json
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """What made a file or folder of ours, or None where it is absent or not readable as one."""
+    """Read the fingerprint of a file or folder.
+
+    Args:
+        path: of an HDF5 file, or of a folder with made.json.
+
+    Returns:
+        The fingerprint; None where the path does not exist or has no readable fingerprint.
+    """
     try:
         if path.is_dir():
             return read_made(path)["fingerprint"]
@@ -23,13 +30,25 @@ def fingerprint_of(path: Path) -> str | None:
 
 
 def write_made(folder: Path, fingerprint: str, **more: object) -> None:
-    """Say in a folder what made it: `made.json`."""
+    """Write `made.json`, which records what made a folder.
+
+    Args:
+        folder: an existing folder.
+        fingerprint: of the settings and inputs.
+        more: further entries; values that JSON does not know are written as text.
+    """
     text = json.dumps({"fingerprint": fingerprint, **more}, indent=1, sort_keys=True, ensure_ascii=False, default=str)
     (folder / "made.json").write_text(text, encoding="utf-8")
 
 
 def read_made(folder: Path) -> dict:
-    """What `write_made` said.
+    """Read what `write_made` wrote.
+
+    Args:
+        folder: with made.json.
+
+    Returns:
+        All entries, `fingerprint` among them.
 
     Raises:
         FileFormatError: absent or not a JSON object.

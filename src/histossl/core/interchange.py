@@ -32,6 +32,7 @@ from histossl.core.hdf5 import (
     positive_number,
     read_attributes,
 )
+from histossl.core.sidecars import files_of
 
 _FARTHEST = 2**31 - 1  # level-0 pixels; training keeps places in 32 bits
 
@@ -63,6 +64,10 @@ class TileFeatures:
     stride: float | None = None
     in_um: bool = False
     dataset: str = ""
+
+    def __repr__(self) -> str:
+        where = "without places" if self.xy is None else f"stride {self.stride or 0:g} {'µm' if self.in_um else 'px'}"
+        return f"TileFeatures({self.name!r}, {len(self.features)} tiles of {self.features.shape[-1]} numbers, {where})"
 
 
 def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
@@ -346,7 +351,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
     """
     from histossl.core.console import say
 
-    paths = [source] if source.is_file() else sorted([*source.glob("*.h5"), *source.glob("*.pt")])
+    paths, others = ([source], []) if source.is_file() else files_of(source, (".h5", ".hdf5", ".pt"))
     if not paths:
         raise FileFormatError(f"{source}: no .h5 or .pt files", "give a file or a folder of features")
     if to not in LAYOUTS:
@@ -360,5 +365,7 @@ def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> in
         except FileFormatError as error:
             say(f"FAILED {error}", "red")
             failed += 1
+    if others:
+        say(f"{len(others)} other files there were not read: {', '.join(path.name for path in others[:3])}", "yellow")
     say(f"{len(paths) - failed} of {len(paths)} slides: {out}", "green")
     return 1 if failed else 0

@@ -1,20 +1,25 @@
-"""Tables as CSV: cells that a spreadsheet does not compute, rows as they were written."""
+"""Tables that people wrote, and ours that they may have saved again: encoding, separator and numbers, told here alone.
+
+A table may come from a program (UTF-8, commas) or from a spreadsheet of any country: with a byte-order mark, in UTF-16,
+in Windows' or a Mac's eight bits, separated by semicolons or tabs, with `sep=;` in its first line, with decimal commas.
+Cells that a spreadsheet would compute are written so that it does not.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from histossl.core.errors import file_errors
+from histossl.core.errors import FileFormatError, HistosslError
 
 _FORMULA = re.compile("'*[=+\\-@\\t\\r]")
-
-
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
 
 V = TypeVar("V")
 
@@ -73,16 +78,180 @@ class _LineFeeds:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of ours, each by column, as they were before `cell`.
-
-    Raises:
-        FileFormatError: it cannot be read as CSV.
-    """
-    with (
-        file_errors(path, "remove it and make it anew"),
-        path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file,
-    ):
-        return [{name: text_of(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
+    """The rows of a table of ours, each by column, as they were before `cell`; spreadsheets may have saved it again."""
+    return [{name: text for name, text in row.items() if name} for row in read_table(path, ours=True).rows.values()]
 
 
 Row = dict[str, str]
+"""A slide: text by column; slide_id and path are always there."""
+
+SEPARATORS = ",;\t|"
+SAVE = "save the table as 'CSV UTF-8'"
+_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+_NOT_TEXT = (
+    (b"PK\x03\x04", "an Excel or OpenDocument workbook"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x1f\x8b", "gzipped"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+)
+_SEP_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
+_BYTES = re.compile("[\udc80-\udcff]")
+_UNSEEN = re.compile("[\u200b\u200e\u200f\u2060\ufeff]")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text.
+
+    Attributes:
+        columns: names in the header, in order; those without a name are left out.
+        rows: line of the file, the first being 1, -> column -> stripped text; "" is the column without a name.
+        encoding: that it was read as.
+        separator: of cells.
+        header: the line of the header.
+    """
+
+    columns: list[str]
+    rows: dict[int, dict[str, str]]
+    encoding: str = "utf-8"
+    separator: str = ","
+    header: int = 1
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What a reader should know: an encoding that was guessed."""
+        guessed = self.encoding in ("cp1252", "mac-roman")
+        name = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman"}.get(self.encoding, self.encoding)
+        return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if guessed else ()
+
+
+def decoded(data: bytes) -> tuple[str, str]:
+    """The text of a file and the name of its encoding.
+
+    A mark tells it; else it is UTF-8 if it can be, UTF-16 if every other byte is zero, else Windows-1252, or Mac Roman
+    where that has no such bytes.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data.decode(encoding), encoding
+    head = data[:4096]
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = head[first::2]
+        if len(zeros) > 3 and zeros.count(0) > 0.6 * len(zeros):
+            return data.decode(encoding), encoding
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            return data.decode(encoding), encoding
+        except UnicodeDecodeError:
+            continue
+    return data.decode("mac-roman"), "mac-roman"
+
+
+def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: bool = False) -> Table:
+    """Read a table, whoever saved it.
+
+    Args:
+        path: of the file.
+        error: what to raise.
+        ours: it is one that we write: cells keep their spaces, names of files may be of any bytes, and rows may end
+            before the header does.
+
+    Raises:
+        HistosslError: of the kind asked for: it cannot be read, is no text, is empty, has a column twice, or rows that
+            are longer than the header. Names the rows.
+    """
+    text, encoding = _text_of(path, error, ours)
+    named = _SEP_LINE.match(text)
+    # The line stays, empty, so that rows are counted as in the file.
+    text = "\n" + text[named.end() :] if named else text
+    separator = named[1] if named and named[1] in SEPARATORS else _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        lines = {line: [_clean(cell, ours) for cell in row] for row, line in ((row, reader.line_num) for row in reader)}
+    except csv.Error as wrong:
+        raise error(f"{path.name}: row {reader.line_num}: {wrong}", SAVE) from wrong
+    lines = {line: row for line, row in lines.items() if any(row)}
+    if not lines:
+        raise error(f"{path.name}: the file is empty", "it needs a header with the names of its columns")
+    top = min(lines)
+    header = lines.pop(top)
+    header = [name.strip() for name in header]
+    _check_shape(path, header, lines, error, ours)
+    short = {line: row + [""] * (len(header) - len(row)) for line, row in lines.items()}
+    rows = {line: dict(zip(header, row, strict=True)) for line, row in short.items()}
+    return Table([name for name in header if name], rows, encoding, separator, top)
+
+
+def _text_of(path: Path, error: type[HistosslError], ours: bool) -> tuple[str, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as wrong:
+        raise error(f"{path}: {wrong.strerror or wrong}", "give the CSV file of the table") from wrong
+    for magic, kind in _NOT_TEXT:
+        if data.lstrip()[: len(magic)].lower() == magic.lower():
+            raise error(f"{path.name}: is {kind}, not a table as text", f"open it and {SAVE}")
+    try:
+        text, encoding = decoded(data)
+        if ours and encoding in ("cp1252", "mac-roman") and _names_files(data):
+            text, encoding = data.decode("utf-8", "surrogateescape"), "utf-8"
+    except UnicodeDecodeError as wrong:
+        raise error(f"{path.name}: its text cannot be read ({wrong.reason})", SAVE) from wrong
+    if "\0" in text:
+        raise error(f"{path.name}: holds zero bytes, so it is no text", SAVE)
+    return text, encoding
+
+
+def _names_files(data: bytes) -> bool:
+    """Whether a table of ours names files by bytes that are no text: then such a file is there."""
+    text = data.decode("utf-8", "surrogateescape")
+    odd = [line for line in text.splitlines() if _BYTES.search(line)]
+    cells = [cell for row in csv.reader(odd, delimiter=_separator(text)) for cell in row if _BYTES.search(cell)]
+    return any("/" in cell and os.path.lexists(cell) for cell in cells)
+
+
+def _check_shape(
+    path: Path, header: list[str], lines: dict[int, list[str]], error: type[HistosslError], ours: bool
+) -> None:
+    lowered = [name.casefold() for name in header if name]
+    twice = sorted({name for name in header if name and lowered.count(name.casefold()) > 1})
+    if twice:
+        raise error(f"{path.name}: column {', '.join(map(repr, twice))} occurs twice", "keep one")
+    # Spreadsheets leave empty cells away at the end of a row, and leave some behind.
+    for row in lines.values():
+        while len(row) > len(header) and not row[-1]:
+            row.pop()
+    uneven = [line for line, row in lines.items() if len(row) > len(header) or (len(row) < len(header) and not ours)]
+    if uneven:
+        rows = ("row " if len(uneven) == 1 else "rows ") + ", ".join(map(str, uneven[:5]))
+        more = f" and {len(uneven) - 5} more" if len(uneven) > 5 else ""
+        what = f"{path.name}: {rows}{more}: not {len(header)} cells, as the header has"
+        raise error(what, "quote text that holds the separator")
+
+
+def _separator(text: str) -> str:
+    """The sign that parts the header's cells, outside of quotes; a comma where there is one cell."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    bare = re.sub(r'"(?:[^"]|"")*"', "", first)
+    return max(SEPARATORS, key=bare.count)
+
+
+def _clean(cell: str, ours: bool) -> str:
+    return text_of(cell if ours else _UNSEEN.sub("", cell).strip())
+
+
+def number(text: str) -> float:
+    """The number in a cell, with a decimal point or a decimal comma.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return float(decimal_point(text))
+
+
+def decimal_point(text: str) -> str:
+    """A cell as it is, but for a decimal comma, which becomes a point."""
+    return text.strip().replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else text

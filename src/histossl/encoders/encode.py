@@ -1,4 +1,4 @@
-"""A slide in, two products on disk: the features of all its tiles, and K augmented views of n tiles."""
+"""Encodes slides: writes the features of all tiles of a slide, and K augmented views of n tiles."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_o
 from histossl.core.errors import HistosslError, SettingsError, SlideError
 from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.encoders.forward import encode_tiles
+from histossl.encoders.tile_choice import choose_tiles
 from histossl.encoders.tile_encoder import TileEncoder
 from histossl.execution.workers import Executor
 from histossl.wsi import tile_files
@@ -28,26 +29,28 @@ from histossl.wsi.slide import slide_state
 from histossl.wsi.tile_reader import ReadJob, TileBatch, read_batch
 from histossl.wsi.tiles import TileSpec
 
-# A slide whose tiles fit is read once for all its views; a fixed cap, so that memory does not grow with the slide.
+# Bytes: tiles of a slide that fit are read once for all its views. Fixed, so that memory does not grow with the slide.
 CACHE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How slides become features and views.
+    """Settings of the encoding of slides.
 
     Args:
-        views: K, augmentations drawn a slide; 0 stores no views and training uses the plain features.
-        tiles: n, tiles a view (all of them where a slide has fewer).
-        window: tiles of a view lie in compact groups of this many, so that neighbours meet; 1 draws single tiles.
-        batch: tiles a forward pass.
+        views: K, augmented views per slide; 0 stores no views, and training uses the plain features.
+        tiles: n, tiles per view (all of them where a slide has fewer).
+        window: tiles of a view are drawn in compact groups of this size, so that they have neighbours; 1 draws single
+            tiles.
+        batch: tiles per forward pass.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the augmentations and of the tiles drawn.
-        max_lost: a slide is given up when more than this share of its tiles cannot be decoded; fewer are left out.
+        max_lost: share of a slide's tiles that may be undecodable, in [0, 1); they are left out. With more, the slide
+            fails.
         augment: the domain of augmentations.
     """
 
-    views: int = 50
+    views: int = 4
     tiles: int = 256
     window: int = 64
     batch: int = 64
@@ -67,7 +70,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One slide to encode: where it lies, where its tiles lie, where its products go."""
+    """One slide to encode: its file, its tiles, and the paths of its features and views."""
 
     slide_id: str
     path: Path
@@ -79,25 +82,34 @@ class EncodeJob:
 
 
 def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
-    """The key of a slide's features and views: that of its tiles, a dash, that of the encoder and every setting."""
+    """The fingerprint of a slide's features and views.
+
+    Args:
+        tiles: fingerprint of the slide's tiles.
+        encoder: of tiles.
+        settings: of the encoding.
+
+    Returns:
+        `tiles`, a dash, and 16 hex digits for the encoder and all settings.
+    """
     return f"{tiles}-{fingerprint(encoder.identity, settings)}"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What has happened to a slide.
+    """The progress of a slide by one batch.
 
     Attributes:
         job: the slide.
-        tiles: that were encoded.
-        finished: whether both products stand.
-        error: why it is given up, or None.
-        lost: tiles that cannot be decoded and are left out.
-        why: of the first of them.
-        made: the fingerprint of what was finished.
-        waited: seconds for the batch.
-        read: seconds that reading it took in its worker, by the clock.
-        cpu: the same, of the processor.
+        tiles: number of tiles encoded in this batch.
+        finished: whether features and views are written.
+        error: why the slide failed, or None.
+        lost: number of tiles that cannot be decoded and are left out.
+        why: the reason for the first of them.
+        made: fingerprint of the features and views.
+        waited: seconds of waiting for the batch.
+        read: seconds that a worker took to read the batch, by the clock.
+        cpu: the same, of processor time.
     """
 
     job: EncodeJob
@@ -113,18 +125,18 @@ class Step:
 
 
 class SlideEncoding:
-    """The products of one slide in the making: takes its batches in order and writes them, whole or absent.
+    """The encoding of one slide: takes batches of tiles in order, and writes features and views whole or not at all.
 
     Args:
         job: the slide.
-        position: of the slide in the caller's list; batches carry it.
-        encoder: what turns tiles into features.
-        settings: of the stage.
-        lost: of its tiles, that cannot be decoded; they are left out.
-        why: of the first of them.
+        position: number of the slide; its batches carry it.
+        encoder: of tiles.
+        settings: of the encoding.
+        lost: indices of tiles that cannot be decoded; they are left out.
+        why: the reason for the first of them.
 
     Raises:
-        SlideError: the file is not the one that was inspected.
+        SlideError: the slide's file has changed since it was inspected.
     """
 
     def __init__(
@@ -140,7 +152,7 @@ class SlideEncoding:
         self.lost, self.why = lost, why
         self.tiles = tile_files.read_tiles_of(job.tiles_path)
         self.all, self.state = len(self.tiles.xy), tile_files.slide_state_of(job.tiles_path)
-        self._unchanged()
+        self._check_unchanged()
         self.kept = np.array([k for k in range(self.all) if k not in lost], np.int64)
         self.tiles = replace(self.tiles, xy=self.tiles.xy[self.kept])
         self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
@@ -154,12 +166,12 @@ class SlideEncoding:
         self.lost_now: set[int] = set()
         self.finished = False
 
-    def _unchanged(self) -> None:
+    def _check_unchanged(self) -> None:
         if self.state and slide_state(self.job.path) != self.state:
             raise SlideError(self.job.path, "has changed since it was inspected", "run `histossl inspect` again")
 
     def reads(self) -> Iterator[ReadJob]:
-        """The batches that workers should read, in the order in which `add` wants them."""
+        """The batches that workers read, in the order that `add` needs."""
         xy, job = self.tiles.xy, self.job
         wanted = [np.arange(len(xy))[chunk] for chunk in self.chunks]
         if not self.cached:
@@ -170,33 +182,36 @@ class SlideEncoding:
             )
 
     def add(self, batch: TileBatch) -> None:
-        """Take the next batch; with the last one the products stand under their names and `finished` is true.
+        """Encode the next batch; after the last one the files are written and `finished` is true.
 
-        Once a tile was lost, batches are only looked through for more: see `incomplete`.
+        Once a tile is lost, further batches are only searched for more lost tiles; see `incomplete`.
+
+        Args:
+            batch: the next one of `reads`.
 
         Raises:
-            SlideError: too many tiles cannot be decoded, or the file was changed under way.
+            SlideError: too many tiles cannot be decoded, the file was changed meanwhile, or a feature is not finite.
         """
         if len(batch.lost):
-            self._lose(batch)
+            self._record_lost(batch)
         if self.lost_now:
             self.step += 1
         else:
-            self._take(batch.tiles)
+            self._encode_batch(batch.tiles)
 
     @property
     def incomplete(self) -> bool:
-        """Whether tiles were lost, and all that are is known: the slide has to begin again without them."""
+        """Whether tiles were lost and all batches are searched: the slide is then encoded again without them."""
         return bool(self.lost_now) and self.step >= len(self.chunks)
 
-    def _lose(self, batch: TileBatch) -> None:
+    def _record_lost(self, batch: TileBatch) -> None:
         plain = self.step < len(self.chunks)
-        asked = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
-        self.lost_now |= {int(k) for k in self.kept[asked[batch.lost]]}
+        wanted = np.arange(len(self.kept))[self.chunks[self.step]] if plain else self._drawn(self.step)
+        self.lost_now |= {int(k) for k in self.kept[wanted[batch.lost]]}
         self.why = self.why or batch.why.removeprefix(f"{self.job.path.name}: ")
         count = len(self.lost | self.lost_now)
         if count > self.settings.max_lost * self.all:
-            what = f"{count} of {self.all} tiles or more cannot be decoded: {self.why}"
+            what = f"at least {count} of {self.all} tiles cannot be decoded: {self.why}"
             raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
 
     def _drawn(self, step: int) -> NDArray[np.int64]:
@@ -204,7 +219,7 @@ class SlideEncoding:
         k, part = divmod(step - len(self.chunks), len(parts))
         return self.plan[k][1][parts[part]]
 
-    def _take(self, tiles: NDArray[np.uint8]) -> None:
+    def _encode_batch(self, tiles: NDArray[np.uint8]) -> None:
         if self.step == 0:
             self._begin()
         if self.step < len(self.chunks):
@@ -217,12 +232,16 @@ class SlideEncoding:
         if self.step == len(self.chunks) and self.cached:
             self._views_from_cache()
         if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
-            self._unchanged()
+            self._check_unchanged()
             self.stack.close()
             self.finished = True
 
     def drop(self, error: BaseException) -> None:
-        """Give the slide up: nothing of it stays."""
+        """Stop encoding the slide, and remove its unfinished files.
+
+        Args:
+            error: the reason.
+        """
         self.cache = []
         self.stack.__exit__(type(error), error, error.__traceback__)
 
@@ -230,7 +249,7 @@ class SlideEncoding:
         job, count, dim = self.job, len(self.tiles.xy), self.encoder.dim
         if self.settings.views:
             self._begin_views(self.stack.enter_context(atomic.whole_folder(job.views_path)))
-        # Entered last, so closed first: features stand before views, and a slide with views is a finished one.
+        # Entered last, hence closed first: features are in place before the views, so a slide with views is complete.
         file = self.stack.enter_context(
             tile_files.new_features_file(job.features_path, job.tiles_path, self.made, self.kept)
         )
@@ -274,36 +293,38 @@ class SlideEncoding:
 def draw_plan(
     slide_id: str, k: int, tiles: tile_files.Tiles, settings: EncodeSettings
 ) -> tuple[Augmentation, NDArray[np.int64]]:
-    """The k-th augmentation of a slide, and which tiles it is applied to; a function of seed, slide and k alone."""
+    """Draw the k-th augmentation of a slide and its tiles; a function of seed, slide and k alone.
+
+    Args:
+        slide_id: the slide.
+        k: number of the view, from 0.
+        tiles: of the slide.
+        settings: of the encoding.
+
+    Returns:
+        The augmentation, and the indices (n,) of the tiles, ascending.
+    """
     rng = np.random.default_rng([settings.seed, number_of(slide_id), k])
     t = draw_augmentation(settings.augment, rng)
     return t, choose_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
 
 
-def choose_tiles(xy: NDArray[np.int64], n: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """`n` different tiles in compact groups of `window`: the tiles nearest to random centres, ascending order."""
-    if n >= len(xy):
-        return np.arange(len(xy))
-    if window == 1:
-        return np.sort(rng.choice(len(xy), n, replace=False))
-    free = np.ones(len(xy), bool)
-    chosen: list[int] = []
-    while len(chosen) < n:
-        centre = xy[rng.choice(np.flatnonzero(free))]
-        distance = np.where(free, np.abs(xy - centre).max(axis=1), np.iinfo(np.int64).max)
-        group = np.argsort(distance, kind="stable")[: min(window, n - len(chosen))]
-        free[group] = False
-        chosen.extend(group.tolist())
-    return np.sort(np.array(chosen))
-
-
 def encode_slides(
     jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Executor
 ) -> Iterator[Step]:
-    """Encode slides one after the other while workers read ahead, across slides too; jobs are drawn as late as may be.
+    """Encode slides one after the other, while workers read tiles ahead, also those of the next slides.
 
-    A slide with tiles that cannot be decoded is begun again without them. One that fails is given up, and the others
-    go on; what is under way when the caller leaves is dropped. `workers` must answer in order.
+    A slide with undecodable tiles is encoded again without them. After an error the other slides go on. If the caller
+    stops early, unfinished files are removed.
+
+    Args:
+        jobs: the slides; each is taken only when its reading starts.
+        encoder: of tiles.
+        settings: of the encoding.
+        workers: read the tiles; they must answer in order.
+
+    Yields:
+        The progress of a slide, after every batch and error.
     """
     at_work: dict[int, SlideEncoding] = {}
     again: deque[SlideEncoding] = deque()
@@ -350,7 +371,7 @@ def encode_slides(
 
 
 class Incomplete(Exception):
-    """A slide has to begin again, without the tiles that it lost."""
+    """A slide has to be encoded again without its lost tiles."""
 
 
 def _timed(answers: Iterator[tuple[ReadJob, Any]]) -> Iterator[tuple[ReadJob, Any, float]]:

@@ -1,8 +1,9 @@
-"""Tiles without labels in, a tile encoder out: momentum contrast (MoCo v2, Chen et al., arXiv 2003.04297).
+"""Trains a tile encoder without labels by momentum contrast (MoCo v2, Chen et al., arXiv 2003.04297).
 
-We differ in one place: batch statistics of one device's batch tell the key that belongs to a query from older keys in
-the queue, which MoCo hides by shuffling between devices. Here the momentum encoder normalises by running averages, of
-its own momentum (EMAN, Cai et al., CVPR 2021), so that there is nothing to hide on one device either.
+One difference to MoCo: with batch statistics, a query and its key share the statistics of their batch, older keys in
+the queue do not, and the network can use that to find the key. MoCo avoids it by shuffling batches between devices.
+Here the momentum encoder normalises by running averages, which follow those of the encoder with the same momentum as
+the weights (EMAN, Cai et al., CVPR 2021); that works on a single device, too.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from histossl.training.losses import contrast
 
 @dataclass(frozen=True)
 class MocoSettings:
-    """Momentum contrast of tiles.
+    """Settings of momentum contrast on tiles.
 
     Args:
-        steps: of the optimiser.
-        batch: tiles a step; each gives a query and a key.
-        slides: a batch's tiles come from this many slides, in equal parts: every slide counts the same.
+        steps: number of optimiser steps.
+        batch: tiles per step; each gives a query and a key.
+        slides: number of slides that the tiles of a batch come from, in equal parts: every slide counts the same.
         rate: Adam's highest learning rate.
-        warmup: share of the training in which the rate rises.
+        warmup: share of the steps in which the rate rises, in [0, 1].
         weight_decay: on kernels, decoupled.
         temperature: of InfoNCE.
-        queue: keys of earlier batches that serve as negatives.
-        momentum: share of the momentum encoder that a step keeps (less in the first steps).
+        queue: number of keys of earlier batches that serve as negatives.
+        momentum: share of the momentum encoder that a step keeps, in [0, 1); less in the first steps.
         projection: length of the vectors that are contrasted.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the initial weights, the tiles drawn and their augmentations.
@@ -69,16 +70,20 @@ class MocoSettings:
             raise SettingsError("moco needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
 
     def plan(self) -> StreamPlan:
-        """What is read of the slides."""
+        """How many tiles are read from how many slides."""
         return StreamPlan(self.steps, self.batch, self.slides, self.seed)
 
 
-# Augmentations travel as numpy arrays: floating tensors would be rounded to the precision of the products.
+# Augmentations are numpy arrays, because Fabric would round floating tensors to the precision of the products.
 Batch = tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]
 
 
 class MocoTask(nn.Module):
-    """A ResNet-18 up to `layer3` and its projector, their momentum copies, the queue, and the loss of a batch."""
+    """A ResNet-18 up to `layer3` with a projector, their momentum copies, the queue, and the loss of a batch.
+
+    Args:
+        settings: of the training; `seed` gives the initial weights and the initial queue.
+    """
 
     def __init__(self, settings: MocoSettings) -> None:
         super().__init__()
@@ -99,41 +104,60 @@ class MocoTask(nn.Module):
 
     @property
     def encoder(self) -> ResNet18:
-        """What was learned: the momentum encoder, an average over the last steps."""
+        """The result of the training: the momentum encoder, an average over the last steps."""
         found = self.key[0]
         assert isinstance(found, ResNet18)
         return found
 
     def train(self, mode: bool = True) -> MocoTask:
-        """The momentum encoder stays in evaluation mode: it normalises by running averages."""
+        """Set the mode; the momentum encoder stays in evaluation mode, so that it normalises by running averages.
+
+        Args:
+            mode: whether to train.
+
+        Returns:
+            The task itself.
+        """
         super().train(mode)
         self.key.eval()
         return self
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """((B, H, W, 3) uint8 tiles, (B, 31) augmentations of the queries, those of the keys) -> (loss, gauges)."""
+        """Compute the loss; in training mode the momentum encoder and the queue are updated too.
+
+        Args:
+            batch: tiles (B, H, W, 3) uint8, augmentations of the queries (B, 31) float32, and those of the keys.
+
+        Returns:
+            The loss (), and the gauges `spread`, `matched` and `alignment`, each ().
+        """
         tiles, *drawn = batch
         side = view_side(self.settings.augment, tiles.shape[1])
-        with torch.autocast(tiles.device.type, enabled=False):  # densities need more than eight bits
+        with torch.autocast(
+            tiles.device.type, enabled=False
+        ):  # optical densities need more than the eight bits of bfloat16
             one, other = (normalised(augment_each(tiles, torch.from_numpy(t).to(tiles.device), side)) for t in drawn)
         with torch.no_grad():
             if self.training and not self.seen:
-                self._settle(one)
-            self._follow()
+                self._start_averages(one)
+            self._update_momentum_encoder()
             keys = F.normalize(self.key(other).float(), dim=1)
         queries = F.normalize(self.query(one).float(), dim=1)
         with torch.autocast(queries.device.type, enabled=False):
             similarity = queries @ torch.cat([keys, self.queue]).T
         index = torch.arange(similarity.shape[1], device=similarity.device)
         positives = index == index[: len(keys), None]
-        known = index < len(keys) + self.filled
+        known = index < len(keys) + self.filled  # the rest of the queue is random until it has been filled once
         loss = contrast(similarity / self.settings.temperature, positives, known.expand_as(positives))
         if self.training:
             self._enqueue(keys)
         return loss, _gauges(queries.detach(), keys, similarity.detach())
 
-    def _settle(self, x: Tensor) -> None:
-        """Running averages begin at those of a batch: from 0 and 1 the momentum encoder would see all tiles alike."""
+    def _start_averages(self, x: Tensor) -> None:
+        """Start the running averages at the statistics of a batch.
+
+        From the initial 0 and 1, the momentum encoder would give almost the same key for all tiles.
+        """
         norms = [m for m in self.query.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         for norm in norms:
             norm.momentum = 1.0
@@ -142,13 +166,14 @@ class MocoTask(nn.Module):
             norm.momentum = 0.1
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """The momentum encoder goes a step towards the encoder, in weights and in running averages."""
+    def _update_momentum_encoder(self) -> None:
+        """Move the momentum encoder towards the encoder, in weights and in running averages."""
         self.seen += 1
+        # A lower momentum in the first steps, when the encoder changes fast: the initial weights are soon forgotten.
         keep = torch.clamp(self.seen / (self.seen + 9), max=self.settings.momentum)
-        mine, theirs = self.key.state_dict(), self.query.state_dict()
-        for name, value in mine.items():
-            value.copy_(torch.lerp(theirs[name], value, keep) if value.is_floating_point() else theirs[name])
+        trained = self.query.state_dict()
+        for name, value in self.key.state_dict().items():
+            value.copy_(torch.lerp(trained[name], value, keep) if value.is_floating_point() else trained[name])
 
     def _enqueue(self, keys: Tensor) -> None:
         if len(self.queue):
@@ -157,8 +182,16 @@ class MocoTask(nn.Module):
 
 
 def projector(dim: int, projection: int) -> nn.Sequential:
-    """Two layers, with batch norms as in MoCo v3: features of a new network are almost parallel, and learning starts
-    only once they are told apart.
+    """Make a projector of two layers, with batch norms as in MoCo v3.
+
+    Features of a new network are almost parallel; without batch norms training starts only once they spread.
+
+    Args:
+        dim: length of the features.
+        projection: length of the projections.
+
+    Returns:
+        The projector, (B, dim) to (B, projection).
     """
     return nn.Sequential(
         nn.Linear(dim, dim, bias=False),
@@ -170,15 +203,24 @@ def projector(dim: int, projection: int) -> nn.Sequential:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] as `load_encoder` will give them to the network."""
+    """Normalise tiles as `TileEncoder` does.
+
+    Args:
+        x: (B, 3, H, W) floating in [0, 1].
+
+    Returns:
+        The same shape, each channel minus ImageNet's mean, divided by its standard deviation.
+    """
     mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (x - mean) / std
 
 
 def _gauges(queries: Tensor, keys: Tensor, similarity: Tensor) -> dict[str, Tensor]:
-    """`spread`: root mean square deviation of the keys, 1 where they fill the sphere, 0 where they have collapsed.
+    """Gauges of a batch, each ().
 
-    `matched`: share of queries whose most similar key, of the batch, is their own.
+    `spread`: root mean square deviation of the keys, 1 where they fill the sphere, 0 where they have collapsed.
+    `matched`: share of queries whose most similar key in the batch is their own.
+    `alignment`: mean squared distance between a query and its key.
     """
     own = similarity[:, : len(keys)].argmax(dim=1) == torch.arange(len(keys), device=keys.device)
     return {
@@ -189,17 +231,22 @@ def _gauges(queries: Tensor, keys: Tensor, similarity: Tensor) -> dict[str, Tens
 
 
 def learn_moco(stream: TileStream, settings: MocoSettings, logs: Path, made: str, device: str = "auto") -> ResNet18:
-    """The momentum encoder after a training on the tiles of a stream that was made with `settings.plan()`.
+    """Train a tile encoder by momentum contrast.
 
     Args:
-        stream: of tiles.
+        stream: of tiles, made with `settings.plan()`.
         settings: of the training.
-        logs: of log.csv, TensorBoard and checkpoints, from which a killed training goes on.
+        logs: folder of log.csv, TensorBoard's files and checkpoints, from which a killed training resumes.
         made: fingerprint of the settings and the tiles.
         device: auto, cpu or cuda.
 
+    Returns:
+        The momentum encoder after the last step.
+
     Raises:
         TrainingError: no tile can be read, or a loss is not finite.
+        StudyError: `logs` has a checkpoint of another training.
+        SettingsError: the device is unknown or absent.
     """
     where = pick_device(device)
     dtype = str(pick_dtype(settings.precision, where)).removeprefix("torch.")

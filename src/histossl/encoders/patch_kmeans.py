@@ -99,15 +99,46 @@ class PatchKMeans(nn.Module):
         return [F.avg_pool2d(amounts[:, stain : stain + 1], scale) for stain in (0, 1) for scale in SCALES]
 
     def forward(self, tiles: Tensor) -> Tensor:
-        found = []
+        return self.described(tiles)[0]
+
+    def described(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """What words say of tiles, and what they divide out.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, 6 count) words, and (B, 36) plain numbers: means and deviations of the three channels' densities, then
+            of every stain and size the mean and deviation of the patches' means, the mean and deviation of the
+            logarithm of their contrasts, and the mean of their contrasts.
+        """
+        density = -torch.log(tiles.float().clamp(min=1 / 256))
+        found, plain = [], [density.mean((2, 3)), density.std((2, 3), correction=0)]
         for k, plane in enumerate(self.planes(tiles)):
-            mean, square = (F.avg_pool2d(x, PATCH, STEP) for x in (plane, plane * plane))
-            contrast = (square - mean * mean).clamp(min=0).sqrt() + self.floors[k]
+            mean, square = _patch_means(torch.cat([plane, plane * plane])).chunk(2)
+            deviation = (square - mean * mean).clamp_(min=0).sqrt_()
+            contrast = deviation + self.floors[k]
+            logarithm = contrast.log()
+            columns = [x.mean((1, 2, 3)) for x in (mean, logarithm, deviation)]
+            columns += [x.std((1, 2, 3), correction=0) for x in (mean, logarithm)]
+            plain.append(torch.stack(columns, 1))
             patches = F.conv2d(plane, self.filters[k], stride=STEP) / contrast - self.shifts[k][:, None, None]
-            rows = patches.flatten(2).transpose(1, 2)
-            far = torch.cdist(rows, self.centres[k])
-            found.append((far.mean(2, keepdim=True) - far).relu_().mean(1))
-        return torch.cat(found, 1)
+            # Tile by tile, so that the distances to all words stay in the processor's cache.
+            found.append(torch.stack([_nearness(rows, self.centres[k]) for rows in patches.flatten(2)]))
+        return torch.cat(found, 1), torch.cat(plain, 1)
+
+
+def _patch_means(planes: Tensor) -> Tensor:
+    """(B, 1, h, w) -> the mean of every patch, by rows and then by columns."""
+    rows = F.avg_pool2d(planes, (1, PATCH), (1, STEP))
+    return F.avg_pool2d(rows, (PATCH, 1), (STEP, 1))
+
+
+def _nearness(patches: Tensor, centres: Tensor) -> Tensor:
+    """(PARTS, n) patches of a tile -> (count,): by how much each word is nearer than the mean of all, on average."""
+    squares = torch.addmm((centres * centres).sum(1, keepdim=True), centres, patches, alpha=-2)
+    far = squares.add_((patches * patches).sum(0)).clamp_(min=0).sqrt_()
+    return torch.sub(far.mean(0), far).relu_().mean(1)
 
 
 def learn_patch_kmeans(stream: TileStream, settings: PatchKMeansSettings) -> PatchKMeans:

@@ -1,4 +1,4 @@
-"""A tile encoder from slides, without labels: which of the two methods, and what is kept of it."""
+"""A tile encoder from slides, without labels: which of the methods, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.errors import SettingsError, TrainingError
+from histossl.encoders.joint import JointSettings, learn_joint
 from histossl.encoders.moco import MocoSettings, learn_moco
 from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
 from histossl.encoders.tile_encoder import save_encoder
-from histossl.encoders.tile_stream import TileSource, TileStream
-from histossl.execution.workers import Workers
+from histossl.encoders.tile_stream import StreamPlan, TileSource, TileStream
+from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.training.loop import end_of_training
 
 
@@ -21,18 +22,31 @@ class TileTrainSettings:
     """How tiles are learned without labels.
 
     Args:
-        method: words (small patches of stain and k-means, seconds) or moco (momentum contrast as in the paper, hours).
+        method: joint (visual words with the contrast and colour that they divide out, a minute), words (small patches
+            of stain and k-means, seconds) or moco (momentum contrast as in the paper, hours).
+        joint: of `joint`.
         words: of `words`.
         moco: of `moco`.
     """
 
-    method: str = "words"
+    method: str = "joint"
+    joint: JointSettings = field(default_factory=JointSettings)
     words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
     moco: MocoSettings = field(default_factory=MocoSettings)
 
     def __post_init__(self) -> None:
-        if self.method not in ("words", "moco"):
-            raise SettingsError(f"tile-encoder.method must be words or moco, got {self.method!r}")
+        if self.method not in ("joint", "words", "moco"):
+            raise SettingsError(f"tile-encoder.method must be joint, words or moco, got {self.method!r}")
+
+    @property
+    def chosen(self) -> JointSettings | PatchKMeansSettings | MocoSettings:
+        """Of the method."""
+        return {"joint": self.joint, "words": self.words, "moco": self.moco}[self.method]
+
+    def plan(self) -> StreamPlan:
+        """What is read of the slides."""
+        chosen = self.chosen
+        return chosen.words.plan() if isinstance(chosen, JointSettings) else chosen.plan()
 
 
 def pretrain_tiles(
@@ -40,7 +54,7 @@ def pretrain_tiles(
     settings: TileTrainSettings,
     folder: Path,
     logs: Path,
-    workers: Workers,
+    workers: Workers | ThreadExecutor,
     device: str = "auto",
 ) -> dict[str, str]:
     """Train a tile encoder and write it to `folder`, whole or absent; `load_encoder(folder)` reads it back.
@@ -61,13 +75,15 @@ def pretrain_tiles(
         SettingsError: tiles are too small for the method.
         FileFormatError: the places of a slide's tiles are absent or damaged.
     """
-    chosen = settings.words if settings.method == "words" else settings.moco
-    stream = TileStream(sources, chosen.plan(), workers)
+    chosen = settings.chosen
+    stream = TileStream(sources, settings.plan(), workers)
     if sum(len(tiles.xy) for tiles in stream.tiles) < 2:
         raise TrainingError("fewer than two tiles to learn from", "two or more are needed")
     of = [[source.slide_id, tiles.fingerprint] for source, tiles in zip(sources, stream.tiles, strict=True)]
     made = fingerprint(chosen, of)
-    if isinstance(chosen, PatchKMeansSettings):
+    if isinstance(chosen, JointSettings):
+        network, architecture = learn_joint(stream, chosen), "visual words, contrast and colour"
+    elif isinstance(chosen, PatchKMeansSettings):
         network, architecture = learn_patch_kmeans(stream, chosen), "visual words"
     else:
         network, architecture = learn_moco(stream, chosen, logs, made, device), "resnet18 up to layer3"

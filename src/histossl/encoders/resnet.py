@@ -1,4 +1,4 @@
-"""ResNet-18, whole or cut after `layer3`: a tile in, one vector out (He et al., CVPR 2016)."""
+"""ResNet-18 (He et al., CVPR 2016), whole or cut after `layer3`: one vector per tile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; parameters named as torchvision names them."""
+    """Two 3x3 convolutions and a shortcut; parameters have torchvision's names.
+
+    Args:
+        in_planes: input channels.
+        planes: output channels.
+        stride: of the first convolution and the shortcut.
+    """
 
     def __init__(self, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -26,21 +32,38 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (B, in_planes, H, W) floating; kept as it is.
+
+        Returns:
+            (B, planes, H / stride, W / stride), sizes rounded up.
+        """
         out = self.bn2(self.conv2(torch.relu_(self.bn1(self.conv1(x)))))
         shortcut = x if self.downsample is None else self.downsample(x)
         return torch.relu_(out.add_(shortcut))
 
 
 def stage(in_planes: int, planes: int, stride: int) -> nn.Sequential:
-    """One of ResNet-18's four stages: two basic blocks."""
+    """Make one of ResNet-18's four stages: two basic blocks.
+
+    Args:
+        in_planes: input channels.
+        planes: output channels.
+        stride: of the first block.
+
+    Returns:
+        The stage.
+    """
     return nn.Sequential(BasicBlock(in_planes, planes, stride), BasicBlock(planes, planes, 1))
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 without its classifier, (B, 3, H, W) float -> (B, D) float: the mean over the last map.
+    """ResNet-18 without its classifier; the output is the mean over the last feature map.
 
     Args:
-        stages: 3 stops after `layer3` (D = 256), which is the tile encoder of Giga-SSL; 4 is the whole (D = 512).
+        stages: 3 stops after `layer3` (dim = 256), as the tile encoder of Giga-SSL; 4 is the whole network (dim = 512).
     """
 
     def __init__(self, stages: int = 3) -> None:
@@ -57,15 +80,30 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        # Pooled first: the same numbers, and a quarter of the work for the ReLU.
+        """Encode tiles.
+
+        Args:
+            x: (B, 3, H, W) floating, normalised by `IMAGENET_MEAN` and `IMAGENET_STD`.
+
+        Returns:
+            (B, dim) float32.
+        """
+        # Pooling before the ReLU gives the same numbers, and leaves a quarter of the values to the ReLU.
         x = torch.relu_(nn.functional.max_pool2d(self.bn1(self.conv1(x)), 3, 2, 1))
         for k in range(1, self.stages + 1):
             x = getattr(self, f"layer{k}")(x)
-        return x.float().mean(dim=(2, 3))  # a mean in bfloat16 would keep eight bits
+        return x.float().mean(dim=(2, 3))  # a mean in bfloat16 would have a precision of eight bits
 
 
 def fold_batch_norms(model: ResNet18) -> ResNet18:
-    """Merge every batch norm into the convolution before it, in place: the same function in evaluation, faster."""
+    """Merge every batch norm into the convolution before it: the same function in evaluation, but faster.
+
+    Args:
+        model: changed in place, and set to evaluation mode.
+
+    Returns:
+        `model`.
+    """
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     model.eval()
@@ -81,9 +119,14 @@ def fold_batch_norms(model: ResNet18) -> ResNet18:
 
 
 def state_of(weights: dict[str, Any]) -> OrderedDict[str, Tensor]:
-    """ResNet parameters under torchvision's names, from torchvision, MoCo (`module.encoder_q.`) or our own files.
+    """Select the parameters of a ResNet from a checkpoint of torchvision, MoCo (`module.encoder_q.`) or histossl.
 
-    Everything that is not a parameter of a stage (classifier, projector, queue, momentum encoder) is left out.
+    Args:
+        weights: the checkpoint: name -> tensor, perhaps below `state_dict` or `model`.
+
+    Returns:
+        Parameters and buffers under torchvision's names, without classifier, projector, queue and momentum encoder;
+        empty where the checkpoint has no ResNet.
     """
     state = weights.get("state_dict", weights.get("model", weights))
     prefixes = ("module.encoder_q.", "encoder_q.", "module.backbone.", "backbone.", "module.", "")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histossl.core.atomic import whole_folder
-from histossl.core.errors import FileFormatError
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
+from histossl.encoders.joint import Joint
 from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
 from histossl.training.device import keep_buffers, pick_device, pick_dtype
@@ -52,6 +53,13 @@ class TileEncoder:
     side: int | None = None
     mpp: float | None = None
 
+    def __repr__(self) -> str:
+        trained = "" if self.mpp is None else f", trained at mpp {self.mpp:g}"
+        side = "" if self.side is None else f" of {self.side} px"
+        number = str(self.dtype).removeprefix("torch.")
+        name = self.identity["name"]
+        return f"TileEncoder({name!r}, tiles{side} -> {self.dim} numbers, {number} on {self.device}{trained})"
+
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
@@ -64,7 +72,7 @@ class TileEncoder:
         return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
 
 
-def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
+def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
     """A tile encoder, ready to run.
 
     Args:
@@ -77,18 +85,25 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
 
+    Returns:
+        The encoder: `encoder(tiles)` turns (B, 3, H, W) in [0, 1] into (B, dim) float32.
+
     Raises:
         FileFormatError: the weights are absent, truncated, pickled without `pickle:` or of more than tensors, or of
             another architecture; or a model of another library cannot be had or does not give (B, D).
-        SettingsError: an unknown device or precision.
+        SettingsError: an unknown device or precision, or `self`, which stands for an encoder that is yet to be trained.
     """
+    name = str(name)
+    if name == "self":
+        hint = "give the folder STUDY/tile-encoder, or train one: histossl.pretrain_tiles(slides)"
+        raise SettingsError("'self' is an encoder trained on your slides, and is in no file of that name", hint)
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     keep_buffers()
     kind, _, rest = name.partition(":")
     if kind in KINDS:
         return _external_encoder(kind, rest, where, precision)
-    network: ResNet18 | PatchKMeans
+    network: ResNet18 | PatchKMeans | Joint
     mpp = None
     if name == "random":
         identity = {"name": "random", "seed": str(seed)}
@@ -100,7 +115,7 @@ def load_encoder(name: str, seed: int = 0, device: str = "cpu", precision: str =
         network, mpp = _network_of(name), _mpp_of(path)
         file = path / "model.safetensors" if path.is_dir() else path
         identity = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    if isinstance(network, PatchKMeans):
+    if isinstance(network, PatchKMeans | Joint):
         identity["dtype"] = "float32"  # a contrast is a difference of sums: eight bits are too few
         words = network.to(where)
         return TileEncoder(identity, words, words.dim, (0, 0, 0), (1, 1, 1), torch.float32, where, mpp=mpp)
@@ -145,9 +160,11 @@ def _mpp_of(path: Path) -> float | None:
         return None
 
 
-def _network_of(name: str) -> ResNet18 | PatchKMeans:
+def _network_of(name: str) -> ResNet18 | PatchKMeans | Joint:
     """The network whose weights a name stands for."""
     weights = read_weights(name)
+    if "words.centres" in weights:
+        return _joint_of(weights, name)
     if "centres" not in weights:
         with torch.random.fork_rng(devices=[]):
             network = ResNet18(stages=3)
@@ -159,6 +176,15 @@ def _network_of(name: str) -> ResNet18 | PatchKMeans:
     except RuntimeError as error:
         raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
     return words.eval()
+
+
+def _joint_of(weights: dict[str, Tensor], name: str) -> Joint:
+    try:
+        joint = Joint(weights["words.centres"].shape[1], weights["stain"].shape[1])
+        joint.load_state_dict(weights)
+    except (RuntimeError, KeyError, IndexError) as error:
+        raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
+    return joint.eval()
 
 
 def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
@@ -188,7 +214,8 @@ def read_weights(name: str) -> dict[str, Any]:
     path, pickled = _place_of(name)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        raise FileFormatError(f"no tile encoder at {path}", "use random, imagenet, or the path of weights")
+        hint = "use random, imagenet, the path of weights, or a model of a library: timm:NAME, hf:NAME"
+        raise FileFormatError(f"no tile encoder at {path}", hint)
     safe = file.suffix == ".safetensors"
     if not (safe or pickled):
         hint = f"if you trust where it comes from, name it pickle:{file}: its tensors are read, nothing is executed"
@@ -228,6 +255,6 @@ def _imagenet_file() -> Path:
         try:
             torch.hub.download_url_to_file(IMAGENET_URL, str(target), hash_prefix="f37072fd")
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-            hint = f"download {IMAGENET_URL} elsewhere and give its path as --encoder"
+            hint = f"download {IMAGENET_URL} elsewhere and give its path as the tile encoder"
             raise FileFormatError(f"cannot fetch the ImageNet weights ({error})", hint) from error
     return target

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histossl.core.errors import FileFormatError, SlideError, TrainingError
-from histossl.execution.workers import Workers
+from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.wsi import tile_files
 from histossl.wsi.tile_reader import ReadJob, read_tiles
 from histossl.wsi.tiles import TileSpec
@@ -65,7 +65,7 @@ class TileStream:
         workers: who reads.
     """
 
-    def __init__(self, sources: Sequence[TileSource], plan: StreamPlan, workers: Workers) -> None:
+    def __init__(self, sources: Sequence[TileSource], plan: StreamPlan, workers: Workers | ThreadExecutor) -> None:
         self.sources, self.plan, self.workers = sources, plan, workers
         self.tiles = [tile_files.read_tiles_of(source.tiles_path) for source in sources]
         self.failures: dict[str, str] = {}

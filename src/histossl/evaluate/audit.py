@@ -5,20 +5,23 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
+from histossl.core.names import spellings, told
+from histossl.core.tables import number, read_table
 from histossl.evaluate.labels import (
     BARCODE,
+    EMPTY,
     PATIENT_COLUMNS,
+    SCANNER_COLUMNS,
     SITE_COLUMNS,
     SLIDE_COLUMNS,
     find_column,
-    read_label_rows,
     unique_lines,
 )
 from histossl.evaluate.split_files import SIDES, Split
@@ -104,12 +107,18 @@ class CohortTable:
         sites: of the slides whose site is known; empty where none is.
         classes: of the slides that have one.
         named: where patients come from: "patient_id", "TCGA barcodes", or "" where each slide counts as its own.
+        notes: one line each for names in two spellings and a guessed encoding.
+        scanners: slide -> scanner, of the slides of which it is known.
+        mpps: slide -> µm per pixel, where the table has them.
     """
 
     patients: dict[str, str]
     sites: dict[str, str]
     classes: dict[str, dict[str, str]]
     named: str
+    notes: tuple[str, ...] = ()
+    scanners: dict[str, str] = field(default_factory=dict)
+    mpps: dict[str, float] = field(default_factory=dict)
 
 
 def read_cohort_table(path: Path) -> CohortTable:
@@ -121,21 +130,40 @@ def read_cohort_table(path: Path) -> CohortTable:
     Raises:
         LabelError: not such a table, or a slide is named twice.
     """
-    columns, rows = read_label_rows(path)
+    read = read_table(path, LabelError)
+    columns, rows = read.columns, read.rows
     slide, patient, site = (find_column(columns, n) for n in (SLIDE_COLUMNS, PATIENT_COLUMNS, SITE_COLUMNS))
     if slide is None:
         raise LabelError(f"{path.name}: no column slide_id among {', '.join(columns)}", "name the column of slides so")
     lines = unique_lines(path, rows, slide)
     table = {name: rows[line] for name, line in lines.items()}
     codes = {name: found[0] for name in table if (found := BARCODE.match(name))}
-    given = {name: row[patient] for name, row in table.items() if patient and row[patient]}
+    given = {name: row[patient] for name, row in table.items() if patient and row[patient].lower() not in EMPTY}
     barcodes = {name: code for name, code in codes.items() if name not in given}
     sites = {name: code.split("-")[1] for name, code in codes.items()}
-    sites |= {name: row[site] for name, row in table.items() if site and row[site]}
-    label = find_column(columns, ("label",))
-    classes = {label: {name: row[label] for name, row in table.items() if row[label]}} if label else {}
+    sites |= {name: row[site] for name, row in table.items() if site and row[site].lower() not in EMPTY}
+    label, scanner, mpp = (find_column(columns, names) for names in (("label",), SCANNER_COLUMNS, ("mpp",)))
+    classes = {label: {n: row[label] for n, row in table.items() if row[label].lower() not in EMPTY}} if label else {}
+    patients = {name: name for name in table} | barcodes | given
+    people, places = spellings(patients.values()), spellings(sites.values())
+    notes = (*read.said, *told("patients", people), *told("sites", places))
     named = " and ".join([*([patient] if given and patient else []), *(["TCGA barcodes"] if barcodes else [])])
-    return CohortTable({name: name for name in table} | barcodes | given, sites, classes, named)
+    return CohortTable(
+        {name: people[patient] for name, patient in patients.items()},
+        {name: places[place] for name, place in sites.items()},
+        classes,
+        named,
+        notes,
+        {name: row[scanner].casefold() for name, row in table.items() if scanner and row[scanner]},
+        {name: value for name, row in table.items() if mpp and (value := _mpp(row[mpp]))},
+    )
+
+
+def _mpp(text: str) -> float:
+    try:
+        return number(text)
+    except ValueError:
+        return 0.0
 
 
 def audit_split(
@@ -158,6 +186,7 @@ def audit_split(
     Raises:
         LabelError: the split names slides that the table does not have; says in which rows.
     """
+    split = split.named_as(cohort.patients)
     absent = [slide for slide in split.sides if slide not in cohort.patients]
     if absent:
         near = difflib.get_close_matches(absent[0], cohort.patients, 1)

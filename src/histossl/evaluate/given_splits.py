@@ -40,6 +40,7 @@ def probe_splits(source: Source, labels: Labels, splits: Sequence[Split], settin
         LabelError: a split of which no slide is known, or with a class that is only on one side; names it.
     """
     row_of = {name: k for k, name in enumerate(source.ids)}
+    splits = [split.named_as(source.ids) for split in splits]
     rows = []
     for target in labels.targets:
         column = labels.table[target].dropna()
@@ -63,7 +64,7 @@ def _classes(target: str, split: Split, train: NDArray, test: NDArray) -> NDArra
     for side, found in (("train", train), ("test", test)):
         lacking = sorted(set(names) - set(found))
         if lacking or len(names) < 2:
-            what = f"no slide of class {lacking[0]!r} to {side}" if lacking else "fewer than two classes"
+            what = f"no slide of class {str(lacking[0])!r} to {side}" if lacking else "fewer than two classes"
             raise LabelError(f"{target}: split {split.name}: {what}", "are these the table and vectors of the split?")
     return kinds
 

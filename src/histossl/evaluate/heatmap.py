@@ -1,4 +1,4 @@
-"""Where on a slide a linear probe's score comes from: the exact share of every tile."""
+"""The exact share of every tile in a linear probe's score of a slide."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from histossl.gigassl.views import ViewSettings
 
 @dataclass(frozen=True)
 class LinearScore:
-    """A linear probe, written as what it is of a slide's vector: logits = vector @ weights + intercept.
+    """A linear probe as a linear function of the slide vector: logits = vector @ weights + intercept.
 
     Attributes:
-        names: what each logit speaks for: of two classes the second by name, against the first; of more, each.
+        names: the class of each logit: with two classes one logit for the second by name, with more one for each.
         weights: (d, C) float64.
         intercept: (C,) float64.
-        taught_by: in words, which slides it was trained on.
+        taught_by: the slides that it was trained on, as text for people.
     """
 
     names: tuple[str, ...]
@@ -44,7 +44,18 @@ class LinearScore:
 def fit_score(
     vectors: NDArray, classes: NDArray[np.int64], names: NDArray, settings: ProbeSettings, taught_by: str = ""
 ) -> LinearScore:
-    """The probe's logistic regression on vectors (n, d) of slides with classes (n,) 0, 1, ..., all of which occur."""
+    """Fit the probe's logistic regression, with its standardisation folded into the weights.
+
+    Args:
+        vectors: (n, d) slide vectors.
+        classes: (n,) int, 0, 1, ...; each class occurs.
+        names: (classes,) names of the classes.
+        settings: of the probe; `C` and `balanced` are used.
+        taught_by: the slides, as text.
+
+    Returns:
+        The score.
+    """
     scaler = StandardScaler().fit(np.asarray(vectors, np.float64))
     unit = scaler.scale_ * vectors.shape[1] ** 0.5
     w, b, _ = solve(prepare((vectors - scaler.mean_) / unit, classes, settings.balanced), settings.C)
@@ -54,11 +65,20 @@ def fit_score(
 
 
 def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[str, dict[str, LinearScore]]:
-    """Target -> slide -> the probe that judges it: taught by no slide of its patient, as in the probe's first repeat; a
-    slide without a label is judged by one that all labelled slides taught.
+    """Fit the scores of all slides, each from training slides of other patients.
+
+    The folds are those of the probe's first repeat. Slides without a label get the score of all labelled slides.
+
+    Args:
+        source: of the slide vectors; the first embedding is used.
+        labels: of the targets.
+        settings: of the probe.
+
+    Returns:
+        Target -> slide -> score.
 
     Raises:
-        LabelError: a target that cannot be probed, or is a number rather than a class.
+        LabelError: a target cannot be probed, or has numbers instead of classes.
     """
     vectors = next(iter(source.vectors.values()))
     found = {}
@@ -80,15 +100,15 @@ def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A slide's logits and what each of its tiles gives to them.
+    """A slide's logits and the share of each tile in them.
 
     Attributes:
         slide_id: the slide.
-        names: what each logit speaks for.
+        names: the class of each logit.
         logits: (C,) float64.
-        shares: (N, C) float64; a column adds up to its logit.
-        looked_at: (N,) float64, the part that each tile had in the slide's vector; adds up to 1.
-        vector: (d,) float32, the slide's.
+        shares: (N, C) float64; each column sums to its logit.
+        looked_at: (N,) float64, the weight of each tile in the slide's vector; sums to 1.
+        vector: (d,) float32, of the slide.
     """
 
     slide_id: str
@@ -99,7 +119,7 @@ class Heatmap:
     vector: NDArray[np.float32]
 
     def scores(self) -> NDArray[np.float64]:
-        """(N, C): the logits of a slide of which all tiles gave what this one gives; nan for tiles not looked at.
+        """(N, C): the logits of a slide whose tiles all contribute as this one does; nan where `looked_at` is 0.
 
         Their mean, weighted by `looked_at`, is the slide's logit.
         """
@@ -116,13 +136,22 @@ def explain(
     slide_id: str,
     scores: Mapping[str, LinearScore],
 ) -> dict[str, Heatmap]:
-    """Target -> the heatmap of a slide; the views are drawn once for all targets.
+    """Compute the heatmaps of a slide; the views are drawn once for all targets.
 
-    The intercept, with what an average slide would get, is handed out by how much each tile was looked at.
+    The intercept is divided among the tiles in proportion to `looked_at`. All arguments but the last are those with
+    which `embed_slide` made the vector.
 
     Args:
-        encoder, features, positions, view, settings, slide_id: as of `embed_slide`, with which the vector was made.
-        scores: target -> the linear probe that judges the slide.
+        encoder: the slide encoder.
+        features: (N, D) of the tiles.
+        positions: (N, 2) (row, column) in tile units.
+        view: how views are drawn.
+        settings: of the embedding.
+        slide_id: the slide, which seeds the views.
+        scores: target -> the linear score of the slide.
+
+    Returns:
+        Target -> heatmap.
     """
     weights = np.concatenate([score.weights for score in scores.values()], axis=1)
     found = explain_slide(encoder, features, positions, view, settings, slide_id, weights)

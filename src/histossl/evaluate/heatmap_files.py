@@ -1,4 +1,4 @@
-"""Heatmaps as a table, as GeoJSON for QuPath and as a picture."""
+"""Heatmaps written as a table, as GeoJSON for QuPath, and as a picture."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from histossl.wsi.geometry import Size
 
 
 def write_heatmap_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool = False) -> None:
-    """A CSV, a row a tile: `tile`, its corner `x`, `y` in level-0 pixels, `looked_at` and `share(CLASS)`.
+    """Write a CSV with one row per tile: `tile`, its corner `x`, `y` in level-0 pixels, `looked_at`, `share(CLASS)`.
 
-    Each `share` column adds up to the slide's logit.
+    Each `share` column sums to the slide's logit.
 
     Args:
         path: of the file.
         heatmap: of the slide.
-        xy: (N, 2) corners of the tiles.
-        in_um: they are in µm; then the columns are x_um and y_um.
+        xy: (N, 2) corners of the tiles, level-0 pixels or µm.
+        in_um: whether `xy` is in µm; the columns are then `x_um` and `y_um`.
     """
-    places = ["x_um", "y_um"] if in_um else ["x", "y"]
+    corners = ["x_um", "y_um"] if in_um else ["x", "y"]
     with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = tables.writer(file)
-        writer.writerow(["tile", *places, "looked_at", *(f"share({name})" for name in heatmap.names)])
+        writer.writerow(["tile", *corners, "looked_at", *(f"share({name})" for name in heatmap.names)])
         for k, (corner, seen, shares) in enumerate(zip(xy.tolist(), heatmap.looked_at, heatmap.shares, strict=True)):
             writer.writerow([k, *corner, f"{seen:.9g}", *(f"{share:.9g}" for share in shares)])
 
 
 def write_heatmap_geojson(path: Path, heatmap: Heatmap, xy: NDArray, extent: float) -> None:
-    """A FeatureCollection of QuPath detections, a square a tile in level-0 pixels, streamed.
+    """Write a FeatureCollection of QuPath detections: one square per tile, in level-0 pixels.
 
-    Measurements: `share(CLASS)` and, to colour by, `score(CLASS)` as `Heatmap.scores` has it; tiles that were not
-    looked at are left out.
+    Measurements are `share(CLASS)` and, for colours, `score(CLASS)` as in `Heatmap.scores`. Tiles with `looked_at` 0
+    are left out. Features are written one by one, so that memory does not grow with the file.
 
     Args:
         path: of the file.
@@ -74,7 +74,7 @@ def write_heatmap_picture(
     picture: NDArray[np.uint8] | None = None,
     target: str = "",
 ) -> None:
-    """A PNG of the slide under its tiles' scores, of the class with the highest logit: red speaks for it, blue against.
+    """Write a PNG of the slide with its tiles' scores for the class with the highest logit: red for, blue against.
 
     Args:
         path: of the file.
@@ -82,8 +82,8 @@ def write_heatmap_picture(
         xy: (N, 2) corners of the tiles, level-0 pixels.
         extent: level-0 pixels of a tile's side.
         size: of the slide at level 0.
-        picture: (h, w, 3) of the whole slide; without it the ground is white.
-        target: what the classes are of, for the title.
+        picture: (h, w, 3) of the whole slide; None draws on white.
+        target: name of the target, for the title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,6 +95,7 @@ def write_heatmap_picture(
         picture = np.full((max(1, round(size.height * scale)), max(1, round(size.width * scale)), 3), 255, np.uint8)
     ground = _painted(scores, xy, extent, size, picture.shape[:2])
     known = np.abs(scores[np.isfinite(scores)])
+    # A quantile instead of the maximum: one extreme tile would make all others pale.
     most = float(np.quantile(known, 0.98)) if len(known) and known.max() > 0 else 1.0
     height, width = picture.shape[:2]
     figure = Figure(figsize=(9.5, 1 + 8 * min(2.0, max(0.3, height / width))), layout="constrained")
@@ -114,7 +115,7 @@ def write_heatmap_picture(
 
 
 def _painted(scores: NDArray, xy: NDArray, extent: float, size: Size, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """(h, w) the score of the tile at each pixel of the picture, nan where there is none."""
+    """The score of the tile at each pixel of the picture (h, w), nan where there is no tile."""
     scale = np.array([shape[1] / size.width, shape[0] / size.height])
     low = np.floor(xy * scale + 1e-6).astype(int).clip(min=0)
     high = np.maximum(low + 1, np.floor((xy + extent) * scale + 1e-6).astype(int))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 
 from histossl.core.errors import LabelError
-from histossl.core.tables import text_of
+from histossl.core.names import Known, folded, spellings, told
+from histossl.core.tables import Table, number, read_table
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
 SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
+SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
 EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
 
@@ -36,6 +36,7 @@ class Labels:
             run went on without them, and should end with a non-zero exit code.
         sites: slide -> where it was made, for the slides of which that is known.
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
+        notes: one line each for what was read otherwise than it is written: names in two spellings, a guessed encoding.
     """
 
     table: pd.DataFrame
@@ -44,6 +45,7 @@ class Labels:
     complaints: tuple[str, ...] = ()
     sites: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def where(self, slides: Sequence[str], most: int = 5) -> str:
         """These slides by their rows in the file, or by name where they are in none."""
@@ -60,8 +62,9 @@ def read_labels(
     """Read a CSV of labels and fit it to the slides at hand.
 
     Columns: `slide_id`; optional `patient_id` and `site`; the targets are `targets` where given, else `label` where
-    there is such a column, else every other column. Separated by comma, semicolon or tab; UTF-8 with or without a
-    mark. Every value is text: slide "007" stays "007"; numbers written differently ("1", "1.0") are one class.
+    there is such a column, else every other column. Text of any encoding and separator, see `read_table`. Every value
+    is text: slide "007" stays "007"; numbers written differently ("1", "1.0", "1,0") are one class. Names of slides,
+    patients and sites are one in every spelling that `folded` takes for the same.
 
     Args:
         path: the file.
@@ -72,12 +75,13 @@ def read_labels(
             A2), and else the slide counts as a patient of its own.
 
     Raises:
-        LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in case or
+        LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in its
             extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines
             of the file with the header as row 1.
     """
     path = Path(path)
-    columns, rows = read_label_rows(path)
+    found = read_table(path, LabelError)
+    columns, rows = found.columns, found.rows
     slide_column = find_column(columns, SLIDE_COLUMNS)
     if slide_column is None:
         raise LabelError(
@@ -86,8 +90,10 @@ def read_labels(
     patient_column = find_column(columns, PATIENT_COLUMNS)
     site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
     names, chosen = _choose_targets(path, columns, {slide_column, patient_column, site_column}, targets)
-    lines = unique_lines(path, rows, slide_column)
-    absent = _absent(path, lines, slide_ids)
+    written = unique_lines(path, rows, slide_column)
+    spelt = _spelt(path, written, slide_ids)
+    absent = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
+    lines = {spelt.get(slide, slide): line for slide, line in written.items()}
 
     values = {name: _classes(path, rows, name) for name in names}
     records, sites, unnamed, complaints = {}, {}, [], list(absent)
@@ -99,63 +105,70 @@ def read_labels(
             sites[slide] = _known(rows[line].get(site_column or "", "")) or _barcode(slide)[1]
             if patient_column and not named:
                 unnamed.append(line)
+    notes = [f"{path.name}: {what}" for what in (*found.said, *told("slides", spelt))]
+    notes += [f"{path.name}: {what}" for what in _one_spelling(records, sites)]
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
     table = pd.DataFrame(
         list(labelled.values()), index=pd.Index(list(labelled), dtype=object, name="slide_id"), dtype=object
     )
-    if unnamed:
-        complaints.append(
-            f"{path.name}: no patient in {_rows(unnamed)}; each of these slides counts as its own patient"
-        )
-    unlabelled = sorted(known - set(labelled))
-    if unlabelled:
-        complaints.append(f"{path.name}: no label for {len(unlabelled)} of {len(known)} slides: {_some(unlabelled)}")
+    complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
+    sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes))
+
+
+def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], count: int) -> list[str]:
+    """Complaints about rows without a patient and slides without a label; without any label it is an error."""
     if not labelled:
         raise LabelError(
-            f"{path.name}: none of its {len(lines)} slides has both a label and a vector",
+            f"{path.name}: none of its {count} slides has both a label and a vector",
             f"the slides are called {_some(sorted(known))}",
         )
-    sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
-    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines)
+    found = []
+    if unnamed:
+        found.append(f"{path.name}: no patient in {_rows(unnamed)}; each of these slides counts as its own patient")
+    lost = sorted(known - set(labelled))
+    if lost:
+        found.append(f"{path.name}: no label for {len(lost)} of {len(known)} slides: {_some(lost)}")
+    return found
+
+
+def _one_spelling(records: dict[str, dict], sites: dict[str, str]) -> list[str]:
+    """Give each patient and each site its first spelling; says which were changed."""
+    patients = spellings(str(row["patient_id"]) for row in records.values())
+    places = spellings(site for site in sites.values() if site)
+    for row in records.values():
+        row["patient_id"] = patients[row["patient_id"]]
+    for slide, site in sites.items():
+        sites[slide] = places.get(site, site)
+    return [*told("patients", patients), *told("sites", places)]
+
+
+def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[str, str]:
+    """Name in the file -> known slide, for those that are known in any spelling."""
+    exact, known = set(slide_ids), Known(slide_ids)
+    found = {name: name if name in exact else known.get(name) for name in lines}
+    return {name: slide for name, slide in found.items() if slide is not None}
 
 
 def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The header of a table, and line number -> column -> stripped text.
 
     Raises:
-        LabelError: not UTF-8 text, empty, a column that occurs twice, or rows of another length than the header.
+        LabelError: see `read_table`.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise LabelError(f"{path}: {error.strerror or error}", "give the CSV file of labels") from error
-    except UnicodeDecodeError as error:
-        raise LabelError(f"{path.name}: not UTF-8 text", "save the table as 'CSV UTF-8'") from error
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        lines = {
-            line: [text_of(cell.strip()) for cell in row] for row, line in ((row, reader.line_num) for row in reader)
-        }
-    except csv.Error as error:
-        raise LabelError(f"{path.name}: row {reader.line_num}: {error}", "save the table as 'CSV UTF-8'") from error
-    lines = {line: row for line, row in lines.items() if any(row)}
-    if not lines:
-        raise LabelError(f"{path.name}: the file is empty", "it needs a header with slide_id and label")
-    header = lines.pop(min(lines))
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise LabelError(f"{path.name}: column {_some(twice)} occurs twice", "keep one")
-    uneven = [line for line, row in lines.items() if len(row) != len(header)]
-    if uneven:
-        raise LabelError(f"{path.name}: {_rows(uneven)}: not {len(header)} cells, as the header has", "quote the text")
-    return [name for name in header if name], {line: dict(zip(header, row, strict=True)) for line, row in lines.items()}
+    found: Table = read_table(path, LabelError)
+    return found.columns, found.rows
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of `names` among the columns, as written there; case does not count."""
-    lowered = {column.lower(): column for column in reversed(columns)}
-    return next((lowered[name] for name in names if name in lowered), None)
+    """The first of `names` among the columns, as written there; case, spaces, hyphens and underscores do not count."""
+    lowered = {bare(column): column for column in reversed(columns)}
+    return next((lowered[bare(name)] for name in names if bare(name) in lowered), None)
+
+
+def bare(column: str) -> str:
+    """A column's name without case, spaces, hyphens and underscores: `Slide ID` is `slide_id`."""
+    return re.sub(r"[\s_\-]+", "", column.casefold())
 
 
 def _choose_targets(
@@ -177,38 +190,50 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> di
     """Slide -> the line that names it.
 
     Raises:
-        LabelError: a row names none, or a slide is named twice.
+        LabelError: a row names none, or a slide is named twice, in whatever spelling.
     """
     lines = defaultdict(list)
     for line, row in rows.items():
-        lines[row[column]].append(line)
+        lines[folded(row[column])].append(line)
     if "" in lines:
-        raise LabelError(f"{path.name}: no slide_id in {_rows(lines[''])}", "fill it in or delete the row")
-    twice = [f"{slide!r} ({_rows(found)})" for slide, found in lines.items() if len(found) > 1]
+        raise LabelError(f"{path.name}: no slide_id in {_rows(lines[''])}", "name the slide of these rows")
+    twice = [f"{rows[found[0]][column]!r} ({_rows(found)})" for found in lines.values() if len(found) > 1]
     if twice:
         raise LabelError(f"{path.name}: slides named twice: {_some(twice, quote=False)}", "keep one row a slide")
-    return {slide: found[0] for slide, found in lines.items()}
+    return {rows[found[0]][column]: found[0] for found in lines.values()}
 
 
-def _absent(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> list[str]:
-    """Complaints about labels of slides that are not there; those that are almost there are an error."""
-    known = set(slide_ids)
+def absent_slides(
+    where: str, lines: dict[str, int], slide_ids: Sequence[str], what: str = "labelled slides"
+) -> list[str]:
+    """A complaint about slides of a table that are not there; those that are almost there are an error.
+
+    Args:
+        where: the table's name.
+        lines: slide that is not there -> its row.
+        slide_ids: those that are.
+        what: to call them.
+
+    Raises:
+        LabelError: some differ from a slide by their extension alone.
+    """
+    if not lines:
+        return []
     loose = {_loose(slide): slide for slide in slide_ids}
-    absent = [slide for slide in lines if slide not in known]
     almost = [
-        f"{slide!r} (row {lines[slide]}; is it {loose[_loose(slide)]!r}?)" for slide in absent if _loose(slide) in loose
+        f"{slide!r} (row {line}; is it {loose[_loose(slide)]!r}?)"
+        for slide, line in lines.items()
+        if _loose(slide) in loose
     ]
     if almost:
         raise LabelError(
-            f"{path.name}: {len(almost)} ids differ from a slide by extension or case: {_some(almost, quote=False)}",
+            f"{where}: {len(almost)} ids differ from a slide by their extension: {_some(almost, quote=False)}",
             "write slide_id as slides.csv has it",
         )
-    if not absent:
-        return []
-    near = difflib.get_close_matches(absent[0], slide_ids, 1)
-    hint = f"; nearest to {absent[0]!r} is {near[0]!r}" if near else ""
-    where = _rows([lines[slide] for slide in absent])
-    return [f"{path.name}: {len(absent)} labelled slides are absent ({where}): {_some(absent)}{hint}"]
+    first = next(iter(lines))
+    near = difflib.get_close_matches(first, slide_ids, 1)
+    hint = f"; nearest to {first!r} is {near[0]!r}" if near else ""
+    return [f"{where}: {len(lines)} {what} are absent ({_rows(list(lines.values()))}): {_some(lines)}{hint}"]
 
 
 def _loose(slide: str) -> str:
@@ -224,12 +249,12 @@ def _loose(slide: str) -> str:
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
     """The patient of a slide, and whether anyone named it."""
     here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
-    if here and there and here != there:
+    if here and there and folded(here) != folded(there):
         raise LabelError(
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
             "correct one of the two",
         )
-    named = here or there or _barcode(slide)[0]
+    named = there or here or _barcode(slide)[0]
     return named or slide, bool(named)
 
 
@@ -251,11 +276,11 @@ def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int
         if value.lower() in EMPTY:
             continue
         try:
-            number = float(value)
+            found = number(value)
         except ValueError:
             words[line] = value
         else:
-            numbers[line] = str(int(number)) if number.is_integer() else repr(number)
+            numbers[line] = str(int(found)) if found.is_integer() else repr(found)
     if words and numbers:
         kind, few = min(("words", words), ("numbers", numbers), key=lambda pair: len(pair[1]))
         raise LabelError(

@@ -10,24 +10,24 @@ from scipy.linalg import eigh, get_blas_funcs
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-BLOCK = 1024  # slides whose features stay in a core's cache between the two products of a step
+BLOCK = 1024  # slides per block: their features stay in a core's cache between the two products of a step
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Slides to learn from, with axes along which a fit takes few steps; once prepared, it serves any penalty.
+    """Training slides with their principal axes, on which a fit needs few steps; valid for any penalty.
 
-    Along the principal axes the features are uncorrelated, and divided by the root of a bound on the curvature there
-    (Böhning, 1992: that of even probabilities) the loss is nearly as steep in all directions, which is what L-BFGS
-    needs. A rotation leaves the penalty what it was.
+    Along the principal axes the features are uncorrelated. Divided by the root of a bound on the curvature there
+    (Böhning, 1992: the curvature at equal probabilities), the loss is almost equally steep in all directions, which
+    L-BFGS needs to converge fast. A rotation does not change the penalty.
 
     Attributes:
-        x: (n, r) features, where n < d within the span of the slides, r = min(n, d).
+        x: (n, r) features, r = min(n, d); where n < d, in coordinates of the span of the slides.
         span: (d, r) orthonormal: features are x @ span.T; None where r = d.
-        axes: (r, r) orthonormal, in the terms of x.
-        spread: (r,) Σ over the slides of the weighted square along each axis.
+        axes: (r, r) orthonormal, the principal axes as columns, in the coordinates of x.
+        spread: (r,) sum over the slides of the weighted squares along each axis.
         classes: (n,) int.
-        weights: (n,) of the slides.
+        weights: (n,) of the slides in the loss.
     """
 
     x: NDArray[np.float64]
@@ -39,16 +39,23 @@ class Problem:
 
 
 def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
-    """Find the axes of features (n, d) of slides with classes (n,) 0, 1, ..., all of which occur; weigh them to even
-    classes where `balanced`.
+    """Find the principal axes of the features.
+
+    Args:
+        x: (n, d) features of slides.
+        classes: (n,) int, 0, 1, ...; each class occurs.
+        balanced: whether slides are weighted by the inverse frequency of their class; otherwise every weight is 1.
+
+    Returns:
+        The problem, for `solve`.
     """
     counts = np.bincount(classes)
     weights = (len(classes) / (len(counts) * counts))[classes] if balanced else np.ones(len(classes))
     x, span = np.ascontiguousarray(x, np.float64), None
-    if len(x) < x.shape[1]:  # no solution leaves the span of the slides
+    if len(x) < x.shape[1]:  # the penalty keeps every solution in the span of the slides
         span, inner = np.linalg.qr(x.T)
         x = np.ascontiguousarray(inner.T)
-    # Half of the products suffice for a symmetric matrix.
+    # syrk computes one half of a symmetric matrix, in half of the time.
     (half_product,) = get_blas_funcs(("syrk",), dtype=np.float64)
     gram = half_product(1.0, (x * np.sqrt(weights)[:, None]).T, lower=True)
     spread, axes = eigh(gram, overwrite_a=True, check_finite=False)
@@ -56,16 +63,16 @@ def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
 
 
 def solve(problem: Problem, C: float, most: int = 500, tolerance: float = 1e-8) -> tuple[NDArray, NDArray, bool]:
-    """Minimise the weighted cross-entropy + |W|² / 2C; two classes share one row of weights, more have one each.
+    """Minimise the weighted cross-entropy + |W|² / 2C; two classes share one column of weights, more have one each.
 
     Args:
         problem: from `prepare`.
-        C: inverse strength of the penalty; the intercept has none.
-        most: steps at most.
+        C: inverse strength of the penalty, positive; the intercept has no penalty.
+        most: maximum number of steps.
         tolerance: of the gradient per slide.
 
     Returns:
-        W (d, k) and the intercept (k,), k = 1 for two classes; and whether it came to rest.
+        W (d, k) and the intercept (k,), float64, k = 1 for two classes; and whether the fit converged.
     """
     x, classes, weights = problem.x, problem.classes, problem.weights
     (n, r), kinds = x.shape, int(classes.max()) + 1
@@ -92,12 +99,12 @@ def solve(problem: Problem, C: float, most: int = 500, tolerance: float = 1e-8) 
 
 
 def _cost(score: NDArray, classes: NDArray, weights: NDArray) -> tuple[float, NDArray]:
-    """The weighted cross-entropy of scores (m, k), and its slope by them (m, k)."""
+    """The weighted cross-entropy of scores (m, k), and its gradient with respect to them (m, k)."""
     if score.shape[1] == 1:
         sign = np.where(classes == 1, 1.0, -1.0)
         against = np.exp(-np.logaddexp(0, sign * score[:, 0]))  # the probability of the other class
         return float(weights @ np.logaddexp(0, -sign * score[:, 0])), (-sign * against * weights)[:, None]
-    score = score - score.max(axis=1, keepdims=True)
+    score = score - score.max(axis=1, keepdims=True)  # so that the exponential cannot overflow
     gap, rows = np.exp(score), np.arange(len(score))
     total = gap.sum(axis=1)
     cost = float(weights @ (np.log(total) - score[rows, classes]))
@@ -107,6 +114,15 @@ def _cost(score: NDArray, classes: NDArray, weights: NDArray) -> tuple[float, ND
 
 
 def predict(x: NDArray, w: NDArray, b: NDArray) -> NDArray[np.float64]:
-    """(m, classes) probabilities of rows x (m, d)."""
+    """Predict the probabilities of the classes.
+
+    Args:
+        x: (m, d) features.
+        w: (d, k) weights from `solve`.
+        b: (k,) intercept.
+
+    Returns:
+        (m, classes) in [0, 1], rows sum to 1.
+    """
     score = x @ w + b
     return softmax(np.hstack([np.zeros_like(score), score]) if w.shape[1] == 1 else score, axis=1)

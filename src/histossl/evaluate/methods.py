@@ -1,4 +1,4 @@
-"""What stands beside the linear probe, and what was done in the words of a paper."""
+"""The method section of a paper, written from the settings of the probe."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 
 def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False) -> str:
-    """A paragraph of method with every setting, in words, for a paper.
+    """Write a paragraph on the method for a paper, with every setting.
 
     Args:
         settings: of the probe.
-        classes: whether some target was of classes.
-        numbers: whether some target was of numbers.
+        classes: whether some target has classes.
+        numbers: whether some target has numbers.
+
+    Returns:
+        One paragraph, without line breaks.
     """
     parts = [_classes(settings)] if classes else []
     parts += [_numbers(settings)] if numbers else []
@@ -77,7 +80,7 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
         parts.append(
             "AUROC (of several classes the mean of one against the rest) compares slides within a test fold; average "
             "precision is a mean over folds; balanced accuracy and F1 are of the most probable class; calibration is "
-            "told by the Brier score and by the expected calibration error over tenths of the probability."
+            "measured by the Brier score and by the expected calibration error over tenths of the probability."
         )
     if numbers:
         parts.append(
@@ -87,7 +90,7 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
     parts.append(
         "All are averaged over the repeats; their intervals and those of the differences are the 2.5 and 97.5 "
         f"percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all methods. They "
-        "tell what other patients would change, not what other labelled slides would."
+        "show the effect of other patients, not that of other labelled slides."
     )
     return " ".join(parts)
 

@@ -1,8 +1,9 @@
-"""Networks that learn from the labels alone: tiles of labelled slides in, classes or numbers out.
+"""Networks that are trained on labelled slides, to compare with the linear probe: tiles in, classes or numbers out.
 
 `attention`: gated attention over the tiles (Ilse et al., ICML 2018). `sparse`: convolutions on the map of the tiles,
-trained end to end (SparseConvMIL; Lerousseau et al., MICCAI COMPAY 2021). `finetune`: the pretrained slide encoder,
-all of it trained on. One recipe for all, fixed beforehand: few labels leave nothing to tune or to stop on.
+trained end to end (SparseConvMIL; Lerousseau et al., MICCAI COMPAY 2021). `finetune`: the pretrained slide encoder, of
+which all weights are trained further. All share one recipe, fixed beforehand: with few labels there are no slides to
+tune settings or to stop early on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ Bag = tuple[NDArray[np.float16], NDArray[np.float32]]  # (n, D) features, (n, 2)
 
 
 def read_bags(files: Sequence[Path], recipe: Recipe = Recipe()) -> list[Bag]:
-    """The tiles of slides, at most `recipe.kept` of each, in half precision.
+    """Read the tiles of slides, a random `recipe.kept` of them at most, in half precision.
+
+    Args:
+        files: features files, one per slide.
+        recipe: of the networks.
+
+    Returns:
+        One bag per slide, in the order of the files.
 
     Raises:
         FileFormatError: a file is damaged, or the features are of different lengths.
@@ -47,7 +55,12 @@ def read_bags(files: Sequence[Path], recipe: Recipe = Recipe()) -> list[Bag]:
 
 
 class AttentionPool(nn.Module):
-    """Tiles to slide vectors by a weighted mean, blind to where they lie; called as a `SlideEncoder` is."""
+    """Slide vectors as a weighted mean of tiles, whatever their positions; has the signature of a `SlideEncoder`.
+
+    Args:
+        in_dim: length of the tiles' features.
+        dim: length of the slide vectors.
+    """
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -55,8 +68,18 @@ class AttentionPool(nn.Module):
         self.attention = GatedAttention(dim)
 
     def forward(self, features: Tensor, positions: NDArray, views: NDArray, size: int) -> Tensor:
-        """(N, in_dim) features of the tiles of `size` views to (size, dim); `views` (N,) ascending."""
-        # In one row, since the sites of a map must differ.
+        """Pool the tiles of each view.
+
+        Args:
+            features: (N, in_dim) floating, the tiles of all views.
+            positions: (N, 2), not used.
+            views: (N,) int, ascending: the view of each tile.
+            size: number of views.
+
+        Returns:
+            (size, dim) vectors.
+        """
+        # `Grid` needs distinct sites: the tiles lie in one row, one column per tile.
         sites = np.column_stack([views, np.zeros_like(views), np.arange(len(views))])
         rows = torch.relu(self.linear(self.norm(features)))
         grid = Grid(sites, size, features.device)
@@ -64,13 +87,13 @@ class AttentionPool(nn.Module):
 
 
 class BagTask(nn.Module):
-    """A network over bags, the classes or a number on top, and the loss of a batch.
+    """A network over bags with a linear layer for classes or one number, and the loss of a batch.
 
     Args:
         network: (features, positions, views, size) -> (size, dim) vectors.
-        dim: of these vectors.
-        weights: (classes,) of the classes in the loss; None predicts one number, by squared error.
-        dropout: in front of the last layer.
+        dim: length of these vectors.
+        weights: (classes,) of the classes in the cross-entropy; None predicts one number with the squared error.
+        dropout: probability in front of the last layer, in [0, 1).
     """
 
     def __init__(self, network: nn.Module, dim: int, weights: Tensor | None, dropout: float) -> None:
@@ -80,11 +103,25 @@ class BagTask(nn.Module):
         self.weights = None if weights is None else nn.Buffer(weights)
 
     def outputs(self, batch: tuple[Tensor, NDArray, NDArray, int]) -> Tensor:
-        """(size, classes) logits, or (size, 1) numbers."""
+        """Predict the slides of a batch.
+
+        Args:
+            batch: (features, positions, views, size), as `AttentionPool.forward` takes them.
+
+        Returns:
+            (size, classes) logits, or (size, 1) numbers, float32.
+        """
         return self.head(self.network(*batch)).float()
 
     def forward(self, batch: tuple[Tensor, NDArray, NDArray, int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(features, positions, views, size, truth) -> (loss, nothing to log)."""
+        """Compute the loss.
+
+        Args:
+            batch: (features, positions, views, size, truth); truth is (size,) int64 classes or float32 numbers.
+
+        Returns:
+            The loss (), and an empty dictionary of gauges.
+        """
         found, truth = self.outputs(batch[:4]), batch[4]
         if self.weights is None:
             return nn.functional.mse_loss(found[:, 0], truth), {}
@@ -94,14 +131,20 @@ class BagTask(nn.Module):
 def trained_rival(
     kind: str, bags: Sequence[Bag], encoder: Path | None = None, recipe: Recipe = Recipe(), device: str = "auto"
 ) -> Rival:
-    """A network that is trained anew on every set of labelled slides.
+    """Make a method of the probe that trains a new network on every set of labelled slides.
 
     Args:
         kind: attention, sparse or finetune.
         bags: the tiles of all slides.
-        encoder: the folder of the pretrained slide encoder, for finetune.
-        recipe: how it is trained.
+        encoder: the folder of the pretrained slide encoder; needed for finetune.
+        recipe: how the network is trained.
         device: auto, cpu or cuda.
+
+    Returns:
+        A function of (training rows, their truth, test rows, seed) that gives the predictions.
+
+    Raises:
+        SettingsError: the device is unknown or absent.
     """
     where = pick_device(device)
     dtype = str(pick_dtype("auto", where)).removeprefix("torch.")
@@ -146,7 +189,7 @@ def _network(kind: str, in_dim: int, encoder: Path | None, recipe: Recipe, seed:
     if kind == "finetune":
         assert encoder is not None
         found = SlideEncoder.load(encoder)
-        # Prototypes are no weights, and have no gradient.
+        # Prototypes are fixed, not trained: without them the vector has only parts that a gradient reaches.
         found.settings, found.prototypes = replace(found.settings, prototypes=0), None
         return found, found.settings.vector_dim
     settings = EncoderSettings(in_dim=in_dim, dim=recipe.dim, inlet="standard", tile_mean=False, prototypes=0)
@@ -156,10 +199,10 @@ def _network(kind: str, in_dim: int, encoder: Path | None, recipe: Recipe, seed:
 def _batch(
     step: int, bags: Sequence[Bag], train: NDArray, truth: NDArray, view: ViewSettings, recipe: Recipe, seed: int
 ) -> tuple[Tensor, NDArray, NDArray, int, Tensor]:
-    """Slides in a shuffled order, epoch after epoch: a function of seed and step alone."""
+    """The views and truth of a step; each epoch has its own order of the slides, from seed and step alone."""
     chosen = []
-    for place in range(step * recipe.batch, (step + 1) * recipe.batch):
-        epoch, k = divmod(place, len(train))
+    for drawn in range(step * recipe.batch, (step + 1) * recipe.batch):
+        epoch, k = divmod(drawn, len(train))
         chosen.append(int(np.random.default_rng([seed, epoch]).permutation(len(train))[k]))
     rng = np.random.default_rng([seed, 0, step])
     batch = collate([draw_view(*bags[int(train[k])], view, rng) for k in chosen])

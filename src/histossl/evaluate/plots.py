@@ -1,4 +1,4 @@
-"""A picture of what a probe found, one a target: few labels, ROC, calibration, confusion; as PNG and SVG."""
+"""Figures of the probe's results, one per target: few labels, ROC, calibration, confusion; as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     from histossl.evaluate.settings import ProbeResult
 
-# Okabe and Ito's, told apart by every kind of eye; the first embedding is the strongest.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish; the first embedding has the strongest one.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
-FEW = 3  # slides: fewer tell nothing of calibration
+FEW = 3  # slides: a point of the calibration curve with fewer is noise, and is left out
 
 
 def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     """Write `probe-TARGET.png` and `.svg` for every target; the same results give the same bytes.
 
-    Of classes: AUROC over the number of labels, with its 95 % interval; ROC with all labels, of predictions pooled over
-    folds and averaged over repeats, of several classes the mean of one against the rest; calibration of the same, the
-    share of each tenth of the probabilities that is of the class, a dot the larger the more slides; and what the first
-    embedding took each class for. Of numbers: Spearman's correlation over the number of labels, and what the first
-    embedding predicted.
+    Targets with classes get four panels: AUROC over the number of labels, with its 95 % interval; ROC with all labels,
+    from predictions pooled over folds and averaged over repeats, with more than two classes the mean of one against
+    the rest; calibration of the same predictions, the dots larger for more slides; the confusion matrix of the first
+    embedding. Targets with numbers get two: Spearman's correlation over the number of labels, and the predictions of
+    the first embedding.
 
     Args:
         result: of `probe`.
-        folder: where to.
+        folder: for the files.
 
     Returns:
-        The files written.
+        The paths of the files, PNG before SVG for each target.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,9 +48,9 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     written = []
     names = file_names([str(name) for name in result.predictions["target"].unique()])
     for target, name in names.items():
-        found = _of(result.predictions, "target", target)
+        found = _where(result.predictions, "target", target)
         classes = not result.table.empty and target in set(result.table["target"])
-        rows = _of(result.table if classes else result.numbers, "target", target)
+        rows = _where(result.table if classes else result.numbers, "target", target)
         figure = Figure(figsize=(16, 4.2) if classes else (9, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         unit = result.settings.shots_of
@@ -59,8 +59,10 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
         else:
             _draw_numbers(figure, rows, found, unit)
         first = rows.iloc[0]
-        figure.suptitle(_plain(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11)
-        # Text stays text, and what names clip paths is not chance.
+        figure.suptitle(
+            _escaped(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11
+        )
+        # Text stays text in the SVG, and a fixed salt makes the names of clip paths the same in every run.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "histossl"}):
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
                 with whole(folder / f"probe-{name}.{kind}") as part:
@@ -76,7 +78,7 @@ def _draw_classes(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     shots.set_ylabel("AUROC, 95 % interval over patients")
     _rocs(roc, found, embeddings)
     _calibration(calibration, found, embeddings)
-    _confusion(confusion, _of(found, "embedding", embeddings[0]), embeddings[0])
+    _confusion(confusion, _where(found, "embedding", embeddings[0]), embeddings[0])
 
 
 def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit: str) -> None:
@@ -85,32 +87,39 @@ def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     _shots(shots, rows, embeddings, "spearman", f"labelled {unit} in training")
     shots.set_ylabel("Spearman's correlation, 95 % interval over patients")
     shots.legend(frameon=False, fontsize=8, loc="best")
-    own = _of(found, "embedding", embeddings[0])
+    own = _where(found, "embedding", embeddings[0])
     truth, predicted = own["truth"].to_numpy(float), own["predicted"].to_numpy(float)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     against.plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
     against.scatter(truth, predicted, s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
     against.set(xlabel="truth", ylabel="predicted, of patients held out")
-    against.set_title(_plain(embeddings[0]), fontsize=9)
+    against.set_title(_escaped(embeddings[0]), fontsize=9)
     against.spines[["top", "right"]].set_visible(False)
 
 
 def file_names(targets: list[str]) -> dict[str, str]:
-    """Target -> a name for its files, of letters, digits, - and _; numbered where two would be the same."""
+    """Choose a file name for every target, of letters, digits, - and _; numbered where two would be the same.
+
+    Args:
+        targets: any text.
+
+    Returns:
+        Target -> file name without ending, at most 60 characters and a number.
+    """
     names: dict[str, str] = {}
     for target in targets:
         name = re.sub(r"[^\w-]+", "-", target).strip("-")[:60] or "target"
-        taken = {other.casefold() for other in names.values()}
+        taken = {other.casefold() for other in names.values()}  # some file systems ignore the case
         names[target] = next(n for n in (name, *(f"{name}-{k}" for k in range(2, 10**6))) if n.casefold() not in taken)
     return names
 
 
-def _of(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+def _where(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return pd.DataFrame(table[table[column] == value])
 
 
-def _plain(text: str) -> str:
-    """Names are data: a dollar sign in them begins no formula."""
+def _escaped(text: str) -> str:
+    """Escape dollar signs, which begin a formula in matplotlib: names are data."""
     return text.replace("$", r"\$")
 
 
@@ -118,12 +127,13 @@ def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, w
     counts = list(rows["n_labelled"].unique())
     for k, name in enumerate(embeddings):
         line = rows[rows["embedding"] == name].set_index("n_labelled").loc[counts]
+        # Side by side, so that the intervals of different embeddings do not cover each other.
         at = np.arange(len(counts)) + (k - (len(embeddings) - 1) / 2) * 0.5 / max(len(embeddings), 4)
         colour = COLOURS[k % len(COLOURS)]
         axes.vlines(at, line["low"], line["high"], color=colour, linewidth=1.2, alpha=0.6)
         marker = MARKERS[k % len(MARKERS)]
         width = 2 if k == 0 else 1.2
-        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_plain(name))
+        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_escaped(name))
     chance = 0.5 if figure == "auroc" else 0.0
     axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(counts)), counts)
@@ -146,7 +156,7 @@ def _rocs(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None:
             curves.append(np.interp(grid, false, true))
         curve = np.mean(curves, axis=0)
         curve[0] = 0
-        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_plain(name))
+        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_escaped(name))
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", xlim=(0, 1), ylim=(0, 1.005))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -157,7 +167,7 @@ def _calibration(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None
     classes = sorted(found["truth"].unique())
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     for k, name in enumerate(embeddings):
-        own = _of(found, "embedding", name)
+        own = _where(found, "embedding", name)
         shown = classes[1:] if len(classes) == 2 else classes
         p = np.concatenate([own[f"p({kind})"].to_numpy(float) for kind in shown])
         true = np.concatenate([own["truth"].to_numpy() == kind for kind in shown])
@@ -181,8 +191,8 @@ def _confusion(axes: Axes, found: pd.DataFrame, name: str) -> None:
             axes.text(
                 j, i, text, ha="center", va="center", fontsize=8, color="white" if shares[i, j] > 0.6 else "black"
             )
-    ticks = [_plain(kind if len(kind) <= 14 else kind[:13] + "…") for kind in classes]
+    ticks = [_escaped(kind if len(kind) <= 14 else kind[:13] + "…") for kind in classes]
     axes.set_xticks(range(len(classes)), ticks, rotation=30 if max(map(len, ticks)) > 6 else 0)
     axes.set_yticks(range(len(classes)), ticks)
     axes.set(xlabel="predicted", ylabel="truth")
-    axes.set_title(_plain(name), fontsize=9)
+    axes.set_title(_escaped(name), fontsize=9)

@@ -225,8 +225,17 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def write_probe(result: ProbeResult, folder: Path) -> None:
-    """Write probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words), and
-    figures; a table without rows is not there.
+    """Write a probe into a folder; a table without rows is not written.
+
+    The files are probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words)
+    and the figures.
+
+    Args:
+        result: of `probe`.
+        folder: made where it does not exist.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
     """
     from histossl.evaluate.plots import write_figures
 

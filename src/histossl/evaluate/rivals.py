@@ -52,6 +52,7 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         what = f"{', '.join(needing)} need features of tiles, and {len(lost)} slides have none, first {lost[0]!r}"
         raise SettingsError(f"probe.rivals: {what}", "probe the folder of the study that encoded them")
     vectors: dict[str, NDArray[np.float32]] = dict(source.vectors)
+    vectors |= parts_alone(source, settings.parts)
     if pooled := [name for name in wanted if name in POOLED]:
         vectors |= _pooled(source, pooled)
     rivals: dict[str, Rival] = {}
@@ -72,6 +73,29 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
             )
     labels = replace(labels, sites={**source.sites, **labels.sites})
     return probe(vectors, source.ids, labels, settings, rivals, source.seen)
+
+
+def parts_alone(source: Source, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Parts of the first vectors of a source, each as vectors of its own.
+
+    Args:
+        source: from `read_source`.
+        wanted: names of parts, or `all`.
+
+    Raises:
+        SettingsError: a part that is not there, or a file that does not name the parts.
+    """
+    if not wanted:
+        return {}
+    first, values = next(iter(source.vectors.items()))
+    known = list(dict.fromkeys(source.parts))
+    chosen = known if "all" in wanted else list(dict.fromkeys(wanted))
+    lost = [name for name in chosen if name not in known]
+    if lost or not known:
+        there = f"there are {', '.join(known)}" if known else "its file names no parts: embed the study again"
+        raise SettingsError(f"probe.parts: {first} has no part {', '.join(map(repr, lost or wanted))}", there)
+    at = np.array(source.parts)
+    return {f"{first}: {name}": values[:, at == name] for name in chosen}
 
 
 def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> Rival:

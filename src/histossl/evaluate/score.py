@@ -1,4 +1,4 @@
-"""Figures of predictions, each with a 95 % interval from resamples of the patients."""
+"""Metrics of predictions, each with a 95 % interval from resamples of the patients."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from scipy.stats import rankdata
 from histossl.evaluate.auroc import macro_ranks
 
 BINS = 10  # of probabilities, in calibration
-Samples = dict[str, NDArray[np.float64]]  # figure -> (B,): of the patients as they are, then of each resample
+Samples = dict[str, NDArray[np.float64]]  # metric -> (B,): entry 0 of all patients, then one entry per resample
 
 
 def samples_of(
     values: NDArray, truth: NDArray, folds: NDArray, patient: NDArray, weights: NDArray, classes: bool
 ) -> Samples:
-    """The figures of one method, each a mean over the repeats.
+    """The metrics of one method, each averaged over the repeats.
 
     Args:
         values: (repeats, n, classes) probabilities or (repeats, n, 1) numbers.
         truth: (n,) classes as int, or numbers.
-        folds: (repeats, n) the fold in which each slide was tested.
-        patient: (n,) int column of `weights`.
+        folds: (repeats, n) int, the fold in which each slide was tested.
+        patient: (n,) int, the column of `weights` of each slide's patient.
         weights: (B, patients) from `resample`.
-        classes: whether these are classes.
+        classes: whether the target is a class; otherwise it is a number.
+
+    Returns:
+        Metric -> (B,) float64; `ProbeResult` says what each metric is.
     """
     figures: Callable[..., Samples] = _of_classes if classes else _of_numbers
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -36,13 +39,20 @@ def samples_of(
 
 
 def interval(samples: NDArray) -> tuple[float, float, float]:
-    """The value itself (resample 0) and the 95 % interval of the others; those that are nan do not count."""
+    """The value and its 95 % interval.
+
+    Args:
+        samples: (B,): the value of all patients, then of each resample; nan among the resamples does not count.
+
+    Returns:
+        The value, and the 2.5 and 97.5 percentiles of the resamples (nan where all are nan).
+    """
     low, high = np.nanpercentile(samples[1:], [2.5, 97.5]) if np.isfinite(samples[1:]).any() else (np.nan, np.nan)
     return float(samples[0]), float(low), float(high)
 
 
 def _of_classes(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weights: NDArray) -> Samples:
-    """Of (n, classes) probabilities: see `ProbeResult` for what each figure is."""
+    """Metrics of (n, classes) probabilities; see `ProbeResult`."""
     count = p.shape[1]
     is_class, called = np.eye(count, dtype=bool)[y], np.eye(count, dtype=bool)[p.argmax(axis=1)]
     kinds = slice(1 if count == 2 else 0, None)
@@ -66,7 +76,7 @@ def _of_classes(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weight
 
 
 def _summed(columns: list[NDArray], patient: NDArray, weights: NDArray) -> list[NDArray[np.float64]]:
-    """Each (n, m) summed over the slides of every resample, (B, m): all by one product over the patients."""
+    """Sums of columns (n, m) over the slides of every resample, (B, m) each; one matrix product over the patients."""
     flat = np.hstack(columns).astype(np.float64).T
     by_patient = np.stack([np.bincount(patient, column, weights.shape[1]) for column in flat], axis=1).astype(
         np.float64
@@ -77,16 +87,17 @@ def _summed(columns: list[NDArray], patient: NDArray, weights: NDArray) -> list[
 
 
 def _of_numbers(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weights: NDArray) -> Samples:
-    """Of (n, 1) predicted numbers: Spearman of what remains when each fold's mean prediction is taken away; R² and MAE.
+    """Metrics of (n, 1) predicted numbers: Spearman after each fold's mean prediction is subtracted, R² and MAE.
 
-    The mean of a fold's predictions is that of its training slides, the lower the higher those that it tests;
-    where there is nothing to learn, the correlation would be negative. A mean of correlations within folds would not do
-    it: that of so few slides is not that of the cohort, and in resamples, which have fewer different ones, lower still.
+    The mean prediction of a fold follows the mean of its training slides, which is the lower the higher the test slides
+    are: without any signal, the correlation over all folds would be negative. The mean of the correlations within folds
+    is no remedy: on few slides it differs from that of the cohort, and more so in resamples, which repeat slides.
     """
     p = p[:, 0]
     columns = np.column_stack([(p - y) ** 2, np.abs(p - y), y, y**2, np.ones(len(y))])
     errors, absolute, first, second, total = _summed([columns], patient, weights)[0].T
     centred = p - (np.bincount(folds, p) / np.maximum(np.bincount(folds), 1))[folds]
+    # In parts, since the ranks of all resamples at once take (B, n) memory several times.
     parts = [spearman(centred, y, some[:, patient]) for some in np.array_split(weights, 1 + len(weights) // 128)]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -97,7 +108,16 @@ def _of_numbers(p: NDArray, y: NDArray, folds: NDArray, patient: NDArray, weight
 
 
 def spearman(a: NDArray, b: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Rank correlation of a and b (n,), taken weights (B, n) times, ties by their middle; nan where all are tied."""
+    """Spearman's rank correlation on weighted resamples.
+
+    Args:
+        a: (n,) values.
+        b: (n,) values.
+        weights: (B, n), how often each value counts.
+
+    Returns:
+        (B,) float64 in [-1, 1], ties at their mean rank; nan where all values of `a` or of `b` are equal.
+    """
     x, y = (_ranks(values, weights) for values in (a, b))
     total = weights.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -115,14 +135,14 @@ def _ranks(values: NDArray, weights: NDArray) -> NDArray[np.float64]:
 
 
 def reliability(p: NDArray, is_class: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Where the slides of each tenth of the probabilities lie, empty ones left out.
+    """The points of a calibration curve: one per tenth of the probabilities that has slides.
 
     Args:
-        p: (n,) probabilities of one class.
-        is_class: (n,) whether the slide is of it.
+        p: (n,) probabilities of one class, in [0, 1].
+        is_class: (n,) bool, whether the slide is of that class.
 
     Returns:
-        The mean probability, the share that is of the class, and the number of slides.
+        The mean probability, the share of slides of the class, and the number of slides, each (tenths,).
     """
     tenth = np.minimum((p * BINS).astype(int), BINS - 1)
     counts = np.bincount(tenth, minlength=BINS)

@@ -1,4 +1,4 @@
-"""A slide in, the slides most like it out; and how often those of other patients share its label."""
+"""Search for the slides most similar to a slide, and how often such slides of other patients share its label."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ QUERIES = 5000  # a larger cohort is scored on this many of its slides, drawn at
 
 @dataclass(frozen=True)
 class Hit:
-    """A slide that is like the one asked for: its row, and its similarity in [-1, 1]."""
+    """A slide that was found: its row, and its similarity to the query in [-1, 1]."""
 
     row: int
     similarity: float
 
 
 def directions(values: NDArray) -> NDArray[np.float32]:
-    """Vectors whose products are similarities: every feature standardised over the cohort, then each row of length 1.
+    """Unit vectors whose products are similarities: features are standardised over the cohort, then rows scaled.
 
-    The cosine of the vectors as they are is near 1 for any two slides, since all share the mean of the cohort, and it
-    follows the features with the largest unit. Standardised, 0 is what two slides of the cohort have by chance.
+    The cosine of the raw vectors is near 1 for any two slides, since all share the mean of the cohort, and features
+    with large values dominate it. After standardisation, unrelated slides of the cohort have a similarity near 0.
 
     Args:
-        values: (N, d) finite; constant features count for nothing.
+        values: (N, d) finite; constant features become zero.
 
     Returns:
-        (N, d) float32; a row at the cohort's mean is zero.
+        (N, d) float32 rows of length 1; a row equal to the cohort's mean is zero.
     """
     x = np.asarray(values, np.float64)
     deviation = x.std(axis=0)
@@ -48,13 +48,16 @@ def directions(values: NDArray) -> NDArray[np.float32]:
 
 
 def nearest(values: NDArray, patients: NDArray, query: int, top: int) -> list[Hit]:
-    """The `top` slides of other patients most similar to slide `query`, the most similar first; ties by row.
+    """Find the slides of other patients that are most similar to a slide.
 
     Args:
         values: (N, d) vectors.
         patients: (N,) patient of each slide.
-        query: row of the slide asked for.
-        top: how many; fewer where there are not so many.
+        query: row of the slide.
+        top: number of slides to find.
+
+    Returns:
+        At most `top` hits, the most similar first, ties in the order of the rows.
     """
     rows = directions(values)
     similarity = rows @ rows[query]
@@ -66,22 +69,22 @@ def nearest(values: NDArray, patients: NDArray, query: int, top: int) -> list[Hi
 def retrieval(
     embeddings: Mapping[str, NDArray], ids: Sequence[str], labels: Labels, bootstraps: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """How well labels are found again by similarity, each slide asking in turn among the slides of other patients.
+    """Measure how well similarity finds slides of the same class; each slide is a query among those of other patients.
 
-    Recall at k: share of slides with at least one of their class among the k most similar. mAP: mean over slides of
-    the average precision of the whole ranking. Intervals: 2.5 and 97.5 percentiles over resamples of the patients that
-    ask. Slides whose class no other patient has do not ask.
+    Recall at k: share of queries with at least one slide of their class among the k most similar. mAP: mean over the
+    queries of the average precision of the whole ranking. Intervals: 2.5 and 97.5 percentiles over resamples of the
+    queries' patients. Slides whose class no other patient has are no queries.
 
     Args:
         embeddings: name -> (N, d).
         ids: N slide ids.
         labels: from `read_labels`.
         bootstraps: resamples behind the intervals.
-        seed: of the resamples, of the ranking by chance, and of the choice of slides in cohorts of more than 5,000.
+        seed: of the resamples, of the random ranking, and of the choice of queries in cohorts of more than 5,000.
 
     Returns:
-        A row for each target and embedding, and one for chance, a random ranking: `target`, `embedding`, `recall@1`,
-        `recall@5`, `recall@10`, `map`, `map_low`, `map_high`, `queries`.
+        One row per target and embedding, and one per target for a random ranking (`chance`). Columns: `target`,
+        `embedding`, `recall@1`, `recall@5`, `recall@10`, `map`, `map_low`, `map_high`, `queries`.
     """
     found = []
     for target in labels.targets:
@@ -91,18 +94,18 @@ def retrieval(
         classes = np.unique(column.loc[slides].to_numpy(dtype=str), return_inverse=True)[1]
         patient = np.unique(labels.table["patient_id"].loc[slides].to_numpy(dtype=str), return_inverse=True)[1]
         rng = np.random.default_rng(seed)
-        asking = np.sort(rng.permutation(len(rows))[:QUERIES])
+        queries = np.sort(rng.permutation(len(rows))[:QUERIES])
         weights = resample(patient.max() + 1, bootstraps, rng)
         chance = rng.normal(size=(len(rows), 64))
         for name, values in (*((n, v[rows]) for n, v in embeddings.items()), ("chance", chance)):
             scores = np.concatenate(
                 [
-                    _asked(directions(values), classes, patient, part)
-                    for part in np.array_split(asking, 1 + len(asking) // 256)
+                    _query_scores(directions(values), classes, patient, part)
+                    for part in np.array_split(queries, 1 + len(queries) // 256)
                 ]
             )
             kept = ~np.isnan(scores[:, -1])
-            share = weights[:, patient[asking[kept]]]
+            share = weights[:, patient[queries[kept]]]
             with np.errstate(invalid="ignore"):
                 samples = share @ scores[kept, -1] / share.sum(axis=1)
             low, high = np.nanpercentile(samples[1:], [2.5, 97.5]) if kept.any() else (np.nan, np.nan)
@@ -115,13 +118,13 @@ def retrieval(
     return pd.DataFrame(found)
 
 
-def _asked(rows: NDArray, classes: NDArray, patient: NDArray, asking: NDArray) -> NDArray[np.float64]:
-    """(queries, ranks + 1): whether one of the class is among the first k, and the average precision; nan for none."""
-    similarity = rows[asking] @ rows.T
-    own = patient[asking][:, None] == patient
+def _query_scores(rows: NDArray, classes: NDArray, patient: NDArray, queries: NDArray) -> NDArray[np.float64]:
+    """Recall at each rank and average precision of queries, (queries, ranks + 1); nan where no other has the class."""
+    similarity = rows[queries] @ rows.T
+    own = patient[queries][:, None] == patient
     similarity[own] = -np.inf
     order = np.argsort(-similarity, axis=1, kind="stable")
-    same = (classes[order] == classes[asking][:, None]) & ~np.take_along_axis(own, order, axis=1)
+    same = (classes[order] == classes[queries][:, None]) & ~np.take_along_axis(own, order, axis=1)
     relevant = same.sum(axis=1)
     precision = np.cumsum(same, axis=1) / np.arange(1, same.shape[1] + 1)
     with np.errstate(invalid="ignore"):
@@ -131,13 +134,16 @@ def _asked(rows: NDArray, classes: NDArray, patient: NDArray, asking: NDArray) -
 
 
 def picture(frames: Sequence[tuple[str, Path | None, Path | None]], side: int = 320, columns: int = 5) -> Image.Image:
-    """Slides side by side, in rows, a text under each; the first has a frame, it is the one asked for.
+    """Draw thumbnails of slides in rows, a text under each, and a frame around the first (the query).
 
     Args:
-        frames: (text, a picture that stands, the slide's file); the slide is opened where no picture stands, and where
-            neither can be read its place stays empty.
-        side: pixels of a place, without its text.
-        columns: places in a row.
+        frames: (text, a picture file or None, the slide's file or None); the slide is used where its file exists, else
+            the picture; where that cannot be read, an empty field says so.
+        side: pixels of a thumbnail's longer side.
+        columns: thumbnails per row.
+
+    Returns:
+        The picture, RGB.
     """
     gap, line = 12, 20
     texts = [text.split("\n") for text, _, _ in frames]
@@ -177,7 +183,7 @@ def _thumbnail(small: Path | None, slide: Path | None, side: int) -> Image.Image
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, its middle left out where it is too wide."""
+    """The text, with an ellipsis for its middle where it is wider than `width` pixels."""
     shown = text
     while font.getlength(shown) > width and len(text) > 4:
         text = text[: len(text) // 2 - 1] + text[len(text) // 2 + 1 :]

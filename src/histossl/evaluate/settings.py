@@ -41,6 +41,7 @@ class ProbeSettings:
         bootstraps: resamples of the patients behind each interval.
         rivals: further methods on the same labels and folds: knn, mean, deviation, max; and trained on the labels,
             which takes minutes: attention, sparse, finetune.
+        parts: parts of the vectors that are also judged by themselves: stage, mean, prototypes, or all.
         mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
         seed: of the folds, the shots and the resamples.
     """
@@ -58,6 +59,7 @@ class ProbeSettings:
     shots_of: str = "slides"
     bootstraps: int = 1000
     rivals: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     mixed_patients: bool = False
     seed: int = 0
 
@@ -113,6 +115,23 @@ class ProbeResult:
     audit: tuple[str, ...]
     complaints: tuple[str, ...]
     settings: ProbeSettings
+
+    def __repr__(self) -> str:
+        from histossl.evaluate.summary import told
+
+        return told(self.table, self.numbers)
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(na_rep="")
+
+    def summary(self) -> pd.DataFrame:
+        """The main score of every method with its 95 % interval, as text; rows: target and number of labels.
+
+        The score is AUROC of targets with classes, and Spearman's correlation of targets with numbers.
+        """
+        from histossl.evaluate.summary import summary_of
+
+        return summary_of(self.table, self.numbers)
 
 
 NEIGHBOURS = 10

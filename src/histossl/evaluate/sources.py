@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from numpy.typing import NDArray
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
-from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS
+from histossl.core.names import Known, clashes, spellings, told
+from histossl.core.sidecars import files_of
+from histossl.core.tables import number, read_table
+from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
+from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, bare, find_column
 from histossl.evaluate.pickled import read_pickled_vectors
 
 
@@ -32,7 +37,12 @@ class Source:
         pictures: slide id -> a picture of the slide that stands already.
         tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
         encoder: the folder of the slide encoder that made the vectors, where it stands.
+        parts: of every number of the first vectors, the name of its part; empty where nobody says.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
+        columns: names of the numbers of the first vectors, where a table names them.
+        asked: whether the user named these columns.
+        notes: one line each for what was left out or read otherwise than it is written.
+        passed: one line each for files that were passed over.
     """
 
     ids: tuple[str, ...]
@@ -43,17 +53,23 @@ class Source:
     pictures: dict[str, Path] = field(default_factory=dict)
     tiles: dict[str, Path] = field(default_factory=dict)
     encoder: Path | None = None
+    parts: tuple[str, ...] = ()
     seen: frozenset[str] | None = None
+    columns: tuple[str, ...] = ()
+    asked: bool = False
+    notes: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
 
 
-def read_source(path: Path, pickles: bool = False) -> Source:
+def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) -> Source:
     """Read vectors of slides, by what lies at `path`.
 
     - the folder of a study, or an `.h5ad` file: X and, of ours, the baselines in obsm;
     - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
       features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
     - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
-    - `.csv` or `.parquet`: a column slide_id, optionally patient_id and site, all further columns numbers;
+    - `.csv`, `.tsv`, `.txt` or `.parquet`: a column slide_id, optionally patient_id and site, and the columns of the
+      vector: those named by `columns`, else those of one prefix with a number behind it, see `vector_of`;
     - with `pickles` also the `.npy` files of a dictionary, slide -> vector, that Giga-SSL's authors publish later.
 
     Raises:
@@ -64,8 +80,9 @@ def read_source(path: Path, pickles: bool = False) -> Source:
         found = read_pickled_vectors(path)
         values = np.stack(list(found.values())) if found else np.empty((0, 0), np.float32)
         return _checked(path, Source(tuple(found), {path.stem: values}))
-    kinds: dict[str, Callable[[Path], Source]] = {".h5ad": _anndata, ".npy": _arrays, ".csv": _table}
-    kinds |= {".parquet": _table}
+    table = functools.partial(_table, wanted=tuple(columns))
+    kinds: dict[str, Callable[[Path], Source]] = {".h5ad": _anndata, ".npy": _arrays}
+    kinds |= dict.fromkeys((".csv", ".tsv", ".txt", ".parquet"), table)
     if path.is_dir():
         read = _study if (path / "embeddings.h5ad").exists() else _arrays if (path / "ids.npy").exists() else _folder
     elif path.suffix.lower() in kinds:
@@ -88,18 +105,22 @@ def side_by_side(source: Source, other: Source, name: str) -> Source:
         FileFormatError: they are not of the same slides; names some.
     """
     title, values = next(iter(other.vectors.items()))
-    lost = [slide for slide in source.ids if slide not in set(other.ids)]
+    theirs, ours = Known(other.ids), Known(source.ids)
+    lost = [slide for slide in source.ids if slide not in theirs]
     if lost or len(other.ids) != len(source.ids):
-        extra = [slide for slide in other.ids if slide not in set(source.ids)]
+        extra = [slide for slide in other.ids if slide not in ours]
         what = f"{len(lost)} slides only in the first, {lost[:3]}, {len(extra)} only in the second, {extra[:3]}"
         near = difflib.get_close_matches(lost[0], extra, 1) if lost else []
         hint = f"is {lost[0]!r} the same as {near[0]!r}?" if near else "compare vectors of the same slides"
         raise FileFormatError(f"the two files have different slides: {what}", hint)
     row = {slide: k for k, slide in enumerate(other.ids)}
+    spelt = {slide: str(theirs.get(slide)) for slide in source.ids}
     title = title if title not in source.vectors else f"{title} ({name})"
     if title in source.vectors:
         raise FileFormatError(f"both files call their vectors {title!r}", "rename one of the files")
-    return replace(source, vectors={**source.vectors, title: values[[row[slide] for slide in source.ids]]})
+    notes = (*source.notes, *other.notes, *told("slides of the two files", spelt))
+    vectors = {**source.vectors, title: values[[row[spelt[slide]] for slide in source.ids]]}
+    return replace(source, vectors=vectors, notes=notes)
 
 
 def _checked(path: Path, source: Source) -> Source:
@@ -107,13 +128,32 @@ def _checked(path: Path, source: Source) -> Source:
         raise FileFormatError(f"{path}: no slide in it")
     twice = pd.Index(source.ids)[pd.Index(source.ids).duplicated()]
     if len(twice):
-        raise FileFormatError(f"{path}: slide {twice[0]!r} is there twice", "keep one row a slide")
+        some = ", ".join(repr(str(name)) for name in dict.fromkeys(twice[:3]))
+        raise FileFormatError(f"{path}: slide {some} is there twice", "keep one row a slide")
+    if pairs := clashes(source.ids):
+        some = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:3])
+        raise FileFormatError(f"{path}: slides whose names differ by their spelling alone: {some}", "rename them")
+    people = spellings(patient.strip() for patient in source.patients.values())
+    places = spellings(site.strip() for site in source.sites.values())
+    said = (*told("patients", people), *told("sites", places))
+    source = replace(
+        source,
+        patients={slide: people[patient.strip()] for slide, patient in source.patients.items()},
+        sites={slide: places[site.strip()] for slide, site in source.sites.items()},
+        notes=(*source.notes, *(f"{path.name}: {what}" for what in said)),
+    )
     for name, values in source.vectors.items():
         if values.ndim != 2 or len(values) != len(source.ids):
             raise FileFormatError(f"{path}: {name} has shape {values.shape} for {len(source.ids)} slides")
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
-            raise FileFormatError(f"{path}: {name} of {len(bad)} slides is not finite, first {source.ids[bad[0]]!r}")
+            some = ", ".join(repr(source.ids[k]) for k in bad[:3])
+            what = f"{path}: {name} of {len(bad)} slides is not finite: {some}"
+            raise FileFormatError(what, "make the vectors of these slides anew, or leave them out of the file")
+        counting = [] if source.columns or source.encoder else row_numbers(values)
+        if counting:
+            what = f"{path}: number {counting[0]} of each vector of {name} counts the rows of the file"
+            raise FileFormatError(what, "a row number is no feature: write the vectors without it")
     return source
 
 
@@ -129,14 +169,16 @@ def _anndata(path: Path) -> Source:
         ours = "histossl" in (data := read_h5ad(path)).uns
     if ours:
         found = read_embeddings(path)
-        slides, vectors = found.slides, found.vectors
+        slides, vectors, parts = found.slides, found.vectors, found.parts
     else:
         dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
         slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
+        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
     ids = [str(name) for name in slides.index]
-    columns = {str(name).lower(): slides[name].astype(str).tolist() for name in slides.columns}
-    patients = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
-    sites = next((columns[name] for name in SITE_COLUMNS if name in columns), ())
+    columns = {str(name): slides[name].astype(str).tolist() for name in slides.columns}
+    patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
+    patients = None if patient is None else [p if p.lower() not in EMPTY else "" for p in columns[patient]]
+    sites = () if site is None else columns[site]
     rooms = {
         room: {n: path.parent / room / f"{n}{end}" for n in ids} for room, end in (("qc", ".jpg"), ("features", ".h5"))
     }
@@ -151,6 +193,7 @@ def _anndata(path: Path) -> Source:
         pictures=standing["qc"],
         tiles=standing["features"],
         encoder=encoder if encoder.is_dir() else None,
+        parts=parts,
         seen=_seen(encoder / "config.json"),
     )
 
@@ -165,9 +208,10 @@ def _seen(config: Path) -> frozenset[str] | None:
 
 
 def _folder(folder: Path) -> Source:
-    files = sorted(folder.glob("*.h5"))
+    files, others = files_of(folder, (".h5", ".hdf5"))
     if not files:
         raise FileFormatError(f"{folder}: no vectors of slides", "give a study, or a folder of <slide_id>.h5")
+    passed = passed_over(folder, others)
     features = {file.stem: _features(file) for file in files}
     lengths = {name: rows.shape[1] for name, rows in features.items()}
     odd = [name for name, length in lengths.items() if length != next(iter(lengths.values()))]
@@ -176,11 +220,21 @@ def _folder(folder: Path) -> Source:
             f"{folder}: {odd[0]} has {lengths[odd[0]]} numbers a vector, others have not", "part them"
         )
     if all(len(rows) == 1 for rows in features.values()):
-        return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))})
+        return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))}, passed=passed)
     mean = np.stack([rows.mean(axis=0) for rows in features.values()])
     deviation = np.stack([rows.std(axis=0) for rows in features.values()])
     vectors = {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])}
-    return Source(tuple(features), vectors, tiles={file.stem: file for file in files})
+    return Source(tuple(features), vectors, tiles={file.stem: file for file in files}, passed=passed)
+
+
+def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
+    """One line about files beside those that are read, which may be meant; none where there are none."""
+    kinds = (".pt", ".pth", ".npy", ".npz", ".zarr", ".h5ad", ".pkl")
+    meant = [path for path in others if path.suffix.lower() in kinds]
+    if not meant:
+        return ()
+    some = ", ".join(path.name for path in meant[:3]) + (f" and {len(meant) - 3} more" if len(meant) > 3 else "")
+    return (f"{folder}: {len(meant)} files beside the .h5 were not read: {some}; histossl features convert reads .pt",)
 
 
 def _features(path: Path) -> NDArray[np.float32]:
@@ -211,33 +265,74 @@ def _arrays(path: Path) -> Source:
     return Source(tuple(str(name) for name in ids), {place.stem: values.astype(np.float32)})
 
 
-def _table(path: Path) -> Source:
-    names = (*SLIDE_COLUMNS, *PATIENT_COLUMNS, *SITE_COLUMNS)
+def _table(path: Path, wanted: Sequence[str] = ()) -> Source:
+    table, said = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    columns = [str(name) for name in table.columns]
+    slide, patient, site = (find_column(columns, n) for n in (SLIDE_COLUMNS, PATIENT_COLUMNS, SITE_COLUMNS))
+    if slide is None:
+        raise FileFormatError(f"{path}: no column slide_id", "name the column of slides slide_id")
+    numbers = table.drop(columns=[name for name in (slide, patient, site) if name is not None])
+    words = [str(name) for name in numbers.columns if not pd.api.types.is_numeric_dtype(numbers[name])]
+    if wanted:
+        words = [name for name in words if name in wanted]
+    elif len(words) < len(numbers.columns) and _numbered(numbers.columns):
+        lost = [name for name in words if prefix_of(name) is None]
+        said += [f"{path.name}: left out of the vector: columns of text, {', '.join(lost[:3])}"] if lost else []
+        words = [name for name in words if name not in lost]
+    if words or numbers.empty:
+        raise FileFormatError(
+            f"{path}: columns without numbers: {', '.join(words[:5]) or 'all'}", "say which are the vector: --columns"
+        )
+    numbers = numbers.select_dtypes("number")
+    found = vector_of(path.name, numbers, wanted)
+    ids = [str(name).strip() for name in table[slide]]
+    patients = {} if patient is None else dict(zip(ids, _words(table[patient]), strict=True))
+    known = {} if site is None else dict(zip(ids, _words(table[site]), strict=True))
+    return Source(
+        tuple(ids),
+        {path.stem: found.values},
+        patients,
+        {name: place for name, place in known.items() if place},
+        columns=found.columns,
+        asked=bool(wanted),
+        notes=(*said, *found.said),
+    )
+
+
+def _numbered(columns: Iterable[object]) -> bool:
+    return sum(prefix_of(str(name)) is not None for name in columns) > 1
+
+
+def _words(column: Any) -> list[str]:
+    """A column of names; "" where nothing is known."""
+    return ["" if text.strip().lower() in EMPTY else text.strip() for text in column.fillna("").astype(str)]
+
+
+def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """A table of text, its numbers as numbers, and what is to be said of it."""
+    found = read_table(path)
+    header = list(next(iter(found.rows.values()), dict.fromkeys(found.columns)))
+    names = {bare(name) for name in (*SLIDE_COLUMNS, *PATIENT_COLUMNS, *SITE_COLUMNS)}
+    cells: dict[str, list] = {}
+    for name in header:
+        words = [row[name] for row in found.rows.values()]
+        try:
+            cells[name] = words if bare(name) in names else [_number_or_nan(word) for word in words]
+        except ValueError:
+            cells[name] = words
+    return pd.DataFrame(cells), [f"{path.name}: {what}" for what in found.said]
+
+
+def _number_or_nan(word: str) -> float:
+    return float("nan") if word.lower() in EMPTY else number(word)
+
+
+def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
-        if path.suffix.lower() == ".csv":
-            heads = pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns
-            text = {head: str for head in heads if str(head).lower() in names}
-            table = pd.read_csv(path, dtype=text, keep_default_na=True, encoding="utf-8-sig")  # type: ignore[arg-type]
-        else:
-            table = pd.read_parquet(path)
-            # pandas keeps a named index apart from the columns; slide ids often are one.
-            table = table.reset_index() if table.index.name is not None else table
+        table = pd.read_parquet(path)
     except ImportError as error:
         raise FileFormatError(f"{path}: Parquet cannot be read here", "pip install pyarrow, or save a CSV") from error
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: not a table ({error})") from error
-    lowered = {str(name).lower(): name for name in reversed(list(table.columns))}
-    slide = next((lowered[name] for name in SLIDE_COLUMNS if name in lowered), None)
-    patient = next((lowered[name] for name in PATIENT_COLUMNS if name in lowered), None)
-    if slide is None:
-        raise FileFormatError(f"{path}: no column slide_id", "name the column of slides slide_id")
-    site = next((lowered[name] for name in SITE_COLUMNS if name in lowered), None)
-    numbers = table.drop(columns=[name for name in (slide, patient, site) if name is not None])
-    words = [str(name) for name in numbers.columns if not pd.api.types.is_numeric_dtype(numbers[name])]
-    if words or numbers.empty:
-        raise FileFormatError(f"{path}: columns without numbers: {', '.join(words[:5]) or 'all'}", "drop them")
-    ids = [str(name).strip() for name in table[slide]]
-    patients = {} if patient is None else dict(zip(ids, table[patient].fillna("").astype(str), strict=True))
-    known = {} if site is None else dict(zip(ids, table[site].fillna("").astype(str), strict=True))
-    sites = {name: place for name, place in known.items() if place}
-    return Source(tuple(ids), {path.stem: numbers.to_numpy(np.float32)}, patients, sites)
+    # pandas keeps a named index apart from the columns; slide ids often are one.
+    return (table.reset_index() if table.index.name is not None else table), []

@@ -1,15 +1,25 @@
-"""Splits as others write them: who trained and who was tested."""
+"""Reads the split files of other tools: which slides train, validate and test."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from histossl.core.errors import LabelError
-from histossl.evaluate.labels import SLIDE_COLUMNS, find_column, read_label_rows
+from histossl.core.names import Known, folded
+from histossl.core.sidecars import is_sidecar
+from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
-_SPELT = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "held-out": "test"}
+_ALIASES = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+    "held-out": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -17,9 +27,9 @@ class Split:
     """One split of slides.
 
     Attributes:
-        name: of the file, with its folder below the one asked for, and of the fold.
-        sides: slide -> the sides it is named on, of train, val and test; one slide on two sides is a finding.
-        lines: slide -> the row of the file that names it first, the header being row 1.
+        name: of the file, relative to the folder that was read, and of the fold.
+        sides: slide -> its sides, of train, val and test; a slide on two sides is kept with both, for the audit.
+        lines: slide -> the first row of the file that names it; the header is row 1.
     """
 
     name: str
@@ -27,23 +37,53 @@ class Split:
     lines: dict[str, int]
 
     def on(self, *sides: str) -> list[str]:
-        """The slides of these sides, in the order of the file."""
+        """List the slides of some sides.
+
+        Args:
+            sides: of train, val and test.
+
+        Returns:
+            Slides on at least one of the sides, in the order of the file.
+        """
         return [slide for slide, found in self.sides.items() if set(found) & set(sides)]
+
+    def named_as(self, slides: Iterable[str]) -> Split:
+        """The split with the names of its slides spelt as these are, where it means one of them."""
+        known = Known(slides)
+        spelt = {slide: known.get(slide) or slide for slide in self.sides}
+        return Split(
+            self.name,
+            {spelt[slide]: sides for slide, sides in self.sides.items()},
+            {spelt.get(slide, slide): line for slide, line in self.lines.items()},
+        )
+
+    def only(self, slides: Collection[str]) -> Split:
+        """The split without the slides that are not among these."""
+        kept = {slide: sides for slide, sides in self.sides.items() if slide in slides}
+        return Split(self.name, kept, {slide: self.lines[slide] for slide in kept})
 
 
 def read_splits(path: Path) -> list[Split]:
     """Read a split file, or every .csv below a folder.
 
-    - columns train, test and perhaps val, each a list of slides, of different lengths (Giga-SSL, CLAM);
-    - a slide a row and the same columns of True and False (CLAM's `_bool` files);
-    - `slide_id` and `split`, of train, val and test;
-    - `slide_id` and `fold`: each fold is tested once, by what the others taught.
+    Formats:
+
+    - columns `train`, `test` and optionally `val`, each a list of slides, of different lengths (Giga-SSL, CLAM);
+    - one row per slide, with the same columns of True and False (CLAM's `_bool` files);
+    - columns `slide_id` and `split`, with train, val or test;
+    - columns `slide_id` and `fold`: each fold is tested once, the others train.
+
+    Args:
+        path: of a file or a folder.
+
+    Returns:
+        The splits, in the order of the files' names; a file with folds gives one per fold.
 
     Raises:
-        LabelError: none of these; a side is empty; nothing there.
+        LabelError: the folder has no .csv, a file has none of these formats, or a split has no slides to train or test.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.csv")) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*.csv") if not is_sidecar(p.name)) if path.is_dir() else [path]
     if not files:
         raise LabelError(f"{path}: no .csv in it", "give a split file or a folder of them")
     found = []
@@ -52,7 +92,7 @@ def read_splits(path: Path) -> list[Split]:
         found += _splits(file, name)
     for split in found:
         if not split.on("train") or not split.on("test"):
-            raise LabelError(f"{split.name}: a split needs slides to train and slides to test", "see the two columns")
+            raise LabelError(f"{split.name}: a split needs slides to train and slides to test", "check its columns")
     return found
 
 
@@ -63,7 +103,7 @@ def _splits(file: Path, name: str) -> list[Split]:
     if {"train", "test"} <= set(lists.values()):
         values = {row[column].lower() for row in rows.values() for column in lists}
         if values <= {"true", "false", "0", "1", "0.0", "1.0"}:
-            # CLAM's slides stand in a column without a name, which is the first of the file.
+            # CLAM writes the slides in the first column, which has no name.
             key = slide or ""
             named = [
                 (row[key], lists[c], line)
@@ -95,13 +135,36 @@ def _splits(file: Path, name: str) -> list[Split]:
 
 def _side(word: str) -> str:
     word = word.strip().lower()
-    return _SPELT.get(word, word)
+    return _ALIASES.get(word, word)
 
 
 def _split(name: str, named: list[tuple[str, str, int]]) -> Split:
     sides: dict[str, tuple[str, ...]] = {}
     lines: dict[str, int] = {}
-    for slide, side, line in named:
+    first: dict[str, str] = {}
+    for written, side, line in named:
+        slide = first.setdefault(folded(written), written)  # a slide in two spellings on two sides is one slide
         sides[slide] = tuple(dict.fromkeys((*sides.get(slide, ()), side)))
         lines.setdefault(slide, line)
     return Split(name, sides, lines)
+
+
+def known_slides(splits: Sequence[Split], slides: Collection[str]) -> tuple[list[Split], tuple[str, ...]]:
+    """The splits with the slides that are known alone, spelt as there; and a complaint about the others of each.
+
+    Raises:
+        LabelError: a side has no known slide, or a name differs from a slide's by its extension alone.
+    """
+    found, complaints = [], []
+    for split in splits:
+        spelt = split.named_as(slides)
+        lost = {slide: spelt.lines[slide] for slide in spelt.sides if slide not in slides}
+        complaints += absent_slides(split.name, lost, sorted(slides), "slides of the split")
+        kept = spelt.only(slides)
+        for side in ("train", "test"):
+            if not kept.on(side):
+                some = ", ".join(map(repr, list(lost)[:3]))
+                what = f"{split.name}: none of the slides to {side} is known: {some}"
+                raise LabelError(what, "are these the table and vectors of the split?")
+        found.append(kept)
+    return found, tuple(complaints)

@@ -1,4 +1,4 @@
-"""Who trains and who is tested: never the same patient, and where asked never the same site."""
+"""Folds: slides that train and slides that test never share a patient, and on request never a site."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from histossl.core.errors import LabelError
 def grouped_folds(
     classes: np.ndarray, patients: np.ndarray, folds: int, repeats: int, seed: int, mixed_patients: bool = False
 ) -> np.ndarray:
-    """Deal the patients into folds, class by class, several times over.
+    """Distribute the patients over folds, class by class, several times.
 
-    Patients are dealt, not slides: each fold then holds the same number of patients of every class, to within one, and
-    so no class can be missing from a fold (scikit-learn's StratifiedGroupKFold balances slides and does not promise
-    that). A patient with slides of several classes is dealt as one of the rarest of them.
+    Patients are distributed, not slides: the number of patients of a class then differs by at most one between folds,
+    and no class can be missing from a fold (scikit-learn's StratifiedGroupKFold balances slides and does not ensure
+    that). A patient with slides of several classes counts for the rarest of them.
 
     Args:
         classes: (N,) integer class of each slide, 0 ≤ class < number of classes.
         patients: (N,) patient of each slide; any type that sorts.
         folds: number of folds, ≥ 2.
-        repeats: number of times to deal anew.
-        seed: the deal; repeat r of one seed is always the same.
+        repeats: number of independent distributions.
+        seed: of the distributions; repeat r of one seed is always the same.
         mixed_patients: whether slides of one patient may have different classes.
 
     Returns:
-        (repeats, N) int16: the fold in which each slide is tested; it trains in all the others.
+        (repeats, N) int16: the fold in which each slide is tested; it trains in all others.
 
     Raises:
-        LabelError: one class only, a class with fewer patients than folds, or a patient with contradicting labels.
+        LabelError: there is only one class; a class has fewer patients than folds; slides of a patient have different
+            classes without `mixed_patients`; or with it, one fold has all patients of a class.
     """
     names, patient = np.unique(patients, return_inverse=True)
     has = np.zeros((len(names), int(classes.max()) + 1), bool)  # patients × classes
@@ -46,7 +47,7 @@ def grouped_folds(
         more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
         raise LabelError(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
-            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
+            "correct them; if labels belong to slides and not to patients: --probe.mixed_patients true",
         )
     stratum = _rarest(has)
     fewest = min(int(has.sum(axis=0)[has.any(axis=0)].min()), int(np.bincount(stratum).max()))
@@ -57,42 +58,43 @@ def grouped_folds(
     fold_of = np.empty((repeats, len(names)), np.int16)
     seeds = np.random.SeedSequence(seed).generate_state(repeats)
     for repeat in range(repeats):
-        fold_of[repeat] = _deal(stratum, folds, int(seeds[repeat]))
+        fold_of[repeat] = _stratified_folds(stratum, folds, int(seeds[repeat]))
         if mixed_patients and any(np.ptp(fold_of[repeat, of_class]) == 0 for of_class in has.T if of_class.any()):
             raise LabelError("one fold holds all patients of a class", "fewer --probe.folds, or another --probe.seed")
     return fold_of[:, patient]
 
 
 def _rarest(has: np.ndarray) -> np.ndarray:
-    """(patients,): of the classes that a patient has, (patients, classes) bool, the one that fewest patients have."""
+    """The class of each patient (patients,) that fewest patients have, from (patients, classes) bool."""
     return np.where(has, has.sum(axis=0), len(has) + 1).argmin(axis=1)
 
 
 def site_folds(
     strata: np.ndarray, patients: np.ndarray, sites: np.ndarray, folds: int, repeats: int, seed: int
 ) -> np.ndarray:
-    """Deal whole sites into folds; sites that share a patient stay together, so that neither is on both sides.
+    """Distribute whole sites over folds; sites that share a patient stay together.
 
-    The largest are dealt first, each to the fold with the least of what the site has; with as many folds as sites every
-    site is left out once, and the repeats differ in nothing but the few labels that are drawn.
+    The largest sites are placed first, each into the fold that has least of the site's classes. With as many folds as
+    sites every site is left out once; the repeats then differ only in the labels that are drawn for few-label training.
 
     Args:
         strata: (N,) integer class of each slide.
         patients: (N,) patient of each slide.
         sites: (N,) site of each slide.
         folds: number of folds, ≥ 2.
-        repeats: number of times to deal anew.
-        seed: the deal.
+        repeats: number of independent distributions.
+        seed: of the distributions.
 
     Returns:
         (repeats, N) int16: the fold in which each slide is tested.
 
     Raises:
-        LabelError: fewer sites than folds, a class that only one fold has, or no site with two classes.
+        LabelError: there are fewer sites than folds, all slides of a class are at one site or in one fold, or every
+            site has slides of a single class.
     """
     names, site = np.unique(sites, return_inverse=True)
     patient = np.unique(patients, return_inverse=True)[1]
-    # Of int32, since with others the connected_components of SciPy 1.11 is wrong without a word.
+    # int32, because connected_components of SciPy 1.11 gives wrong results for other types, without an error.
     site, patient = site.astype(np.int32), patient.astype(np.int32)
     edges = coo_array((np.ones(len(site)), (site, len(names) + patient)), shape=(len(names) + patient.max() + 1,) * 2)
     unit = np.unique(connected_components(edges, directed=False)[1][site], return_inverse=True)[1]
@@ -102,12 +104,12 @@ def site_folds(
     counts = np.zeros((unit.max() + 1, int(strata.max()) + 1))
     np.add.at(counts, (unit, strata), 1)
     if ((counts > 0).sum(axis=1) < 2).all():
-        raise LabelError("every site has slides of one class only", "site and class cannot be told apart here")
+        raise LabelError("every site has slides of one class only", "site and class cannot be distinguished here")
     alone = np.flatnonzero((counts > 0).sum(axis=0) == 1)
     if len(alone):
         of = ", ".join(repr(str(name)) for name in names[np.unique(site[strata == alone[0]])][:3])
         raise LabelError(
-            f"all slides of a class are at {of}, so no other site can teach it",
+            f"all slides of a class are at {of}, so no other site has slides to train on",
             "leave that class out, or leave whole patients out instead: --probe.hold_out patients",
         )
     share = counts / counts.sum(axis=0)
@@ -116,7 +118,7 @@ def site_folds(
         order = np.random.default_rng(int(number)).permutation(len(counts))
         held = np.zeros((folds, counts.shape[1]))
         for k in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
-            # An empty fold has the least of everything, so that none stays empty.
+            # An empty fold has least of every class, so that no fold stays empty.
             found[repeat, k] = np.lexsort([held.sum(axis=1), held @ share[k]])[0]
             held[found[repeat, k]] += share[k]
         if ((held > 0).sum(axis=0) < 2).any():
@@ -124,12 +126,11 @@ def site_folds(
     return found[:, unit]
 
 
-def _deal(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def _stratified_folds(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
     fold_of = np.empty(len(stratum), np.int16)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # a stratum of mixed patients may be smaller than the folds are many
+        # A stratum of mixed patients may have fewer patients than there are folds, of which scikit-learn warns.
+        warnings.simplefilter("ignore", UserWarning)
         deal = StratifiedKFold(folds, shuffle=True, random_state=seed).split(stratum, stratum)
         for fold, (_, held_out) in enumerate(deal):
             fold_of[held_out] = fold
@@ -137,21 +138,24 @@ def _deal(stratum: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def draw_shots(classes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n slides to be labelled, in the proportions of the classes and at least one of each.
+    """Draw n slides as training labels, in the proportions of the classes and at least one of each.
 
     Args:
         classes: (N,) integer class of each slide that may be drawn.
-        n: how many to draw, number of classes ≤ n ≤ N.
-        rng: the draw.
+        n: number of slides, number of classes ≤ n ≤ N.
+        rng: source of the draw.
 
     Returns:
         (n,) sorted int64 indices into `classes`.
+
+    Raises:
+        ValueError: n is out of its range.
     """
     found, sizes = np.unique(classes, return_counts=True)
     if not len(found) <= n <= len(classes):
         raise ValueError(f"cannot draw {n} of {len(classes)} slides of {len(found)} classes")
     share = np.ones(len(found), int)
-    for _ in range(n - len(found)):  # to whom the next slide is owed most
+    for _ in range(n - len(found)):  # the next slide goes to the class that is furthest below its proportion
         owed = np.where(share < sizes, sizes * n / len(classes) - share, -np.inf)
         share[owed.argmax()] += 1
     drawn = [rng.choice(np.flatnonzero(classes == c), k, replace=False) for c, k in zip(found, share, strict=True)]
@@ -159,19 +163,20 @@ def draw_shots(classes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
 
 
 def draw_patients(classes: np.ndarray, patients: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw n patients of whom all slides are labelled, in the proportions of the classes and some slide of each.
+    """Draw n patients, with all of their slides, in the proportions of the classes and at least one slide of each.
 
     Args:
         classes: (N,) integer class of each slide that may be drawn.
         patients: (N,) patient of each slide.
-        n: how many patients to draw, number of classes ≤ n ≤ number of patients.
-        rng: the draw.
+        n: number of patients, number of classes ≤ n ≤ number of all patients.
+        rng: source of the draw.
 
     Returns:
-        Sorted int64 indices into `classes`.
+        Sorted int64 indices into `classes`, all slides of the drawn patients.
 
     Raises:
-        LabelError: patients who have slides of several classes, and no draw was found that holds all classes.
+        LabelError: 100 draws had no slide of some class, which can happen where patients have several classes.
+        ValueError: n is out of its range.
     """
     names, patient = np.unique(patients, return_inverse=True)
     has = np.zeros((len(names), int(classes.max()) + 1), bool)
@@ -180,4 +185,4 @@ def draw_patients(classes: np.ndarray, patients: np.ndarray, n: int, rng: np.ran
         rows = np.flatnonzero(np.isin(patient, draw_shots(_rarest(has), n, rng)))
         if len(np.unique(classes[rows])) == len(np.unique(classes)):
             return rows
-    raise LabelError(f"no {n} patients found who have all classes between them", "larger --probe.shots")
+    raise LabelError(f"no {n} patients found who have slides of all classes", "larger --probe.shots")

@@ -1,1 +1,1 @@
-"""A function over many slides, in processes and on clusters: workers, claims, the journal, the shared table."""
+"""Runs functions over many slides, in processes and on clusters: workers, claims, the journal, the shared table."""

@@ -1,8 +1,8 @@
-"""Claims: which run is at work on which slide, so that runs on several machines share the slides of one study.
+"""Claims: which run works on which slide, so that runs on several machines share the slides of one study.
 
-A claim is a file that only one process can create. Its owner touches it again and again; a claim that nobody has
-touched for long, or whose process is known to be dead, is taken over by creating the next of its number. Should an
-owner that was merely asleep wake up then, a slide is made twice and its files are replaced by the same bytes.
+A claim is a file that only one process can create. Its owner touches it regularly. A claim that has not been touched
+for long, or whose process is known to be dead, is taken over by creating the claim of the next number. If the owner
+was only suspended and resumes, the slide is processed twice, and its files are replaced by the same bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ from histossl.core import safe_paths
 from histossl.core.errors import StudyError
 
 EXPIRY = 180.0
-"""Seconds without a sign of life after which a claim of another machine is nobody's."""
+"""Seconds without a touch after which a claim of another machine has expired."""
 
 _LONGEST = 2**16  # characters of a claim
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process, told apart from all others on all machines and at all times."""
+    """A process, identified uniquely across machines and time.
+
+    Attributes:
+        host: name of the machine.
+        system: the boot of the machine and the namespace of its process numbers.
+        pid: process number.
+        born: start of the process, seconds since 1970.
+    """
 
     host: str
     system: str
@@ -40,16 +47,16 @@ class Owner:
 
     @property
     def token(self) -> str:
-        """Short and fit for a file name."""
+        """A short identifier, safe in file names."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     def dead(self) -> bool:
-        """Whether it is known to be: only of processes of this system can it be."""
+        """Whether the process is known to have ended; False for processes of other systems, which cannot be checked."""
         if self.system != this_process().system:
             return False
         try:
             process = psutil.Process(self.pid)
-            # The clock that its birth is told by may be set in between.
+            # The start time may shift by up to two seconds: it is computed from the system clock, which may be reset.
             return abs(process.create_time() - self.born) > 2 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
@@ -59,7 +66,14 @@ class Owner:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim as others see it: whose, on what, whether its owner lives, and seconds since its last sign of life."""
+    """A claim as other processes see it.
+
+    Attributes:
+        name: the slide that is claimed; "?" where the file is not complete.
+        owner: the process that holds it, None where the file is not complete.
+        alive: whether the claim is valid: it has not expired and its owner is not known to be dead.
+        age: seconds since it was last touched.
+    """
 
     name: str
     owner: Owner | None
@@ -69,7 +83,7 @@ class Claim:
 
 @functools.cache
 def _this_system() -> str:
-    """One boot of one machine, and in it one space of process numbers: a container has its own."""
+    """Identifies the host, its current boot, and the namespace of process numbers: a container has its own."""
     marks = [socket.gethostname()]
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
@@ -81,7 +95,7 @@ def _this_system() -> str:
 
 
 def this_process() -> Owner:
-    """The process that asks."""
+    """The current process."""
     return _owner(os.getpid())
 
 
@@ -91,11 +105,11 @@ def _owner(pid: int) -> Owner:
 
 
 class Claims:
-    """The claims in a folder, and those of this process among them, kept alive until the block is left.
+    """The claims in a folder; claims of this process are touched by a thread until the block ends.
 
     Args:
-        folder: on a disk that all runs see; it comes and goes with the claims.
-        expiry: seconds, the same for all runs.
+        folder: on a disk that all runs see; created with the first claim and removed after the last.
+        expiry: seconds without a touch after which a claim expires, the same for all runs.
     """
 
     def __init__(self, folder: Path, expiry: float = EXPIRY) -> None:
@@ -117,15 +131,21 @@ class Claims:
         self._beat.join()
         for name in list(self._held):
             self.release(name)
-        with suppress(OSError):  # others have claims in it
-            for clock in self.folder.glob("clock-*"):  # of the killed, too; who lives makes its own again
+        with suppress(OSError):  # not empty where others have claims in it
+            for clock in self.folder.glob("clock-*"):  # also those of killed runs; a live run creates its own again
                 clock.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def take(self, name: str) -> bool:
-        """Claim `name`; False where another process holds it, or has just let it go.
+        """Claim a slide.
 
-        What the claim is for may have been done in between: look once more when it is yours.
+        Another run may have done the slide just before it released the claim: check again after this returns True.
+
+        Args:
+            name: the slide.
+
+        Returns:
+            True where this process holds the claim; False where another process holds it or takes it over meanwhile.
 
         Raises:
             OSError: the folder cannot be written.
@@ -141,7 +161,7 @@ class Claims:
             if claim is None or claim.alive:
                 return False
             seen.append((path, touched))
-        # Those that it follows must still be there as they were, and none may have followed already.
+        # The expired claims must be unchanged, and no other process may have created the next number meanwhile.
         if any(_touched(old) != then for old, then in seen) or self._path(name, len(seen) + 2).exists():
             path.unlink(missing_ok=True)
             return False
@@ -150,22 +170,26 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Let go of a claim of this process."""
+        """Release a claim of this process.
+
+        Args:
+            name: a slide that this process has claimed.
+        """
         with self._change:
             paths = self._held.pop(name)
-        for path in paths:  # its own is the last: until then nobody takes it
+        for path in paths:  # own claim last: while it exists no other process can take over
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove the claims of the dead: what some were killed over was done already, and nobody would take it over."""
+        """Remove claims of dead runs: a slide that was finished just before its run was killed is not taken again."""
         for path in self._files():
             claim, _ = self._look(path)
             if claim is not None and not claim.alive:
-                path.unlink(missing_ok=True)  # who is taking it over sees that it has gone, and gives up
+                path.unlink(missing_ok=True)  # a process that is taking it over notices this and gives up
 
     def all(self) -> list[Claim]:
         """Every claim in the folder."""
-        last = {path.stem: path for path in self._files()}  # of one thing's claims the highest number counts
+        last = {path.stem: path for path in self._files()}  # the claim of the highest number is the valid one
         found = (self._look(path)[0] for path in last.values())
         return [claim for claim in found if claim is not None]
 
@@ -176,7 +200,7 @@ class Claims:
             return []
 
     def _path(self, name: str, number: int) -> Path:
-        # Names of slides may be as long as the disk takes, and hold anything.
+        # Slide names may contain any character and be too long for another suffix.
         return self.folder / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.{number:04d}"
 
     def _create(self, path: Path, name: str) -> bool:
@@ -185,7 +209,7 @@ class Claims:
                 file = safe_paths.open_in(self.folder, path.name, "x")
             except FileExistsError:
                 return False
-            except FileNotFoundError:  # another run has left and cleared up
+            except FileNotFoundError:  # another run has ended and removed the folder
                 self.folder.mkdir(parents=True, exist_ok=True)
                 continue
             with file:
@@ -193,7 +217,7 @@ class Claims:
             return True
 
     def _look(self, path: Path) -> tuple[Claim | None, int]:
-        """(The claim, its time of change in ns); None where it has gone."""
+        """(The claim, its modification time in ns); the claim is None where the file no longer exists."""
         try:
             with safe_paths.open_in(self.folder, path.name, "r") as file:
                 text = file.read(_LONGEST)

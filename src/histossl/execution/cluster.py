@@ -1,7 +1,7 @@
-"""A function over slides on a Dask cluster, one that stands or one of SLURM jobs; workers may come and go.
+"""Runs a function over slides on a Dask cluster, an existing one or one of SLURM jobs, whose workers may change.
 
-Paths and settings travel, never open slides or models. All machines must see the slides and the study under the same
-paths. dask.distributed and dask-jobqueue are an extra: `pip install histossl[cluster]`.
+Tasks carry paths and settings, never open slides or models. All machines must see the slides and the study under the
+same paths. dask.distributed and dask-jobqueue are an extra: `pip install histossl[cluster]`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _INSTALL = 'pip install "histossl[cluster]"'
-_GONE = "the Dask scheduler has gone", "no slide is lost: the same command goes on once one stands"
+_GONE = "the connection to the Dask scheduler is lost", "no slide is lost: run the same command again to continue"
 
 
 class Cluster:
-    """As `scale.Workers`, elsewhere.
+    """Like `Workers`, on a Dask cluster.
 
     Args:
-        client: of dask.distributed, connected.
-        timeout: seconds that a task of `map` may take before it is given up; None waits for ever.
-        owned: what is closed with it.
+        client: connected client of dask.distributed.
+        timeout: seconds that a task of `map` may take before it is given up; None waits forever.
+        owned: objects to close with the cluster, such as the SLURM jobs.
     """
 
     def __init__(self, client: Any, timeout: float | None = None, *owned: Any) -> None:
@@ -41,26 +41,57 @@ class Cluster:
 
     @property
     def count(self) -> int:
-        """Tasks that can run at once, as many as the workers that are there now have threads; at least one."""
-        return max(1, sum(self._asked(self._client.nthreads).values()))
+        """Tasks that can run at once: the threads of all workers connected now, at least one."""
+        return max(1, sum(self._call(self._client.nthreads).values()))
 
     def submit(self, function: Callable[..., R], *args: Any) -> Any:
-        """Run one task; a future with `result`, `done` and `exception`."""
-        # Not pure: a function that writes files has to run as often as it is asked to.
+        """Run one task.
+
+        Args:
+            function: must be picklable.
+            args: its arguments, picklable.
+
+        Returns:
+            A Dask future with `result`, `done` and `exception`.
+        """
+        # Not pure: Dask would answer a repeated call of a pure function from its cache, but functions write files.
         return self._client.submit(function, *args, pure=False)
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised) as they end, `ahead` tasks waiting a thread of the cluster.
+        """Run a function over items.
 
-        A task whose worker goes begins again on another; one that takes several workers with it ends as `WorkerDied`.
-        One that takes too long ends as `WorkerHung`; what hangs is left behind in its worker, which goes on.
+        A task whose worker is lost starts again on another; one that ends several workers gives `WorkerDied`. A task
+        that takes longer than `timeout` gives `WorkerHung`; its thread stays in the worker, which continues.
+
+        Args:
+            function: of one item; must be picklable.
+            items: drawn as needed.
+            ahead: tasks in flight per thread of the cluster.
+
+        Yields:
+            (item, result or the exception that it raised), in the order in which they end.
+
+        Raises:
+            SettingsError: the scheduler is lost.
         """
         return self.spread(functools.partial(_in_time, function, self.timeout), items, ahead)
 
     def spread(
         self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2
     ) -> Iterator[tuple[A, R | Exception]]:
-        """As `map`, of functions that keep the time of each of their steps themselves."""
+        """Like `map`, without a timeout per item: for functions that limit the time of their own steps.
+
+        Args:
+            function: of one item; must be picklable.
+            items: drawn as needed.
+            ahead: tasks in flight per thread of the cluster.
+
+        Yields:
+            (item, result or the exception that it raised), in the order in which they end.
+
+        Raises:
+            SettingsError: the scheduler is lost.
+        """
         from distributed import wait
 
         running: dict[Any, A] = {}
@@ -74,10 +105,10 @@ class Cluster:
                 else:
                     more = False
             if running:
-                for future in self._asked(wait, list(running), return_when="FIRST_COMPLETED").done:
+                for future in self._call(wait, list(running), return_when="FIRST_COMPLETED").done:
                     yield running.pop(future), _answer(future)
 
-    def _asked(self, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
         try:
             if self._client.scheduler is not None:
                 return function(*args, **more)
@@ -86,7 +117,7 @@ class Cluster:
         raise SettingsError(*_GONE)
 
     def close(self) -> None:
-        """Give up what is under way, and let go of the cluster."""
+        """Cancel all tasks and disconnect from the cluster."""
         for one in (self._client, *self._owned):
             one.close()
 
@@ -104,24 +135,27 @@ def _answer(future: Any) -> Any:
         return future.result()
     except KilledWorker as error:
         return WorkerDied(f"its worker died, and others that tried it again ({error})")
-    except CancelledError as error:  # no slide is to blame
+    except CancelledError as error:  # the scheduler is lost: no failure of a slide
         raise SettingsError(*_GONE) from error
-    except Exception as error:  # noqa: BLE001 - the cluster's half of the one place where failures become records
+    except Exception as error:  # noqa: BLE001 - any failure of a slide becomes its record, as in `Workers`
         return error
 
 
 def open_workers(count: int | None, timeout: float, scheduler: str, slurm: str) -> Workers | Cluster:
-    """Where the work runs: processes here, or the cluster that is asked for.
+    """Start local worker processes, or connect to the requested cluster.
 
     Args:
-        count: of `Workers`.
-        timeout: seconds that a task of `map` may take, here or there.
-        scheduler: the address of a Dask scheduler that stands, such as tcp://host:8786; or empty.
-        slurm: JOBS or JOBS:NAME: so many SLURM jobs, as the section `slurm` (or NAME) of dask-jobqueue's settings
-            describes them; or empty.
+        count: number of local processes, as of `Workers`.
+        timeout: seconds that a task of `map` may take.
+        scheduler: address of a running Dask scheduler, such as tcp://host:8786; or empty.
+        slurm: JOBS or JOBS:NAME, the number of SLURM jobs, which the section `slurm` (or NAME) of dask-jobqueue's
+            settings describes; or empty.
+
+    Returns:
+        The workers; the caller closes them.
 
     Raises:
-        SettingsError: both are asked for, the extra is not installed, or no scheduler answers.
+        SettingsError: both clusters are requested, the extra is not installed, or no scheduler answers.
     """
     if not scheduler and not slurm:
         return Workers(count, timeout)
@@ -140,7 +174,14 @@ def open_workers(count: int | None, timeout: float, scheduler: str, slurm: str) 
 
 
 def slide_executor(pool: Workers | Cluster) -> Executor:
-    """Where a whole slide is a task: on the cluster, or in this very process beside its workers."""
+    """The executor for tasks that are whole slides.
+
+    Args:
+        pool: as `open_workers` gives it.
+
+    Returns:
+        The cluster itself; in place of local workers an executor in this process, which uses all cores by itself.
+    """
     return pool if isinstance(pool, Cluster) else SerialExecutor()
 
 
@@ -153,7 +194,7 @@ def _slurm(client: Callable[..., Any], slurm: str, timeout: float) -> Cluster:
     try:
         cluster = SLURMCluster(config_name=name or "slurm")
     except (ValueError, TypeError, KeyError) as error:
-        hint = "see docs/scale.md: cores and memory stand in ~/.config/dask/jobqueue.yaml"
+        hint = "see docs/scale.md: set cores and memory in ~/.config/dask/jobqueue.yaml"
         raise SettingsError(f"--slurm {slurm}: {error}", hint) from error
     cluster.scale(jobs=int(jobs))
     return Cluster(client(cluster), timeout, cluster)

@@ -1,4 +1,4 @@
-"""What a failed slide says: one line of the table and of the screen."""
+"""How failed slides are reported: one line in the table and on the screen."""
 
 from __future__ import annotations
 
@@ -11,23 +11,50 @@ from histossl.core.tables import Row
 
 
 def fail(row: Row, error: str) -> None:
-    """Mark a slide as failed, with the reason."""
+    """Mark a slide as failed.
+
+    Args:
+        row: the slide's row, changed in place.
+        error: the reason, one line.
+    """
     row |= failure(error)
 
 
 def failure(error: str) -> Row:
-    """What changes in the row of a slide that failed."""
+    """The changes to the row of a failed slide.
+
+    Args:
+        error: the reason, one line.
+
+    Returns:
+        `status` and `error`.
+    """
     return {"status": "failed", "error": error}
 
 
 def give_up_on_disk(error: Exception) -> None:
-    """Raise what no other slide would fare better with: a disk that is full or cannot be written."""
+    """Raise errors that would also stop every other slide: a disk that is full or read-only.
+
+    Args:
+        error: what a slide raised; other errors are ignored.
+
+    Raises:
+        OSError: `error` itself.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise error
 
 
 def failure_reason(error: Exception, path: Path | None = None) -> str:
-    """An error as one line of slides.csv; the slide's file is named where the error itself does not."""
+    """An error as one line of slides.csv.
+
+    Args:
+        error: what the slide raised.
+        path: the slide's file, to name it in errors of other libraries, which may not.
+
+    Returns:
+        One line of text.
+    """
     if isinstance(error, HistosslError):
         return str(error)
     name = f"{path.name}: " if path else ""
@@ -35,7 +62,14 @@ def failure_reason(error: Exception, path: Path | None = None) -> str:
 
 
 def report_failures(rows: list[Row]) -> int:
-    """One line on the screen for every failed slide; returns their number."""
+    """Print one line for every failed slide.
+
+    Args:
+        rows: rows of the table.
+
+    Returns:
+        The number of failed slides.
+    """
     failed = [row for row in rows if row["status"] == "failed"]
     for row in failed:
         say(f"FAILED {row['error']}", "red")

@@ -1,8 +1,8 @@
-"""What runs write down as they go, and how several of them share the slides of one table.
+"""The log of finished slides, and how several runs share the slides of one table.
 
-log.jsonl is a line a slide that was done, by whichever run; the table (slides.csv of a study, nuclei.csv of what was
-found) is brought up to it every few seconds. So a run that is killed loses no line, two runs never overwrite each
-other's rows, and what users write into the table stays.
+log.jsonl has one line per finished slide, of all runs. The table (slides.csv of a study, nuclei.csv of found nuclei)
+is updated from the log every few seconds. So a killed run loses no line, two runs never overwrite each other's rows,
+and what users write into the table stays.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from histossl.execution.shared_table import SharedTable
 J = TypeVar("J")
 
 Line = dict[str, Any]
-"""A line of log.jsonl: time, run, host, pid, stage, slide_id, path, and `row`: what changes in the table."""
+"""A line of log.jsonl: time, run, host, pid, stage, slide_id, path, and `row`: the changes to the table."""
 
-_BLOCK = 2**16
-_PAUSE = 0.5  # seconds between two looks at slides that other runs are at
+_BLOCK = 2**16  # bytes of the log read at once
+_PAUSE = 0.5  # seconds between two checks of slides that other runs work on
 
 
 class Journal:
-    """A table of slides and its log, kept in step.
+    """A table of slides and its log, kept consistent.
 
     Args:
-        roll: the caller holds it, alone or shared.
-        seconds: at least so long between two writings of the table, and fifty times as long as one takes.
+        roll: the table; the caller holds its lock, alone or shared.
+        seconds: least time between two writes of the table; it is also at least fifty times as long as one write takes.
     """
 
     def __init__(self, roll: SharedTable, seconds: float = 5) -> None:
@@ -42,12 +42,12 @@ class Journal:
         self.rows = self.flush()
 
     def write(self, stage: str, lines: Sequence[tuple[Row, Row]], **more: object) -> None:
-        """Write down what changes in rows of the table, and change them.
+        """Log changes to rows of the table, and apply them.
 
         Args:
-            stage: that changes them.
-            lines: (row, its changes).
-            more: beside them, for who reads the log.
+            stage: name of the stage that changes them.
+            lines: (row, its changes); rows are changed in place.
+            more: further JSON values for the lines of the log.
         """
         me = this_process()
         about = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "run": me.token, "host": me.host}
@@ -62,7 +62,7 @@ class Journal:
             self.flush()
 
     def news(self) -> list[Line]:
-        """What other runs have written since the last call."""
+        """The lines that other runs have written since the last call."""
         size, mine = self._size(), this_process().token
         if size <= self._read:
             return []
@@ -74,7 +74,7 @@ class Journal:
         return [line for line in map(parsed, whole.splitlines()) if "row" in line and line.get("run") != mine]
 
     def flush(self) -> list[Row]:
-        """Bring the table up to the log, whoever wrote it; returns its rows."""
+        """Update the table from the log of all runs; returns its rows."""
         start = time.monotonic()
         with self.roll.writing():
             rows, behind = caught_up(self.roll)
@@ -93,7 +93,17 @@ class Journal:
 
 
 def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
-    """The table with all that the log says since it was last written; and whether that is anything."""
+    """The table, with the changes that were logged after it was last written.
+
+    Args:
+        roll: the table.
+
+    Returns:
+        The rows, and whether the log has such changes.
+
+    Raises:
+        StudyError: the table cannot be read.
+    """
     rows = roll.slides()
     lines = lines_since(roll, lambda line: "kept" in line)
     if lines:
@@ -106,12 +116,15 @@ def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
 
 
 def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
-    """The last lines of the log about slides, oldest first, back to the one that `stop` takes for the end.
+    """The last lines of the log about slides.
 
     Args:
-        roll: whose log.
-        stop: whether a line ends the search.
-        most: bytes of the log to look through; None is all of it.
+        roll: the table.
+        stop: called from the last line backwards; the first line for which it is true ends the search.
+        most: bytes of the log to read at most, roughly; None reads all of it.
+
+    Returns:
+        The lines after that one, oldest first.
     """
     found: list[Line] = []
     try:
@@ -143,10 +156,10 @@ def _backwards(file: IO[bytes], most: int | None) -> Iterator[bytes]:
 
 
 def append(roll: SharedTable, text: str) -> None:
-    """Add lines to a log; the caller is the only one who writes.
+    """Append lines to a log; the caller must hold `SharedTable.writing`.
 
     Args:
-        roll: whose log.
+        roll: the table.
         text: whole lines.
     """
     with _open_log(roll, "a+b") as file:
@@ -195,12 +208,12 @@ def _ends_whole(file: IO[bytes]) -> bool:
 
 
 class StageQueue(Generic[J]):
-    """A run's share of a stage: it claims slides, does them, writes down what came of them and lets them go.
+    """A run's share of a stage: claims slides one by one, logs their results and releases them.
 
     Args:
-        ledger: of the table.
-        stage: its name.
-        jobs: (row of the table, job) of all slides that are not done; of these other runs do some.
+        ledger: the journal of the table.
+        stage: name of the stage.
+        jobs: (row of the table, job) of all slides that are not done; other runs may do some of them.
     """
 
     def __init__(self, ledger: Journal, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
@@ -221,9 +234,10 @@ class StageQueue(Generic[J]):
             self.claims.__exit__(*exc)
 
     def rounds(self) -> Iterator[Iterator[J]]:
-        """Rounds of jobs that are this run's, until all are done by somebody.
+        """Rounds of jobs for this run, until all are done by some run.
 
-        A round is over when no more can be had; those that others hold come in a later one, should they let them go.
+        A round ends when all remaining slides are claimed by other runs; a later round offers those that they release
+        without finishing.
         """
         while self.left:
             had = len(self._begun), len(self.left)
@@ -233,7 +247,7 @@ class StageQueue(Generic[J]):
                 time.sleep(_PAUSE)
 
     def listen(self) -> list[Row]:
-        """The rows of slides that other runs have done since the last call."""
+        """The rows of slides that other runs have finished since the last call."""
         found = []
         for line in self.ledger.news():
             name = line.get("slide_id", "")
@@ -244,7 +258,13 @@ class StageQueue(Generic[J]):
         return found
 
     def finish(self, name: str, changes: Row, **more: object) -> None:
-        """Write down what came of a slide; from here on it is nobody's."""
+        """Log the result of a slide and release its claim.
+
+        Args:
+            name: the slide, one that `rounds` offered.
+            changes: to its row.
+            more: further JSON values for the line of the log.
+        """
         row, _ = self.left.pop(name)
         seconds = round(time.monotonic() - self._begun[name], 2)
         tiles = int(changes.get("tiles") or row.get("tiles") or 0)
@@ -253,6 +273,7 @@ class StageQueue(Generic[J]):
 
     def _offers(self) -> Iterator[J]:
         for name in list(self.left):
+            # After the claim, read the log again: another run may have finished the slide before it released it.
             if name in self.left and name not in self._begun and self.claims.take(name):
                 self.listen()
                 if name in self.left:

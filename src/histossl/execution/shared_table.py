@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from histossl.core import atomic, safe_paths, tables
 from histossl.core.errors import StudyError
-from histossl.core.tables import Row
+from histossl.core.tables import Row, decimal_point, read_table
 from histossl.execution.claims import Claims
 from histossl.execution.locks import FolderLock, exclusive_lock
 
@@ -23,7 +22,7 @@ class SharedTable:
     """A table of slides, the log of what was done to them, and the claims of the runs that work on them.
 
     Args:
-        folder: made where there is none.
+        folder: created where it does not exist.
         table: name of the CSV file.
         columns: of the table, in order; rows may add more.
         rooms: names of folders in it that may be links to folders which HISTOSSL_LINKS allows.
@@ -64,7 +63,7 @@ class SharedTable:
             waiting: called with the names of the holders before they are waited for; None does not wait.
 
         Raises:
-            StudyError: another run holds it, or the folder cannot be written.
+            StudyError: another run holds the lock, the folder cannot be written, or its disk has no locks.
         """
         with FolderLock(self.folder, LOCK) as lock:
             if not lock.exclusive(wait=False):
@@ -86,7 +85,7 @@ class SharedTable:
             waiting: called with the name of a run that holds it alone, before that run is waited for.
 
         Raises:
-            StudyError: the folder cannot be written.
+            StudyError: the folder cannot be written, or its disk has no locks.
         """
         with FolderLock(self.folder, LOCK) as lock:
             if lock.exclusive(wait=False):
@@ -104,7 +103,10 @@ class SharedTable:
         """Within `share`: one run learns what all runs need, while the others wait; later runs find it done.
 
         Args:
-            waiting: called before another run is waited for.
+            waiting: called before waiting for another run.
+
+        Yields:
+            None, once this run may train.
         """
         with FolderLock(self.folder, LEARNING) as lock:
             if not lock.exclusive(wait=False):
@@ -129,7 +131,7 @@ class SharedTable:
                 lock.unsign()
 
     def _clear_up(self) -> None:
-        # Where the disk's locks do not reach other machines, their claims do.
+        # On disks whose locks do not reach other machines, claims still show that other runs are alive.
         with Claims(self.claims) as claims:
             if not any(claim.alive for claim in claims.all()):
                 atomic.sweep(self.folder)
@@ -138,26 +140,30 @@ class SharedTable:
         """The rows of the table, in its order; none where there is no file yet.
 
         Raises:
-            StudyError: not such a table.
+            StudyError: the file is not a table of slides.
         """
         if not os.path.lexists(self.table):
             return []
-        try:
-            with safe_paths.open_in(self.folder, self.table.name, "r") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
-                missing = {"slide_id", "path"} - set(header)
-                cells = [row for row in reader if row]
-        except (csv.Error, OSError) as error:
-            raise StudyError(f"{self.table}: cannot be read ({error})", "mend or remove it") from error
-        if missing or any(len(row) > len(header) for row in cells):
-            what = f"lacks the column {', '.join(sorted(missing))}" if missing else "has rows longer than its header"
-            raise StudyError(f"{self.table}: {what}", "separate by commas; mend or remove it")
-        empty = dict.fromkeys((*self.columns, *header), "")
-        return [empty | dict(zip(header, map(tables.text_of, row), strict=False)) for row in cells]
+        found = read_table(self.table, StudyError, ours=True)
+        missing = {"slide_id", "path"} - set(found.columns)
+        if missing:
+            what = f"{self.table}: lacks the column {', '.join(sorted(missing))}; it has {', '.join(found.columns[:8])}"
+            raise StudyError(what, "put back the header row; the other columns stay as they are")
+        empty = dict.fromkeys((*self.columns, *found.columns), "")
+        rows = [empty | {name: text for name, text in row.items() if name} for row in found.rows.values()]
+        for row in rows:
+            row["mpp"] = decimal_point(row.get("mpp", ""))  # spreadsheets of half the world write 0,5
+        return rows
 
     def write_slides(self, rows: list[Row]) -> None:
-        """Replace the table, whole; columns that users added stay."""
+        """Replace the table as a whole; columns that users added stay.
+
+        Args:
+            rows: the rows, in order.
+
+        Raises:
+            OSError: the table cannot be written.
+        """
         columns = dict.fromkeys([*self.columns, *(name for row in rows for name in row)])
         with (
             atomic.whole(self.table) as part,

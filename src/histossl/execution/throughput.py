@@ -1,17 +1,17 @@
-"""How fast a stage goes, and what holds it up."""
+"""How fast a stage runs, and what limits it."""
 
 from __future__ import annotations
 
 import time
 
-_MEMORY = 30.0  # seconds after which what was counts for a third
+_MEMORY = 30.0  # seconds, time constant of the moving averages
 
 
 class Throughput:
-    """Counts tiles and seconds, the last half minute's above all.
+    """Moving averages of tiles and seconds, over about the last half minute.
 
     Args:
-        device: that the network runs on, as it is told to people.
+        device: name of the device that the network runs on, for messages.
     """
 
     def __init__(self, device: str) -> None:
@@ -23,10 +23,10 @@ class Throughput:
         """Count a step.
 
         Args:
-            tiles: that it has encoded.
-            waited: seconds for the batch.
-            read: seconds by the clock that reading it took in a worker.
-            cpu: seconds of the processor that reading it took in a worker.
+            tiles: number of tiles that it encoded.
+            waited: seconds that it waited for the batch.
+            read: seconds that reading the batch took in a worker, by the clock.
+            cpu: seconds of processor time of the same.
         """
         now = time.monotonic()
         passed, self._then = now - self._then, now
@@ -39,12 +39,13 @@ class Throughput:
 
     @property
     def rate(self) -> float:
-        """Tiles a second."""
+        """Tiles per second."""
         return self._tiles / self._seconds if self._seconds else 0.0
 
     @property
     def limit(self) -> str:
-        """What the others wait for: the network's device, the decoding of tiles, or the disk."""
+        """The bottleneck: the network's device, the decoding of tiles, or the disk."""
+        # Reading that spends most of its time off the processor waits for the disk.
         if self._waited < 0.3 * self._seconds:
             return f"the {self._device} limits"
         return "the disk limits" if self._cpu < 0.5 * self._read else "decoding limits: try more --workers"

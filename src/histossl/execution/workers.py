@@ -1,4 +1,4 @@
-"""A function over slides in worker processes; a worker that dies takes one task down, not the run."""
+"""Runs a function over slides in worker processes; a worker that dies fails one task, not the run."""
 
 from __future__ import annotations
 
@@ -27,29 +27,38 @@ R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """What runs a function over slides, somewhere: `Workers`, `ThreadExecutor`, `cluster.Cluster`."""
+    """Runs a function over slides: `Workers`, `SerialExecutor`, `ThreadExecutor`, `cluster.Cluster`."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised); in which order, and how far ahead, each says itself."""
+        """Run a function over items.
+
+        Args:
+            function: of one item.
+            items: drawn as needed.
+            ahead: how many tasks are started before the first ends; the unit depends on the executor.
+
+        Yields:
+            (item, result or the exception that it raised); the order depends on the executor.
+        """
         ...
 
 
 class WorkerDied(Exception):
-    """The process that ran this task ended without an answer: a crash in native code, or killed for its memory."""
+    """The process of this task ended without a result: a crash in native code, or killed for its memory."""
 
 
 class WorkerHung(Exception):
-    """What ran this task gave no answer in the time that a task may take, and was killed or left behind."""
+    """This task took longer than the timeout; its process was killed, or its thread abandoned."""
 
 
 class Workers:
     """Processes that run functions over slides.
 
     Args:
-        count: how many; None is one a core, but at most eight.
-        timeout: seconds that a task of `map` may take before its process is killed; None waits for ever.
-        memory: bytes of address space of a process; what would need more fails with a MemoryError. None is a fair share
-            of the machine's memory, at least 4 GiB.
+        count: number of processes; None is one per core, but at most eight.
+        timeout: seconds that a task of `map` may take before its process is killed; None waits forever.
+        memory: bytes of address space of a process; a task that needs more fails with a MemoryError. None is an equal
+            share of three quarters of the machine's memory, at least 4 GiB.
     """
 
     def __init__(self, count: int | None = None, timeout: float | None = None, memory: int | None = None) -> None:
@@ -63,17 +72,17 @@ class Workers:
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        # After an error or Ctrl-C nobody waits for what they are at.
+        # After an error or Ctrl-C, do not wait for running tasks.
         self.close() if kind is None else self.kill()
 
     def close(self) -> None:
-        """End the processes once they are through with what they are at; what waits is given up."""
+        """End the processes after their running tasks; waiting tasks are cancelled."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def kill(self) -> None:
-        """End the processes now, whatever they are at."""
+        """End the processes immediately."""
         pool, self._pool = self._pool, None
         if pool is not None:
             for process in list((pool._processes or {}).values()):
@@ -81,8 +90,16 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
-        """Run one task; the processes start with the first."""
-        # Ctrl-C ends this process, which ends its workers: from birth on they do not hear it themselves.
+        """Run one task; the processes start with the first task.
+
+        Args:
+            function: must be picklable.
+            args: its arguments, picklable.
+
+        Returns:
+            The future of its result.
+        """
+        # Workers inherit a mask that blocks Ctrl-C: it ends this process, which then ends its workers.
         with _ctrl_c_blocked():
             if self._pool is None:
                 # spawn: neither open slides nor the threads of torch survive a fork.
@@ -94,11 +111,19 @@ class Workers:
             return self._pool.submit(function, *args)
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised) in the order of `items`, `ahead` tasks waiting a worker.
+        """Run a function over items.
 
-        After a worker's death every task in flight runs again, one at a time, until the one that kills is known: that
-        one ends as `WorkerDied`, the others as they do. One that takes too long ends as `WorkerHung`, and those in
-        flight beside it run again.
+        When a worker dies, the tasks in flight run again, one at a time: one that kills its worker again gives
+        `WorkerDied`. A task that takes longer than `timeout` gives `WorkerHung`, and the tasks in flight beside it run
+        again.
+
+        Args:
+            function: of one item; must be picklable.
+            items: drawn as needed.
+            ahead: tasks in flight per worker.
+
+        Yields:
+            (item, result or the exception that it raised), in the order of `items`.
         """
         window: deque[_Task] = deque()
         for item in items:
@@ -115,7 +140,7 @@ class Workers:
                 return task.item, task.result(self.timeout)
             except BrokenProcessPool:
                 self._begin_again(task, window)
-            except Exception as error:  # noqa: BLE001 - the one place where any failure of a slide becomes its record
+            except Exception as error:  # noqa: BLE001 - any failure of a slide becomes its record
                 if isinstance(error, TimeoutError) and not task.done():
                     self._begin_again(task, window)
                     return task.item, WorkerHung(f"its worker process gave no answer in {self.timeout:g} s")
@@ -129,7 +154,7 @@ class Workers:
 
 
 class _Task(Generic[A, R]):
-    """A task that can be given again after the pool broke under it."""
+    """A task that can be submitted again after its pool broke."""
 
     def __init__(self, workers: Workers, function: Callable[[A], R], item: A) -> None:
         self.workers, self.function, self.item = workers, function, item
@@ -141,7 +166,7 @@ class _Task(Generic[A, R]):
     def result(self, timeout: float | None) -> R:
         if self.future is None:
             self.future = self.workers.submit(self.function, self.item)
-        self.workers.awake.result()  # processes may take long to start
+        self.workers.awake.result()  # so that the timeout does not include the start of the processes
         return self.future.result(timeout)
 
     def done(self) -> bool:
@@ -149,7 +174,19 @@ class _Task(Generic[A, R]):
 
 
 def result_of(executor: Executor, function: Callable[[A], R], item: A) -> R:
-    """The result of a single task; raises what it raised."""
+    """The result of a single task.
+
+    Args:
+        executor: runs the task.
+        function: of the item.
+        item: the item.
+
+    Returns:
+        The result.
+
+    Raises:
+        Exception: what the task raised, or that its worker died or hung.
+    """
     [(_, answer)] = executor.map(function, [item])
     if isinstance(answer, Exception):
         raise answer
@@ -157,7 +194,15 @@ def result_of(executor: Executor, function: Callable[[A], R], item: A) -> R:
 
 
 def result_or_error(function: Callable[[A], R], item: A) -> R | Exception:
-    """The result, or the exception that it raised: for a slide that is worked on in this very process."""
+    """The result of a task in this process, or its exception.
+
+    Args:
+        function: of the item.
+        item: the item.
+
+    Returns:
+        The result, or the exception that it raised.
+    """
     try:
         return function(item)
     except Exception as error:  # noqa: BLE001 - any failure of a slide becomes its record
@@ -165,20 +210,29 @@ def result_or_error(function: Callable[[A], R], item: A) -> R | Exception:
 
 
 class SerialExecutor:
-    """Tasks in this very process, for what uses all of its cores by itself."""
+    """Runs tasks in this process, for functions that use all cores by themselves."""
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised) in the order of `items`, drawn one at a time."""
+        """Run a function over items, one at a time.
+
+        Args:
+            function: of one item.
+            items: drawn one at a time.
+            ahead: not used.
+
+        Yields:
+            (item, result or the exception that it raised), in the order of `items`.
+        """
         for item in items:
             yield item, result_or_error(function, item)
 
 
 class ThreadExecutor:
-    """As `Workers`, for what runs in a worker already: a thread, a few tasks ahead.
+    """Like `Workers`, but in one thread: for code that already runs in a worker.
 
     Args:
-        timeout: seconds that a task may take before its thread is left behind, for no thread can be killed; None waits
-            for ever.
+        timeout: seconds that a task may take before its thread is abandoned (a thread cannot be killed); None waits
+            forever.
     """
 
     count = 1
@@ -187,7 +241,16 @@ class ThreadExecutor:
         self.timeout = timeout
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
-        """(item, result or the exception that it raised) in the order of `items`; what hangs ends as `WorkerHung`."""
+        """Run a function over items; a task that takes longer than `timeout` gives `WorkerHung`.
+
+        Args:
+            function: of one item.
+            items: drawn as needed.
+            ahead: tasks in flight.
+
+        Yields:
+            (item, result or the exception that it raised), in the order of `items`.
+        """
         thread, window = _Thread(), deque[tuple[A, Future[R | Exception]]]()
 
         def finish() -> tuple[A, R | Exception]:
@@ -213,7 +276,7 @@ class ThreadExecutor:
 
 
 class _Thread:
-    """A thread that does tasks in order; unlike those of an executor nobody waits for it at the end."""
+    """A thread that runs tasks in order; a daemon, unlike those of an executor, so that the process can end."""
 
     def __init__(self) -> None:
         self._todo: SimpleQueue[tuple[Future, Callable, Any] | None] = SimpleQueue()
@@ -226,7 +289,7 @@ class _Thread:
         return future
 
     def leave(self) -> None:
-        """It ends with what it is at."""
+        """Tell the thread to end after its running task."""
         self._left.set()
         self._todo.put(None)
 
@@ -235,7 +298,7 @@ class _Thread:
             future, function, item = task
             try:
                 future.set_result(result_or_error(function, item))
-            except BaseException as error:  # noqa: BLE001 - for who waits
+            except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
                 future.set_exception(error)
 
 

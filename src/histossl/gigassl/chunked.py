@@ -1,4 +1,4 @@
-"""Large batches on small cards: a chunk of the batch at a time in memory, the gradient that of the whole."""
+"""Large batches on small GPUs: one chunk of the batch in memory at a time, with the gradient of the whole batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def encode_twice(encoder: nn.Module, *chunk: Any) -> Tensor:
-    """`encoder(*chunk)`, which keeps nothing but its result: the backward pass encodes the chunk again.
+    """Compute `encoder(*chunk)` and keep only the result: the backward pass encodes the chunk again.
 
-    So all vectors of a batch are there for its loss, while no more than one chunk is in memory with all that its
-    gradient needs (Gao et al., RepL4NLP 2021). Batch norms take the statistics of the chunk.
+    The loss then has all vectors of a batch, while the activations of only one chunk are in memory (Gao et al.,
+    RepL4NLP 2021). Batch norms use the statistics of the chunk.
+
+    Args:
+        encoder: a slide encoder, or several.
+        chunk: its arguments.
+
+    Returns:
+        The vectors, with gradients.
     """
     return checkpoint(
         encoder,
@@ -27,7 +34,14 @@ def encode_twice(encoder: nn.Module, *chunk: Any) -> Tensor:
 
 @contextmanager
 def still(module: nn.Module) -> Iterator[None]:
-    """Running statistics stay as they are, for a pass that only repeats an earlier one."""
+    """Keep running statistics unchanged, for a pass that repeats an earlier one.
+
+    Args:
+        module: whose batch norms are concerned.
+
+    Yields:
+        Nothing; the momenta are restored at the end.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -65,10 +65,40 @@ def embed_slide(
     Returns:
         (vector_dim,) of length 1.
     """
+    whole = encoder.whole(*_seen(encoder, features, positions, view, settings, slide_id))
+    return torch.nn.functional.normalize(whole, dim=0).numpy()
+
+
+@torch.inference_mode()
+def fit_parts(
+    encoder: SlideEncoder, slides: Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]], tiles: int = 4096
+) -> None:
+    """Bring the parts of an encoder's vectors to one scale over a cohort; nothing where they stand as they are.
+
+    Args:
+        encoder: in evaluation mode, with its prototypes.
+        slides: name, features (N, D) and positions (N, 2) of each, un-augmented.
+        tiles: of a slide that are looked at, at most, in one window.
+    """
+    if encoder.parts is None:
+        return
+    view, once = ViewSettings(tiles=tiles, windows=1), EmbedSettings(views=1)
+    found = [encoder.joined(*_seen(encoder, *rows, view, once, name)) for name, *rows in slides]
+    encoder.parts.fit(torch.stack(found))
+
+
+def _seen(
+    encoder: SlideEncoder,
+    features: NDArray[np.float32],
+    positions: NDArray[np.float32],
+    view: ViewSettings,
+    settings: EmbedSettings,
+    slide_id: str,
+) -> tuple[torch.Tensor, Counted | None]:
+    """(contrasted_dim,) the mean over the views, and the prototypes counted in the whole slide."""
     passes = _passes(encoder, features, positions, view, settings, slide_id)
     mean = _mean(_vectors(encoder, batch, settings) for batch, _ in passes)
-    counted = encoder.counted(_on_device(encoder, features), positions)
-    return torch.nn.functional.normalize(_whole(mean, counted), dim=0).numpy()
+    return mean, encoder.counted(_on_device(encoder, features), positions)
 
 
 @dataclass(frozen=True)
@@ -102,9 +132,11 @@ def explain_slide(
         encoder, features, positions, view, settings, slide_id: as of `embed_slide`.
         weights: (vector_dim, C) of C scores.
     """
-    weights = np.asarray(weights, np.float32)
+    given, added = torch.from_numpy(np.asarray(weights, np.float64)), torch.zeros(())
+    if encoder.parts is not None:
+        given, added = encoder.parts.directions(given)
     split = encoder.settings.contrasted_dim
-    directions, rest = (torch.from_numpy(part).to(_device(encoder)) for part in (weights[:split], weights[split:]))
+    directions, rest = (part.float().to(_device(encoder)) for part in (given[:split], given[split:]))
     vectors: list[torch.Tensor] = []
     shares, seen = np.zeros((len(features), weights.shape[1])), np.zeros(len(features))
     for batch, rows in _passes(encoder, features, positions, view, settings, slide_id):
@@ -119,10 +151,12 @@ def explain_slide(
     if counted is not None:
         shares += counted.tile_shares(rest).double().cpu().numpy()
         seen += 1  # they look at every tile
-    whole = _whole(_mean(vectors), counted)
+    whole = encoder.whole(_mean(vectors), counted)
     length = max(float(whole.norm()), 1e-12)  # as of `normalize`
     vector = torch.nn.functional.normalize(whole, dim=0).numpy()
-    return Shares(vector, shares / length, seen / max(1, seen.sum()))
+    looked_at = seen / max(1, seen.sum())
+    # What the cohort's mean would get belongs to no tile: each takes of it as much as it was looked at.
+    return Shares(vector, (shares + looked_at[:, None] * added.numpy()) / length, looked_at)
 
 
 def _mean(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -132,10 +166,6 @@ def _mean(vectors: Iterable[torch.Tensor]) -> torch.Tensor:
         total = total + part.sum(dim=0)
         count += len(part)
     return total / count
-
-
-def _whole(mean: torch.Tensor, counted: Counted | None) -> torch.Tensor:
-    return mean if counted is None else torch.cat([mean, counted.roots.cpu()])
 
 
 def _on_device(encoder: SlideEncoder, features: NDArray) -> torch.Tensor:

@@ -24,10 +24,14 @@ from histossl.core.atomic import whole_folder
 from histossl.core.config import from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
-from histossl.gigassl.prototypes import RUNS, SCALES, Counted, Prototypes, shared_out
+from histossl.gigassl.parts import Parts
+from histossl.gigassl.prototypes import RUNS, Counted, Prototypes, shared_out
 from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, occupied, view_mean
 
 FORMAT = "histossl slide encoder 1"
+TRAINED, UNTRAINED = "model.safetensors", "untrained.safetensors"
+BEFORE = {"scales": [0, 2, 4], "normalise": False}
+"""Settings that slide encoders were made with before these could be chosen."""
 WIDTH = 256  # of the map that the stage works on: ResNet-18's third stage
 
 
@@ -45,6 +49,10 @@ class EncoderSettings:
             no training can then lose.
         prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
             neighbourhoods, of each clustering, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
+        scales: how often tiles are averaged with their neighbours (3x3) before prototypes are looked for, one entry for
+            each set of clusterings: 0 is tiles themselves, 1 about 3x3 of them, 2 about 5x5; ascending.
+        normalise: bring the parts of the slide's vector to one scale over the cohort, see `Parts`; otherwise they stand
+            behind one another as they are.
         arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
@@ -57,6 +65,8 @@ class EncoderSettings:
     inlet: str = "centred"
     tile_mean: bool = True
     prototypes: int = 64
+    scales: tuple[int, ...] = (1, 2)
+    normalise: bool = True
     arch: str = "sparse"
     hard_border: bool = False
     spacing: float = 1.0
@@ -71,6 +81,8 @@ class EncoderSettings:
             raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
         if self.prototypes < 0:
             raise SettingsError(f"encoder.prototypes must not be negative, got {self.prototypes}")
+        if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 0:
+            raise SettingsError(f"encoder.scales must ascend from 0 or more, got {self.scales}")
         if not 0 < self.spacing < np.inf:
             raise SettingsError(f"encoder.spacing must be positive, got {self.spacing}")
 
@@ -82,7 +94,19 @@ class EncoderSettings:
     @property
     def vector_dim(self) -> int:
         """Length of the slide's vector."""
-        return self.contrasted_dim + len(SCALES) * RUNS * self.prototypes
+        return sum(self.parts.values())
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of every number of the slide's vector, the name of its part."""
+        return tuple(name for name, length in self.parts.items() for _ in range(length))
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Names of the parts of the slide's vector, in order, and their lengths."""
+        lengths = {"stage": self.dim, "mean": self.in_dim * self.tile_mean}
+        lengths["prototypes"] = len(self.scales) * RUNS * self.prototypes
+        return {name: length for name, length in lengths.items() if length}
 
 
 class SlideEncoder(nn.Module):
@@ -91,11 +115,17 @@ class SlideEncoder(nn.Module):
     Args:
         settings: what to build.
         seed: of the initial weights; the global generator is neither used nor moved.
+
+    Attributes:
+        about: what `load` found of the training: its settings, the slides, fingerprints; empty before any training.
+        rival: what `load` found beside it: the like-for-like encoder of which no weight was trained.
     """
 
     def __init__(self, settings: EncoderSettings | None = None, seed: int = 0) -> None:
         super().__init__()
         self.settings = chosen = settings or EncoderSettings()
+        self.about: dict[str, Any] = {}
+        self.rival: tuple[SlideEncoder, ...] = ()  # a tuple, so that it is no part of this module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
@@ -104,7 +134,20 @@ class SlideEncoder(nn.Module):
             self.stage = Stage(width, chosen.dim, spatial=chosen.arch == "sparse")
             self.attention = GatedAttention(chosen.dim) if chosen.arch == "attention" else None
             self.tile_norm = SiteNorm(chosen.in_dim, affine=False) if chosen.tile_mean else None
-            self.prototypes = Prototypes(chosen.in_dim, chosen.prototypes) if chosen.prototypes else None
+            self.prototypes = (
+                Prototypes(chosen.in_dim, chosen.prototypes, chosen.scales, not chosen.normalise)
+                if chosen.prototypes
+                else None
+            )
+            self.parts = Parts(chosen.parts) if chosen.normalise else None
+
+    def __repr__(self) -> str:
+        chosen, weights = self.settings, sum(p.numel() for p in self.parameters())
+        trained = f"trained on {len(self.about['slides'])} slides" if self.about.get("slides") else "not trained"
+        return (
+            f"SlideEncoder({chosen.arch}, tiles of {chosen.in_dim} numbers -> slides of {chosen.vector_dim}, "
+            f"{weights:,} weights, {trained})"
+        )
 
     def forward(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
         """Slide vectors of a batch of views.
@@ -177,6 +220,21 @@ class SlideEncoder(nn.Module):
             maps = [self._placed(f, p, np.zeros(len(f), np.int64), 1)[1] for f, p in slides]
             self.prototypes.fit(maps, seed)
 
+    def whole(self, mean: Tensor, counted: Counted | None) -> Tensor:
+        """A slide's vector, before its length is made 1: (vector_dim,), of the mean over views and what was counted.
+
+        Args:
+            mean: (contrasted_dim,) of `forward`, on the CPU.
+            counted: of `counted`.
+        """
+        found = self.joined(mean, counted)
+        return found if self.parts is None else self.parts(found)
+
+    @staticmethod
+    def joined(mean: Tensor, counted: Counted | None) -> Tensor:
+        """The same before the parts are brought to one scale."""
+        return mean if counted is None else torch.cat([mean, counted.roots.cpu()])
+
     def _placed(
         self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int
     ) -> tuple[Tensor, SparseMap]:
@@ -215,17 +273,25 @@ class SlideEncoder(nn.Module):
             raise SettingsError("only a sparse encoder with dim 512 can start from ResNet-18's fourth stage")
         self.stage.load_state_dict(from_dense(state))
 
-    def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Write model.safetensors and config.json into `folder`, whole or not at all; `about` is kept in the latter."""
+    def save(self, folder: Path, about: Mapping[str, Any] | None = None, untrained: SlideEncoder | None = None) -> None:
+        """Write model.safetensors and config.json into `folder`, whole or not at all.
+
+        Args:
+            folder: of the encoder.
+            about: kept in config.json.
+            untrained: its rival that nothing was trained of, kept beside it in untrained.safetensors.
+        """
         with whole_folder(folder) as part:
-            weights = save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
-            (part / "model.safetensors").write_bytes(weights)  # an OSError where the disk is full, as of any file
+            for name, encoder in ((TRAINED, self), (UNTRAINED, untrained)):
+                if encoder is not None:  # an OSError where the disk is full, as of any file
+                    state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+                    (part / name).write_bytes(save(state))
             config = {"format": FORMAT, "settings": to_dict(self.settings), "about": dict(about or {})}
             (part / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> SlideEncoder:
-        """The encoder that `save` wrote, on the CPU, in evaluation mode.
+    def load(cls, folder: Path, weights: str = TRAINED) -> SlideEncoder:
+        """The encoder that `save` wrote, on the CPU, in evaluation mode; its rival where `weights` is `UNTRAINED`.
 
         Raises:
             FileFormatError: a file is missing, cut short, or of something else.
@@ -236,8 +302,11 @@ class SlideEncoder(nn.Module):
             config = json.loads((folder / "config.json").read_text("utf-8"))
             if not isinstance(config, dict) or config.get("format") != FORMAT:
                 raise FileFormatError(f"{folder / 'config.json'} does not describe a slide encoder", hint)
-            encoder = cls(from_dict(EncoderSettings, config["settings"]))
-            encoder.load_state_dict(load_file(folder / "model.safetensors"))
+            encoder = cls(from_dict(EncoderSettings, BEFORE | config["settings"]))
+            encoder.load_state_dict(load_file(folder / weights))
+            encoder.about = dict(config.get("about") or {})
+            if weights == TRAINED and (folder / UNTRAINED).exists():
+                encoder.rival = (cls.load(folder, UNTRAINED),)
         except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
             raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", hint) from error
         return encoder.eval()
@@ -277,3 +346,14 @@ def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[T
     within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
     tiles = order[np.repeat(starts[source], repeat) + within]
     return torch.from_numpy(tiles), torch.from_numpy(np.repeat(target, repeat))
+
+
+def made_before(folder: Path) -> str:
+    """What is old about a slide encoder, in words; empty where nothing is, or none stands there."""
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not isinstance(settings, dict) or "normalise" in settings:
+        return ""
+    return "it was made by an earlier version: the parts of its vectors are not brought to one scale"

@@ -1,4 +1,4 @@
-"""What tells a healthy training from a collapsed one, without labels."""
+"""Gauges that show, without labels, whether a training has collapsed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from torch import Tensor, nn
 
 
 def gauges(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Gauges of the projections a, b (B, d) of pairs, each ().
+    """Compute the gauges of a batch of pairs.
 
     `spread`: root mean square deviation of the normalised projections, times the root of d: 1 where they fill the
     sphere, 0 where they have collapsed. `matched`: share of views whose nearest other view is their partner.
     `alignment` and `uniformity` as in Wang and Isola, ICML 2020; lower is better for both.
+
+    Args:
+        a: (B, d) projections of one view of each pair, B >= 2.
+        b: (B, d) projections of the other view, in the same order.
+
+    Returns:
+        Name -> scalar ().
     """
     z = nn.functional.normalize(torch.cat([a, b]).float(), dim=1)
     similarity = z @ z.T
@@ -29,10 +36,15 @@ def gauges(a: Tensor, b: Tensor) -> dict[str, Tensor]:
 
 
 def effective_rank(vectors: Tensor) -> Tensor:
-    """In how many directions vectors (N, d) differ, () in [1, min(N, d)]; 0 where all are the same.
+    """The effective number of directions in which vectors differ (Roy and Vetterli, EUSIPCO 2007).
 
-    The exponential of the entropy of the singular values, as shares of their sum (Roy and Vetterli, EUSIPCO 2007),
-    after what all have in common is taken away.
+    The mean is subtracted; the result is the exponential of the entropy of the singular values, as shares of their sum.
+
+    Args:
+        vectors: (N, d) floating.
+
+    Returns:
+        () in [1, min(N, d)]; 0 where all vectors are equal.
     """
     values = torch.linalg.svdvals((vectors - vectors.mean(0)).float())
     shares = values / values.sum()

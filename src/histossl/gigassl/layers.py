@@ -1,4 +1,4 @@
-"""What slide encoders are built of: ResNet-18's fourth stage on a sparse map, attention, the head of the contrast."""
+"""Layers of slide encoders: ResNet-18's fourth stage on a sparse map, attention, and the projector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, Spars
 
 
 class Stage(nn.Module):
-    """Two residual blocks of two convolutions: 3x3 with stride 2 at first where spatial, 1x1 otherwise."""
+    """Two residual blocks of two convolutions each.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        spatial: convolutions are 3x3, the first with stride 2; otherwise 1x1, which sees every site alone.
+    """
 
     def __init__(self, inputs: int, outputs: int, spatial: bool) -> None:
         super().__init__()
@@ -20,22 +26,45 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList([Block(inputs, outputs, spatial, True), Block(outputs, outputs, spatial, False)])
 
     def forward(self, sparse: SparseMap) -> SparseMap:
+        """Apply the stage.
+
+        Args:
+            sparse: a map with `inputs` channels.
+
+        Returns:
+            A map with `outputs` channels, on the strided grid where the stage is spatial.
+        """
         for block in self.blocks:
             sparse = block(sparse)
         return sparse
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, in which it takes the sites' vectors."""
+        """The dtype of the weights, in which the stage takes the sites' vectors."""
         return next(self.parameters()).dtype
 
     def pairs(self, grid: Grid) -> KernelMap:
-        """Which sites of the first map each site of the last one covers."""
+        """Pair the sites of the input map with the sites of the output map that cover them.
+
+        Args:
+            grid: of the input map.
+
+        Returns:
+            The kernel map of the first layer.
+        """
         return grid.strided[1] if self.spatial else grid.itself
 
 
 class Block(nn.Module):
-    """ResNet's basic block; where `first`, the shortcut of a spatial one is an average pool 3/2, then a 1x1."""
+    """ResNet's basic block.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        spatial: convolutions are 3x3; otherwise 1x1.
+        first: the shortcut is a 1x1 convolution; where spatial, the block has stride 2, and the shortcut starts with an
+            average pool of 3x3 sites with stride 2.
+    """
 
     def __init__(self, inputs: int, outputs: int, spatial: bool, first: bool) -> None:
         super().__init__()
@@ -47,6 +76,14 @@ class Block(nn.Module):
         self.shortcut_bn = SiteNorm(outputs) if first else None
 
     def forward(self, sparse: SparseMap) -> SparseMap:
+        """Apply the block.
+
+        Args:
+            sparse: a map with `inputs` channels.
+
+        Returns:
+            A map with `outputs` channels.
+        """
         rows, grid = sparse.features, sparse.grid
         if self.stride:
             grid, down = grid.strided
@@ -62,15 +99,29 @@ class Block(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Weights (S,) of the sites, which sum to 1 over each map."""
+    """Gated attention (Ilse et al., ICML 2018): weights of the sites, which sum to 1 over each map.
+
+    Args:
+        inputs: channels of the map.
+        hidden: width of the hidden layer.
+    """
 
     def __init__(self, inputs: int, hidden: int = 128) -> None:
         super().__init__()
         self.content, self.gate, self.score = nn.Linear(inputs, hidden), nn.Linear(inputs, hidden), nn.Linear(hidden, 1)
 
     def forward(self, sparse: SparseMap) -> Tensor:
+        """Compute the weights.
+
+        Args:
+            sparse: a map of S sites with `inputs` channels.
+
+        Returns:
+            (S,) in (0, 1], in the dtype of the map.
+        """
         rows, views = sparse.features, sparse.grid.views
         score = self.score(torch.tanh(self.content(rows)) * torch.sigmoid(self.gate(rows))).squeeze(1).float()
+        # The maximum of each map is subtracted, so that the exponential cannot overflow.
         top = score.new_zeros(sparse.grid.batch_size).scatter_reduce(
             0, views, score.detach(), "amax", include_self=False
         )
@@ -79,12 +130,12 @@ class GatedAttention(nn.Module):
 
 
 class Projector(nn.Sequential):
-    """The head behind which views are compared, dim-512-512-out with batch norm and ReLU between; it is not kept.
+    """Projects slide vectors for the loss: layers dim-512-512-out with batch norm and ReLU; dropped after training.
 
     Args:
         dim: length of a slide's vector.
         out: length of its projection.
-        seed: of the initial weights; the global generator is neither used nor moved.
+        seed: of the initial weights; the state of the global generator does not change.
     """
 
     def __init__(self, dim: int = 512, out: int = 256, seed: int = 0) -> None:
@@ -97,15 +148,29 @@ class Projector(nn.Sequential):
 
 
 def view_sum(rows: Tensor, grid: Grid) -> Tensor:
-    """(views, C): the sum of the rows (S, C) on each map."""
+    """Sum the rows of each map.
+
+    Args:
+        rows: (S, C) floating, one per site.
+        grid: of the sites.
+
+    Returns:
+        (grid.batch_size, C); zeros for an empty map.
+    """
     return rows.new_zeros(grid.batch_size, rows.shape[1]).index_add(0, grid.views, rows)
 
 
 def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a spatial `Stage` from a dense ResNet-18's fourth stage (`layer4`, with or without that prefix).
+    """Convert the fourth stage of a dense ResNet-18 to the state of a spatial `Stage`.
+
+    Args:
+        state: name -> tensor; names with or without the prefix `layer4.`, others are ignored.
+
+    Returns:
+        The state, for `Stage.load_state_dict`.
 
     Raises:
-        FileFormatError: a weight is missing, or of another shape.
+        FileFormatError: a weight is missing or has another shape.
     """
     names = {"downsample.0": "shortcut", "downsample.1": "shortcut_bn"}
     found: dict[str, Tensor] = {}
@@ -117,7 +182,7 @@ def from_dense(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 value = state.get(f"layer4.{key}", state.get(key))
                 if value is None or value.shape[0] != 512 or (dense and value.ndim != 4):
                     raise FileFormatError(
-                        f"layer4.{key} is missing or not ResNet-18's", "give the weights of a whole ResNet-18"
+                        f"layer4.{key} is missing or not of ResNet-18's shape", "give the weights of a whole ResNet-18"
                     )
                 if dense:  # (out, in, y, x) to (offsets, 1, in, out)
                     value = value.permute(2, 3, 1, 0).reshape(-1, 1, value.shape[1], 512)

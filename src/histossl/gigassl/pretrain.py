@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from histossl.core.config import fingerprint, to_dict
@@ -12,10 +13,11 @@ from histossl.core.errors import FileFormatError
 from histossl.encoders.external import hash_of
 from histossl.encoders.resnet import state_of
 from histossl.encoders.tile_encoder import read_weights
+from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask, draw_batch, steps_of_an_epoch
-from histossl.gigassl.slide_sources import SlideSource, sample_slides
+from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
 from histossl.training.device import pick_device, pick_dtype
 from histossl.training.distributed import is_rank_zero
 from histossl.training.loop import end_of_training, fit
@@ -68,8 +70,9 @@ def pretrain_slides(
         best=settings.keep == "best",
     )
     if is_rank_zero():
-        encoder.fit_prototypes(sample_slides(sources, settings.seed), settings.seed)
-        encoder.save(folder, about | {"training": vars(outcome)})
+        sample = sample_slides(sources, settings.seed)
+        rival = complete(encoder, sample, partial(some_slides, sources, settings.seed), settings.seed)
+        encoder.save(folder, about | {"training": vars(outcome)}, rival)
         end_of_training(logs)
 
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from histossl.gigassl.sparse import Grid, SparseMap
 
-SCALES = (0, 2, 4)
-"""How often the tiles are averaged with their neighbours (3x3): tiles themselves, about 3x3 and about 5x5 of them."""
 RUNS = 4
 """Clusterings at each scale: whether one k-means gives something rare a cluster of its own is a matter of luck."""
 SPREAD_FROM = 25_000  # tiles at most that the axes are found from: their number is no more than a few thousand
@@ -31,15 +29,18 @@ class Prototypes(nn.Module):
     Args:
         in_dim: length of a tile's vector.
         count: K, prototypes a clustering.
+        scales: how often tiles are averaged with their neighbours (3x3) before, once for each set of clusterings.
+        each: whether every number of a tile is first brought to variance 1; otherwise their scales are meant.
     """
 
     axes: Tensor
     centres: Tensor
 
-    def __init__(self, in_dim: int, count: int) -> None:
+    def __init__(self, in_dim: int, count: int, scales: tuple[int, ...] = (1, 2), each: bool = False) -> None:
         super().__init__()
+        self.scales, self.each = scales, each
         self.register_buffer("axes", torch.zeros(in_dim, min(AXES, in_dim)))
-        self.register_buffer("centres", torch.zeros(len(SCALES), RUNS, count, min(AXES, in_dim)))
+        self.register_buffer("centres", torch.zeros(len(scales), RUNS, count, min(AXES, in_dim)))
 
     def forward(self, tiles: SparseMap) -> Tensor:
         """(S, clusterings) int64: the nearest prototype of each clustering, counted through all of them."""
@@ -59,10 +60,10 @@ class Prototypes(nn.Module):
         """(S, axes) float32 for each scale: in what a site, with its neighbours, differs from the mean of its map."""
         rows = tiles.centred().float() @ self.axes
         found = []
-        for times in range(max(SCALES) + 1):
+        for times in range(max(self.scales) + 1):
             if times:
                 rows = neighbourhood_mean(rows, tiles.grid)
-            if times in SCALES:
+            if times in self.scales:
                 found.append(rows)
         return found
 
@@ -79,7 +80,7 @@ class Prototypes(nn.Module):
 
         step = -(-sum(len(m.grid) for m in maps) // SPREAD_FROM)
         some = torch.cat([m.centred()[::step].float().cpu() for m in maps])
-        self.axes.copy_(_whitening(some, self.axes.shape[1]))
+        self.axes.copy_(_whitening(some, self.axes.shape[1], self.each))
         scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
         count = self.centres.shape[2]
         for rows, runs in zip(scales, self.centres, strict=True):
@@ -150,9 +151,11 @@ def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
     return sums / counts[:, None]
 
 
-def _whitening(centred: Tensor, count: int) -> Tensor:
-    """(D, count): the principal axes of rows (N, D), every feature first brought to variance 1, the scores too."""
+def _whitening(centred: Tensor, count: int, each: bool) -> Tensor:
+    """(D, count): the principal axes of rows (N, D), whose scores have variance 1; so have, if `each`, the features."""
     spread = centred.std(0).clamp(min=1e-6)
+    if not each:
+        spread = spread.square().mean().sqrt().expand_as(spread)
     scaled = centred / spread
     values, vectors = torch.linalg.eigh((scaled.T @ scaled / max(1, len(scaled) - 1)).double())
     # Where there are fewer tiles than axes the last ones hold rounding alone, which must not be blown up.

@@ -1,7 +1,7 @@
-"""Slide encoders that Giga-SSL's authors publish, into ours.
+"""Loads the slide encoders that the authors of Giga-SSL publish.
 
-Their checkpoints are pickles. Nothing in them is executed: tensors and plain values are read, of all other classes
-nothing but their name.
+Their checkpoints are pickles. Nothing in them is executed: only tensors and plain values are read; objects of other
+classes are replaced by empty ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import pickle
 import re
 import types
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 from histossl.core.errors import FileFormatError
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 
-# As named in checkpoints -> in our stage; a block's number stands before it.
+# Name in checkpoints -> name in `Stage`, both after the number of the block.
 PARTS = {
     "conv1": "conv1",
     "norm1": "bn1",
@@ -39,18 +38,22 @@ NAME = re.compile(rf"(?:^|\.)([01])\.({'|'.join(map(re.escape, PARTS))})\.(weigh
 
 
 def load_published(path: Path) -> SlideEncoder:
-    """The slide encoder of a Giga-SSL checkpoint, in evaluation mode.
+    """Load the slide encoder of a Giga-SSL checkpoint.
 
-    What comes out for tiles at whole, non-negative positions is what the published layers give: tiles on one site are
-    averaged, strided layers take no padding, the average pool divides by nine, the vector is the mean over the last
-    map's sites. One thing is not the same: there the map also ends at its last row and column, which depend on the
-    other slides of the batch; here it goes on.
+    For tiles at whole, non-negative positions the results equal those of the published layers: tiles on one site are
+    averaged, strided layers have no padding, the average pool divides by nine, the vector is the mean over the sites of
+    the last map. One thing differs: the published code also ends the map at its last row and column, which depend on
+    the other slides of the batch; here the map has no such end.
 
     Args:
         path: of a file that `torch.save` wrote: a state, or a dictionary with `state_dict`.
 
+    Returns:
+        The encoder, in evaluation mode.
+
     Raises:
-        FileFormatError: no such file, or weights of another network; names the first that is missing.
+        FileFormatError: there is no such file, or its weights are of another network; the message names the first
+            weight that is missing or ambiguous.
     """
     state = read_state(path)
     found: dict[str, Tensor] = {}
@@ -64,35 +67,41 @@ def load_published(path: Path) -> SlideEncoder:
             found[key] = value.detach().clone().float()
     kernel = found.get("blocks.0.conv1.weight")
     if kernel is None or kernel.ndim != 4 or kernel.shape[:2] != (9, 1):
+        some = ", ".join(list(state)[:3]) or "nothing"
         hint = "give a checkpoint of Giga-SSL's sparse slide encoder, with 0.conv1.weight of shape (9, 1, in, out)"
-        raise FileFormatError(f"{path}: holds no sparse slide encoder, but {_some(state)}", hint)
+        raise FileFormatError(f"{path}: has no sparse slide encoder, but {some}", hint)
     in_dim, dim = kernel.shape[2:]
-    made = EncoderSettings(in_dim, dim, "plain", tile_mean=False, prototypes=0, hard_border=True, linear=False)
+    made = EncoderSettings(in_dim, dim, "plain", False, 0, normalise=False, hard_border=True, linear=False)
     encoder = SlideEncoder(made)
     for name, wanted in encoder.stage.state_dict().items():
         if name.endswith("num_batches_tracked"):
             found[name] = torch.zeros_like(wanted)
         elif name not in found or found[name].numel() != wanted.numel():
             shape = tuple(found[name].shape) if name in found else "missing"
-            raise FileFormatError(f"{path}: {name} is {shape}, not {tuple(wanted.shape)}", "it is another network's")
+            raise FileFormatError(
+                f"{path}: {name} is {shape}, not {tuple(wanted.shape)}", "the checkpoint is of another network"
+            )
         else:
             found[name] = found[name].reshape(wanted.shape)
     encoder.stage.load_state_dict(found)
     return encoder.eval()
 
 
-def _some(state: Mapping[str, Any]) -> str:
-    return ", ".join(list(state)[:3]) or "nothing"
-
-
 def read_state(path: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint by name; nothing in the file is executed.
+    """Read the tensors of a checkpoint; nothing in the file is executed.
+
+    Args:
+        path: of a file that `torch.save` wrote.
+
+    Returns:
+        Name -> value, mostly tensors.
 
     Raises:
-        FileFormatError: no file that `torch.save` wrote.
+        FileFormatError: the file does not exist, is not written by `torch.save`, or has no dictionary.
     """
     if zipfile.is_zipfile(path) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         raise FileFormatError(f"{path}: a TorchScript program, not a checkpoint", "give a file that torch.save wrote")
+    # torch.load reads pickles with the module that it is given; the unpickler of this one creates no foreign classes.
     reader: Any = types.ModuleType("inert")
     reader.Unpickler, reader.load = _Inert, lambda file, **more: _Inert(file, **more).load()
     try:
@@ -106,12 +115,12 @@ def read_state(path: Path) -> dict[str, Any]:
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise FileFormatError(f"{path}: holds a {type(found).__name__}, not the tensors of a network")
+        raise FileFormatError(f"{path}: has a {type(found).__name__}, not the tensors of a network")
     return {str(name): value for name, value in found.items()}
 
 
 class _Nothing:
-    """Stands for an object of a class that is not needed: takes whatever a pickle gives it, and does nothing."""
+    """Replaces objects of classes that are not needed: accepts all that a pickle does with them, and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -125,7 +134,7 @@ class _Nothing:
 
 
 class _Inert(pickle.Unpickler):
-    """Makes tensors, dictionaries and plain values, and of everything else nothing."""
+    """Creates tensors, dictionaries and plain values; objects of all other classes become `_Nothing`."""
 
     KNOWN = {  # noqa: RUF012 - never written to
         ("collections", "OrderedDict"): collections.OrderedDict,
@@ -135,6 +144,6 @@ class _Inert(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name.endswith("Storage"):  # their types, which files of before 2020 name
+        if module == "torch" and name.endswith("Storage"):  # types of storages, which files written before 2020 name
             return getattr(torch, name, _Nothing)
         return self.KNOWN.get((module, name), _Nothing)

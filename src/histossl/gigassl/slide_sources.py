@@ -16,6 +16,7 @@ from histossl.core.errors import FileFormatError
 from histossl.wsi import tile_files
 from histossl.wsi.geometry import tile_units
 
+MANY = 2000  # slides, at most, whose vectors tell the scale of their parts
 SAMPLE = 100_000  # tiles, about: statistics of a cohort are taken of so many
 
 
@@ -92,3 +93,12 @@ def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[T
         if total > SAMPLE and total > len(features):
             return
         yield torch.from_numpy(features).float(), positions
+
+
+def some_slides(
+    sources: Sequence[SlideSource], seed: int
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Name, features (N, D) and positions (N, 2) of slides in random order, un-augmented, `MANY` at most."""
+    for k in np.random.default_rng([seed, len(sources), 1]).permutation(len(sources))[:MANY]:
+        features, positions = plain_tiles(sources[k].features)
+        yield sources[k].slide_id, np.asarray(features, np.float32), positions

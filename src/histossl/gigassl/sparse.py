@@ -1,10 +1,9 @@
-"""Convolutions that visit only the occupied sites of a map, equal there to the dense ones, in plain torch.
+"""Sparse convolutions in plain torch: at the occupied sites of a map they equal the dense ones.
 
-A slide is a map of tile vectors with far more empty places than full ones. Submanifold sparse convolution (Graham et
-al., CVPR 2018) computes only where a site is occupied, and takes absent neighbours as zero. Who meets whom is written
-down once a batch, on the CPU, in a `KernelMap`; a layer then is, for each of the nine offsets, one gather, one matrix
-product and one ordered addition, so that nothing is sorted, hashed or counted on the device, and the same input
-gives the same bytes.
+A slide is a map of tile vectors in which most sites are empty. Submanifold sparse convolution (Graham et al., CVPR
+2018) computes only occupied sites, and treats absent neighbours as zero. A `KernelMap` lists the pairs of neighbours,
+built once per batch on the CPU. A layer then is, for each of the nine offsets, one gather, one matrix product and one
+ordered addition: nothing is sorted, hashed or counted on the device, and the same input gives the same bytes.
 
 Under `torch.autocast` the factors are rounded to its dtype; sums are kept in float32.
 """
@@ -21,23 +20,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from histossl.gigassl import sparse_buffers
+from histossl.gigassl.sparse_buffers import Rows, Workspace, padded
 from histossl.training.distributed import is_distributed, norm_together
-
-BLOCK = 4096  # rows a matrix product takes at once: bounds the buffers, and they stay in the cache
-Rows = Tensor | slice  # a choice of rows
 
 
 @dataclass(frozen=True)
 class KernelMap:
-    """Which input row meets which output row, at which offset of the kernel.
+    """The pairs of input and output rows at each offset of the kernel.
 
     Attributes:
-        source: (P,) int64, input rows; by offset, ascending within one.
-        target: (P,) int64, the output rows they go to; within an offset no row comes twice.
-        counts: pairs at each offset.
+        source: (P,) int64, input rows; sorted by offset, ascending within one.
+        target: (P,) int64, their output rows; within an offset each row occurs at most once.
+        counts: number of pairs at each offset.
         inputs: number of input rows.
         outputs: number of output rows.
-        identity: rows also meet themselves at the middle offset; those pairs are not listed.
+        identity: every row is also paired with itself at the middle offset; those pairs are not listed.
     """
 
     source: Tensor
@@ -49,36 +47,38 @@ class KernelMap:
 
     @property
     def products(self) -> int:
-        """Rows that are multiplied by a matrix: the pairs, with the unlisted ones."""
+        """Number of rows that are multiplied by a matrix: all pairs, also the unlisted ones."""
         return sum(self.counts) + self.identity * self.inputs
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, Rows, Rows], ...]:
-        """(offset, source rows, target rows), at most `BLOCK` rows each; where rows meet themselves, a slice of them,
-        and those come first.
+        """(offset, source rows, target rows) of at most `BLOCK` rows; identity pairs are slices and come first.
+
+        The order matters: `Workspace.add_product` overwrites the rows of slices, which must still be zero.
         """
+        size = sparse_buffers.BLOCK
         found: list[tuple[int, Rows, Rows]] = []
         if self.identity:
-            own = [slice(low, min(low + BLOCK, self.inputs)) for low in range(0, self.inputs, BLOCK)]
+            own = [slice(low, min(low + size, self.inputs)) for low in range(0, self.inputs, size)]
             found += [(len(self.counts) // 2, rows, rows) for rows in own]
         for offset, (start, end) in enumerate(pairwise(accumulate(self.counts, initial=0))):
-            for low in range(start, end, BLOCK):
-                high = min(low + BLOCK, end)
+            for low in range(start, end, size):
+                high = min(low + size, end)
                 found.append((offset, self.source[low:high], self.target[low:high]))
         return tuple(found)
 
     def flipped(self) -> KernelMap:
-        """The same pairs, from output to input: the way of a gradient."""
+        """The same pairs from output to input, as the gradient needs them."""
         return KernelMap(self.target, self.source, self.counts, self.outputs, self.inputs, self.identity)
 
 
 class Grid:
-    """The occupied sites of a batch of maps, and who neighbours whom; shared by all maps and layers that lie on it.
+    """The occupied sites of a batch of maps with their kernel maps; all layers on the same sites share one grid.
 
     Args:
         sites: (N, 3) integers [map, row, column], not negative, unique and in lexicographic order.
-        batch_size: number of maps, empty ones counted.
-        device: where the kernel maps are wanted; they are built on the CPU.
+        batch_size: number of maps, including empty ones.
+        device: of the kernel maps, which are built on the CPU and copied.
 
     Raises:
         ValueError: sites of another shape, out of range, repeated or out of order.
@@ -100,7 +100,7 @@ class Grid:
 
     @cached_property
     def _shape(self) -> tuple[int, int]:
-        """Rows and columns of a map, with an empty one of each as a fence: neighbours never wrap around."""
+        """Rows and columns of a map, with an empty row and column at the end, so that neighbours never wrap around."""
         rows, columns = (self.sites[:, 1:].max(0) + 2).tolist() if len(self) else (2, 2)
         return rows, columns
 
@@ -111,38 +111,38 @@ class Grid:
 
     @cached_property
     def views(self) -> Tensor:
-        """(N,) int64: the map that each site lies on."""
+        """(N,) int64: the map of each site."""
         return self._tensor(self.sites[:, 0])
 
     @cached_property
     def counts(self) -> Tensor:
-        """(batch_size,) int64: occupied sites of each map."""
+        """(batch_size,) int64: number of occupied sites of each map."""
         return self._tensor(np.bincount(self.sites[:, 0], minlength=self.batch_size))
 
     @cached_property
     def itself(self) -> KernelMap:
-        """Of a 1x1 convolution."""
+        """Pairs of a 1x1 convolution."""
         none = self._tensor(np.empty(0, np.int64))
         return KernelMap(none, none, (0,), len(self), len(self), identity=True)
 
     @cached_property
     def neighbours(self) -> KernelMap:
-        """Of a submanifold 3x3 convolution: output (r, c) takes input (r + dy, c + dx) at offset (dy, dx)."""
+        """Pairs of a submanifold 3x3 convolution: output (r, c) takes input (r + dy, c + dx) at offset (dy, dx)."""
         keys, columns = self._keys, self._shape[1]
         pairs: list[Any] = [None] * 9
         pairs[4] = (np.empty(0, np.int64),) * 2
         for offset, step in enumerate((-columns - 1, -columns, -columns + 1, -1)):
             found = np.searchsorted(keys, keys + step).clip(max=len(keys) - 1)
             target = np.flatnonzero(keys[found] == keys + step)
-            # Who is above me has me below.
+            # Each pair also holds in the opposite direction: four of the eight offsets need no search.
             pairs[offset], pairs[8 - offset] = (found[target], target), (target, found[target])
         return self._kernel_map(pairs, len(self), identity=True)
 
     @cached_property
     def strided(self) -> tuple[Grid, KernelMap]:
-        """The grid after a 3x3 layer of stride 2 without padding, and its pairs.
+        """The grid after a 3x3 layer of stride 2 without padding, and the kernel map of that layer.
 
-        Output o covers inputs 2o to 2o + 2 in either direction, and exists where o >= 0 and any of them is occupied.
+        Output o covers inputs 2o to 2o + 2 in both directions, and exists where o >= 0 and one of them is occupied.
         """
         rows, columns = self._shape
         pairs, keys = [], []
@@ -165,7 +165,7 @@ class Grid:
 
     def _tensor(self, values: NDArray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values, np.int64))
-        if self.device.type == "cuda":  # from pinned memory the copy does not hold up the host
+        if self.device.type == "cuda":  # only from pinned memory is the copy asynchronous
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
@@ -175,42 +175,61 @@ class SparseMap:
     """A batch of maps with vectors on their occupied sites.
 
     Attributes:
-        features: (N, C) floating, one row a site in the grid's order.
-        grid: where the rows lie.
+        features: (N, C) floating, one row per site, in the grid's order.
+        grid: the sites.
     """
 
     features: Tensor
     grid: Grid
 
     def with_features(self, features: Tensor) -> SparseMap:
-        """Other vectors on the same sites, with the kernel maps that are already known."""
+        """Replace the vectors; kernel maps that are already built are kept.
+
+        Args:
+            features: (N, any) floating.
+
+        Returns:
+            The new map, on the same grid.
+        """
         return replace(self, features=features)
 
     def mean(self) -> Tensor:
-        """(batch_size, C): the mean over the sites of each map; zeros where a map is empty."""
+        """(batch_size, C): the mean over the sites of each map; zeros for an empty map."""
         return view_mean(self.features, self.grid.views, self.grid.counts)
 
     def centred(self) -> Tensor:
-        """(N, C): in what each site differs from the mean of its map."""
+        """(N, C): the difference of each site from the mean of its map."""
         mean = self.mean()
-        # Of one large map, the mean is not copied to every site.
+        # With one map the mean is broadcast instead of copied to every site: a large slide needs less memory.
         return self.features - (mean if len(mean) == 1 else mean[self.grid.views])
 
     @classmethod
     def of(cls, features: Tensor, sites: NDArray | Tensor, batch_size: int) -> SparseMap:
-        """A map of vectors (T, C) placed on sites (T, 3) [map, row, column] in any order; those that fall on one site
-        are averaged.
+        """Place vectors on sites; vectors on the same site are averaged.
+
+        Args:
+            features: (T, C) floating.
+            sites: (T, 3) integers [map, row, column], not negative, in any order.
+            batch_size: number of maps.
+
+        Returns:
+            The map.
         """
         grid, site, counts = occupied(np.asarray(sites), batch_size, features.device)
         return cls(view_mean(features, site, counts), grid)
 
 
 def occupied(sites: NDArray, batch_size: int, device: torch.device | str = "cpu") -> tuple[Grid, Tensor, Tensor]:
-    """The grid of places in any order and with repeats, the row (T,) int64 of each place in it, and how many places
-    (N,) int64 fell on each row.
+    """Make the grid of sites that are in any order and may repeat.
 
     Args:
         sites: (T, 3) integers [map, row, column], not negative.
+        batch_size: number of maps.
+        device: of the results.
+
+    Returns:
+        The grid of the N different sites, the row of each input site in it (T,) int64, and the number of input sites
+        on each row (N,) int64.
     """
     sites = np.asarray(sites, np.int64).reshape(-1, 3)
     rows, columns = (sites[:, 1:].max(0) + 1).tolist() if len(sites) else (1, 1)
@@ -221,7 +240,16 @@ def occupied(sites: NDArray, batch_size: int, device: torch.device | str = "cpu"
 
 
 def view_mean(rows: Tensor, group: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the rows (N, C) of each group (N,) of `counts` (G,) members; zeros for an empty one. (G, C)."""
+    """Mean of the rows of each group.
+
+    Args:
+        rows: (N, C) floating.
+        group: (N,) int64, the group of each row.
+        counts: (G,) int64, number of rows of each group.
+
+    Returns:
+        (G, C); zeros for an empty group.
+    """
     sums = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, group, rows)
     return sums.div_(counts.clamp(min=1).to(rows.dtype)[:, None])
 
@@ -230,6 +258,11 @@ class SparseConv(nn.Module):
     """A convolution without bias on the pairs of a kernel map: 3x3 (nine offsets) or 1x1 (one).
 
     `weight` is (offsets, 1, in, out), offsets row-major in (y, x): the layout of published sparse encoders.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        offsets: 9 or 1.
     """
 
     def __init__(self, inputs: int, outputs: int, offsets: int = 9) -> None:
@@ -239,12 +272,21 @@ class SparseConv(nn.Module):
         self._rounded: tuple[tuple[Any, ...], Tensor] | None = None
 
     def forward(self, rows: Tensor, kernel: KernelMap) -> Tensor:
-        """(kernel.inputs, in) to (kernel.outputs, out), in the dtype of `rows`."""
+        """Convolve the rows of a map.
+
+        Args:
+            rows: (kernel.inputs, in) floating.
+            kernel: the pairs.
+
+        Returns:
+            (kernel.outputs, out) in the dtype of `rows`.
+        """
         return sparse_conv(rows, self._kernel(rows.device.type), kernel)
 
     def _kernel(self, device: str) -> Tensor:
-        """The weight; in inference under autocast a rounded copy, made once: small batches would round it as long as
-        they multiply by it.
+        """The weight; in inference under autocast a rounded copy, which is cached.
+
+        For small batches, rounding the weight takes as long as the products.
         """
         if not (torch.is_inference_mode_enabled() and torch.is_autocast_enabled(device)):
             return self.weight.squeeze(1)
@@ -255,11 +297,17 @@ class SparseConv(nn.Module):
 
 
 class SiteNorm(nn.BatchNorm1d):
-    """Batch norm over the sites of all processes that train together; where fewer than two sites give no statistics,
-    the running ones serve in training too.
-    """
+    """Batch norm over the sites of all processes; with fewer than two sites, training uses the running statistics."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise rows.
+
+        Args:
+            input: (N, C) floating, of this process.
+
+        Returns:
+            (N, C).
+        """
         if self.training and is_distributed():
             return norm_together(self, input)
         if self.training and len(input) < 2:
@@ -270,24 +318,41 @@ class SiteNorm(nn.BatchNorm1d):
 
 
 def sparse_conv(rows: Tensor, weight: Tensor, kernel: KernelMap) -> Tensor:
-    """Convolve rows (kernel.inputs, in) with weight (offsets, in, out) to (kernel.outputs, out)."""
+    """Convolve the rows of a map.
+
+    Args:
+        rows: (kernel.inputs, in) floating.
+        weight: (offsets, in, out) floating.
+        kernel: the pairs.
+
+    Returns:
+        (kernel.outputs, out) in the dtype of `rows`.
+    """
     device = rows.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
     return _SparseConv.apply(rows, weight, kernel, dtype)
 
 
 def average_pool(rows: Tensor, kernel: KernelMap) -> Tensor:
-    """Average pooling of (kernel.inputs, C) to (kernel.outputs, C); absent sites count as zeros in all nine places."""
+    """Average pooling over 3x3 sites.
+
+    Args:
+        rows: (kernel.inputs, C) floating.
+        kernel: the pairs, of `Grid.strided`.
+
+    Returns:
+        (kernel.outputs, C): sums divided by nine, as absent sites count as zeros.
+    """
     return _PairSum.apply(rows, kernel) / 9
 
 
 class _SparseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, kernel: KernelMap, dtype: torch.dtype) -> Tensor:
-        x, w = _factor(rows, dtype), weight.to(dtype)
+        x, w = padded(rows, dtype), weight.to(dtype)
         ctx.save_for_backward(x, w)
         ctx.kernel, ctx.dtypes = kernel, (rows.dtype, weight.dtype)
-        work = _Workspace(kernel, w)
+        work = Workspace([source for _, source, _ in kernel.blocks], w)
         out = torch.zeros(kernel.outputs, w.shape[2], dtype=work.sums, device=x.device)
         for offset, source, target in kernel.blocks:
             work.add_product(work.take(x, source), w[offset], out, target)
@@ -297,8 +362,9 @@ class _SparseConv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:  # type: ignore[override]
         x, w = ctx.saved_tensors
-        kernel, g, wt = ctx.kernel, _factor(gradient, x.dtype), w.transpose(1, 2)
-        into, back = _Workspace(kernel, w), _Workspace(kernel, wt)
+        kernel, g, wt = ctx.kernel, padded(gradient, x.dtype), w.transpose(1, 2)
+        sources = [source for _, source, _ in kernel.blocks]
+        into, back = Workspace(sources, w), Workspace(sources, wt)
         to_weight = torch.zeros_like(w, dtype=into.sums)
         wanted = ctx.needs_input_grad[0]
         to_rows = torch.zeros(kernel.inputs if wanted else 0, w.shape[1], dtype=into.sums, device=x.device)
@@ -312,7 +378,7 @@ class _SparseConv(torch.autograd.Function):
 
 
 class _PairSum(torch.autograd.Function):
-    """Each output row the sum of the input rows that it meets."""
+    """Each output row is the sum of the input rows that it is paired with."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, kernel: KernelMap) -> Tensor:
@@ -328,77 +394,3 @@ class _PairSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return _PairSum.apply(gradient, ctx.kernel.flipped()), None
-
-
-class _Workspace:
-    """The buffers of one layer's matrix products: allocated once, used for every block.
-
-    Factors of 16 bits come in few numbers of rows, filled up with zeros, since the CPU library compiles a kernel for
-    each new shape, which takes longer than the product. float32 and float64 are taken as they are.
-    """
-
-    def __init__(self, kernel: KernelMap, weight: Tensor) -> None:
-        _, inputs, outputs = weight.shape
-        self.sums = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.mixed = weight.dtype != self.sums
-        largest = max((_rounded(_length(source), weight.dtype) for _, source, _ in kernel.blocks), default=0)
-        self.rows = weight.new_empty(largest, inputs)
-        self.product = weight.new_empty(largest, outputs)
-        self.outer = weight.new_empty(inputs, outputs) if self.mixed else None
-        self.wide = self.product.to(self.sums)  # the same tensor where the types agree
-
-    def take(self, x: Tensor, rows: Rows) -> Tensor:
-        """The chosen rows of x and zeros up to the rounded number; valid until the next call."""
-        count = _length(rows)
-        if isinstance(rows, slice):
-            return x[rows.start : rows.start + _rounded(count, x.dtype)]
-        head = self.rows[: _rounded(count, x.dtype)]
-        torch.index_select(x, 0, rows, out=head[:count])
-        head[count:].zero_()
-        return head
-
-    def add_product(self, factor: Tensor, weight: Tensor, out: Tensor, rows: Rows) -> None:
-        """Add factor @ weight to the chosen rows of `out`, which are still zero where they are a slice."""
-        if isinstance(rows, slice) and not self.mixed:
-            torch.mm(factor, weight, out=out[rows])
-            return
-        count = _length(rows)
-        product, wide = self.product[: len(factor)], self.wide[:count]
-        torch.mm(factor, weight, out=product)
-        if isinstance(rows, slice):
-            out[rows].copy_(product[:count])
-            return
-        if self.mixed:
-            wide.copy_(product[:count])
-        out.index_add_(0, rows, wide)
-
-    def add_outer(self, x: Tensor, g: Tensor, out: Tensor) -> None:
-        """Add x^T @ g to `out`."""
-        if self.outer is None:
-            out.addmm_(x.t(), g)
-        else:
-            out += torch.mm(x.t(), g, out=self.outer)
-
-
-def _length(rows: Rows) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-
-
-def _rounded(count: int, dtype: torch.dtype) -> int:
-    """`count` for wide types; for 16-bit ones the next of about sixteen sizes an octave."""
-    if dtype.itemsize > 2:
-        return count
-    whole, rest = divmod(count, BLOCK)
-    step = max(16, 2 ** (rest.bit_length() - 5))
-    return whole * BLOCK + -(-rest // step) * step
-
-
-def _factor(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """X in `dtype`, contiguous, with zero rows up to the rounded number."""
-    rounded = _rounded(len(x), dtype)
-    if rounded == len(x):
-        return x.to(dtype).contiguous()
-    out = x.new_empty(rounded, x.shape[1], dtype=dtype)
-    out[: len(x)].copy_(x)
-    out[len(x) :].zero_()
-    return out

@@ -1,14 +1,15 @@
-"""Several sources of the same slides, such as two tile encoders or two magnifications: the two views of a slide come
-from two of them, so that what is learned is what both see.
+"""Pretraining on several sources of the same slides, such as two tile encoders or two magnifications.
 
-Each source has a slide encoder of its own, for tiles of its own length on its own map; their convolutions are one and
-the same. Batch norms are not: the statistics of one source are not those of another.
+The two views of a slide are from two different sources, so that the encoders learn what both sources show. Each source
+has its own slide encoder, for features of its own length on its own map. The encoders share their convolutions, but not
+their batch norms, since the statistics of the sources differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ from torch.nn import functional as F
 
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.errors import TrainingError
+from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.pretrain import hardware, of_length, start_from
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import Chunk, PretrainTask, draw_batch, steps_of_an_epoch
-from histossl.gigassl.slide_sources import SlideSource, sample_slides
+from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
 from histossl.gigassl.sparse import SparseConv
 from histossl.gigassl.views import View, collate, draw_one, draw_pair
 from histossl.training.distributed import is_rank_zero
@@ -32,12 +34,12 @@ from histossl.training.loop import end_of_training, fit
 
 @dataclass(frozen=True)
 class Features:
-    """The features of slides by one tile encoder at one magnification.
+    """The features of slides from one tile encoder at one magnification: one source.
 
     Attributes:
         slides: in a fixed order.
-        made_of: their fingerprint.
-        folder: of the slide encoder that is trained on them.
+        made_of: fingerprint of the features.
+        folder: for the slide encoder that is trained on them.
     """
 
     slides: Sequence[SlideSource]
@@ -46,14 +48,14 @@ class Features:
 
 
 Shown = dict[int, SlideSource]
-"""A slide by the number of the source that shows it."""
+"""Number of the source -> the slide in that source."""
 
 
 class Towers(nn.Module):
-    """A slide encoder for each source, with the same convolutions behind inlets of their own.
+    """One slide encoder per source; they share convolutions and attention, each has its own inlet and batch norms.
 
     Args:
-        settings: of each; they differ in `in_dim` alone.
+        settings: of each encoder; they differ only in `in_dim`.
         seed: of the initial weights.
     """
 
@@ -67,33 +69,35 @@ class Towers(nn.Module):
             for own, shared in zip(_convolutions(other), _convolutions(leading), strict=True):
                 own.weight = shared.weight
         self.dim = leading.settings.dim
-        self.own = [s.contrasted_dim - s.dim for s in settings]  # of each vector, what no other source has
+        self.own = [
+            s.contrasted_dim - s.dim for s in settings
+        ]  # numbers of each vector that are specific to its source
 
     @property
     def contrasted_dim(self) -> int:
-        """Length of the vectors that are contrasted: what is common to all sources, then what each has of its own."""
+        """Length of the vectors that are contrasted: the part common to all sources, then the specific part of each."""
         return self.dim + sum(self.own)
 
     def forward(self, parts: Mapping[int, Chunk], order: Tensor) -> Tensor:
-        """Vectors of views.
+        """Encode views of several sources.
 
         Args:
-            parts: by source its views, as `SlideEncoder` takes them.
-            order: (V,) int64, which of the views, counted from source to source, comes where.
+            parts: source -> its views, as `SlideEncoder` takes them.
+            order: (V,) int64; row i of the result is view `order[i]`, with views numbered source by source.
 
         Returns:
-            (V, contrasted_dim), zeros where a source has no word.
+            (V, contrasted_dim), zeros in the specific parts of the other sources.
         """
         found = []
         for k, encoder in enumerate(self.encoders):
-            # One without views takes part all the same: other processes may have some, whom its batch norms meet.
-            vectors = encoder(*parts.get(k, _nothing(encoder)))
+            # Encoders without views run too: in other processes they may have views, and batch norms wait for all.
+            vectors = encoder(*parts.get(k, _no_views(encoder)))
             before, after = sum(self.own[:k]), sum(self.own[k + 1 :])
             found.append(torch.cat([vectors[:, : self.dim], F.pad(vectors[:, self.dim :], (before, after))], 1))
         return torch.cat(found)[order]
 
 
-def _nothing(encoder: SlideEncoder) -> Chunk:
+def _no_views(encoder: SlideEncoder) -> Chunk:
     weight = next(encoder.stage.parameters())
     return weight.new_empty(0, encoder.settings.in_dim), np.empty((0, 2)), np.empty(0, np.int64), 0
 
@@ -103,7 +107,13 @@ def _convolutions(encoder: SlideEncoder) -> list[SparseConv]:
 
 
 def match(sources: Sequence[Sequence[SlideSource]]) -> list[Shown]:
-    """The slides of several sources, by name, in the order of their names.
+    """Match the slides of several sources by name.
+
+    Args:
+        sources: the slides of each source.
+
+    Returns:
+        Each slide once, with the sources that have it, sorted by name.
 
     Raises:
         TrainingError: no slide is in two of the sources.
@@ -121,9 +131,19 @@ def match(sources: Sequence[Sequence[SlideSource]]) -> list[Shown]:
 def draw_across(
     epoch: int, slides: NDArray, shown: Sequence[Shown], settings: PretrainSettings
 ) -> tuple[dict[int, Chunk], Tensor]:
-    """Two views of each of some slides, as `Towers` takes them: of two sources at random, or both of the only one.
+    """Draw two views of each of some slides: from two random sources, or both from the only source of a slide.
 
-    Never both of one where there are several: two views of one source share what its tile encoder makes of a stain.
+    Two views of one source share the effect of the stain on its tile encoder, so they are avoided where possible.
+
+    Args:
+        epoch: seeds the draws, with the slide's number.
+        slides: (B,) int, numbers of slides in `shown`.
+        shown: from `match`.
+        settings: of the pretraining; `seed` and `view` are used.
+
+    Returns:
+        The arguments of `Towers.forward`: the views of each source, and the order, in which the first views of all
+        slides come before the second ones.
     """
     pairs: list[list[tuple[int, View]]] = []
     for k in slides.tolist():
@@ -144,26 +164,26 @@ def _by_source(views: Sequence[tuple[int, View]]) -> tuple[dict[int, Chunk], Ten
     for source in np.unique(sources).tolist():
         batch = collate([view for of, view in views if of == source])
         parts[source] = batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
-    # Sorted by source they come in this order; its inverse says where each one is.
+    # The inner argsort sorts the views by source; its inverse is the row of each view in the sorted list.
     return parts, torch.from_numpy(np.argsort(np.argsort(sources, kind="stable")))
 
 
 def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, logs: Path, device: str = "auto") -> None:
-    """Train a slide encoder for each source, together, and write each to its folder, whole or absent.
+    """Train one slide encoder per source together, and write each to its folder, whole or not at all.
 
-    Each loads and embeds by itself, as one that was trained alone; of a slide in several sources the first
-    `settings.encoder.dim` numbers of their vectors are meant to agree.
+    Each encoder can be loaded and used alone. For a slide in several sources, training makes the first
+    `settings.encoder.dim` numbers of the vectors agree.
 
     Args:
-        sources: two or more, in a fixed order; slides are matched by name and need not be in all.
-        settings: of the training; `encoder.in_dim` is replaced by the dimension of each source's features.
-        logs: of log.csv, TensorBoard and checkpoints.
+        sources: two or more, in a fixed order; slides are matched by name and need not be in all sources.
+        settings: of the training; `encoder.in_dim` is replaced by the length of each source's features.
+        logs: folder of log.csv, TensorBoard's files and checkpoints.
         device: auto, cpu or cuda.
 
     Raises:
-        TrainingError: fewer than two slides, none that is in two sources, or a loss that is not finite.
-        FileFormatError: damaged features, or features of different encoders in one source; weights to start with of
-            another network.
+        TrainingError: there are fewer than two slides, no slide is in two sources, or a loss is not finite.
+        FileFormatError: features are damaged or of different encoders in one source, or the weights to start from are
+            of another network.
     """
     shown = match([source.slides for source in sources])
     per_epoch = steps_of_an_epoch([next(iter(slide.values())).slide_id for slide in shown], settings)
@@ -188,8 +208,9 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
     )
     if is_rank_zero():
         for k, (encoder, source) in enumerate(zip(towers.encoders, sources, strict=True)):
-            encoder.fit_prototypes(sample_slides(source.slides, settings.seed), settings.seed)
+            sample = sample_slides(source.slides, settings.seed)
+            rival = complete(encoder, sample, partial(some_slides, source.slides, settings.seed), settings.seed)
             about = {"fingerprint": fingerprint(made, k), "features": source.made_of, "slides": names[k]}
             about |= {"pretrain": to_dict(each[k]), "start": started[k], "training": vars(outcome)}
-            encoder.save(source.folder, about)
+            encoder.save(source.folder, about, rival)
         end_of_training(logs)

@@ -1,6 +1,6 @@
-"""A view of a slide: some of its tiles, on a map that is turned, mirrored and stretched.
+"""Draws views of slides: some of the tiles, on a map that is turned, mirrored and stretched.
 
-Everything is in tile units: neighbouring tiles are 1 apart, positions are (row, column), in training as at inference.
+Positions are (row, column) in tile units, in training and at inference: neighbouring tiles are 1 apart.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class ViewSettings:
     """How a view is drawn.
 
     Attributes:
-        tiles: T, tiles in a view; all of them where there are fewer.
-        windows: 0 draws the tiles at random, as the paper does; w >= 1 draws w random tiles and as many neighbours of
-            each as make T, so that tiles meet on the map as they do at inference.
-        scale_min: least of the factors, uniform and independent, by which rows and columns are stretched; below 1
-            neighbours fall on one site and are averaged.
-        scale_max: greatest of them; above 1 neighbours come apart.
-        any_angle: turn by any angle; otherwise by quarters, which keep neighbours neighbours.
-        share: where a slide comes without pixel augmentations, at most this share of its tiles are in one view, so that
-            two views of a small slide differ.
-        dropout: there, the share of the features that are zero in all tiles of a view.
-        noise: there, how far a view's features are moved, in their standard deviations over the view: by as much all
-            tiles together, as another stain would, and each tile for itself.
+        tiles: T, tiles per view; all tiles of a slide that has fewer.
+        windows: 0 draws the tiles at random, as the paper does; w >= 1 draws w random tiles, each with its nearest
+            neighbours, T in all, so that tiles are adjacent on the map as they are at inference.
+        scale_min: lower end of the range of the factors, uniform and independent, by which rows and columns are
+            stretched; below 1 neighbours can fall on one site, where they are averaged.
+        scale_max: upper end of that range; above 1 neighbours can become separated.
+        any_angle: turn by any angle; otherwise by multiples of 90°, which keep neighbours adjacent.
+        share: of the tiles of a slide without pixel augmentations that one view has at most, in (0, 1], so that two
+            views of a small slide differ.
+        dropout: for such slides, share of the features that are set to zero in all tiles of a view, in [0, 1).
+        noise: for such slides, size of the noise that is added to features, in their standard deviations over the
+            view: one vector for all tiles, as a change of stain would add, and one for each tile.
     """
 
     tiles: int = 256
@@ -59,13 +59,13 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views side by side.
+    """The concatenated tiles of several views.
 
     Attributes:
         features: (N, D) float32, the tiles of all views.
         positions: (N, 2) float32 (row, column) in tile units.
-        views: (N,) int64, ascending: the view that each tile is of.
-        size: number of views; one without tiles counts.
+        views: (N,) int64, ascending: the view of each tile.
+        size: number of views, including those without tiles.
     """
 
     features: torch.Tensor
@@ -78,13 +78,13 @@ View = tuple[NDArray, NDArray]  # features (T, D) as stored, positions (T, 2) fl
 
 
 def draw_view(features: NDArray, positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> View:
-    """Draw tiles and move their map.
+    """Draw tiles of a slide and transform their map.
 
     Args:
-        features: (n, D); only the drawn rows are read, so a memory map will do.
+        features: (n, D); only the drawn rows are read, so a memory map is enough.
         positions: (n, 2) (row, column) in tile units.
-        settings: how.
-        rng: the only source of chance.
+        settings: of the view.
+        rng: the only source of randomness.
 
     Returns:
         features (T, D) of the same dtype and positions (T, 2) float32; T = min(settings.tiles, n).
@@ -96,19 +96,24 @@ def draw_view(features: NDArray, positions: NDArray, settings: ViewSettings, rng
 def draw_pair(
     features: NDArray, positions: NDArray, settings: ViewSettings, rng: np.random.Generator
 ) -> tuple[View, View]:
-    """Two views of a slide for a positive pair: under two different pixel augmentations where it has several, and
-    otherwise of two samples of its tiles with their features disturbed.
+    """Draw two views of a slide for a positive pair.
+
+    With several pixel augmentations the views have two different ones; with a single one they are two samples of the
+    tiles, with disturbed features.
 
     Args:
         features: (K, n, D), the tiles under K augmentations.
         positions: (K, n, 2) (row, column) in tile units.
-        settings: how a view is drawn.
-        rng: the only source of chance.
+        settings: of the views.
+        rng: the only source of randomness.
+
+    Returns:
+        The two views.
     """
     count = len(features)
     if count == 1:
         views = [draw_view(features[0], positions[0], _fewer(settings, features.shape[1]), rng) for _ in range(2)]
-        one, other = [(disturb(rows, settings, rng), places) for rows, places in views]
+        one, other = [(disturb(rows, settings, rng), moved) for rows, moved in views]
         return one, other
     first, second = rng.choice(count, 2, replace=False)
     one = draw_view(features[first], positions[first], settings, rng)
@@ -116,22 +121,41 @@ def draw_pair(
 
 
 def draw_one(features: NDArray, positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> View:
-    """One view of a slide whose partner comes from another source: arguments, and what is done, as of `draw_pair`."""
+    """Draw one view of a slide as `draw_pair` does, for a pair whose other view is from another source.
+
+    Args:
+        features: (K, n, D), the tiles under K augmentations.
+        positions: (K, n, 2) (row, column) in tile units.
+        settings: of the view.
+        rng: the only source of randomness.
+
+    Returns:
+        The view.
+    """
     if len(features) > 1:
         chosen = rng.integers(len(features))
         return draw_view(features[chosen], positions[chosen], settings, rng)
-    rows, places = draw_view(features[0], positions[0], _fewer(settings, features.shape[1]), rng)
-    return disturb(rows, settings, rng), places
+    rows, moved = draw_view(features[0], positions[0], _fewer(settings, features.shape[1]), rng)
+    return disturb(rows, settings, rng), moved
 
 
 def _fewer(settings: ViewSettings, tiles: int) -> ViewSettings:
-    """Settings of views that show no more than their share of so many tiles."""
+    """The settings for a slide of `tiles` tiles, with at most `share` of them per view."""
     most = max(1, round(settings.share * tiles))
     return replace(settings, tiles=min(settings.tiles, most), windows=min(settings.windows, settings.tiles, most))
 
 
 def disturb(features: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Features (T, D) of a view, some of them dropped and all of them moved; see `ViewSettings`."""
+    """Add noise to the features of a view and set some to zero; see `ViewSettings`.
+
+    Args:
+        features: (T, D) of the view's tiles.
+        settings: `noise` and `dropout` are used.
+        rng: the only source of randomness.
+
+    Returns:
+        (T, D) float32, a copy.
+    """
     rows = features.astype(np.float32)
     if settings.noise and len(rows):
         together, alone = rng.standard_normal((1, rows.shape[1])), rng.standard_normal(rows.shape)
@@ -142,7 +166,16 @@ def disturb(features: NDArray, settings: ViewSettings, rng: np.random.Generator)
 
 
 def draw_tiles(positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices (T,) of the tiles of a view, each at most once, in no order."""
+    """Choose the tiles of a view.
+
+    Args:
+        positions: (n, 2) (row, column) in tile units.
+        settings: `tiles` and `windows` are used.
+        rng: the only source of randomness.
+
+    Returns:
+        (T,) int64 indices without repeats, in any order; T = min(settings.tiles, n).
+    """
     n = len(positions)
     if n <= settings.tiles:
         return np.arange(n)
@@ -152,27 +185,43 @@ def draw_tiles(positions: NDArray, settings: ViewSettings, rng: np.random.Genera
     for share in np.diff(np.linspace(0, settings.tiles, settings.windows + 1).astype(int)):
         centre = positions[rng.choice(np.flatnonzero(free))]
         far = np.abs(positions - centre).max(1)
-        far = np.where(free, far + rng.random(n) * 1e-3, np.inf)  # chance decides between equally far ones
+        far = np.where(free, far + rng.random(n) * 1e-3, np.inf)  # chance decides between tiles at the same distance
         free[np.argpartition(far, share - 1)[:share]] = False
     return np.flatnonzero(~free)
 
 
 def move_map(positions: NDArray, settings: ViewSettings, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Stretch, mirror, turn and shift positions (T, 2) of one map; the shift is below the stride of the encoder."""
+    """Stretch, mirror, turn and shift the map of a view; the shift is below the stride of the encoder, which is 2.
+
+    Args:
+        positions: (T, 2) (row, column) in tile units.
+        settings: the scales and `any_angle` are used.
+        rng: the only source of randomness.
+
+    Returns:
+        (T, 2) float32 (row, column) in tile units, perhaps negative.
+    """
     turn = rng.uniform(0, 2 * np.pi) if settings.any_angle else np.pi / 2 * rng.integers(4)
     sine, cosine = np.sin(turn), np.cos(turn)
-    if not settings.any_angle:  # exact, so that no tile falls to the wrong side of a site's edge
+    if not settings.any_angle:  # exact, so that rounding moves no tile across the edge of a site
         sine, cosine = np.round(sine), np.round(cosine)
     stretch = np.diag(rng.uniform(settings.scale_min, settings.scale_max, 2))
     mirror = np.diag([1.0, rng.choice([-1.0, 1.0])])
     matrix = np.array([[cosine, -sine], [sine, cosine]]) @ mirror @ stretch
-    middle = np.floor(np.asarray(positions, np.float64)) + 0.5  # the middle of a site stays clear of its edges
+    middle = np.floor(np.asarray(positions, np.float64)) + 0.5  # the middle of a site is away from its edges
     moved = middle @ matrix.T + rng.integers(0, 2, 2)
     return moved.astype(np.float32)
 
 
 def collate(views: Sequence[View]) -> ViewBatch:
-    """Put views side by side; a view without tiles keeps its place."""
+    """Concatenate views to a batch.
+
+    Args:
+        views: (features, positions) of each view; one without tiles keeps its number.
+
+    Returns:
+        The batch.
+    """
     counts = torch.tensor([len(positions) for _, positions in views])
     features, positions = ([view[side] for view in views] for side in (0, 1))
     return ViewBatch(
@@ -184,5 +233,5 @@ def collate(views: Sequence[View]) -> ViewBatch:
 
 
 def _tensor(parts: list[NDArray]) -> torch.Tensor:
-    # The tiles of one slide may fill half of the memory: one view alone is not copied.
+    # The tiles of one slide may fill half of the memory: a single view is not copied.
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts) if len(parts) > 1 else parts[0], np.float32))

@@ -1,10 +1,10 @@
-"""Objects of a map: of all components of a stack of thresholds those that look most like nuclei, no two overlapping.
+"""Component tree: among the components of many thresholds, the disjoint ones that look most like nuclei.
 
-A nucleus has its own contrast, so no one threshold outlines all of them. The components of rising thresholds form a
-tree (a component holds those of the next threshold inside of it); every component is judged by its shape, and the best
-disjoint ones are found exactly, from the leaves up (as Arteta et al., MICCAI 2012, do with a classifier that was
-trained on labels; here the judgement is geometry). The same tree serves twice: on hematoxylin it finds what a network
-learns from, on the network's inner distance it parts nuclei that touch.
+Nuclei differ in contrast, so no single threshold outlines all of them. The components of rising thresholds form a tree
+(a component contains those of the next threshold inside it). Every component gets a score by its shape, and the best
+disjoint ones are found exactly, from the leaves up. Arteta et al. (MICCAI 2012) do this with a classifier trained on
+labels; here the score is geometry. The tree is used twice: on hematoxylin it finds the pseudo-labels that a network is
+trained on, and on the network's depth it separates nuclei that touch.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class TreeSettings:
-    """What an object must look like.
+    """Score of an object by its shape.
 
     Attributes:
         smallest: µm², least area.
         largest: µm², greatest area.
         hole: µm², holes up to this area belong to the object around them.
-        roundness: exponent of the area over that of the ellipse of equal moments: 1 for any ellipse, less for what is
-            concave, branched or two nuclei.
-        longest: ratio of the axes from which nothing is a nucleus; half as long is not yet penalised.
-        usual: µm², area of most nuclei there; 0 where nobody knows.
-        spread: standard deviation of the logarithm of areas around the usual one: how much what is larger or smaller
-            has to be better.
-        edges: whether the mean gradient along the outline counts: then of nested outlines the sharpest is chosen.
-        whole: how much better parts must be than the whole that they lie in.
-        nested: the same for one part in one whole, that is for a tighter outline.
+        roundness: exponent of the roundness, which is the area over that of the ellipse of equal moments: 1 for any
+            ellipse, less for objects that are concave, branched or two nuclei.
+        longest: ratio of the axes at which the score falls to 0; up to half of it there is no penalty.
+        usual: µm², usual area of nuclei in the image; 0 where it is unknown.
+        spread: standard deviation of the logarithm of areas around the usual one; smaller values penalise objects of
+            other sizes more.
+        edges: whether to multiply by the mean gradient along the outline, which prefers the sharpest of nested
+            outlines.
+        whole: factor by which several parts must score better than the object that contains them.
+        nested: the same for a single part, that is for a tighter outline.
     """
 
     smallest: float = 6.0
@@ -51,7 +52,7 @@ class TreeSettings:
 
 @njit(cache=True)
 def _measure(labels, count, slope, sums):
-    """Per label: area, x, y, xx, yy, xy, length of the outline, slope along it; into sums (count + 1, 8)."""
+    """Add up area, x, y, xx, yy, xy, length of the outline and slope along it, by label, in sums (count + 1, 8)."""
     height, width = labels.shape
     for r in range(height):
         for c in range(width):
@@ -65,7 +66,7 @@ def _measure(labels, count, slope, sums):
             s[3] += c * c
             s[4] += r * r
             s[5] += c * r
-            # On both sides of the outline: by the pixels inside alone it would be sharpest half a pixel too far out.
+            # The mean of both sides of the outline: the inner pixels alone prefer outlines half a pixel too large.
             for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
                 y, x = r + dr, c + dc
                 if 0 <= y < height and 0 <= x < width and labels[y, x] != k:
@@ -75,7 +76,7 @@ def _measure(labels, count, slope, sums):
 
 @njit(cache=True)
 def _parents(labels, inner, count):
-    """(count + 1) the label in `labels` that holds each label of `inner`."""
+    """(count + 1,) the label of `labels` that contains each label of `inner`."""
     parents = np.zeros(count + 1, np.int64)
     for r in range(labels.shape[0]):
         for c in range(labels.shape[1]):
@@ -90,14 +91,14 @@ def best_objects(
     """The best disjoint objects of a map.
 
     Args:
-        values: (H, W), larger inside of nuclei, already as smooth as the outlines should be.
-        thresholds: rising.
+        values: (H, W) float32, larger inside nuclei, already as smooth as the outlines should be.
+        thresholds: thresholds on `values`, rising.
         mpp: µm per pixel of `values`.
-        settings: what an object must look like.
+        settings: the score of an object.
 
     Returns:
         labels: (H, W) int32, 1..n, 0 = none.
-        quality: (n + 1,) float32 by label; entry 0 is 0. With `edges` in units of `values` per pixel.
+        quality: (n + 1,) float32, the score of each label; entry 0 is 0. With `edges` in units of `values` per pixel.
     """
     slope = slopes(values) if settings.edges else np.zeros_like(values)
     levels, quality, areas, parents = [], [], [], []
@@ -115,13 +116,28 @@ def best_objects(
 
 
 def slopes(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) the length of the gradient, per pixel."""
+    """The length of the gradient.
+
+    Args:
+        values: (H, W).
+
+    Returns:
+        (H, W) float32, units of `values` per pixel.
+    """
     rows, columns = np.gradient(values)
     return np.hypot(rows, columns).astype(np.float32)
 
 
 def filled(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
-    """The mask with its holes of up to `area` pixels filled."""
+    """Fill the small holes of a mask.
+
+    Args:
+        mask: (H, W).
+        area: largest area of a hole to fill, in pixels.
+
+    Returns:
+        (H, W) bool; the mask itself where `area` is less than 1.
+    """
     if area < 1:
         return mask
     holes = np.empty(mask.shape, np.int32)
@@ -160,9 +176,9 @@ def _quality(sums: NDArray, mpp: float, settings: TreeSettings) -> NDArray[np.fl
 def _choose(
     quality: list[NDArray], areas: list[NDArray], parents: list[NDArray], settings: TreeSettings
 ) -> list[NDArray[np.bool_]]:
-    """Level by level from the leaves: a component is taken where it is better than the best choice inside of it.
+    """Level by level from the leaves: a component is taken where it scores better than the best choice inside it.
 
-    The choice inside counts with the mean of its qualities, weighted by area.
+    The score of the choice inside is the mean of its qualities, weighted by area.
     """
     taken: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(quality)
     inside, covered = np.zeros(0), np.zeros(0)
@@ -185,7 +201,7 @@ def _choose(
 def _drawn(
     levels: list[NDArray[np.int32]], quality: list[NDArray], taken: list[NDArray[np.bool_]], parents: list[NDArray]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """From the root: what is taken hides all inside of it."""
+    """The labels and their quality; from the root, a component that is taken hides all components inside it."""
     labels = np.zeros_like(levels[0])
     kept: list[NDArray] = [np.zeros(1)]
     hidden = np.zeros(len(taken[0]), bool)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from histossl.core.atomic import whole, whole_folder
 from histossl.core.errors import SettingsError
-from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
+from histossl.nuclei.instances import MEASURES, Nuclei
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
@@ -25,13 +25,23 @@ _TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
 _BAND = 1024  # rows of a label image that are in memory at once
 _TILE = 256  # side of the tiles of a label TIFF
 
+# As QuPath calls them where it measures detections (shape features, and intensity features by channel).
 _TITLES = {
     "area_um2": "Area µm^2",
-    "perimeter_um": "Perimeter µm",
-    "eccentricity": "Eccentricity",
+    "perimeter_um": "Length µm",
+    "circularity": "Circularity",
     "solidity": "Solidity",
-    "hematoxylin_od": "Hematoxylin OD mean",
-    "eosin_od": "Eosin OD mean",
+    "max_diameter_um": "Max diameter µm",
+    "min_diameter_um": "Min diameter µm",
+    "eccentricity": "Eccentricity",
+    "hematoxylin_od": "Hematoxylin: Mean",
+    "hematoxylin_std": "Hematoxylin: Std.Dev.",
+    "hematoxylin_min": "Hematoxylin: Min",
+    "hematoxylin_max": "Hematoxylin: Max",
+    "eosin_od": "Eosin: Mean",
+    "eosin_std": "Eosin: Std.Dev.",
+    "eosin_min": "Eosin: Min",
+    "eosin_max": "Eosin: Max",
     "confidence": "Confidence",
 }
 
@@ -144,6 +154,31 @@ def write_parquet(path: Path, parts: Iterable[Nuclei], mpp: float) -> None:
             writer.write_table(pa.table(arrays, schema=schema))
 
 
+def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
+    """AnnData, a row a nucleus: X (N, measures) float32, obsm['spatial'] the centroid in level-0 pixels, obs['slide'].
+
+    Args:
+        path: the file.
+        nuclei: in level-0 pixels.
+        mpp: µm per level-0 pixel, in uns.
+        slide: its name.
+    """
+    import anndata
+    import pandas as pd
+
+    names = [name for name in MEASURES if name not in ("x", "y")]
+    ids = [str(k) for k in range(1, len(nuclei) + 1)]
+    data = anndata.AnnData(
+        np.ascontiguousarray(nuclei.measures[:, [MEASURES.index(name) for name in names]]),
+        obs=pd.DataFrame({"slide": pd.Categorical([slide] * len(ids))}, index=pd.Index(ids)),
+        var=pd.DataFrame({"title": [_TITLES[name] for name in names]}, index=pd.Index(names)),
+        obsm={"spatial": nuclei.measures[:, :2].astype(np.float64)},
+        uns={"mpp": mpp},
+    )
+    with whole(path) as part:
+        data.write_h5ad(part)
+
+
 def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDArray[np.int32]]:
     """The label image of nuclei from top to bottom, in bands of (height, W) int32; nucleus k has the value k, from 1.
 
@@ -251,36 +286,14 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
 
 
 def read_geojson(path: Path) -> Nuclei:
-    """Outlines of a GeoJSON of polygons (ours, or QuPath's); measures are zero but for the centroid.
+    """Outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`; measures are zero but the centroid.
 
     Raises:
         LabelError: not a GeoJSON of polygons.
     """
-    from histossl.core.errors import LabelError
+    from histossl.nuclei.geojson import read_outlined
 
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            data = json.load(file)
-        features = data["features"] if isinstance(data, dict) else data
-        shapes = [shapely.geometry.shape(feature["geometry"]) for feature in features]
-    except (
-        OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, MemoryError,
-        shapely.errors.ShapelyError,
-    ) as error:  # fmt: skip
-        hint = "give a FeatureCollection as QuPath writes it"
-        raise LabelError(f"{path}: no GeoJSON of polygons ({error})", hint) from error
-    rings = [
-        np.asarray(part.exterior.coords, np.float32)[:-1, :2]
-        for shape in shapes
-        for part in shapely.get_parts(shape)
-        if isinstance(part, shapely.Polygon) and not part.is_empty
-    ]
-    if not rings:
-        return concatenate([])
-    start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
-    measures = np.zeros((len(rings), len(MEASURES)), np.float32)
-    measures[:, :2] = [ring.mean(0) for ring in rings]
-    return Nuclei(np.concatenate(rings), start, measures)
+    return read_outlined(path).nuclei()
 
 
 def extent(nuclei: Nuclei) -> Region:

@@ -1,8 +1,12 @@
-"""Confidence to separate nuclei, and nuclei to outlines and a row of measures each. All sizes in µm; no torch."""
+"""Separates the nuclei of a confidence map, and measures them: one outline and one row of measures per nucleus.
+
+This module does not import torch: worker processes use it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -13,24 +17,28 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+from histossl.nuclei.morphology import diameters, spreads
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
-_STEPS = 13  # thresholds on the depth
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_STEPS = 13  # number of thresholds on the depth
 
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """How confidence becomes nuclei.
+    """How nuclei are separated.
 
     Attributes:
-        threshold: of the confidence.
+        threshold: threshold on the confidence, 0 to 1.
         smallest: µm², least area of a nucleus.
         hole: µm², holes up to this area are filled.
-        smooth: µm, sigma of the Gaussian on the depth before nuclei are parted.
-        middle: least depth in the middle of a nucleus, where the depth was learned: what is nowhere half as deep as a
-            nucleus is no nucleus.
-        parts: what the middles of nuclei must look like, where the depth was learned.
-        apart: µm, least distance of two middles, where the depth is the plain distance to the outline.
+        smooth: µm, sigma of the Gaussian on the depth before nuclei are separated.
+        middle: least maximum of the depth in a nucleus, where the depth is learned; objects of less depth are dropped.
+        parts: score of the markers of nuclei, where the depth is learned.
+        apart: µm, least distance of two markers, where the depth is the distance to the outline.
     """
 
     threshold: float = 0.5
@@ -55,16 +63,18 @@ def label_instances(
 ) -> NDArray[np.int32]:
     """Separate the nuclei of a confidence map.
 
-    Where the depth has several middles, each becomes a marker of a watershed. Which middles is decided by the tree of
-    `best_objects` where the depth was learned and so is 1 in the middle of every nucleus; the plain distance to the
-    outline grows with the nucleus, and its local maxima serve.
+    A watershed on the depth separates nuclei that touch, with one marker per nucleus. A learned depth is 1 in the
+    middle of every nucleus, so that the component tree of `best_objects` can choose the markers; the distance to the
+    outline grows with the nucleus, so its local maxima are the markers.
 
     Args:
-        confidence: (2, H, W) in [0, 1]: that a pixel is nucleus, and how deep inside of one it lies (1 in the middle).
+        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in its
+            middle).
         mpp: µm per pixel.
-        settings: how confidence becomes nuclei.
-        learned: whether the depth was.
-        origin: (x, y) of the map on its slide in pixels: where the depth is even, the place decides who comes first.
+        settings: how nuclei are separated.
+        learned: whether the depth is learned.
+        origin: (x, y) of the map on its slide in pixels: it breaks ties of the depth, so that the result does not
+            depend on the tile.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -79,9 +89,9 @@ def label_instances(
     else:
         markers = np.zeros(mask.shape, np.int32)
         peaks = peak_local_max(depth, min_distance=max(1, round(settings.apart / mpp)), exclude_border=False)
-        # By place, not by height: what lies elsewhere in the picture must not change an order.
+        # Numbered by position, not by height: distant parts of the picture must not change an order.
         markers[tuple(peaks[np.lexsort(peaks.T[::-1])].T)] = np.arange(1, len(peaks) + 1)
-    labels = watershed(_by_place(mask.shape, origin) - depth, _with_unmarked(markers, mask), mask=mask)
+    labels = watershed(_tie_breaker(mask.shape, origin) - depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2
     keep = areas >= settings.smallest
     if learned:
@@ -90,8 +100,8 @@ def label_instances(
     return (np.cumsum(keep) * keep).astype(np.int32)[labels]
 
 
-def _by_place(shape: tuple[int, ...], origin: tuple[int, int]) -> NDArray[np.float64]:
-    """(H, W) of about a millionth, no two alike nearby: among equals a watershed's order is that of its whole heap."""
+def _tie_breaker(shape: tuple[int, ...], origin: tuple[int, int]) -> NDArray[np.float64]:
+    """(H, W) hash of the position on the slide, in [0, 1e-6): among equal depths a watershed's order is arbitrary."""
     x, y = (
         np.arange(start, start + length, dtype=np.uint64) for start, length in zip(origin, shape[::-1], strict=True)
     )
@@ -101,7 +111,7 @@ def _by_place(shape: tuple[int, ...], origin: tuple[int, int]) -> NDArray[np.flo
 
 
 def _with_unmarked(markers: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """The markers, and every component of the mask that has none as a marker of its own."""
+    """The markers, and every component of the mask without a marker as a further marker."""
     components = np.empty(mask.shape, np.int32)
     count = int(ndimage.label(mask, output=components))  # type: ignore[arg-type]
     bare = np.ones(count + 1, bool)
@@ -113,12 +123,12 @@ def _with_unmarked(markers: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArr
 
 @dataclass(frozen=True)
 class Nuclei:
-    """Nuclei as outlines and measures, a row a nucleus.
+    """Nuclei as outlines and measures, one row per nucleus.
 
     Attributes:
         points: (P, 2) float32, the outlines one after another, (x, y) in level-0 pixels, not closed.
         start: (N + 1,) int64, outline n is `points[start[n] : start[n + 1]]`.
-        measures: (N, len(MEASURES)) float32.
+        measures: (N, len(MEASURES)) float32, the columns of MEASURES.
     """
 
     points: NDArray[np.float32]
@@ -129,8 +139,15 @@ class Nuclei:
         return len(self.start) - 1
 
     def shifted(self, x: float, y: float, scale: float = 1.0) -> Nuclei:
-        """Moved by (x, y), then scaled; in double precision, so that the same place has the same bytes wherever its
-        tile lay.
+        """Nuclei moved, then scaled; in double precision, so that coordinates do not depend on the tile to the byte.
+
+        Args:
+            x: offset to the right, in the unit of `points`.
+            y: offset down, in the unit of `points`.
+            scale: factor of the moved coordinates.
+
+        Returns:
+            New outlines and centroids; other measures stay.
         """
         offset = np.array([x, y], np.float64)
         measures = self.measures.copy()
@@ -138,7 +155,14 @@ class Nuclei:
         return Nuclei(((self.points + offset) * scale).astype(np.float32), self.start, measures)
 
     def chosen(self, keep: NDArray[np.bool_]) -> Nuclei:
-        """The rows where `keep` (N,) is true."""
+        """A selection of nuclei.
+
+        Args:
+            keep: (N,) bool.
+
+        Returns:
+            The nuclei where `keep` is true, in order.
+        """
         lengths = np.diff(self.start)
         points = self.points[np.repeat(keep, lengths)]
         return Nuclei(points, np.concatenate([[0], np.cumsum(lengths[keep])]), self.measures[keep])
@@ -150,15 +174,49 @@ class Nuclei:
         rows = np.repeat(np.arange(len(self)), np.diff(self.start))
         return np.asarray(shapely.polygons(shapely.linearrings(self.points.astype(np.float64), indices=rows)))
 
+    def __repr__(self) -> str:
+        area = f", median area {np.median(self.measures[:, 2]):.0f} µm²" if self.measures[:, 2].any() else ""
+        return f"Nuclei({len(self)} outlines{area})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a nucleus: `MEASURES`, and `geometry`, its polygon; a GeoDataFrame where geopandas is installed."""
+        from histossl.nuclei.frames import frame_of
+
+        return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))
+
+    def plot(self, ax: Axes | None = None, values: NDArray | str | None = None, colour: str | None = None) -> Axes:
+        """Draw the outlines on matplotlib axes in level-0 pixels, such as those of `Slide.plot`.
+
+        Args:
+            ax: axes to draw on; None makes new ones.
+            values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
+            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+        """
+        from histossl.wsi.plot import draw_polygons
+
+        values = self.measures[:, MEASURES.index(values)] if isinstance(values, str) else values
+        colour = colour or ("gold" if values is None else "viridis")
+        return draw_polygons(np.split(self.points, self.start[1:-1]) if len(self) else [], values, colour, ax)
+
 
 MEASURES = (
     "x", "y", "area_um2", "perimeter_um", "eccentricity", "solidity", "hematoxylin_od", "eosin_od", "confidence",
+    "circularity", "max_diameter_um", "min_diameter_um", "hematoxylin_std", "hematoxylin_min", "hematoxylin_max",
+    "eosin_std", "eosin_min", "eosin_max",
 )  # fmt: skip
-"""Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels."""
+"""Columns of `Nuclei.measures`; x and y are the centroid in level-0 pixels, the stains are in optical density, their
+deviation, minimum and maximum are those of a nucleus's pixels, circularity is 4 π area / perimeter² (1 for a disc)."""
 
 
 def concatenate(parts: list[Nuclei]) -> Nuclei:
-    """Several tables as one."""
+    """Join several sets of nuclei.
+
+    Args:
+        parts: the sets; may be empty.
+
+    Returns:
+        All nuclei, in order.
+    """
     if not parts:
         return Nuclei(np.zeros((0, 2), np.float32), np.zeros(1, np.int64), np.zeros((0, len(MEASURES)), np.float32))
     lengths = np.concatenate([np.diff(part.start) for part in parts])
@@ -173,17 +231,21 @@ def outline_instances(
     mpp: float,
     threshold: float = 0.5,
 ) -> Nuclei:
-    """Outlines and measures of labelled nuclei, in pixels of the labels.
+    """Outlines and measures of labelled nuclei.
 
-    An outline crosses between a pixel inside and one outside where the confidence crosses the threshold, so that it is
-    finer than the pixels; between two nuclei it runs half way. Outlines are rounded to 1/64 and centroids to 1/1024 of
-    a pixel, which float32 holds exactly: a nucleus is the same to the byte wherever in a tile it lies.
+    Between a pixel inside and a pixel outside, the outline passes where the confidence crosses the threshold, which is
+    finer than the pixels; between two nuclei it passes half way. Outlines are rounded to 1/64 and centroids to 1/1024
+    of a pixel, which float32 stores exactly: a nucleus is the same to the byte anywhere in a tile.
 
     Args:
         labels: (H, W) int32, 1..n, each 4-connected.
-        confidence: (H, W) in [0, 1].
+        confidence: (H, W) float32 in [0, 1].
         stain: (H, W, 2) hematoxylin and eosin in optical density.
         mpp: µm per pixel.
+        threshold: threshold on the confidence, 0 to 1.
+
+    Returns:
+        The nuclei in the order of their labels; outlines and centroids in pixels of the labels.
     """
     count = int(labels.max(initial=0))
     if not count:
@@ -199,15 +261,17 @@ def outline_instances(
     centres = np.rint(shapely.get_coordinates(shapely.centroid(shapes)) * 1024) / 1024
     inside = labels.ravel() > 0
     names = labels.ravel()[inside]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    means = [
-        np.bincount(names, values.ravel()[inside], count + 1)[1:] / pixels
-        for values in (stain[..., 0], stain[..., 1], confidence)
-    ]
-    hull = shapely.area(shapely.convex_hull(shapes))
+    hematoxylin, eosin, sure = (
+        spreads(names - 1, values.ravel()[inside], count) for values in (stain[..., 0], stain[..., 1], confidence)
+    )
+    hulls = shapely.convex_hull(shapes)
+    length = shapely.length(shapes)
+    wide = diameters(hulls) * mpp
     columns = [
-        centres[:, 0], centres[:, 1], area * mpp**2, shapely.length(shapes) * mpp, _eccentricity(labels, count),
-        area / np.maximum(hull, 1e-9), *means,
+        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, _eccentricity(labels, count),
+        area / np.maximum(shapely.area(hulls), 1e-9), hematoxylin[:, 0], eosin[:, 0], sure[:, 0],
+        np.minimum(4 * np.pi * area / np.maximum(length, 1e-9) ** 2, 1), wide[:, 0], wide[:, 1],
+        *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
 
@@ -216,7 +280,7 @@ def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     y, x = np.nonzero(labels)
     names = labels[y, x]
     pixels = np.bincount(names, minlength=count + 1)[1:]
-    # From the first pixel of each: small whole numbers, the sums of which are exact.
+    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
     first = np.zeros(count + 1, np.int64)
     first[names[::-1]] = np.arange(len(names))[::-1]
     y, x = y - y[first[names]], x - x[first[names]]
@@ -230,7 +294,7 @@ def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
     return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
 
 
-# Directions right, down, left, up: the step of a walk along the cracks between pixels, its nucleus on the right hand.
+# Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
 _DR = np.array([0, 1, 0, -1])
 _DC = np.array([1, 0, -1, 0])
 
@@ -248,14 +312,14 @@ def _first_pixels(labels, count):
 
 @njit(cache=True)
 def _walk(labels, k, r, c, confidence, threshold, points, at):
-    """Once around nucleus k from the top left corner of its first pixel (r, c); returns the number of cracks.
+    """Walk once around nucleus k from the top left corner of its first pixel (r, c); returns the number of edges.
 
-    With `at` >= 0 the point of every crack goes into points[at:].
+    With `at` >= 0 the point of every edge is written to points[at:].
     """
     heading, steps = 0, 0
     corner_r, corner_c = r, c
     while True:
-        # The pixel on the right of the crack ahead, and the one on its left.
+        # The pixels to the right and to the left of the edge ahead.
         if heading == 0:
             ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
         elif heading == 1:
@@ -269,13 +333,13 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
             part = 0.5
             if labels[jr, jc] == 0 and inner > threshold > outer:
                 part = np.rint(min(0.95, max(0.05, (inner - threshold) / (inner - outer))) * 64) / 64
-            # Padded by one pixel: a pixel's centre lies at its index minus a half.
+            # The labels are padded by one pixel: a pixel's centre is at its index minus a half.
             points[at + steps, 0] = ic + (jc - ic) * part - 0.5
             points[at + steps, 1] = ir + (jr - ir) * part - 0.5
         steps += 1
         corner_r += _DR[heading]
         corner_c += _DC[heading]
-        # Pixels ahead of the corner, on the right and on the left: turn right if the first is not of the nucleus ...
+        # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
         if heading == 0:
             ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
         elif heading == 1:
@@ -320,17 +384,20 @@ def nuclei_of_tile(
     learned: bool,
     origin: tuple[int, int] = (0, 0),
 ) -> Nuclei:
-    """The nuclei of a tile whose centroids lie in its core, in pixels of the tile.
+    """The nuclei of a tile whose centroids lie in its core: tiles overlap, their cores do not.
 
     Args:
-        rgb: (H, W, 3).
-        confidence: (2, H, W), 255 = certain.
-        stains: of the slide.
+        rgb: (H, W, 3) uint8 RGB.
+        confidence: (2, H, W) uint8, confidence and depth as of `label_instances`, times 255.
+        stains: stains of the slide.
         mpp: µm per pixel.
-        settings: how confidence becomes nuclei.
-        core: x0, y0, x1, y1 with x0 <= x < x1.
-        learned: whether the depth was.
-        origin: (x, y) of the tile on its slide.
+        settings: how nuclei are separated.
+        core: x0, y0, x1, y1 in pixels of the tile; x1 and y1 are excluded.
+        learned: whether the depth is learned.
+        origin: (x, y) of the tile on its slide in pixels.
+
+    Returns:
+        The nuclei, in pixels of the tile.
     """
     certain = confidence.astype(np.float32) / np.float32(255)
     labels = label_instances(certain, mpp, settings, learned, origin)

@@ -1,4 +1,4 @@
-"""What a method that finds nuclei offers."""
+"""The interface of methods that find nuclei."""
 
 from __future__ import annotations
 
@@ -11,25 +11,44 @@ from histossl.nuclei.stain import Stains
 
 
 class Method(Protocol):
-    """What finds nuclei: `prior`, `self-training`, `patch-contrast`."""
+    """A method that finds nuclei: `prior`, `self-training`, `patch-contrast`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the method on the command line."""
+        ...
 
     @property
     def mpp(self) -> float:
-        """µm per pixel of the pictures that it takes."""
+        """µm per pixel of the input pictures."""
         ...
 
     @property
     def learned(self) -> bool:
-        """Whether the depth was learned, or is the plain distance to the outline."""
+        """Whether the depth is learned; otherwise it is the distance to the outline."""
         ...
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """A number of the slide that `confidence` needs, from a sample of it."""
+        """Measure the number that `confidence` needs of a slide, such as a threshold.
+
+        Args:
+            fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+
+        Returns:
+            The `context` of `confidence`.
+        """
         ...
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1] of a picture (H, W, 3) at `mpp`: nucleus, and depth inside of it."""
+        """Find nuclei in a picture.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+            context: what `prepare` returned for the slide.
+
+        Returns:
+            (2, H, W) float32 in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus.
+        """
         ...

@@ -16,20 +16,20 @@ from histossl.core.errors import LabelError
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How well one image's nuclei were found; all in [0, 1], larger is better.
+    """Scores of one image; all in [0, 1], larger is better.
 
-    An image without nuclei in truth and prediction scores 1 everywhere; where only one of both has none, 0. The one
-    exception: `precision` without any prediction, and `recall` without any truth, are 1, for nothing was wrong.
+    An image without nuclei in truth and prediction scores 1 everywhere. Where only one of them has nuclei, all scores
+    are 0, except that `precision` without any prediction and `recall` without any truth are 1: no pixel is wrong.
 
     Attributes:
         dice: 2|A ∩ B| / (|A| + |B|) of the foreground pixels.
-        aji: aggregated Jaccard index (Kumar et al., 2017): every true nucleus takes the prediction of largest IoU,
-            predictions that none took count as union.
+        aji: aggregated Jaccard index (Kumar et al., 2017): every true nucleus takes the prediction of largest IoU;
+            the area of predictions that no nucleus takes is added to the union.
         pq: panoptic quality (Kirillov et al., 2019): the sum of IoU over matches / (TP + FP/2 + FN/2),
             matched at IoU > 0.5.
         f1: detection F1 at IoU > 0.5, also known as DQ.
-        precision: of the predicted foreground pixels, the part that is true.
-        recall: of the true foreground pixels, the part that was found.
+        precision: share of the predicted foreground pixels that are true.
+        recall: share of the true foreground pixels that are predicted.
     """
 
     dice: float
@@ -48,7 +48,10 @@ def score(prediction: NDArray, truth: NDArray) -> Scores:
 
     Args:
         prediction: (H, W) integers, 0 = background.
-        truth: the same.
+        truth: (H, W) integers, 0 = background.
+
+    Returns:
+        The scores of the image.
 
     Raises:
         LabelError: the shapes differ, or the arrays are not two-dimensional integers.
@@ -57,7 +60,7 @@ def score(prediction: NDArray, truth: NDArray) -> Scores:
         if labels.ndim != 2 or labels.dtype.kind not in "iu":
             raise LabelError(
                 f"{name}: labels must be (H, W) integers, got shape {labels.shape} of {labels.dtype}",
-                "one integer a nucleus, 0 for background",
+                "one integer per nucleus, 0 for background",
             )
     if prediction.shape != truth.shape:
         raise LabelError(f"the prediction is {prediction.shape} and the truth {truth.shape} (rows, columns)")
@@ -80,10 +83,10 @@ def score(prediction: NDArray, truth: NDArray) -> Scores:
 
 
 def _overlaps(prediction: NDArray, truth: NDArray) -> tuple[NDArray[np.int64], int, int]:
-    """The table (1 + nuclei in truth, 1 + nuclei in prediction) of shared pixels; row and column 0 are background."""
+    """(1 + nuclei in truth, 1 + nuclei in prediction) counts of shared pixels, row and column 0 for the background."""
     ids_t, t = np.unique(truth, return_inverse=True)
     ids_p, p = np.unique(prediction, return_inverse=True)
-    # Background takes row and column 0 even in an image without any.
+    # Row and column 0 are the background, also in an image without background.
     t, p = t.ravel() + (0 not in ids_t), p.ravel() + (0 not in ids_p)
     n_t, n_p = int(np.count_nonzero(ids_t)), int(np.count_nonzero(ids_p))
     pairs = t.astype(np.int64) * (n_p + 1) + p
@@ -104,7 +107,13 @@ def _aji(inside: NDArray, iou: NDArray, area_t: NDArray, area_p: NDArray) -> flo
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean over images and its bootstrap interval."""
+    """A mean over images and its bootstrap interval.
+
+    Attributes:
+        mean: the mean.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -114,10 +123,19 @@ class Interval:
 def summarise(
     scores: Sequence[Scores], rng: np.random.Generator, draws: int = 2000, level: float = 0.95
 ) -> dict[str, Interval]:
-    """The mean of every metric over images, with percentile bootstrap intervals; whole images are drawn.
+    """The mean of every metric over images, with percentile bootstrap intervals over images.
+
+    Args:
+        scores: scores of each image.
+        rng: randomness of the bootstrap.
+        draws: number of bootstrap samples.
+        level: coverage of the intervals, in (0, 1).
+
+    Returns:
+        Metric -> mean and interval, in the order of METRICS.
 
     Raises:
-        LabelError: there is no image to summarise.
+        LabelError: there are no scores.
     """
     if not scores:
         raise LabelError("no image to score", "give at least one prediction with its ground truth")

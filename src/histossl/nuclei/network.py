@@ -1,5 +1,6 @@
-"""The small network of the default method: optical density in, confidence and depth out; most of its work is done at
-half and quarter resolution, which is what makes it fast.
+"""The small network of self-training: optical density in, confidence and depth out.
+
+Most of its operations are at half and quarter resolution, which makes it fast.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FORMAT = "histossl nuclei 1"
 STRIDE = 4
 """Height and width of the input must be multiples of it."""
 REACH = 40
-"""Pixels: further away than this nothing changes a pixel's result (the receptive field is 75 px wide)."""
+"""Pixels; the output of a pixel does not depend on input beyond this distance (the receptive field is 75 px wide)."""
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Module:
@@ -36,8 +37,10 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: i
 
 
 class _Depthwise(nn.Conv2d):
-    """A convolution a channel, in the precision of its weights: under autocast oneDNN's bfloat16 gradient of a dilated
-    depthwise kernel reads memory that nobody wrote (seen with torch 2.13: other bytes each time, and now and then NaN).
+    """A depthwise convolution that ignores autocast and computes in the precision of its weights.
+
+    The bfloat16 gradient of a dilated depthwise kernel in oneDNN reads uninitialised memory (seen with torch 2.13: the
+    result differs from run to run, and sometimes is NaN).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ class NucleusNet(nn.Module):
 
     Args:
         widths: channels at full, half and quarter resolution.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, widths: tuple[int, int, int] = (12, 24, 32), seed: int = 0) -> None:
@@ -80,7 +83,14 @@ class NucleusNet(nn.Module):
         return twin
 
     def forward(self, density: Tensor) -> Tensor:
-        """(B, 3, H, W) optical density in units of the slide's scale -> (B, 2, H, W) logits of confidence and depth."""
+        """Compute confidence and depth.
+
+        Args:
+            density: (B, 3, H, W) optical density in units of the slide's scale; H and W multiples of STRIDE.
+
+        Returns:
+            (B, 2, H, W) logits of confidence and depth.
+        """
         full = self.stem(density)
         half = self.halved(full)
         quarter = self.quartered(half)
@@ -94,27 +104,37 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 def save_model(folder: Path, method: str, network: nn.Module, settings: Any, **more: Any) -> None:
-    """Write model.safetensors and config.json, whole or not at all.
+    """Write a model as model.safetensors and config.json, whole or absent.
 
     Args:
-        folder: of the model.
-        method: by which name it is loaded again.
-        network: its weights are kept.
+        folder: folder of the model.
+        method: name of the method, which selects the class that loads it.
+        network: network whose weights are written.
         settings: a settings dataclass.
-        more: JSON values.
+        more: further JSON values for config.json.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
     with whole_folder(folder) as part:
         state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        (part / "model.safetensors").write_bytes(save(state))  # an OSError where the disk is full, as of any file
+        # Unlike `save_file` of safetensors, this raises an OSError where the disk is full.
+        (part / "model.safetensors").write_bytes(save(state))
         config = {"format": FORMAT, "method": method, "settings": to_dict(settings), **more}
         (part / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the weights that `save_model` wrote.
+    """Read a model that `save_model` wrote.
+
+    Args:
+        folder: folder of the model.
+
+    Returns:
+        The content of config.json, and the weights by name.
 
     Raises:
-        FileFormatError: a file is missing, cut short, of another version or of something else.
+        FileFormatError: a file is missing, truncated, of another version or no model.
     """
     hint = "give the folder that `histossl nuclei train` wrote, with model.safetensors and config.json"
     try:

@@ -1,4 +1,4 @@
-"""The nuclei of a slide on disk while the slide is segmented; a run that was killed continues there."""
+"""Nuclei of a slide on disk while the slide is segmented, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -17,33 +17,48 @@ from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey
 
 
 class Parts:
-    """The nuclei of a slide on disk while it is worked on, a file a row of tiles; a run that was killed goes on.
+    """The nuclei of a slide while it is segmented: one file per row of tiles. Iterating reads them in order.
 
     Args:
-        folder: holds the files; its name should fingerprint all that makes them.
+        folder: folder of the files; its name should contain `parts_key`, so that only equal settings reuse them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, row: int) -> Path:
-        """Of a row's file."""
+        """The file of a row of tiles.
+
+        Args:
+            row: index of the row, from 0.
+
+        Returns:
+            Its path.
+        """
         return self.folder / f"row-{row:05d}.npz"
 
     def done(self) -> int:
-        """How many rows stand, from the first."""
+        """The number of rows on disk, counted from the first without a gap."""
         row = 0
         while self.path(row).exists():
             row += 1
         return row
 
     def add(self, row: int, nuclei: Nuclei) -> None:
-        """Keep a row, whole or not at all."""
+        """Write a row, whole or absent.
+
+        Args:
+            row: index of the row, from 0.
+            nuclei: its nuclei.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         with atomic.whole(self.path(row)) as part, part.open("wb") as file:
             np.savez(file, points=nuclei.points, start=nuclei.start, measures=nuclei.measures)
 
     def remove(self) -> None:
-        """Once the outputs stand."""
+        """Remove the folder; call it once the outputs are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __iter__(self) -> Iterator[Nuclei]:
@@ -56,5 +71,15 @@ class Parts:
 
 
 def parts_key(known: StainSurvey, state: str, method_key: str, settings: SegmentSettings) -> str:
-    """What the nuclei of a slide depend on: the file and its state, its mpp, the method, the settings."""
+    """A fingerprint of everything that the nuclei of a slide depend on.
+
+    Args:
+        known: the slide's path and mpp.
+        state: state of the slide's file, see `slide_state`.
+        method_key: fingerprint of the method and its weights.
+        settings: settings of the segmentation.
+
+    Returns:
+        The fingerprint.
+    """
     return fingerprint(str(known.path), state, known.mpp, method_key, settings)

@@ -1,7 +1,7 @@
-"""The published method (`patches.py`) trained and used without labels.
+"""The published patch contrast (see `patch_sampling.py`), trained and used without labels.
 
-The authors choose run, epoch, channel and polarity by the labelled Dice; here the run, the channel, the polarity and a
-threshold for each slide are those that agree best with a threshold on hematoxylin, and the last epoch stays.
+The authors choose run, epoch, channel and polarity by the Dice with labels. Here the run, the channel, the polarity and
+a threshold for each slide are those that agree best with a threshold on hematoxylin, and the last epoch is used.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from histossl.nuclei.stain import Stains, gaussian, optical_density, unmixed
 from histossl.training.device import pick_device
 from histossl.training.loop import Schedule, end_of_training, fit
 
-_EDGE = 4  # pixels of nothing around a map, more than the discs' radii
-_SIDE, _LOOKED_AT = 400, 12  # pixels, and fields, that channels are chosen on
+_EDGE = 4  # pixels of zeros around a map, more than the discs' radii
+_SIDE, _FIELDS = 400, 12  # side in pixels, and number of the fields that channels are chosen on
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the authors choose with labels: the channel, and whether it is turned round.
+    """The channel and polarity of the confidence, which the authors choose with labels.
 
     Attributes:
-        channel, inverted: of the confidence.
+        channel: index of the channel.
+        inverted: whether nuclei have low values.
         agreement: mean over fields of the Dice with a threshold on hematoxylin, in [0, 1].
     """
 
@@ -45,12 +46,12 @@ class Choice:
 
 
 class PatchContrast:
-    """A trained confidence network, with the channel and polarity that hematoxylin agrees with.
+    """A trained confidence network, with the channel and polarity that agree best with hematoxylin.
 
     Args:
-        settings: it was trained with.
-        network: trained.
-        choice: as `choose` makes it.
+        settings: the settings of its training.
+        network: the trained network.
+        choice: channel and polarity, as `choose` finds them.
     """
 
     name = "patch-contrast"
@@ -61,11 +62,19 @@ class PatchContrast:
 
     @property
     def mpp(self) -> float:
-        """µm per pixel of the pictures that it takes."""
+        """µm per pixel of the input pictures."""
         return self.settings.mpp
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """The threshold of a slide: over a sample of it the one that agrees best with hematoxylin."""
+        """Find the threshold of a slide, the one that agrees best with hematoxylin.
+
+        Args:
+            fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
+            stains: not used.
+
+        Returns:
+            The threshold on the chosen channel.
+        """
         mask = np.concatenate([one.ravel() for one in _dark(fields)])
         values = np.concatenate([self._chosen(field).ravel() for field in fields])
         return _agreement(values, mask)[0]
@@ -75,21 +84,44 @@ class PatchContrast:
         return _cleaned(1 - one if self.choice.inverted else one, self.settings)
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: the mask, and depth inside of it."""
+        """Find nuclei in a picture.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: not used.
+            context: the threshold that `prepare` found.
+
+        Returns:
+            (2, H, W) float32: the mask (0 or 1), and the depth inside the nucleus, 1 from 5 µm inside the outline.
+        """
         mask = self._chosen(rgb) > context
         depth = np.asarray(ndimage.distance_transform_edt(mask)) * self.mpp / 5
         return np.stack([mask, np.minimum(depth, 1)]).astype(np.float32)
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors and config.json, whole or not at all."""
+        """Write the model as model.safetensors and config.json, whole or absent.
+
+        Args:
+            folder: folder of the model.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         save_model(folder, self.name, self.network, self.settings, choice=to_dict(self.choice))
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto") -> PatchContrast:
-        """The model that `save` wrote; it runs on the CPU.
+        """Load a model that `save` wrote.
+
+        Args:
+            folder: folder of the model.
+            device: not used; the model runs on the CPU.
+
+        Returns:
+            The model.
 
         Raises:
-            FileFormatError: a file is missing, cut short, of another version or of something else.
+            FileFormatError: a file is missing, truncated, of another version or no model.
         """
         config, weights = read_model(folder)
         try:
@@ -102,12 +134,15 @@ class PatchContrast:
 
 
 def choose(network: ConfidenceNet, settings: PatchContrastSettings, fields: Sequence[NDArray[np.uint8]]) -> Choice:
-    """Without labels: the channel and polarity that agree best with hematoxylin, each field under its best threshold.
+    """Choose channel and polarity without labels: those that agree best with hematoxylin.
 
     Args:
-        network: trained.
-        settings: it was trained with.
-        fields: (H, W, 3) uint8 at the settings' mpp.
+        network: the trained network.
+        settings: the settings of its training.
+        fields: pictures (H, W, 3) uint8 RGB at the settings' mpp; each is compared at its best threshold.
+
+    Returns:
+        The choice, with its agreement.
     """
     network.eval()
     agreement = np.zeros((len(fields), settings.channels, 2))
@@ -121,25 +156,25 @@ def choose(network: ConfidenceNet, settings: PatchContrastSettings, fields: Sequ
 
 
 def _dark(fields: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.bool_]]:
-    """Where hematoxylin by Ruifrok and Johnston's vectors lies above Otsu's threshold over all fields."""
+    """Masks of hematoxylin, by Ruifrok and Johnston's vectors, above Otsu's threshold of all fields."""
     amounts = [gaussian(unmixed(optical_density(field), hed_from_rgb[:, 0]), 1) for field in fields]
     threshold = threshold_otsu(np.concatenate([amount.ravel() for amount in amounts]))
     return [amount > threshold for amount in amounts]
 
 
 def _agreement(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """The threshold on `values` under which they agree best with `mask`, and the Dice that they reach there."""
+    """The threshold at which `values` agree best with `mask`, and the Dice there."""
     values, mask = values.ravel(), mask.ravel()
     order = np.argsort(-values, kind="stable")
     ranked = values[order]
     dice = 2 * np.cumsum(mask[order]) / (np.arange(1, len(ranked) + 1) + max(1, mask.sum()))
-    last = np.append(ranked[1:] < ranked[:-1], True)  # equal values lie on one side
+    last = np.append(ranked[1:] < ranked[:-1], True)  # a threshold cannot separate equal values
     best = int(np.where(last, dice, -1).argmax())
     return float(ranked[best + 1] if best + 1 < len(ranked) else -1.0), float(dice[best])
 
 
 def _cleaned(values: NDArray[np.float32], settings: PatchContrastSettings) -> NDArray[np.float32]:
-    """Opened and closed by discs; above a threshold this is what opening and closing make of the mask above it."""
+    """Opened and closed with discs in grey levels, which equals opening and closing the mask of any threshold."""
     opened = ndimage.grey_opening(np.pad(values, _EDGE), footprint=_disc(settings.opening))
     closed = np.asarray(ndimage.grey_closing(opened, footprint=_disc(settings.closing)), np.float32)
     return closed[_EDGE:-_EDGE, _EDGE:-_EDGE]
@@ -164,13 +199,16 @@ def _image(rgb: NDArray[np.uint8], settings: PatchContrastSettings) -> Tensor:
 def learn_patch_contrast(
     fields: Sequence[NDArray[np.uint8]], settings: PatchContrastSettings, logs: Path, device: str = "auto"
 ) -> PatchContrast:
-    """Train as published, on unlabelled fields at the settings' mpp, one crop of each an epoch.
+    """Train as published, on unlabelled fields, with one crop of each field per epoch.
 
     Args:
-        fields: (H, W, 3) uint8.
+        fields: pictures (H, W, 3) uint8 RGB at the settings' mpp.
         settings: the published numbers.
-        logs: a folder for the log and the checkpoint.
+        logs: folder for the logs and checkpoints.
         device: auto, cpu or cuda.
+
+    Returns:
+        The run of `settings.runs` that agrees best with hematoxylin.
 
     Raises:
         TrainingError: no field is as large as a crop.
@@ -183,21 +221,22 @@ def learn_patch_contrast(
     crops = Crops([_image(rgb, settings) for rgb in large], settings)
     steps = settings.epochs * crops.a_round
     schedule = Schedule(steps, settings.rate, 0, settings.weight_decay, 25, plain=True)
-    looked_at = [rgb[:_SIDE, :_SIDE] for rgb in large[:: -(-len(large) // _LOOKED_AT)]]
+    some = [rgb[:_SIDE, :_SIDE] for rgb in large[:: -(-len(large) // _FIELDS)]]
     found: list[tuple[ConfidenceNet, Choice]] = []
     for run in range(settings.runs):
         task = PatchContrastTask(settings, settings.seed * settings.runs + run)
         key = fingerprint(settings, run, crops.digest())
         fit(task, crops, schedule, logs / str(run), key, str(pick_device(device)))
         network = task.network.cpu()
-        found.append((network, choose(network, settings, looked_at)))
+        found.append((network, choose(network, settings, some)))
+    # Only after the last run: a training that is killed before continues with the checkpoints of all runs.
     for run in range(settings.runs):
         end_of_training(logs / str(run))
     return PatchContrast(settings, *max(found, key=lambda one: one[1].agreement))
 
 
 class Crops:
-    """One crop of every image an epoch, in shuffled order; a pure function of the step.
+    """Batches of crops, one crop of every image per epoch, in shuffled order; a pure function of the step.
 
     Args:
         images: (3, H, W) float32 each.
@@ -209,11 +248,18 @@ class Crops:
         self.a_round = -(-len(images) // settings.batch)
 
     def digest(self) -> list[float]:
-        """A few sums that tell one set of images from another."""
+        """The sum of each image, to identify the set of images."""
         return [round(float(image.sum(dtype=torch.float64)), 3) for image in self.images]
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """(images (B, 3, crop, crop), uniform (2, B, C, places))."""
+        """The batch of a step.
+
+        Args:
+            step: number of the step, from 0.
+
+        Returns:
+            Images (B, 3, crop, crop) float32, and uniform random numbers (2, B, C, places) float32 in [0, 1).
+        """
         settings = self.settings
         epoch, part = divmod(step, self.a_round)
         order = np.random.default_rng((settings.seed, 1, epoch)).permutation(len(self.images))

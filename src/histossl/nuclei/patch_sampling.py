@@ -1,8 +1,8 @@
-"""Patch contrast as published (Boserup and Selvan, NLDL 2023), vectorised: network, places, similarities, loss.
+"""Patch contrast as published (Boserup and Selvan, NLDL 2023), vectorised: network, patches, similarities, loss.
 
-Every number is in `PatchContrastSettings`. Patches of a channel that drew only positives (or only negatives) add
-nothing to the loss, where the public code skips the whole batch. The featuriser is our own, of about the published
-size (3,386 parameters): the paper does not give its layers.
+All numbers are in `PatchContrastSettings`. A channel that drew only positive (or only negative) patches adds nothing to
+the loss; the public code skips the whole batch. The feature network is our own, of about the published size (3,386
+parameters), since the paper does not give its layers.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ class PatchContrastSettings:
 
     Attributes:
         mpp: µm per pixel.
-        channels: C, of the confidence.
-        crop: pixels, side of a training crop; one an image and epoch.
-        batch: crops a step.
-        lowest: intensities are squeezed to [lowest, 1].
+        channels: C, number of channels of the confidence.
+        crop: pixels, side of a training crop; one crop per image and epoch.
+        batch: crops per step.
+        lowest: intensities are scaled to [lowest, 1].
         patch: pixels, side of a patch.
-        stride: pixels from a place to the next.
-        places: drawn per image and channel, with replacement.
-        least: weight of a place whose entropy is one bit.
+        stride: pixels between the candidate positions of patches.
+        places: patches drawn per image and channel, with replacement.
+        least: weight of a candidate whose entropy is one bit.
         similarity: mse, cross_entropy, cosine (of learned features), mutual_information or kl.
         between: weight of the loss between channels.
-        rate: of Adam.
-        weight_decay: of Adam.
-        epochs: of one crop an image.
-        runs: from other initial weights, of which one is kept: now and then none of the channels finds nuclei.
+        rate: learning rate of Adam.
+        weight_decay: weight decay of Adam.
+        epochs: number of epochs, of one crop per image.
+        runs: runs from different initial weights, of which one is kept: in some runs no channel finds nuclei.
         opening: pixels, radius of the disc that opens the mask.
         closing: pixels, radius of the disc that closes it.
-        seed: of all that is random.
+        seed: seed of all randomness.
+
+    Raises:
+        SettingsError: there is no such similarity, or a patch is larger than a crop.
     """
 
     mpp: float = 0.25
@@ -95,8 +98,9 @@ class ConfidenceNet(nn.Module):
     """The published network: 7,372 parameters with four channels; full resolution, receptive field 167 px.
 
     Args:
-        channels: C.
-        seed: of the initial weights.
+        channels: C, number of output channels.
+        seed: seed of the initial weights.
+        width: channels of the hidden layers.
     """
 
     def __init__(self, channels: int = 4, seed: int = 0, width: int = 8) -> None:
@@ -112,17 +116,24 @@ class ConfidenceNet(nn.Module):
             )
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> confidence (B, C, H, W) in [0, 1]."""
+        """Compute the confidence.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            (B, C, H, W) in [0, 1].
+        """
         return self.layers(image).sigmoid()
 
 
 def draw_places(confidence: Tensor, settings: PatchContrastSettings, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where patches are taken, and which are positive; nothing waits for the device.
+    """Draw the positions of patches, and which of them are positive; without host synchronisation.
 
     Args:
-        confidence: (B, C, H, W).
+        confidence: (B, C, H, W) in [0, 1].
         settings: patch, stride, places, least.
-        uniform: (2, B, C, places) in [0, 1): the randomness.
+        uniform: (2, B, C, places) random numbers in [0, 1).
 
     Returns:
         rows, columns: (B, C, places) int64, top-left corners.
@@ -133,7 +144,7 @@ def draw_places(confidence: Tensor, settings: PatchContrastSettings, uniform: Te
     bits = -(c * c.log2() + (1 - c) * (1 - c).log2())
     entropy = F.avg_pool2d(bits, settings.patch, settings.stride)
     weight = (1 - entropy).clamp(min=settings.least).flatten(2)
-    # The inverse of the cumulative distribution: a draw with replacement.
+    # Inverse transform sampling: draws with replacement.
     steps = weight.cumsum(2) / weight.sum(2, keepdim=True)
     chosen = torch.searchsorted(steps, uniform[0].contiguous()).clamp(max=weight.shape[2] - 1)
     width = mean.shape[3]
@@ -142,13 +153,17 @@ def draw_places(confidence: Tensor, settings: PatchContrastSettings, uniform: Te
 
 
 def attended(image: Tensor, confidence: Tensor, rows: Tensor, columns: Tensor, patch: int) -> Tensor:
-    """(C, B * places, 3, patch, patch): pieces of image times confidence, channel by channel.
+    """Patches of image times confidence.
 
     Args:
         image: (B, 3, H, W).
         confidence: (B, C, H, W).
-        rows, columns: (B, C, places).
-        patch: pixels.
+        rows: (B, C, places) int64, first row of each patch.
+        columns: (B, C, places) int64, first column of each patch.
+        patch: pixels, side of a patch.
+
+    Returns:
+        (C, B * places, 3, patch, patch), channel by channel.
     """
     count, channels, places = rows.shape
     reach = torch.arange(patch, device=image.device)
@@ -161,11 +176,11 @@ def attended(image: Tensor, confidence: Tensor, rows: Tensor, columns: Tensor, p
 
 
 class Similarity(nn.Module):
-    """How alike patches are, all with all; larger is more alike.
+    """Similarity of all pairs of patches; larger is more similar.
 
     Args:
         kind: one of SIMILARITIES.
-        seed: of the featuriser's initial weights.
+        seed: seed of the feature network's initial weights.
     """
 
     def __init__(self, kind: str, seed: int = 0) -> None:
@@ -179,7 +194,14 @@ class Similarity(nn.Module):
                 self.features = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(N, 3, p, p) in [0, 1] -> (N, N): row i, column j is s(i, j)."""
+        """Compute all similarities.
+
+        Args:
+            patches: (N, 3, p, p) in [0, 1].
+
+        Returns:
+            (N, N): row i, column j is s(i, j).
+        """
         if self.kind == "cosine":
             z = F.normalize(self.features(patches), dim=1)
             return z @ z.T
@@ -197,7 +219,7 @@ class Similarity(nn.Module):
 
 
 def _mutual_information(x: Tensor) -> Tensor:
-    """(N, N) in nats, of soft histograms: a value counts to its two nearest bins, linearly."""
+    """(N, N) in nats, from soft histograms: each value adds to its two nearest bins, linearly."""
     centres = torch.linspace(0, 1, _BINS, device=x.device)
     soft = (1 - (x[:, None] - centres[None, :, None]).abs() * (_BINS - 1)).clamp(min=0)
     count = len(x)
@@ -211,12 +233,15 @@ def _mutual_information(x: Tensor) -> Tensor:
 def patch_loss(similarity: Tensor, positive: Tensor, between: float = 1.0) -> Tensor:
     """The mean over anchors i and positives j of log sum exp s(i, k) over the negatives k, minus s(i, j).
 
-    Within a channel the negatives are its own, between channels the other channels' positives.
+    Within a channel, the negatives are those of the channel; between channels, they are the positives of the others.
 
     Args:
         similarity: (C * N, C * N), patches channel by channel.
         positive: (C, N) bool.
-        between: weight of the second loss.
+        between: weight of the loss between channels.
+
+    Returns:
+        The loss, a scalar.
     """
     channels, count = positive.shape
     channel = torch.arange(channels, device=positive.device).repeat_interleave(count)
@@ -233,7 +258,7 @@ class PatchContrastTask(nn.Module):
 
     Args:
         settings: the published numbers.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, settings: PatchContrastSettings, seed: int = 0) -> None:
@@ -243,9 +268,14 @@ class PatchContrastTask(nn.Module):
         self.similarity = Similarity(settings.similarity, seed)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(images (B, 3, crop, crop), uniform (2, B, C, places)) -> the loss, and the mean similarities.
+        """Compute the loss of a batch.
 
-        `separation`, the paper's criterion of convergence: similarity among positives minus that to negatives.
+        Args:
+            batch: images (B, 3, crop, crop) in [0, 1], and random numbers (2, B, C, places) in [0, 1).
+
+        Returns:
+            The loss; and `separation`, the paper's criterion of convergence (mean similarity among positives minus
+            that to negatives), with `positive`, the share of positive patches.
         """
         image, uniform = batch
         confidence = self.network(image)

@@ -30,8 +30,13 @@ class PseudoLabelSettings:
         levels: thresholds of the tree of objects.
         quality: of an object from which it is sure, in units of the slide's steep slopes (their 95th percentile).
         doubt: weight of what is dark but no sure object; sure background weighs 1.
+        pale: where paleness begins to be doubted too, from 1 (only what is darker than Otsu's threshold is doubted)
+            down to 0 (all that is darker than the median of what lies below that threshold).
+        faint: weight of what lies between the two.
         pasted: per mm², sure nuclei that are set beside others in a second copy of each field, so that the network
             meets touching nuclei whose outlines are known.
+        paled: whether there is a third copy of each field, in which sure nuclei are paler than they are, by a factor
+            drawn for each, so that the network meets pale and vesicular nuclei whose outlines are known.
         objects: what a nucleus must look like.
     """
 
@@ -39,8 +44,30 @@ class PseudoLabelSettings:
     levels: int = 32
     quality: float = 0.2
     doubt: float = 0.1
+    pale: float = 1.0
+    faint: float = 0.02
     pasted: float = 2400.0
+    paled: bool = False
     objects: TreeSettings = field(default_factory=TreeSettings)
+
+
+@dataclass(frozen=True)
+class AgreementSettings:
+    """How a trained network's nuclei and the tree's become pseudo-labels.
+
+    Attributes:
+        sure: mean confidence from which a nucleus that the network alone sees is one; it weighs `alone`.
+        alone: weight of such a nucleus.
+        doubted: mean confidence below which an object that the tree alone sees is doubt.
+        background: confidence below which what is no object of the tree is surely background.
+        threshold: of the network's confidence; lower than that of the final nuclei, so that pale ones are seen.
+    """
+
+    sure: float = 0.7
+    alone: float = 0.7
+    doubted: float = 0.3
+    background: float = 0.3
+    threshold: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -54,12 +81,15 @@ class SelfTrainingSettings:
         rate: highest learning rate.
         weight_decay: of the kernels.
         stain: sigma of the changes of stain: each crop's optical density is scaled, mixed between channels, shifted.
+        strength: sigma of the logarithm of a factor on all of a crop's optical density.
         zoom: crops are scaled by a factor of up to e^zoom up or down.
         noise: sigma of noise on the optical density.
         turns: quarter turns over which confidence is averaged: 1, 2 or 4.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        widths: channels of the network at full, half and quarter resolution.
         seed: of all that is random.
         pseudo_labels: how they are made.
+        agreement: what is learned from where a trained network has a say, too.
     """
 
     steps: int = 800
@@ -68,15 +98,18 @@ class SelfTrainingSettings:
     rate: float = 4e-3
     weight_decay: float = 1e-3
     stain: float = 0.15
+    strength: float = 0.0
     zoom: float = 0.3
     noise: float = 0.02
     turns: int = 2
     precision: str = "auto"
+    widths: tuple[int, int, int] = (12, 24, 32)
     seed: int = 0
     pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
 
     FORMER_NAME: ClassVar[str] = "ContrastSettings"
     FORMER_FIELDS: ClassVar[dict[str, str]] = {"lessons": "pseudo_labels"}
+    agreement: AgreementSettings = field(default_factory=AgreementSettings)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
@@ -84,6 +117,31 @@ class SelfTrainingSettings:
         check_choice("self-training.precision", self.precision, PRECISIONS)
         if self.crop < 32 or self.crop % 4:
             raise SettingsError(f"self-training.crop must be a multiple of 4 from 32, got {self.crop}")
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How a trained model is adapted to one's own slides.
+
+    Attributes:
+        steps: of training.
+        rate: highest learning rate.
+        share: of the way from the old weights to the trained ones, in (0, 1].
+        held: every so manyth field is judged on and not learned from.
+        margin: by so much the adapted model must be judged better.
+        seed: of all that is random.
+    """
+
+    steps: int = 200
+    rate: float = 1e-3
+    share: float = 0.5
+    held: int = 4
+    margin: float = 0.002
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.share <= 1 or self.held < 2:
+            raise SettingsError("adapting needs steps >= 1, a share in (0, 1] and held >= 2")
 
 
 @dataclass(frozen=True)
@@ -95,12 +153,14 @@ class PseudoLabel:
         labels: (H, W) int32, sure nuclei 1..n.
         quality: (n + 1,) float32 of each, 1 = as good as asked for.
         doubtful: (H, W) bool, dark, but no sure nucleus.
+        faint: (H, W) bool, paler than that, but not pale enough to be surely none.
     """
 
     density: NDArray[np.float32]
     labels: NDArray[np.int32]
     quality: NDArray[np.float32]
     doubtful: NDArray[np.bool_]
+    faint: NDArray[np.bool_]
 
 
 def make_pseudo_labels(
@@ -112,16 +172,15 @@ def make_pseudo_labels(
         fields: (H, W, 3) uint8 pictures at `mpp`.
         stains: of the slide.
         mpp: µm per pixel.
+        settings: how.
     """
     densities = [optical_density(f, stains.white) for f in fields]
     maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
     values = np.concatenate([m.ravel() for m in maps])
-    steepness = np.concatenate([slopes(m).ravel() for m in maps])
-    steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
-    low, high = np.quantile(values, [0.1, 0.995])
-    levels = np.linspace(low, high, settings.levels)
+    levels, least = _levels(maps, values, settings)
     dark = threshold_otsu(values)
-    least = steep * settings.quality
+    median = np.median(values[values <= dark])
+    pale = median + settings.pale * (dark - median)
     objects = replace(settings.objects, usual=_usual_area(maps, levels, mpp, settings.objects, least))
     found = []
     for density, amount in zip(densities, maps, strict=True):
@@ -131,8 +190,30 @@ def make_pseudo_labels(
         names = (np.cumsum(sure) * sure).astype(np.int32)
         doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
         kept = np.concatenate([np.zeros(1, np.float32), relative[sure]])
-        found.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful))
+        faint = (names[labels] == 0) & ~doubtful & (amount > pale)
+        found.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful, faint))
     return found
+
+
+def usual_area(
+    fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
+) -> float:
+    """µm² of the usual sure nucleus of a slide, 0 where hardly any are; arguments as of `make_pseudo_labels`."""
+    maps = [
+        gaussian(concentrations(optical_density(f, stains.white), stains)[..., 0], settings.blur / mpp) for f in fields
+    ]
+    levels, least = _levels(maps, np.concatenate([m.ravel() for m in maps]), settings)
+    return _usual_area(maps, levels, mpp, settings.objects, least)
+
+
+def _levels(
+    maps: list[NDArray[np.float32]], values: NDArray[np.float32], settings: PseudoLabelSettings
+) -> tuple[NDArray, float]:
+    """The thresholds of the tree, and the quality from which an object is sure."""
+    steepness = np.concatenate([slopes(m).ravel() for m in maps])
+    steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
+    low, high = np.quantile(values, [0.1, 0.995])
+    return np.linspace(low, high, settings.levels), steep * settings.quality
 
 
 def _usual_area(
@@ -159,6 +240,7 @@ def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSe
     # Beside a sure nucleus what is dark is none of it: as doubt it would push outlines outwards.
     beside = np.asarray(ndimage.binary_dilation(nucleus, iterations=2), bool)
     weight = np.where(labelled.doubtful & ~beside, settings.doubt, 1)
+    weight[labelled.faint & ~beside] = settings.faint
     weight[nucleus] = np.clip(labelled.quality * 2 / 3, 0, 1.5)[labels[nucleus]]
     return np.stack([nucleus, depth, weight]).astype(np.float32)
 
@@ -178,7 +260,8 @@ def crowd(labelled: PseudoLabel, count: int, rng: np.random.Generator) -> Pseudo
     ]
     if not good:
         return labelled
-    density, labels, doubtful = labelled.density.copy(), labelled.labels.copy(), labelled.doubtful.copy()
+    density, labels = labelled.density.copy(), labelled.labels.copy()
+    doubtful, faint = labelled.doubtful.copy(), labelled.faint.copy()
     quality = list(labelled.quality)
     for _ in range(count):
         k, beside = int(rng.choice(good)), boxes[int(rng.integers(len(boxes)))]
@@ -194,8 +277,9 @@ def crowd(labelled: PseudoLabel, count: int, rng: np.random.Generator) -> Pseudo
         density[place] = soft * picture + (1 - soft) * density[place]
         labels[place][shape] = len(quality)
         doubtful[place] &= ~shape
+        faint[place] &= ~shape
         quality.append(labelled.quality[k])
-    return PseudoLabel(density, labels, np.array(quality, np.float32), doubtful)
+    return PseudoLabel(density, labels, np.array(quality, np.float32), doubtful, faint)
 
 
 def _beside(box: tuple[slice, slice], shape: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:
@@ -205,3 +289,26 @@ def _beside(box: tuple[slice, slice], shape: NDArray[np.bool_], rng: np.random.G
     reach, angle = reach * rng.uniform(0.75, 1.15), rng.uniform(0, 2 * np.pi)
     row, column = (top + bottom) / 2 + reach * np.sin(angle), (left + right) / 2 + reach * np.cos(angle)
     return int(row - shape.shape[0] / 2), int(column - shape.shape[1] / 2)
+
+
+_AROUND = 4.0  # pixels, sigma of the Gaussian over what lies around nuclei
+
+
+def paled(labelled: PseudoLabel, rng: np.random.Generator) -> PseudoLabel:
+    """A copy in which each sure nucleus keeps 30 to 100 % of its contrast to what lies around it, its middle less."""
+    count = len(labelled.quality)
+    outside = ndimage.binary_dilation(labelled.labels > 0, iterations=1) == 0
+    weight = ndimage.gaussian_filter(outside.astype(np.float32), _AROUND) + np.float32(1e-3)
+    around = np.stack(
+        [ndimage.gaussian_filter(np.where(outside, labelled.density[..., c], 0), _AROUND) / weight for c in range(3)],
+        -1,
+    )
+    kept, hollow = rng.uniform(0.3, 1, count), rng.uniform(0, 0.6, count) * (rng.random(count) < 0.5)
+    kept[0], hollow[0] = 1, 0
+    depth = targets(labelled)[1]
+    factor = kept[labelled.labels] * (1 - hollow[labelled.labels] * depth)
+    factor = ndimage.gaussian_filter(factor.astype(np.float32), 0.7)[..., None]
+    contrast = labelled.density - around
+    # Only darkness is taken away: what is paler than its surroundings stays.
+    density = np.where(contrast > 0, around + factor * contrast, labelled.density)
+    return replace(labelled, density=density.astype(np.float32))

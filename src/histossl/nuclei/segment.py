@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from histossl.core.config import fingerprint
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import SettingsError, SlideError
@@ -19,10 +21,12 @@ from histossl.execution.shared_table import SharedTable
 from histossl.execution.workers import Executor, SerialExecutor, ThreadExecutor, Workers, result_of
 from histossl.nuclei import export
 from histossl.nuclei.instances import concatenate
+from histossl.nuclei.maps import DENSITY, density_map, write_density, write_sheet
 from histossl.nuclei.method import Method
 from histossl.nuclei.partial_results import Parts, parts_key
 from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, SurveyTask, survey_there
 from histossl.nuclei.tiled_inference import segment_rows
+from histossl.nuclei.usual import doubt_about_mpp, usual_size
 from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
@@ -36,12 +40,18 @@ class ExportSettings:
     Attributes:
         gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
         parquet: GeoParquet, a row a nucleus.
+        h5ad: AnnData, a row a nucleus with its measures.
+        density: nuclei per mm² of tissue in squares of 100 µm, as a TIFF.
+        sheet: a picture of 48 random nuclei with their outlines, for checking.
         zarr: OME-Zarr labels.
         labels: a label image (int32 TIFF) for plain pictures.
     """
 
     gzip: bool = False
     parquet: bool = False
+    h5ad: bool = False
+    density: bool = False
+    sheet: bool = False
     zarr: bool = False
     labels: bool = True
 
@@ -137,6 +147,8 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
         raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
     count = _write(job, known, parts)
     result_of(executor, _write_overlay, (job, known.mpp, parts))
+    if doubt := doubt_about_mpp(usual_size(parts), known.mpp):
+        say(f"{job.path.name}: {doubt}", "yellow")
     parts.remove()
     square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
     seconds = time.monotonic() - start
@@ -149,8 +161,12 @@ def _write(job: SegmentJob, known: StainSurvey, parts: Parts) -> int:
     count = export.write_geojson(job.geojson, parts, known.mpp)
     if write.parquet:
         export.write_parquet(job.file(".parquet"), parts, known.mpp)
-    if write.zarr or (write.labels and picture):
+    if write.density:
+        write_density(job.file(DENSITY), density_map(parts, known.mask, known.mpp))
+    if write.zarr or write.h5ad or (write.labels and picture):
         everything = concatenate(list(parts))
+        if write.h5ad:
+            export.write_anndata(job.file(".h5ad"), everything, known.mpp, job.slide_id)
         if write.zarr:
             export.write_zarr(job.file(".zarr"), everything, known.mask.size, known.mpp)
         if write.labels and picture:
@@ -162,6 +178,9 @@ def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
     job, mpp, parts = task
     with open_slide(job.path, mpp) as slide:
         export.write_overlay(job.overlay, slide, parts)
+        if job.write.sheet:
+            rng = np.random.default_rng(job.running.seed)
+            write_sheet(job.file("-sheet.jpg"), slide, concatenate(list(parts)), rng)
 
 
 def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.core.errors import SettingsError, TrainingError
+from histossl.core.config import from_dict
+from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.nuclei.export import label_image
+from histossl.nuclei.instances import Nuclei
 from histossl.nuclei.method import Method
 from histossl.nuclei.network import read_model
 from histossl.nuclei.patch_contrast import PatchContrast
@@ -22,7 +25,10 @@ from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
 from histossl.wsi.array_slide import picture_slide
-from histossl.wsi.slide import Slide
+from histossl.wsi.geometry import Region
+from histossl.wsi.slide import Slide, open_slide
+
+Picture = NDArray[Any] | Slide | str | Path
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +38,19 @@ FORMER_NAMES = {"contrast": SelfTraining.name, "paper": PatchContrast.name}
 FIELDS = 96
 """About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
 
+GENERAL = Path(__file__).parent / "general"
+"""The model that comes with the package: weights, settings and the model card."""
+
 
 class NucleiSegmenter:
-    """Finds nuclei in pictures, after learning on unlabelled ones.
+    """Finds nuclei in pictures and slides, with the model `general` or after learning on unlabelled ones.
+
+    Every picture may be an array (H, W, 3) of uint8, uint16 or floats in [0, 1], an open slide, or the path of one.
 
     Example:
+        `labels = NucleiSegmenter().predict(image, mpp=0.25)`
         `labels = NucleiSegmenter().fit([image], mpp=0.25).predict(image, mpp=0.25)`
+        `nuclei = NucleiSegmenter().segment("a.svs")`
 
     Args:
         learning: how the default method learns.
@@ -54,41 +67,70 @@ class NucleiSegmenter:
         self.learning, self.running, self.device = learning, running, device
         self.method: Method | None = None
 
-    def fit(self, images: Sequence[NDArray[Any]], mpp: float | Sequence[float] = 0.25) -> NucleiSegmenter:
+    def __repr__(self) -> str:
+        return f"NucleiSegmenter({'not trained yet' if self.method is None else self.method.name})"
+
+    def fit(
+        self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None, **settings: Any
+    ) -> NucleiSegmenter:
         """Learn on pictures, without labels: the ones to be segmented, best of all.
 
         Args:
-            images: (H, W, 3) each, of any sizes; uint8, uint16 or floats in [0, 1].
-            mpp: µm per pixel of all, or of each; 0.25 is a 40x objective's.
+            images: of any sizes.
+            mpp: µm per pixel of all, or of each. Files and open slides know theirs; arrays need it.
+            **settings: of `SelfTrainingSettings`, such as `steps=400`, in place of those in `learning`.
+
+        Returns:
+            This segmenter.
 
         Raises:
-            SlideError: an image is not one.
+            SlideError: an image is not one, cannot be read, or its mpp is not known.
+            SettingsError: there is not one mpp for each image; an unknown setting or one out of range.
             TrainingError: in none of them is there a sure nucleus.
         """
-        each = [mpp] * len(images) if isinstance(mpp, int | float) else list(mpp)
+        learning = from_dict(SelfTrainingSettings, vars(self.learning) | settings)
+        each = list(mpp) if isinstance(mpp, Sequence | np.ndarray) else [mpp] * len(images)
         if len(each) != len(images):
             raise SettingsError(f"{len(each)} mpp for {len(images)} images", "give one, or one for each")
-        slides = (picture_slide(image, m, f"image {k}") for k, (image, m) in enumerate(zip(images, each, strict=True)))
-        known = [survey(slide, SelfTraining.mpp, self.running) for slide in slides]
+        known = []
+        for k, (image, m) in enumerate(zip(images, each, strict=True)):
+            with _opened(image, m, f"image {k}") as slide:
+                known.append(survey(slide, SelfTraining.mpp, self.running))
         with tempfile.TemporaryDirectory() as logs:
-            self.method = learn(samples(known, self.learning.seed), self.learning, Path(logs), self.device)
+            self.method = learn(samples(known, learning.seed), learning, Path(logs), self.device)
         return self
 
-    def predict(self, image: NDArray[Any], mpp: float) -> NDArray[np.int32]:
-        """The nuclei of a picture as (H, W) int32 of its own size, 0 = none, 1..n; see `fit` for the arguments."""
-        slide = picture_slide(image, mpp)
-        return label_image(segment_slide(slide, self._survey(slide), self._fitted(), self.running), slide.size)
+    def segment(self, image: Picture, mpp: float | None = None) -> Nuclei:
+        """The nuclei of a picture or of a whole slide as outlines and measures.
 
-    def confidence(self, image: NDArray[Any], mpp: float) -> NDArray[np.float32]:
+        Args:
+            image: to look at.
+            mpp: µm per pixel; needed for an array, and for a file that carries none.
+
+        Returns:
+            The nuclei in level-0 pixels, from top to bottom.
+
+        Raises:
+            SettingsError: the segmenter has not learned yet.
+            SlideError: the image cannot be read, or its mpp is not known.
+        """
+        with _opened(image, mpp) as slide:
+            return segment_slide(slide, self._survey(slide), self._fitted(), self.running)
+
+    def predict(self, image: Picture, mpp: float | None = None) -> NDArray[np.int32]:
+        """The nuclei of a picture as (H, W) int32 of its own size, 0 = none, 1..n; arguments as of `segment`."""
+        with _opened(image, mpp) as slide:
+            return label_image(self.segment(slide), slide.size)
+
+    def confidence(self, image: Picture, mpp: float | None = None) -> NDArray[np.float32]:
         """(2, h, w) in [0, 1] at 0.5 µm per pixel: nucleus, and depth inside of it (1 in the middle).
 
         All zero where the picture has no stain.
         """
-        slide, method = picture_slide(image, mpp), self._fitted()
-        known = self._survey(slide)
-        from histossl.wsi.geometry import Region
-
-        rgb = slide.read(Region.whole(slide.size), method.mpp)
+        method = self._fitted()
+        with _opened(image, mpp) as slide:
+            known = self._survey(slide)
+            rgb = slide.read(Region.whole(slide.size), method.mpp)
         if known.stains is None:
             return np.zeros((2, *rgb.shape[:2]), np.float32)
         return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains))
@@ -104,7 +146,7 @@ class NucleiSegmenter:
     def load(
         cls, model: str | Path, running: SegmentSettings = SegmentSettings(), device: str = "auto"
     ) -> NucleiSegmenter:
-        """A segmenter that needs no `fit`: "prior", or the folder of a trained model."""
+        """A segmenter that needs no `fit`: "general", "prior", or the folder of a trained model."""
         segmenter = cls(running=running, device=device)
         segmenter.method = load_method(str(model), device)
         return segmenter
@@ -114,20 +156,42 @@ class NucleiSegmenter:
 
     def _fitted(self) -> Method:
         if self.method is None:
-            raise SettingsError("this segmenter has not learned yet", "call fit, or take NucleiSegmenter.load")
+            self.method = load_method("general", self.device)
         return self.method
 
 
+@contextmanager
+def _opened(image: Picture, mpp: float | None, name: str = "image") -> Iterator[Slide]:
+    """The slide that a picture stands for, closed afterwards where it was a path; `mpp` goes before what a file says.
+
+    Raises:
+        SlideError: an array without mpp, or what cannot be opened.
+    """
+    if isinstance(image, Slide):
+        yield image
+    elif isinstance(image, str | Path):
+        with open_slide(image, mpp) as slide:
+            yield slide
+    elif mpp is None:
+        raise SlideError(name, "an array does not say how wide its pixels are", "pass mpp in µm, such as 0.25 for 40x")
+    else:
+        yield picture_slide(image, mpp, name)
+
+
 def load_method(model: str, device: str = "auto") -> Method:
-    """The training-free `prior`, or a trained model from its folder."""
+    """The model `general` of the package, the training-free `prior`, or a trained model from its folder.
+
+    A name goes before a folder of that name, which is meant by ./general or ./prior.
+    """
     if model == "prior":
         return Prior()
-    config, _ = read_model(Path(model))
+    folder = GENERAL if model == "general" else Path(model)
+    config, _ = read_model(folder)
     name = str(config.get("method", ""))
     if name in FORMER_NAMES:
         log.warning("%s: its method `%s` is now called `%s`", model, name, FORMER_NAMES[name])
         name = FORMER_NAMES[name]
-    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(Path(model), device)
+    return (PatchContrast if name == PatchContrast.name else SelfTraining).load(folder, device)
 
 
 def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
@@ -136,7 +200,7 @@ def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
     Raises:
         TrainingError: no slide shows hematoxylin.
     """
-    usable = [k for k in known if k.stains is not None]
+    usable = [k for k in known if k.stains is not None and k.stains.has_hematoxylin]
     if not usable:
         raise TrainingError("none of the images shows hematoxylin", "nuclei cannot be learned from them")
     if len(usable) > FIELDS:

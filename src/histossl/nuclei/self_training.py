@@ -1,5 +1,4 @@
-"""The default method: a small network learns, from the slides that it is asked about, what their surest nuclei have
-in common.
+"""Self-training: a small network learns from unlabelled slides what their surest nuclei have in common.
 
 The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
 size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot
@@ -11,7 +10,7 @@ aim alone; docs/nuclei.md says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,18 @@ from torch.nn import functional as F
 
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
+from histossl.nuclei.agreement import agreed
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
-from histossl.nuclei.pseudo_labels import MPP, SelfTrainingSettings, crowd, make_pseudo_labels, targets
+from histossl.nuclei.pseudo_labels import (
+    MPP,
+    PseudoLabel,
+    PseudoLabelSettings,
+    SelfTrainingSettings,
+    crowd,
+    make_pseudo_labels,
+    paled,
+    targets,
+)
 from histossl.nuclei.stain import Stains, optical_density
 from histossl.training.device import pick_device, pick_dtype
 from histossl.training.loop import Schedule, end_of_training, fit
@@ -91,7 +100,7 @@ class SelfTraining:
         config, weights = read_model(folder)
         try:
             settings = from_dict(SelfTrainingSettings, config["settings"])
-            network = NucleusNet()
+            network = NucleusNet(settings.widths)
             network.load_state_dict(weights)
         except (KeyError, SettingsError, RuntimeError) as error:
             raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
@@ -106,7 +115,14 @@ class Sample:
     stains: Stains
 
 
-def learn(samples: Sequence[Sample], settings: SelfTrainingSettings, logs: Path, device: str = "auto") -> SelfTraining:
+def learn(
+    samples: Sequence[Sample],
+    settings: SelfTrainingSettings,
+    logs: Path,
+    device: str = "auto",
+    teacher: SelfTraining | None = None,
+    begin: SelfTraining | None = None,
+) -> SelfTraining:
     """Train a network on unlabelled fields of slides.
 
     Args:
@@ -114,13 +130,22 @@ def learn(samples: Sequence[Sample], settings: SelfTrainingSettings, logs: Path,
         settings: how.
         logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
         device: auto, cpu or cuda.
+        teacher: a trained model: what is learned from is what it and hematoxylin agree on (`agreement.py`), and
+            training begins at its weights.
+        begin: a trained model whose weights training begins at. Its widths go before those of `settings`.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.
     """
     where = pick_device(device)
-    task = SelfTrainingTask(NucleusNet(seed=settings.seed))
-    batches = Batches(samples, settings)
+    begin = begin or teacher
+    if begin is not None:
+        settings = replace(settings, widths=begin.settings.widths)
+    network = NucleusNet(settings.widths, settings.seed)
+    if begin is not None:
+        network.load_state_dict(begin.network.state_dict())
+    task = SelfTrainingTask(network)
+    batches = Batches(samples, settings, teacher)
     key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
     schedule = Schedule(settings.steps, settings.rate, max(1, settings.steps // 10), settings.weight_decay, 50)
     precision = "bfloat16" if pick_dtype(settings.precision, where) == torch.bfloat16 else "float32"
@@ -155,21 +180,23 @@ class Batches:
     Args:
         samples: a slide each.
         settings: of training.
+        teacher: a trained model that has a say in what is sure.
     """
 
-    def __init__(self, samples: Sequence[Sample], settings: SelfTrainingSettings) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], settings: SelfTrainingSettings, teacher: SelfTraining | None = None
+    ) -> None:
         self.settings = settings
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
-            for labelled in make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels):
-                copies = [labelled]
-                if len(labelled.quality) > 1 and settings.pseudo_labels.pasted:
-                    square = labelled.labels.size * MPP**2 / 1e6
-                    copies.append(crowd(labelled, round(settings.pseudo_labels.pasted * square), rng))
-                for copy in copies:
-                    known = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
-                    self.fields.append(torch.from_numpy(known).half())
+            known = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+            for labelled, field in zip(known, sample.fields, strict=True):
+                if teacher is not None:
+                    labelled = agreed(labelled, teacher.confidence(field, sample.stains), settings.agreement)
+                for copy in _copies(labelled, settings.pseudo_labels, rng):
+                    both = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
+                    self.fields.append(torch.from_numpy(both).half())
         if not any(bool((field[3] > 0).any()) for field in self.fields):
             raise TrainingError(
                 "no nucleus is sure enough to learn from",
@@ -211,6 +238,17 @@ class Batches:
         return F.grid_sample(window, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+def _copies(labelled: PseudoLabel, settings: PseudoLabelSettings, rng: np.random.Generator) -> list[PseudoLabel]:
+    """The pseudo-labels, a crowded copy of it and a paled one of that."""
+    copies = [labelled]
+    if len(labelled.quality) > 1 and settings.pasted:
+        square = labelled.labels.size * MPP**2 / 1e6
+        copies.append(crowd(labelled, round(settings.pasted * square), rng))
+    if len(labelled.quality) > 1 and settings.paled:
+        copies.append(paled(copies[-1], rng))
+    return copies
+
+
 def _restained(density: Tensor, settings: SelfTrainingSettings, rng: np.random.Generator) -> Tensor:
     """Every crop under a stain of its own: channels mixed, scaled and shifted, then noise."""
     count = len(density)
@@ -221,4 +259,6 @@ def _restained(density: Tensor, settings: SelfTrainingSettings, rng: np.random.G
     mix = torch.eye(3) + normal(count, 3, 3) * settings.stain * 0.35
     stained = torch.einsum("bij,bjhw->bihw", mix, density)
     stained = stained * (1 + normal(count, 3, 1, 1) * settings.stain) + normal(count, 3, 1, 1) * settings.stain * 0.15
+    if settings.strength:
+        stained = stained * (normal(count, 1, 1, 1) * settings.strength).exp()
     return stained + normal(*density.shape) * settings.noise

@@ -1,4 +1,4 @@
-"""Stains in optical density: hematoxylin and eosin apart, by fixed vectors or by the slide's own."""
+"""Separation of hematoxylin and eosin in optical density, by fixed stain vectors or by those of the slide."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.slide import Slide
 from histossl.wsi.tissue import TissueMask
 
-_TISSUE = 0.12  # optical density in every channel from which a pixel shows stain rather than glass (Macenko's beta)
-_LEAST = 500  # stained pixels below which there is no stain to estimate
-_NUCLEAR = 0.02  # part of the stained pixels, the darkest in red, that is looked at for hematoxylin
-_SAMPLE_SIDE = 256  # pixels of one field of a slide's sample
+_TISSUE = 0.12  # least optical density of a stained pixel in every channel; less is glass (Macenko's beta)
+_LEAST = 500  # stained pixels that an estimate needs
+_NUCLEAR = 0.02  # share of the stained pixels, the darkest in red, that hematoxylin is estimated from
+_SAMPLE_SIDE = 256  # pixels, side of one field of a slide's sample
 
 Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Stains:
-    """What a slide is stained with; statistics of the slide, never of a tile.
+    """The stains of a slide; always statistics of the whole slide, never of a tile.
 
     Attributes:
         hematoxylin: unit optical density in (red, green, blue).
-        eosin: the same.
+        eosin: unit optical density in (red, green, blue).
         white: intensity of empty glass in (red, green, blue), 0 to 255.
-        scale: optical density that counts as 1: the 99th percentile of the stained pixels.
+        scale: the 99th percentile of the optical density of stained pixels; networks take densities divided by it.
     """
 
     hematoxylin: Vector
@@ -39,17 +39,18 @@ class Stains:
 
     @property
     def has_hematoxylin(self) -> bool:
-        """Whether the bluer stain can be hematoxylin, which takes a fair part of the red light; eosin lets it pass.
+        """Whether the bluer stain can be hematoxylin, which absorbs a fair share of red light; eosin absorbs little.
 
-        On real slides .18 to .42 of hematoxylin's total density lie in the red (the less, the fewer the nuclei, for
-        they hold eosin too), and .05 to .32 of what is taken for eosin; on one slide they differ by .08 or more.
+        Measured on real slides: .18 to .42 of the estimated hematoxylin's total density is in the red channel (less
+        where there are few nuclei, which contain eosin too), and .05 to .32 of the estimated eosin's; on one slide they
+        differ by .08 or more.
         """
         red, other = self.hematoxylin[0] / sum(self.hematoxylin), self.eosin[0] / sum(self.eosin)
         return red > 0.3 or (red > 0.16 and red - other > 0.05)
 
     @property
     def has_brown(self) -> bool:
-        """Whether the other stain absorbs blue most, as DAB does in immunohistochemistry and eosin never."""
+        """Whether the other stain absorbs mostly blue, as DAB of immunohistochemistry does, but eosin does not."""
         return self.eosin[2] > 0.41 * sum(self.eosin)
 
 
@@ -58,24 +59,45 @@ FIXED = Stains(hematoxylin=(0.651, 0.701, 0.290), eosin=(0.070, 0.991, 0.110))
 
 
 def optical_density(rgb: NDArray[np.uint8], white: Vector = (255.0, 255.0, 255.0)) -> NDArray[np.float32]:
-    """-log10 of the light that passes, (..., 3) float32, never negative; 0 is glass, 2.4 black."""
+    """Optical density, -log10 of the transmitted light.
+
+    Args:
+        rgb: (..., 3) uint8.
+        white: intensity of empty glass in (red, green, blue), 0 to 255.
+
+    Returns:
+        (..., 3) float32, not negative; 0 is glass, 2.4 is black.
+    """
     table = -np.log10((np.arange(256, dtype=np.float32)[:, None] + 1) / (np.asarray(white, np.float32) + 1))
     table = np.maximum(table, 0).astype(np.float32)
     return np.stack([table[:, c][rgb[..., c]] for c in range(3)], -1)
 
 
 def concentrations(density: NDArray[np.float32], stains: Stains) -> NDArray[np.float32]:
-    """How much of each stain: (..., 3) optical density to (..., 2) of hematoxylin and eosin, least squares.
+    """Amounts of hematoxylin and eosin, by least squares.
 
-    The result has the unit of optical density along the stain's own vector, and may be slightly negative.
+    Args:
+        density: (..., 3) optical density.
+        stains: stains of the slide.
+
+    Returns:
+        (..., 2) float32, optical density along each stain's vector; may be slightly negative.
     """
     basis = np.array([stains.hematoxylin, stains.eosin], np.float32)
     return unmixed(density, np.linalg.pinv(basis))
 
 
 def unmixed(density: NDArray[np.float32], weights: NDArray) -> NDArray[np.float32]:
-    """(..., 3) density times weights (3,) or (3, n), one channel after the other: in a matrix product the last bit of
-    a pixel would depend on how wide its picture is.
+    """Weighted sums of the channels.
+
+    Computed channel by channel: in a matrix product the last bit of a pixel depends on the width of its picture.
+
+    Args:
+        density: (..., 3) optical density.
+        weights: (3,) or (3, n).
+
+    Returns:
+        (...) or (..., n) float32.
     """
     red, green, blue = weights.astype(np.float32)
     channel = density if weights.ndim == 1 else density[..., None, :]
@@ -83,33 +105,33 @@ def unmixed(density: NDArray[np.float32], weights: NDArray) -> NDArray[np.float3
 
 
 def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
-    """The stain vectors of a sample of a slide's pixels.
+    """Estimate the stain vectors of a slide from a sample of its pixels.
 
-    Hematoxylin is what absorbs red: of the 2 % of stained pixels that are darkest in red it is the mean direction of
-    the bluer half. Eosin is the mean direction of the strongly stained pixels with the least share of red. Macenko et
-    al. (ISBI 2009) take the 1st and 99th percentile of all directions instead, which misses hematoxylin where nuclei
-    are fewer than one pixel in a hundred, as in muscle or blood. The glass is the brightest percent, if that is bright.
+    Hematoxylin absorbs red: it is the mean direction of the bluer half of the 2 % of stained pixels that are darkest in
+    red. Eosin is the mean direction of the strongly stained pixels with the least share of red. Macenko et al.
+    (ISBI 2009) take the 1st and 99th percentile of all directions instead, which misses hematoxylin where less than one
+    pixel in a hundred is nucleus, as in muscle or blood. Glass is the 99th percentile of the pixels, if that is bright.
 
     Args:
-        pixels: (N, 3) uint8, glass included.
+        pixels: (N, 3) uint8 RGB, glass included.
 
     Returns:
-        The stains; None where fewer than a few hundred pixels are stained, as on an empty slide.
+        The stains; None where too few pixels are stained or all are stained alike, as on an empty slide.
 
     Raises:
-        SlideError: the pixels have no colour, so that nothing tells one stain from another.
+        SlideError: the pixels are greyscale, so that the stains cannot be distinguished.
     """
     white = _glass(pixels)
     density = optical_density(pixels, white)
     seen = (pixels > 12).any(1)
     stained = density[(density > _TISSUE).all(1) & seen]
-    if len(stained) < _LEAST:  # a pale slide lets pass most of the red, or of the blue
+    if len(stained) < _LEAST:  # on a pale slide, one channel may be below the limit everywhere
         stained = density[(density.sum(1) > 3 * _TISSUE) & seen]
     if len(stained) < _LEAST:
         return None
     if np.percentile(np.ptp(stained, axis=1), 95) < 0.02:
         raise SlideError(
-            "image", "is greyscale, so that hematoxylin cannot be told from eosin", "give the colour image"
+            "image", "is greyscale, so that hematoxylin and eosin cannot be distinguished", "give the colour image"
         )
     scale = float(np.percentile(stained, 99))
     if scale < 1.25 * np.percentile(stained, 1):
@@ -127,7 +149,7 @@ def _extremes(stained: NDArray[np.float32]) -> tuple[NDArray, NDArray]:
 
 
 def _purest(density: NDArray[np.float32], part: float, sign: int) -> NDArray:
-    """The mean direction of the `part` of pixels with the largest (sign 1) or least (-1) share of red."""
+    """The mean direction of the share `part` of the pixels that absorb relatively most (sign 1) or least (-1) red."""
     share = sign * density[:, 0] / density.sum(1)
     chosen = density[share >= np.quantile(share, 1 - part)].astype(np.float64)
     mean = (chosen / np.linalg.norm(chosen, axis=1, keepdims=True)).mean(0)
@@ -147,12 +169,23 @@ def _vector(values: NDArray) -> Vector:
 def sample_fields(
     slide: Slide, mask: TissueMask, mpp: float, fields: int, rng: np.random.Generator, side: int = _SAMPLE_SIDE
 ) -> list[NDArray[np.uint8]]:
-    """Fields of a slide to take statistics of, or to learn from.
+    """Fields of a slide, for statistics or for training: squares around random pixels of tissue.
 
-    A slide of hardly more pixels than asked for comes whole, as one field; else squares around random tissue.
+    A slide that has hardly more pixels than requested is returned whole, as one field.
+
+    Args:
+        slide: the slide.
+        mask: its tissue.
+        mpp: µm per pixel of the fields.
+        fields: number of fields.
+        rng: chooses the fields.
+        side: pixels, side of a field at `mpp`.
 
     Returns:
-        Pictures (H, W, 3) uint8 at `mpp`.
+        Pictures (H, W, 3) uint8 RGB at `mpp`; none where there is no tissue.
+
+    Raises:
+        SlideError: the slide cannot be read.
     """
     whole = Region.whole(slide.size).pixels(mpp, slide.mpp)
     if whole.width * whole.height <= 1.5 * fields * side**2:
@@ -178,7 +211,15 @@ def sample_fields(
 
 
 def gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """A map (H, W) under a Gaussian of `sigma` pixels."""
+    """Smooth a map with a Gaussian.
+
+    Args:
+        values: (H, W).
+        sigma: pixels.
+
+    Returns:
+        (H, W) float32.
+    """
     result = np.empty_like(values, np.float32)
     ndimage.gaussian_filter(values, sigma, mode="nearest", output=result)
     return result

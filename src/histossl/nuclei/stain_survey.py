@@ -59,7 +59,7 @@ class StainSurvey:
         vendor: "plain" for pictures.
         mask: its tissue, which knows its size.
         fields: a sample of it, (H, W, 3) uint8 at the method's mpp.
-        stains: None where there is nothing stained, or no hematoxylin.
+        stains: None where there is nothing stained.
     """
 
     path: Path
@@ -88,10 +88,11 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
     if stains is None:
         log.warning("%s: nothing on it is stained, so it has no nuclei", slide.path.name)
     elif not stains.has_hematoxylin:
-        log.warning("%s: no hematoxylin found (no stain absorbs red), so no nuclei are looked for", slide.path.name)
-        stains = None
+        what = "hardly any red is absorbed, as if there were no hematoxylin: look whether what is found are nuclei"
+        log.warning("%s: %s", slide.path.name, what)
     elif stains.has_brown:
-        log.warning("%s: brown stain, as in immunohistochemistry: only blue nuclei are found", slide.path.name)
+        what = "a brown stain, as of immunohistochemistry or tan collagen: of brown nuclei hardly any are found"
+        log.warning("%s: %s", slide.path.name, what)
     return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains)
 
 

@@ -1,4 +1,4 @@
-"""Nuclei without any learning: hematoxylin above one threshold a slide. What everything else must beat."""
+"""Nuclei without learning, by one threshold on hematoxylin per slide: the baseline of all other methods."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_dens
 
 @dataclass(frozen=True)
 class PriorSettings:
-    """How hematoxylin becomes nuclei; lengths in µm.
+    """Settings of the threshold method.
 
     Attributes:
         stains: "fixed" (the vectors of Ruifrok and Johnston, 2001, the same for every slide) or "estimated" (the
             slide's own).
-        blur: sigma of the Gaussian before the threshold.
-        opening: radius of the disc that opens the mask.
+        blur: µm, sigma of the Gaussian before the threshold.
+        opening: µm, radius of the disc that opens the mask.
         hole: µm², holes up to this area are filled.
-        inner: distance from the outline that counts as the middle of a nucleus.
+        inner: µm, distance from the outline at which the depth reaches 1.
     """
 
     stains: str = "fixed"
@@ -35,10 +35,10 @@ class PriorSettings:
 
 
 class Prior:
-    """A threshold on hematoxylin, by Otsu over a sample of the slide.
+    """A threshold on hematoxylin, found by Otsu's method on a sample of the slide.
 
     Args:
-        settings: how hematoxylin becomes nuclei.
+        settings: blur, opening and the like.
     """
 
     name = "prior"
@@ -49,12 +49,28 @@ class Prior:
         self.settings = settings
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """The threshold of a slide from a sample of it: (H, W, 3) pictures at `mpp`."""
+        """Find the threshold of a slide.
+
+        Args:
+            fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide; used where the settings say "estimated".
+
+        Returns:
+            The threshold on `hematoxylin`.
+        """
         values = np.concatenate([self.hematoxylin(field, stains).ravel() for field in fields])
         return float(threshold_otsu(values))
 
     def hematoxylin(self, rgb: NDArray[np.uint8], stains: Stains) -> NDArray[np.float32]:
-        """(H, W) hematoxylin, smoothed."""
+        """The smoothed amount of hematoxylin.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide; used where the settings say "estimated".
+
+        Returns:
+            (H, W) float32, optical density.
+        """
         if self.settings.stains == "estimated":
             amount = concentrations(optical_density(rgb, stains.white), stains)[..., 0]
         else:
@@ -62,7 +78,16 @@ class Prior:
         return gaussian(amount, self.settings.blur / self.mpp)
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: nucleus (a step at the threshold), and depth inside of it."""
+        """Find nuclei in a picture.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+            context: the threshold that `prepare` found.
+
+        Returns:
+            (2, H, W) float32: the mask (0 or 1), and the depth inside the nucleus, in [0, 1].
+        """
         amount = self.hematoxylin(rgb, stains)
         disc = _disc(self.settings.opening / self.mpp)
         opened = np.asarray(ndimage.binary_opening(amount > context, disc), bool)

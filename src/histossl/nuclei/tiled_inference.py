@@ -153,8 +153,9 @@ def _inside(tile: Tile) -> tuple[int, int, int, int]:
 
 
 class _Pictures:
-    """What is read for tiles, put together from squares of a fixed grid: a resampled pixel is rounded, and would not be
-    the same in every picture that it is part of.
+    """Pictures of tiles, composed of squares of a fixed grid.
+
+    A resampled pixel is rounded: read as part of different pictures it would not always be the same.
     """
 
     def __init__(self, slide: Slide, mpp: float) -> None:

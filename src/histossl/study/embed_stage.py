@@ -6,15 +6,16 @@ import numpy as np
 
 from histossl.core import fingerprints
 from histossl.core.config import fingerprint
-from histossl.core.console import progress_bar
+from histossl.core.console import progress_bar, say
 from histossl.core.embeddings import read_embeddings, write_embeddings
 from histossl.core.errors import SettingsError, StudyError
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
 from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.encoder import made_before, parts_of
 from histossl.gigassl.pretrain_settings import trained_as
-from histossl.study.folder import Row, Study
+from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
 from histossl.study.times import timed
 
@@ -33,6 +34,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
     rows = ledger.rows
     encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
     encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    if old := made_before(study.slide_encoder):
+        say(f"slide-encoder/ is used as it is; {old}; remove it and run `histossl pretrain` to train anew", "yellow")
     made = fingerprint(settings, encoder, _features_made(study, list(encoded.values())))
     if study.embeddings.exists() and read_embeddings(study.embeddings).fingerprint == made:
         return report_failures(rows)
@@ -54,7 +57,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
     table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
-    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made)
+    parts = parts_of(study.slide_encoder)
+    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
     return report_failures(rows)
 
 
@@ -62,5 +66,6 @@ def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
     """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
     return [
         [row["slide_id"], row["patient_id"], str(fingerprints.fingerprint_of(study.features(row["slide_id"])))]
+        + [f"{name}={text}" for name, text in row.items() if name not in COLUMNS and text]
         for row in rows
     ]

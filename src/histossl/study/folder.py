@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,20 @@ from histossl.execution.shared_table import SharedTable
 ROOMS = frozenset({"features", "heatmaps", "logs", "nuclei", "qc", "slide-encoder", "tile-encoder", "tiles", "views"})
 """Folders of a study that may be links, to folders which HISTOSSL_LINKS allows."""
 
-COLUMNS = ("slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made")
+COLUMNS = (
+    "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
+)  # fmt: skip
+
+
+_SHOWN = 10  # rows of a study that a notebook shows
 
 
 class Study(SharedTable):
     """Where everything of a study stands; makes the folder where there is none.
 
     Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
-    what stands.
+    what stands, `note` what a reader of the file should know, `content` the fingerprint of the file by which a slide is
+    known again elsewhere.
 
     Args:
         folder: of the study.
@@ -54,6 +62,28 @@ class Study(SharedTable):
     def source(self, number: int) -> Study:
         """The study of source 1, 2, ...; made where there is none."""
         return Study(self.folder / f"source-{number}")
+
+    def __repr__(self) -> str:
+        return f"Study({str(self.folder)!r}, {self._told()})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the counts, and the first rows of slides.csv."""
+        rows = self.slides()
+        shown = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+        head = "".join(f"<th>{name}</th>" for name in shown)
+        cells = ("".join(f"<td>{html.escape(row.get(name, ''))}</td>" for name in shown) for row in rows[:_SHOWN])
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        more = f"<p>and {len(rows) - _SHOWN} more</p>" if len(rows) > _SHOWN else ""
+        title = f"<p><b>{html.escape(str(self.folder))}</b>: {html.escape(self._told())}</p>"
+        return f"{title}<table><tr>{head}</tr>{body}</table>{more}" if rows else title
+
+    def _told(self) -> str:
+        """How many slides are in which state, and what has been made of them."""
+        counts = Counter(row["status"] for row in self.slides())
+        told = ", ".join(f"{count} {status or 'not inspected'}" for status, count in counts.items())
+        products = (self.tile_encoder, self.slide_encoder, self.embeddings, self.report)
+        there = ", ".join(path.name for path in products if path.exists())
+        return f"{counts.total()} slides{f': {told}' if told else ''}{f'; {there}' if there else ''}"
 
     def qc(self, slide_id: str) -> Path:
         """The picture of a slide's tissue and tiles."""

@@ -27,24 +27,28 @@ from histossl.training.device import pick_device
 from histossl.wsi import tile_files
 from histossl.wsi.slide import open_slide
 
-MOVED = 1e-2  # by which a vector may differ from the one that stands: 16-bit products of another machine
+# Largest difference of a vector from the one in embeddings.h5ad: another machine may round products to 16 bits.
+MOVED = 1e-2
 
 
 def heatmaps_study(
     study: Study, labels: Path, settings: ProbeSettings, chosen: Sequence[str] = (), device: str = "auto"
 ) -> int:
-    """Write the heatmaps of slides, and scores.csv with their logits. Returns the number of slides left out.
+    """Write the heatmaps of slides, and scores.csv with their logits.
 
     Args:
-        study: embedded, locked.
-        labels: as of the probe.
-        settings: of the probe.
+        study: the study, with embeddings and locked.
+        labels: table of labels, as of the probe.
+        settings: settings of the probe.
         chosen: slide ids; empty takes all.
         device: auto, cpu or cuda.
 
+    Returns:
+        The number of slides and labels that were left out.
+
     Raises:
-        LabelError: as of the probe; a slide that the study does not have.
-        StudyError: embeddings.h5ad is not there, or was made otherwise than the study would make it now.
+        LabelError: the labels cannot be used, or the study does not have one of the chosen slides.
+        StudyError: there is no embeddings.h5ad, or the slides have several sources.
     """
     if study.sources:
         what = f"{study.folder}: its slides have tiles of {len(study.sources)} sources"
@@ -58,6 +62,8 @@ def heatmaps_study(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
     table = read_labels(labels, source.ids, settings.targets, source.patients)
+    for line in (*source.notes, *table.notes):
+        say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)
     vectors = dict(zip(source.ids, next(iter(source.vectors.values())), strict=True))
     explainer = Explainer(study, device)
@@ -86,10 +92,10 @@ def heatmaps_study(
 
 
 class Explainer:
-    """Heatmaps of the slides of a study, by its slide encoder and with the settings of its embedding.
+    """Computes heatmaps of the slides of a study, with its slide encoder and the settings of its embeddings.
 
     Args:
-        study: embedded.
+        study: the study, with embeddings.
         device: auto, cpu or cuda.
     """
 
@@ -100,16 +106,19 @@ class Explainer:
         self.embed = from_dict(EmbedSettings, study.settings().get("embed", {}))
 
     def __call__(self, name: str, scores: dict[str, LinearScore], vector: NDArray | None = None) -> dict[str, Heatmap]:
-        """Target -> heatmap of a slide.
+        """Compute the heatmaps of a slide.
 
         Args:
-            name: of the slide.
-            scores: target -> the linear probe that judges it, see `fit_scores`.
-            vector: the slide's in embeddings.h5ad, to be sure that it is the one explained.
+            name: the slide id.
+            scores: target -> the linear probe to explain, see `fit_scores`.
+            vector: (d,) the slide's vector in embeddings.h5ad; the computed vector must equal it.
+
+        Returns:
+            Target -> heatmap.
 
         Raises:
-            FileFormatError: the features of its tiles are not there, or damaged.
-            StudyError: another vector comes out than the one that stands.
+            FileFormatError: the features of its tiles are absent or damaged.
+            StudyError: the computed vector differs from `vector`.
         """
         features, positions = plain_tiles(self.study.features(name))
         found = explain(self.encoder, features, positions, self.view, self.embed, name, scores)
@@ -128,13 +137,13 @@ def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None)
     picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
     write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
-        say(f"{heatmap.slide_id}: its tiles lie in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
+        say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
         write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
 
 
 def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:
-    """The slide as it is, where it can be opened: a heatmap on white is better than none."""
+    """A thumbnail of the slide; None where it cannot be opened: the heatmap is then drawn on white."""
     if path is None or not path.exists():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Features that another tool made, or an earlier study of ours, become the features of a study.
+"""Imports features of another tool, or of another study, into a study.
 
-Features stay where they are: the study's HDF5 files point to them. What training reads at random, views/, is written
-once, in 16 bits.
+The features are not copied: the study's HDF5 files link to them. Only views/, which training reads at random, is
+written, in 16 bits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from histossl.core.config import fingerprint, to_dict
 from histossl.core.console import progress_bar
 from histossl.core.errors import FileFormatError, HistosslError, SettingsError, StudyError
 from histossl.core.interchange import TileFeatures, attributes_of, read_tile_features
+from histossl.core.names import folded
+from histossl.core.sidecars import files_of
 from histossl.encoders.external import hash_of
 from histossl.execution.failures import fail, failure_reason, report_failures
-from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder import UNTRAINED, SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.published import load_published
 from histossl.gigassl.views import ViewSettings
@@ -31,18 +33,21 @@ from histossl.study.folder import COLUMNS, Row, Study, slide_names
 from histossl.wsi.slide import find_slides, open_slide
 
 HALF_MAX = float(np.finfo(np.float16).max)
-FEW = 10  # tiles that may lie apart from one another without a doubt about their stride
+FEW = 10  # tiles; with fewer of them, large distances or equal coordinates are no sign of an error
 
 
 @dataclass(frozen=True)
 class FeatureOrigin:
-    """Where features come from and what their files do not say.
+    """The folder of features, and values that their files may lack.
 
     Attributes:
-        folder: of the files, a slide each.
-        stride: level-0 pixels from a tile to the next; overrides what the files say.
-        mpp: µm per level-0 pixel of all slides; overrides what the files say.
-        slides: a folder with the slides themselves, for pictures and their mpp.
+        folder: folder of the files, one per slide.
+        stride: level-0 pixels from a tile to the next; overrides the value in the files.
+        mpp: µm per level-0 pixel of all slides; overrides the value in the files.
+        slides: folder of the slides themselves, for pictures and their mpp.
+
+    Raises:
+        SettingsError: the stride or the mpp is not positive.
     """
 
     folder: Path
@@ -58,28 +63,29 @@ class FeatureOrigin:
 
 
 def import_features(study: Study, origin: FeatureOrigin, spatial: bool = True) -> int:
-    """Make the slides of a folder of features those of a study: slides.csv, features/ and views/.
+    """Import a folder of features into a study: slides.csv, features/ and views/.
 
-    Files that cannot be used are left out, with the reason in slides.csv; what stands and has not changed is kept.
+    Files that cannot be used are left out, with the reason in slides.csv. Slides that were imported before and have not
+    changed are kept.
 
     Args:
-        study: locked; empty, or made from the same folder before.
-        origin: the features: ours, TRIDENT's, CLAM's (h5 and pt) or STAMP's.
-        spatial: whether places matter; otherwise files without them do.
+        study: the study, locked; empty, or imported from the same folder before.
+        origin: the features, of histossl, TRIDENT, CLAM (h5 and pt) or STAMP.
+        spatial: whether the slide encoder needs coordinates; if not, files without them are accepted.
 
     Returns:
         The number of slides that were left out.
 
     Raises:
-        StudyError: no features in the folder, or the study was made from something else.
-        FileFormatError: as many slides have features of one length as of another.
+        StudyError: the folder has no features, or the study was made from other data.
+        FileFormatError: the features have two lengths that are equally frequent.
     """
     files = feature_files(origin.folder)
     if "inspect" in study.settings():
         raise StudyError(f"{study.folder}: made from slides, not from features", "use another --out")
     about = {"adopted": os.path.abspath(origin.folder), "stride": origin.stride, "mpp": origin.mpp}
     study.settle("encode", about, study.folder / "features")
-    pictures = {} if origin.slides is None else {path.stem: path for path in find_slides(origin.slides)}
+    pictures = {} if origin.slides is None else {folded(path.stem): path for path in find_slides(origin.slides)}
     rows = _rows(study, files, pictures)
     dims: dict[str, int] = {}
     with progress_bar("slides", len(rows)) as bar:
@@ -88,7 +94,7 @@ def import_features(study: Study, origin: FeatureOrigin, spatial: bool = True) -
             if path is None:
                 continue
             try:
-                dims[row["slide_id"]] = _adopt_one(study, row, path, origin, spatial)
+                dims[row["slide_id"]] = _import_one(study, row, path, origin, spatial)
             except (HistosslError, OSError) as error:
                 fail(row, failure_reason(error))
     table = [row for row, _ in rows]
@@ -100,19 +106,21 @@ def import_features(study: Study, origin: FeatureOrigin, spatial: bool = True) -
 
 
 def take_encoder(study: Study, weights: Path) -> None:
-    """Make a slide encoder that was trained elsewhere the one of a study: slide-encoder/.
+    """Use a slide encoder that was trained elsewhere as that of a study: slide-encoder/.
 
     Args:
-        study: locked.
-        weights: the slide-encoder folder of another study, or a checkpoint that Giga-SSL's authors publish: views are
-            then of five tiles drawn at random, as theirs.
+        study: the study, locked.
+        weights: the slide-encoder folder of another study, or a checkpoint published by the authors of Giga-SSL; views
+            then have five random tiles, as in their code.
 
     Raises:
-        StudyError: the study has another slide encoder.
-        FileFormatError: no slide encoder can be read there.
+        StudyError: the study already has another slide encoder.
+        FileFormatError: no slide encoder can be read from `weights`.
     """
+    rival = None
     if weights.is_dir():
         encoder, about = SlideEncoder.load(weights), trained_as(weights)
+        rival = SlideEncoder.load(weights, UNTRAINED) if (weights / UNTRAINED).exists() else None
     else:
         encoder = load_published(weights)
         view = ViewSettings(tiles=5, windows=0, scale_min=0.5, scale_max=2.0, any_angle=True)
@@ -123,46 +131,52 @@ def take_encoder(study: Study, weights: Path) -> None:
             return
         hint = f"use another --out, or remove {study.slide_encoder}"
         raise StudyError(f"{study.slide_encoder}: another slide encoder than {weights}", hint)
-    encoder.save(study.slide_encoder, about)
+    encoder.save(study.slide_encoder, about, rival)
 
 
 def feature_files(folder: Path) -> list[Path]:
-    """The files of features in a folder, a slide each: .h5, else .pt; or below it, as CLAM has them.
+    """The files of features in a folder, or in its subfolders as CLAM names them.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        One file per slide, .h5 rather than .pt, sorted by name.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there are no such files.
     """
     for place in (folder, folder / "h5_files", folder / "features", folder / "pt_files"):
-        found = {path.stem: path for suffix in ("*.pt", "*.h5") for path in sorted(place.glob(suffix))}
+        found = {path.stem: path for kinds in ((".pt",), (".h5", ".hdf5")) for path in files_of(place, kinds)[0]}
         if found:
             return [found[name] for name in sorted(found)]
-    raise StudyError(f"{folder}: no .h5 or .pt files of features", "give a folder with a file a slide")
+    raise StudyError(f"{folder}: no .h5 or .pt files of features", "give a folder with one file per slide")
 
 
 def _rows(study: Study, files: list[Path], pictures: dict[str, Path]) -> list[tuple[Row, Path | None]]:
-    """A row a file, with what users wrote, and a failed one for each slide whose file is gone."""
-    known = {row["slide_id"]: row for row in study.slides()}
+    """One row per file, which keeps what users wrote, and a failed row for each slide whose file no longer exists."""
+    known = {folded(row["slide_id"]): row for row in study.slides()}
     rows: list[tuple[Row, Path | None]] = []
     for path, (name, complaint) in zip(files, slide_names(files), strict=True):
-        row = known.pop(name, dict.fromkeys(COLUMNS, "") | {"slide_id": name})
-        row["path"] = str(pictures.get(name, row["path"]))
+        row = known.pop(folded(name), dict.fromkeys(COLUMNS, "") | {"slide_id": name})
+        row["path"] = str(pictures.get(folded(name), row["path"]))
         row |= {"status": "", "error": ""}
         if complaint:
             fail(row, complaint)
         rows.append((row, None if complaint else path))
     for row in known.values():
-        fail(row, f"{row['slide_id']}: its features are no longer there; put them back or delete its row")
+        fail(row, f"{row['slide_id']}: its features are no longer there; put them back: its row is kept until then")
         rows.append((row, None))
     return rows
 
 
-def _adopt_one(study: Study, row: Row, path: Path, origin: FeatureOrigin, spatial: bool) -> int:
-    """Take one file over, unless that was done before; returns the length of its features."""
+def _import_one(study: Study, row: Row, path: Path, origin: FeatureOrigin, spatial: bool) -> int:
+    """Import one file, unless that was done before; returns the length of its features."""
     features, views = study.features(row["slide_id"]), study.views(row["slide_id"])
     mpp, stat = _mpp(row, origin), path.stat()
     of = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, origin.stride, spatial)
-    standing = fingerprint(*of, mpp if mpp is not None else _attributes(features).get("mpp"))
-    if any(fingerprints.fingerprint_of(product) != standing for product in (features, views)):
+    key = fingerprint(*of, mpp if mpp is not None else _attributes(features).get("mpp"))
+    if any(fingerprints.fingerprint_of(product) != key for product in (features, views)):
         bag = check_coordinates(_placed(read_tile_features(path, mpp, in_um=True), path, spatial), path, origin.stride)
         _write(study, bag, path, fingerprint(*of, bag.mpp))
     about = _attributes(features)
@@ -173,7 +187,7 @@ def _adopt_one(study: Study, row: Row, path: Path, origin: FeatureOrigin, spatia
 
 
 def _attributes(features: Path) -> dict:
-    """Of the coordinates in a features file of the study; none where it does not stand."""
+    """Attributes of the coordinates in a features file of the study; empty where there is no file."""
     if not features.exists():
         return {}
     with hdf5.open_h5(features) as file:
@@ -181,7 +195,7 @@ def _attributes(features: Path) -> dict:
 
 
 def _mpp(row: Row, origin: FeatureOrigin) -> float | None:
-    """The user's word in slides.csv, else on the command line, else the slide's own where it is at hand."""
+    """The mpp in slides.csv, else that of the command line, else that of the slide where its file is known."""
     if row["mpp"].strip():
         try:
             mpp = float(row["mpp"])
@@ -197,7 +211,7 @@ def _mpp(row: Row, origin: FeatureOrigin) -> float | None:
 
 
 def _placed(bag: TileFeatures, path: Path, spatial: bool) -> TileFeatures:
-    """A bag with places: CLAM's tensors have theirs in the file of the same name in h5_files."""
+    """Features with coordinates; those of CLAM's tensors are in the file of the same name in h5_files."""
     if bag.xy is not None:
         return bag
     twin = path.parent.parent / "h5_files" / f"{path.stem}.h5"
@@ -205,38 +219,41 @@ def _placed(bag: TileFeatures, path: Path, spatial: bool) -> TileFeatures:
         found = read_tile_features(twin, bag.mpp, in_um=True)
         return replace(found, features=bag.features, name=bag.name, dataset="")
     if spatial:
-        hint = "give the folder of h5_files, or train an encoder without places: --pretrain.encoder.arch attention"
+        hint = "give the folder of h5_files, or train an encoder without coordinates: --pretrain.encoder.arch attention"
         raise FileFormatError(f"{path}: a tensor of features has no coordinates of its tiles", hint)
     line = np.stack([np.arange(len(bag.features)), np.zeros(len(bag.features), int)], 1)
     return replace(bag, xy=line, extent=1.0, stride=1.0)
 
 
 def check_coordinates(bag: TileFeatures, path: Path, stride: float | None = None) -> TileFeatures:
-    """A bag with stride and extent in level-0 pixels that its coordinates do not contradict.
+    """Check coordinates, stride and extent of tiles against each other.
 
-    Tiles at one place are allowed, they are averaged on the map, as long as not all are; so are tiles that reach over
-    the slide's edge, by less than their side.
+    Some tiles may have equal coordinates (the map averages them), but not all. Tiles may extend beyond the edge of the
+    slide by less than their side.
 
     Args:
-        bag: with places.
-        path: for messages.
-        stride: level-0 pixels from a tile to the next, where the user says so.
+        bag: features with coordinates.
+        path: their file, for messages.
+        stride: level-0 pixels from a tile to the next, where the user gives it.
+
+    Returns:
+        The features, with stride and extent in level-0 pixels.
 
     Raises:
-        FileFormatError: no tiles; not a place for every feature; no stride, or one that the coordinates contradict;
-            tiles outside of the slide.
+        FileFormatError: there are no tiles; the numbers of features and coordinates differ; the stride is unknown, or
+            contradicts the coordinates; tiles lie outside the slide.
     """
     assert bag.xy is not None
     count = len(bag.features)
     if not count:
-        raise FileFormatError(f"{path}: holds no tiles", "leave the slide out, or extract it anew")
+        raise FileFormatError(f"{path}: holds no tiles", "leave the slide out, or extract it again")
     if len(bag.xy) != count:
-        raise FileFormatError(f"{path}: {count} features but {len(bag.xy)} coords", "extract the slide anew")
-    places = np.unique(bag.xy, axis=0)
-    if count >= FEW and len(places) == 1:
-        what = f"{path}: all {count} tiles lie at one place, {tuple(places[0].tolist())}"
-        raise FileFormatError(what, "extract the slide anew")
-    nearest = KDTree(places).query(places, 2, p=np.inf)[0][:, 1] if len(places) > 1 else np.empty(0)
+        raise FileFormatError(f"{path}: {count} features but {len(bag.xy)} coords", "extract the slide again")
+    corners = np.unique(bag.xy, axis=0)
+    if count >= FEW and len(corners) == 1:
+        what = f"{path}: all {count} tiles have the same coordinates, {tuple(corners[0].tolist())}"
+        raise FileFormatError(what, "extract the slide again")
+    nearest = KDTree(corners).query(corners, 2, p=np.inf)[0][:, 1] if len(corners) > 1 else np.empty(0)
     stride = stride or bag.stride
     if stride is None:
         some = f"; its tiles lie {np.median(nearest):.0f} apart" if len(nearest) else ""
@@ -276,7 +293,7 @@ def _inside(bag: TileFeatures, path: Path) -> None:
         size = "" if np.isinf(far).any() else f" of {far[0]:.0f} x {far[1]:.0f}"
         raise FileFormatError(
             f"{path}: {len(out)} tiles lie outside of the slide{size}, the first at {tuple(bag.xy[out[0]].tolist())}",
-            "its coordinates are not level-0 pixels; extract anew",
+            "its coordinates are not level-0 pixels; extract the slide again",
         )
 
 
@@ -300,7 +317,7 @@ def _write(study: Study, bag: TileFeatures, path: Path, key: str) -> None:
 
 
 def _leave_out_other_encoders(study: Study, rows: dict[str, Row], dims: dict[str, int]) -> None:
-    """Features of another length than most are another encoder's."""
+    """Mark as failed the slides whose features have another length than most: another encoder made them."""
     (most, count), *others = Counter(dims.values()).most_common()
     if others and others[0][1] == count:
         raise FileFormatError(

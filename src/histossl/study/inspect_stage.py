@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from histossl.core.console import progress_bar
-from histossl.core.errors import HistosslError, StudyError
-from histossl.execution.failures import fail, failure, failure_reason, give_up_on_disk, report_failures
+from histossl.core.console import progress_bar, say
+from histossl.core.errors import HistosslError, SlideError, StudyError
+from histossl.core.names import folded
+from histossl.core.tables import number
+from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
 from histossl.execution.journal import Journal, StageQueue
 from histossl.execution.workers import Executor
-from histossl.study.folder import COLUMNS, Row, Study, slide_names
+from histossl.study.folder import COLUMNS, Row, Study
+from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
-from histossl.wsi.slide import find_slides, slide_state
+from histossl.wsi.content import chosen_picture, content_of
+from histossl.wsi.folders import Found, is_ours, lies_in, look_for_slides
+from histossl.wsi.mpp import jumps
+from histossl.wsi.slide import slide_state
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -36,14 +44,19 @@ def inspect_slides(
         StudyError: no slides, or a study made with other settings.
     """
     place = Path(os.path.abspath(slides))
-    paths = [place] if place.is_file() else find_slides(place)
-    if not paths:
-        raise StudyError(f"{slides}: no slides in it", "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
+    found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
+    if not found.slides and not found.passed:
+        told = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
+        what = f"{slides}: no slides in it" + (f", only files of other kinds ({told})" if told else "")
+        raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
+    if found.slides == [place] and (lies_in(place, study.folder) or any(map(is_ours, place.parents))):
+        raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
     study.settle("inspect", InspectSettings(tissue, tile), study.folder / "tiles")
     ledger = Journal(study)
     with study.writing():
         known = study.slides()
-        rows = merge([dict(row) for row in known], paths)
+        merged = merge(known, found.slides, study.folder)
+        rows = _with_passed(merged.rows, found)
         if rows != known:
             study.write_slides(rows)
     laying, stand = inspect_fingerprint(tissue, tile), ExistingProducts(study)
@@ -55,31 +68,65 @@ def inspect_slides(
             wrong.append((row, failure(f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")))
         elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, stand):
             name, path = row["slide_id"], Path(row["path"])
-            jobs.append((row, SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))))
+            job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
+            jobs.append((row, replace(job, content=row["content"])))
     # Before the first product is replaced: what a row says of it does not outlive it.
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
     ledger.write("check", wrong)
     _survey(ledger, jobs, workers)
-    return report_failures(rows)
+    failed = report_failures(rows)
+    for line in (*merged.said, *_said(found)):
+        say(f"note: {line}", "yellow")
+    for line in suspicions(rows):
+        say(f"SUSPECT {line}", "yellow")
+    return failed
 
 
-NOT_OURS = "not read: "  # how complaints begin that no opening of the slide can mend
+def _with_passed(rows: list[Row], found: Found) -> list[Row]:
+    """The rows, and a failed one for each file that is not read and may be a slide, unless one of its name is read."""
+    known = {folded(row["slide_id"]) for row in rows}
+    paths = {row["path"]: row for row in rows}
+    more = []
+    for path, why in found.passed.items():
+        complaint = failure(f"{NOT_OURS}{path.name} {why}")
+        if str(path) in paths:
+            paths[str(path)] |= complaint
+        elif folded(path.stem) not in known:
+            known.add(folded(path.stem))
+            more.append(dict.fromkeys(COLUMNS, "") | {"slide_id": path.stem, "path": str(path)} | complaint)
+    return rows + more
 
 
-def merge(known: list[Row], paths: list[Path]) -> list[Row]:
-    """The rows of slides.csv for the slides at hand: what users wrote stays, new slides come, gone ones are marked."""
-    by_path = {row["path"]: row for row in known}
-    merged = []
-    for path, (name, complaint) in zip(paths, slide_names(paths), strict=True):
-        row = by_path.pop(str(path), dict.fromkeys(COLUMNS, "") | {"path": str(path)})
-        row["slide_id"] = name
-        if complaint or row["error"].startswith(NOT_OURS):
-            fail(row, NOT_OURS + complaint if complaint else "")
-        merged.append(row)
-    for row in by_path.values():
-        fail(row, f"{NOT_OURS}{Path(row['path']).name} is no longer there; put it back or delete its row")
-        merged.append(row)
-    return merged
+def _said(found: Found) -> list[str]:
+    """What lies there beside the slides, in a few lines."""
+    said = []
+    if found.passed:
+        kinds = Counter(path.suffix.lower() or "no ending" for path in found.passed)
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        said.append(f"passed over: {len(found.passed)} files that may be slides ({told}); see what is wrong with each")
+    if found.links:
+        some = ", ".join(f"{link} to {target.name}" for link, target in list(found.links.items())[:3])
+        more = f" and {len(found.links) - 3} more" if len(found.links) > 3 else ""
+        said.append(f"links to slides that are there by their own names were not read: {some}{more}")
+    if found.others:
+        told = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(8))
+        said.append(f"files of other kinds: {told}")
+    return said
+
+
+def suspicions(rows: Sequence[Row]) -> list[str]:
+    """What looks as if something were wrong with the slides: one line each, for a person to judge."""
+    holding: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row.get("content") and row["status"] != "failed":
+            holding[row["content"]].append(row["slide_id"])
+    said = [
+        f"{' and '.join(names[:3])} hold the same: if they are one slide, leave one, or give them one patient_id"
+        for names in holding.values()
+        if len(names) > 1
+    ]
+    mpps = {row["slide_id"]: number(row["mpp"]) for row in rows if row["mpp"] and row["status"] != "failed"}
+    return said + jumps(mpps)
 
 
 class ExistingProducts:
@@ -119,11 +166,20 @@ def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executo
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)))
+                    known = {"content": job.content or _content(job.path)}  # known again once it is put right
+                    shift.finish(job.slide_id, failure(failure_reason(answer, job.path)) | known)
                 else:
                     found = {name: str(value) for name, value in vars(answer).items()}
                     shift.finish(job.slide_id, found | {"status": "inspected", "error": ""})
                 bar.advance(1 + len(shift.listen()))
+
+
+def _content(path: Path) -> str:
+    """The fingerprint of a file, "" of one that cannot be read."""
+    try:
+        return content_of(path)
+    except SlideError:
+        return ""
 
 
 def _number(text: str) -> tuple[float | None, bool]:
@@ -131,6 +187,6 @@ def _number(text: str) -> tuple[float | None, bool]:
     if not text.strip():
         return None, False
     try:
-        return float(text), False
+        return number(text), False
     except ValueError:
         return None, True

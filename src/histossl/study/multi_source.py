@@ -1,7 +1,7 @@
-"""Slides that several sources show, such as two tile encoders or two magnifications: STUDY/source-1, source-2, ...
+"""Studies of several sources, such as two tile encoders or two magnifications: STUDY/source-1, source-2, ...
 
-Each source is a study of its own, which `heatmap`, `view` and `embed` take by itself. Their slide encoders are trained
-together, and STUDY itself has one vector a slide.
+Each source is itself a study, which `heatmap`, `view` and `embed` accept. The slide encoders of all sources are trained
+together, and STUDY has one vector per slide.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.embeddings import Embeddings, read_embeddings, write_embeddings
 from histossl.core.errors import StudyError
+from histossl.core.names import folded
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
@@ -32,20 +33,22 @@ from histossl.training.distributed import is_rank_zero
 
 
 def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool = True) -> int:
-    """Make folders of features the sources of a study, in this order; their slides are matched by the files' names.
+    """Import folders of features as the sources of a study; slides are matched by the names of their files.
 
-    A slide need not be in all of them. Users may edit patient_id in STUDY/slides.csv, and mpp in those of the sources.
+    A slide need not be in all sources. Users may edit patient_id in STUDY/slides.csv, and mpp in slides.csv of the
+    sources.
 
     Args:
-        study: locked; empty, or made from the same folders before.
-        origins: the features of each.
-        spatial: whether places matter; otherwise files without them do.
+        study: the study, locked; empty, or imported from the same folders before.
+        origins: the features of each source, in order.
+        spatial: whether the slide encoders need coordinates; if not, files without them are accepted.
 
     Returns:
         The number of files that were left out.
 
     Raises:
-        StudyError, FileFormatError: as of `import_features`; the study was made from something else.
+        StudyError: as of `import_features`, or the study was made from other data.
+        FileFormatError: as of `import_features`.
     """
     if not study.sources and study.slides():
         raise StudyError(f"{study.folder}: made from slides or from one folder of features", "use another --out")
@@ -65,13 +68,14 @@ def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool
 
 
 def _united(study: Study) -> list[Row]:
-    """A row a slide: of the first source that could take it, with the patient whom users wrote."""
+    """One row per slide, of the first source that has its features; what users wrote into the study's table is kept."""
     found: dict[str, Row] = {}
+    spelt: dict[str, str] = {}
     for part in study.sources:
         for row in part.slides():
-            name = row["slide_id"]
+            name = spelt.setdefault(folded(row["slide_id"]), row["slide_id"])
             if name not in found or (found[name]["status"] != "encoded" and row["status"] == "encoded"):
-                found[name] = dict(row)
+                found[name] = dict(row) | {"slide_id": name}
     for row in study.slides():
         if row["slide_id"] in found:
             more = {name: text for name, text in row.items() if name == "patient_id" or name not in COLUMNS}
@@ -81,13 +85,26 @@ def _united(study: Study) -> list[Row]:
 
 @timed("pretrain")
 def pretrain_sources(study: Study, settings: PretrainSettings, device: str) -> int:
-    """Train a slide encoder for each source, together: STUDY/source-1/slide-encoder and so on."""
+    """Train the slide encoders of all sources together: STUDY/source-1/slide-encoder and so on.
+
+    Args:
+        study: the study, with the features of its sources.
+        settings: settings of the training.
+        device: auto, cpu or cuda.
+
+    Returns:
+        0, the number of failures.
+
+    Raises:
+        StudyError: the study was trained with other settings.
+        TrainingError: the training fails.
+    """
     parts = study.sources
     slides = [[row["slide_id"] for row in part.encoded()] for part in parts]
     if is_rank_zero():
         study.settle("pretrain", settings, parts[0].slide_encoder)
-    standing = [is_trained(part, names) for part, names in zip(parts, slides, strict=True)]
-    if all(standing):
+    trained = [is_trained(part, names) for part, names in zip(parts, slides, strict=True)]
+    if all(trained):
         return 0
     sources = [
         Features(SlideSources(part, names), features_fingerprint(part), part.slide_encoder)
@@ -98,10 +115,15 @@ def pretrain_sources(study: Study, settings: PretrainSettings, device: str) -> i
 
 
 def take_encoders(study: Study, weights: Path) -> None:
-    """Make the slide encoders of another study of as many sources those of this one.
+    """Use the slide encoders of another study of several sources.
+
+    Args:
+        study: the study, with its sources.
+        weights: folder of the other study, with as many sources in the same order.
 
     Raises:
-        StudyError: it has not as many, or this one has other slide encoders.
+        StudyError: the numbers of sources differ, or this study already has other slide encoders.
+        FileFormatError: a slide encoder cannot be read.
     """
     others = [folder / "slide-encoder" for folder in sorted(weights.glob("source-*"), key=lambda p: (len(p.name), p))]
     if len(others) != len(study.sources):
@@ -113,9 +135,19 @@ def take_encoders(study: Study, weights: Path) -> None:
 
 @timed("embed")
 def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
-    """The vectors of each source, in its study, and one vector a slide of all: embeddings.h5ad; see `merge_vectors`.
+    """Embed each source, and merge the vectors to one per slide: embeddings.h5ad; see `merge_vectors`.
 
-    Returns the number of failures.
+    Args:
+        study: the study, with trained sources.
+        settings: settings of the embedding.
+        device: auto, cpu or cuda.
+        executor: runs the embedding of single slides.
+
+    Returns:
+        The number of slides that failed, over all sources.
+
+    Raises:
+        StudyError: the slide encoders were not trained together, or a source is in use by another run.
     """
     parts, failed = study.sources, 0
     with ExitStack() as held:
@@ -138,21 +170,28 @@ def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: 
     table = {
         kind: merge_vectors(found, kind, ids, 0 if kind == MEAN else min(dims)) for kind in (GIGA, MEAN, UNTRAINED)
     }
-    write_embeddings(study.embeddings, rows, table, study.settings(), made)
+    shared = ("stage",) * min(dims)
+    names = shared + tuple(f"{name} {k}" for k, one in enumerate(found, 1) for name in one.parts[len(shared) :])
+    names = names if all(one.parts for one in found) else ()
+    write_embeddings(study.embeddings, rows, table, study.settings(), made, names)
     return failed
 
 
 def merge_vectors(sources: Sequence[Embeddings], kind: str, ids: Sequence[str], shared: int) -> NDArray[np.float32]:
-    """One vector a slide from those of several sources, (len(ids), d).
+    """Merge the vectors of several sources to one vector per slide.
 
-    Of the first `shared` numbers, which the sources have in common, the mean over those that show the slide; behind
-    them what each has of its own, zeros where it does not show the slide. Then the L2 norm, if anything is shared.
+    The first `shared` numbers are comparable between sources: their mean is taken over the sources that have the slide.
+    The further numbers of all sources follow, zeros where a source does not have the slide. If numbers are shared, the
+    vectors are scaled to length 1.
 
     Args:
-        sources: the vectors of each.
-        kind: which of them.
-        ids: the slides; each is in at least one source.
-        shared: numbers that all sources have in common.
+        sources: the embeddings of each source.
+        kind: name of the vectors to merge.
+        ids: slide ids; each is in at least one source.
+        shared: how many leading numbers all sources share.
+
+    Returns:
+        (len(ids), d) float32.
     """
     at = {name: row for row, name in enumerate(ids)}
     common, count, own = np.zeros((len(ids), shared)), np.zeros((len(ids), 1)), []

@@ -22,6 +22,8 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """
     source = read_source(study.embeddings)
     table = read_labels(labels, source.ids, settings.targets, source.patients)
+    for line in (*source.notes, *table.notes):
+        say(f"note: {line}", "yellow")
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)

@@ -1,4 +1,4 @@
-"""A slide as a task that travels: paths, names and settings go; what is costly to build, a worker builds once."""
+"""Tasks that run on other machines: they carry paths, names and settings; a worker builds encoders once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ GIGA, MEAN, UNTRAINED = "giga-ssl", "mean pooling", "untrained encoder"
 
 @dataclass(frozen=True)
 class EncoderName:
-    """How a worker builds the encoder: arguments of `load_encoder`, and the fingerprint of what has to come of them."""
+    """How a worker builds the tile encoder.
+
+    Attributes:
+        name: argument of `load_encoder`.
+        seed: argument of `load_encoder`.
+        device: argument of `load_encoder`.
+        precision: argument of `load_encoder`.
+        made: fingerprint of the encoder's identity, which the worker's encoder must have.
+    """
 
     name: str
     seed: int
@@ -39,7 +47,14 @@ class EncoderName:
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A slide to encode somewhere; a batch of its tiles may take `timeout` seconds to read."""
+    """A slide to encode on any machine.
+
+    Attributes:
+        job: the slide.
+        encoder: how to build the encoder.
+        settings: settings of the stage.
+        timeout: seconds that reading a batch of tiles may take; None waits forever.
+    """
 
     job: EncodeJob
     encoder: EncoderName
@@ -50,17 +65,36 @@ class EncodeTask:
 def encode_on(
     cluster: Cluster, jobs: Iterable[EncodeJob], encoder: EncoderName, settings: EncodeSettings
 ) -> Iterator[Step]:
-    """As `encode_slides`, a slide a task: one step a slide, when it is finished or given up."""
+    """Like `encode_slides`, on a cluster with one task per slide.
+
+    Args:
+        cluster: runs the tasks.
+        jobs: the slides.
+        encoder: how to build the encoder.
+        settings: settings of the stage.
+
+    Yields:
+        One step per slide, when it is finished or has failed.
+
+    Raises:
+        SettingsError: the scheduler is lost.
+    """
     tasks = (EncodeTask(job, encoder, settings, cluster.timeout) for job in jobs)
     for task, answer in cluster.spread(encode_slide, tasks):
         yield Step(task.job, error=answer) if isinstance(answer, Exception) else answer
 
 
 def encode_slide(task: EncodeTask) -> Step:
-    """Encode a slide in this process, which builds the encoder once and reads in a thread.
+    """Encode a slide in this process, which builds the encoder once and reads tiles in a thread.
+
+    Args:
+        task: the slide.
+
+    Returns:
+        One step that sums up the slide, or its error.
 
     Raises:
-        SettingsError: this machine computes otherwise than the one that asks.
+        SettingsError: the encoder of this machine is not the one of the task, for example in its number format.
     """
     steps = list(encode_slides([task.job], _built(task.encoder), task.settings, ThreadExecutor(task.timeout)))
     *_, last = steps
@@ -86,7 +120,16 @@ def _built(encoder: EncoderName) -> TileEncoder:
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """A slide whose vectors are wanted; `made` is the fingerprint of the slide encoder in `folder`."""
+    """A slide to embed on any machine.
+
+    Attributes:
+        slide_id: name of the slide.
+        features: its features file.
+        folder: folder of the slide encoder.
+        made: fingerprint of the slide encoder.
+        settings: settings of the embedding.
+        device: auto, cpu or cuda.
+    """
 
     slide_id: str
     features: Path
@@ -97,7 +140,13 @@ class EmbedTask:
 
 
 def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
-    """The vector of a slide and those of its two baselines, by name.
+    """The vectors of a slide: of the slide encoder and of two baselines.
+
+    Args:
+        task: the slide.
+
+    Returns:
+        Name of the vector -> (d,) float32.
 
     Raises:
         FileFormatError: its features cannot be read.
@@ -112,10 +161,27 @@ def vectors_of(task: EmbedTask) -> dict[str, NDArray[np.float32]]:
 
 @functools.lru_cache(maxsize=1)
 def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEncoder, ViewSettings]]:
-    """Of one fingerprint: workers outlive the encoder that stands in a folder."""
-    where, trained = pick_device(device), from_dict(PretrainSettings, trained_as(folder)["pretrain"])
-    encoder = SlideEncoder.load(folder).to(where).eval()
-    untrained = SlideEncoder(replace(encoder.settings, prototypes=0), seed=trained.seed).to(where).eval()
-    # The strongest form of that rival: all tiles at once.
+    """The networks of one fingerprint: a worker may live longer than the encoder in a folder."""
+    trained = from_dict(PretrainSettings, trained_as(folder)["pretrain"])
+    return networks_of(SlideEncoder.load(folder), trained, device)
+
+
+def networks_of(
+    encoder: SlideEncoder, trained: PretrainSettings, device: str
+) -> list[tuple[str, SlideEncoder, ViewSettings]]:
+    """The encoder and its untrained twin on a device, each with its name and the views that it looks at.
+
+    Args:
+        encoder: of slides; moves to the device.
+        trained: how it was trained.
+        device: auto, cpu or cuda.
+    """
+    where = pick_device(device)
+    encoder = encoder.to(where).eval()
+    if encoder.rival:  # like for like: all that is not trained is the same
+        return [(GIGA, encoder, trained.view), (UNTRAINED, encoder.rival[0].to(where).eval(), trained.view)]
+    plain = replace(encoder.settings, prototypes=0, normalise=False)
+    untrained = SlideEncoder(plain, seed=trained.seed).to(where).eval()
+    # The untrained baseline scores best on all tiles at once.
     all_tiles = replace(trained.view, tiles=2**31, windows=0)
     return [(GIGA, encoder, trained.view), (UNTRAINED, untrained, all_tiles)]

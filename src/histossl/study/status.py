@@ -1,4 +1,4 @@
-"""`histossl status`: what is done and what is not, who is at work, how fast, what limits, and how long it will take."""
+"""`histossl status`: the progress of a study, its running processes, their speed, and the time left."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from histossl.execution.claims import Claim, Claims
 from histossl.execution.journal import Line, caught_up, lines_since
 from histossl.study.folder import existing_study
 
-WINDOW = timedelta(minutes=10)  # what the rate is taken over
-_MOST = 2**20  # bytes of the log that it is taken from
-_SHOWN = 5  # failures
+WINDOW = timedelta(minutes=10)  # that the rate is measured over
+_MOST = 2**20  # bytes of the log that are read for it
+_SHOWN = 5  # failures that are listed
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a study stands.
+    """The progress of a study.
 
     Attributes:
-        slides: by status; "new" are those that were not looked at yet.
-        tiles: of encoded slides, and of all whose tiles are known.
-        running: claims whose owner lives.
-        rate: tiles a second that were encoded in the last ten minutes, by all runs together.
-        left: seconds until all known tiles are encoded at that rate, or None.
-        limit: what the last run said that it waits for.
-        failures: the reasons of slides that failed.
+        slides: number of slides by status; "new" are those that were not inspected yet.
+        tiles: number of tiles of encoded slides, and of encoded and inspected slides.
+        running: claims of live processes.
+        rate: tiles per second that all runs together encoded in the last ten minutes.
+        left: seconds until all known tiles are encoded at that rate; None where unknown.
+        limit: the bottleneck, as the last run logged it.
+        failures: errors of failed slides.
     """
 
     slides: Counter[str]
@@ -44,10 +44,17 @@ class Status:
 
 
 def status_of(folder: Path, now: datetime | None = None) -> Status:
-    """Read how a study stands; writes nothing into it, and runs that are at work on it are not disturbed.
+    """Read the progress of a study, without a lock, so that running processes are not disturbed.
+
+    Args:
+        folder: folder of the study.
+        now: the current time, with a time zone; None takes the clock.
+
+    Returns:
+        The progress.
 
     Raises:
-        StudyError: not a study.
+        StudyError: the folder is not a study.
     """
     study = existing_study(folder)
     rows, _ = caught_up(study)
@@ -84,10 +91,16 @@ def _time(line: Line) -> datetime:
 
 
 def status(study: Path) -> int:
-    """What is done, failed and left of a study, who is at work on it, how fast, and how long it will take.
+    """What is done, failed and left of a study, which runs work on it, how fast, and how long it will take.
 
     Args:
-        study: the folder of the study; it may be in use, and is only read.
+        study: the folder of the study; it may be in use, and its results are only read.
+
+    Returns:
+        0, the exit code.
+
+    Raises:
+        StudyError: the folder is not a study.
     """
     found = status_of(study)
     table = Table.grid(padding=(0, 2))
@@ -102,7 +115,7 @@ def status(study: Path) -> int:
     for who, names in sorted(owners.items()):
         table.add_row("running", escape(f"{who}: {', '.join(names)}"))
     if not owners:
-        table.add_row("running", "nobody is at work on slides now")
+        table.add_row("running", "no run works on slides now")
     if found.rate:
         table.add_row("rate", f"{found.rate:,.1f} tiles/s in the last ten minutes")
     if found.left is not None:

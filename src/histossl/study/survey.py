@@ -11,6 +11,7 @@ from histossl.core import atomic
 from histossl.core.config import fingerprint
 from histossl.core.errors import SlideError
 from histossl.wsi import tile_files
+from histossl.wsi.content import content_of
 from histossl.wsi.slide import open_slide, slide_state
 from histossl.wsi.tiles import TileSpec, qc_picture, tile_grid
 from histossl.wsi.tissue import TissueSettings, find_tissue
@@ -27,6 +28,7 @@ class SurveyJob:
         mpp_default: for a file that carries none, or None.
         tissue, tile: how tissue is found and tiles are laid.
         tiles_path, qc_path: where the results go.
+        content: fingerprint of the file when it was last surveyed, or "".
     """
 
     slide_id: str
@@ -37,6 +39,7 @@ class SurveyJob:
     tile: TileSpec
     tiles_path: Path
     qc_path: Path
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class SlideSurvey:
     height: int
     tiles: int
     made: str
+    note: str = ""
+    content: str = ""
 
 
 def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
@@ -74,12 +79,16 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         with atomic.whole(job.qc_path) as part:
             picture.save(part, format="JPEG", quality=85)
         if not len(grid.xy):
-            raise SlideError(
-                job.path, "no tile of tissue found", f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
-            )
+            inked = f" ({mask.ink_note})" if mask.ink_note else ""
+            hint = f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
+            raise SlideError(job.path, f"no tile of tissue found{inked}", hint)
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
         made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile))
         with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
             pass
-        return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made)
+        content = content_of(job.path)
+        changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
+        told = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
+        note = "; ".join(filter(None, told))
+        return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content)

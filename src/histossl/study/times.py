@@ -1,4 +1,4 @@
-"""How long the stages of a study took, from the log that its runs write."""
+"""The durations of a study's stages, from the log of its runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ from histossl.training.distributed import is_rank_zero
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLOCK = 1.0  # seconds to which the log tells when; stretches that are nearer than this are one
+_CLOCK = 1.0  # seconds, resolution of the times in the log; intervals with a smaller gap are joined
 
 
 def timed(stage: str) -> Callable[[Callable[Concatenate[Study, P], T]], Callable[Concatenate[Study, P], T]]:
-    """Makes a stage write down how long it took; one that fails does not."""
+    """Decorator that logs the duration of a stage; a stage that fails is not logged.
+
+    Args:
+        stage: name of the stage in the log.
+
+    Returns:
+        The decorator, for functions whose first argument is the study.
+    """
 
     def around(work: Callable[Concatenate[Study, P], T]) -> Callable[Concatenate[Study, P], T]:
         @wraps(work)
@@ -44,10 +51,16 @@ def timed(stage: str) -> Callable[[Callable[Concatenate[Study, P], T]], Callable
 
 
 def stage_times(study: Study) -> dict[str, float]:
-    """Stage -> seconds by the clock in which somebody was at work on it, of all runs together, in the order they began.
+    """The time that each stage took, over all runs.
 
-    Of slides that were done at the same time, by whichever process or machine, the time counts once; that of runs which
-    were killed counts for the slides that they had done.
+    Times in which several processes or machines worked count once. Killed runs count with the slides that they had
+    finished.
+
+    Args:
+        study: the study.
+
+    Returns:
+        Stage -> seconds, in the order of the log.
     """
     stretches: dict[str, list[tuple[float, float]]] = {}
     if not os.path.lexists(study.log):
@@ -61,7 +74,7 @@ def stage_times(study: Study) -> dict[str, float]:
 
 
 def _covered(stretches: list[tuple[float, float]]) -> float:
-    """The length of the union."""
+    """The length of the union of intervals (begin, end)."""
     total, until = 0.0, float("-inf")
     for begin, end in sorted(stretches):
         total += max(0.0, end - (until if begin - until < _CLOCK else begin))

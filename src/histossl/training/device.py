@@ -1,4 +1,4 @@
-"""Where a network computes and in which number format."""
+"""The device and the number format that a network computes in."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from histossl.core.errors import SettingsError
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU.
+    """Find a device by name.
+
+    Args:
+        device: auto (the GPU if there is one, else the CPU), cpu, cuda, or another name that torch knows.
+
+    Returns:
+        The device.
 
     Raises:
-        SettingsError: the device is unknown or absent.
+        SettingsError: torch does not know the name, or sees no GPU although one is requested.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,14 +29,20 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise SettingsError(f"unknown device {device!r}", "use auto, cpu or cuda") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {device!r} asked for, but torch sees no GPU here", "use --device cpu")
+        raise SettingsError(f"device {device!r} is requested, but torch sees no GPU here", "use device=cpu")
     return found
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32.
+    """Find the number format of matrix products.
 
-    A recent GPU does, and a CPU with AMX or AVX-512 BF16 (twice as fast there).
+    Args:
+        precision: float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively, else float32. Recent
+            GPUs do, and CPUs with AMX or AVX-512 BF16 (twice as fast there).
+        device: that computes.
+
+    Returns:
+        torch.float32 or torch.bfloat16.
 
     Raises:
         SettingsError: `precision` is not auto, float32 or bfloat16.
@@ -38,6 +50,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        # The functions are private in torch and missing in some versions: `bool` then answers False.
         native = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in native) else torch.float32
     if precision not in ("float32", "bfloat16"):
@@ -46,10 +59,10 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def keep_buffers() -> None:
-    """Have the C library keep the buffers that torch frees, for the next batch.
+    """Make the C library keep the buffers that torch frees, for the next batch.
 
-    By default glibc hands every buffer over a megabyte back to the system and takes it again page by page, which costs
-    a third of a forward pass. Does nothing where the library is another.
+    By default glibc returns every buffer over a megabyte to the system and gets it again page by page, which costs a
+    third of a forward pass. Does nothing with another C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Processes that train together, on one machine or several, as torchrun starts them; a process alone is one of one."""
+"""Processes that train together, started by torchrun on one machine or several; without it the world size is 1."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ from torch import Tensor, distributed, nn
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The rank of this process, and how many train together."""
+    """The rank of this process, and the number of processes that train together."""
     if not distributed.is_torchelastic_launched():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this process has rank 0, the one that writes."""
     return rank_and_world_size()[0] == 0
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """A device for this process, and the way to the others.
+    """Give this process its device and connect it to the other processes.
 
     Args:
         device: cpu or cuda.
-        precision: as Fabric names it.
+        precision: as Fabric names it, such as "32-true" or "bf16-mixed".
+
+    Returns:
+        The Fabric object, launched where torchrun started several processes.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces what was asked for
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # at INFO it repeats the settings on every start
     kind = "cuda" if device.startswith("cuda") else "cpu"
     if rank_and_world_size()[1] == 1:
         return Fabric(accelerator=kind, devices=1, precision=precision)  # type: ignore[arg-type]
@@ -45,10 +48,13 @@ def make_fabric(device: str, precision: str) -> Fabric:
 
 @contextmanager
 def process_group(device: str) -> Iterator[bool]:
-    """Meet the other processes; yields whether this is the first, which alone writes.
+    """Connect to the other processes for the `with` block.
 
     Args:
         device: cpu or cuda.
+
+    Yields:
+        Whether this process has rank 0, which alone writes.
     """
     if rank_and_world_size()[1] > 1:
         make_fabric(device, "32-true")
@@ -58,44 +64,60 @@ def process_group(device: str) -> Iterator[bool]:
 
 
 def is_distributed() -> bool:
-    """Whether other processes have been met."""
+    """Whether this process is connected to others."""
     return distributed.is_initialized()
 
 
 def barrier() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have reached this call."""
     if is_distributed():
         distributed.barrier()
 
 
 def rank_counts(count: int) -> list[int]:
-    """How many of so many things each process takes, where process r takes those at r, r + W, r + 2W, ..."""
+    """How many of `count` items each process takes if rank r of W takes the items r, r + W, r + 2W, ...
+
+    Args:
+        count: number of items, >= 0.
+
+    Returns:
+        One count per rank; they sum to `count`.
+    """
     _, processes = rank_and_world_size()
     return [len(range(rank, count, processes)) for rank in range(processes)]
 
 
 def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """The rows (n, ...) of all processes, in the order of their ranks, with gradients.
+    """Concatenate the rows of all processes, with gradients.
 
-    Every process then computes the same loss of all rows; the mean over the processes of the gradients, which DDP
-    takes, is the gradient of one process that has all rows.
+    Every process then computes the same loss over all rows. DDP averages the gradients over the processes, and that
+    mean is the gradient that one process with all rows would have.
 
     Args:
-        rows: of this process.
-        counts: rows of each process.
+        rows: (n, ...) floating, of this process.
+        counts: n of each process, by rank.
+
+    Returns:
+        (sum of counts, ...) in the order of the ranks; `rows` itself where one process trains alone.
     """
     if not is_distributed():
         return rows
-    most = max(counts)
+    most = max(counts)  # all_gather needs the same shape from every process
     padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
     every = _Gather.apply(padded)
     return torch.cat([part[:count] for part, count in zip(every, counts, strict=True)])
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the rows (n, C) of all processes: their number (), mean and variance (C,), with gradients.
+    """Mean and variance over the rows of all processes, with gradients.
 
-    The variance is that of the population; the parts are combined as Chan et al. (1979) do, so that nothing cancels.
+    The parts are combined as in Chan et al. (1979), which avoids cancellation.
+
+    Args:
+        rows: (n, C) floating, of this process; n may be 0.
+
+    Returns:
+        The number of rows in all processes (), their mean (C,) and their population variance (C,).
     """
     count = rows.new_full((1,), len(rows))
     own = rows.sum(0) / count.clamp(min=1)
@@ -108,9 +130,16 @@ def moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def norm_together(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
-    """What a batch norm in training makes of the rows (n, C) of all processes, for those of this one.
+    """Batch norm in training, with statistics over the rows of all processes.
 
-    Where there are fewer than two rows, the running statistics serve.
+    With fewer than two rows in all, the running statistics are used and stay as they are.
+
+    Args:
+        norm: with running statistics; they are updated in place.
+        rows: (n, C) floating, of this process.
+
+    Returns:
+        (n, C) normalised rows of this process, in the dtype of `rows`.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -128,7 +157,7 @@ def norm_together(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """(W, ...) from the same shape (...) in each of W processes."""
+    """Stacks tensors of one shape (...) from W processes to (W, ...)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contrastive loss: one form for slides and for patches, which choose positives and candidates."""
+"""The contrastive loss for slides, tiles and patches; callers choose the positives and the candidates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch.nn import functional as F
 
 
 def contrast(similarity: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
-    """Mean over the positive pairs (i, j) of logsumexp over the candidates k of i of s[i, k], minus s[i, j].
+    """The mean over all positive pairs (i, j) of: logsumexp of s[i, k] over the candidates k of i, minus s[i, j].
 
     Args:
-        similarity: (A, N) floating, of anchors with all things; already divided by a temperature.
-        positives: (A, N) bool, broadcastable; the pairs to be alike.
-        candidates: (A, N) bool, broadcastable; what each anchor is told from. Whether the positive is among them is
-            the caller's choice: it is in NT-Xent, it is not in patch contrast.
+        similarity: (A, N) floating, of A anchors with N items; already divided by a temperature.
+        positives: (A, N) bool, broadcastable; the pairs that should be similar.
+        candidates: (A, N) bool, broadcastable; the items that each anchor is compared with. The caller decides whether
+            the positive is one of them: in NT-Xent it is, in patch contrast it is not.
 
     Returns:
         () in the dtype of `similarity`. Anchors without a candidate do not count; 0 where no pair counts.
     """
     candidates = candidates.expand_as(similarity)
     counted = positives & candidates.any(1, keepdim=True)
-    # A row that is all -inf would give nan gradients even where it is not counted.
+    # Rows without candidates stay unmasked: a row of -inf alone would give nan gradients although it does not count.
     masked = similarity.masked_fill(~candidates & candidates.any(1, keepdim=True), -torch.inf)
     terms = torch.logsumexp(masked, 1, keepdim=True) - similarity
     return torch.where(counted, terms, 0).sum() / counted.sum().clamp(min=1)
@@ -30,16 +30,20 @@ def contrast(similarity: Tensor, positives: Tensor, candidates: Tensor) -> Tenso
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """The normalised, temperature-scaled cross-entropy of SimCLR (Chen et al., ICML 2020).
 
-    The positives of a view are its partner, its candidates all the 2B - 1 other views. On several processes give it
-    the views of all (gathered with gradients): every process then has the whole batch's loss, and averaging the
-    processes' gradients gives the whole batch's gradient.
+    The positive of a view is its partner, its candidates are the 2B - 1 other views. With several processes, pass the
+    views of all of them (see `gather`): every process then computes the loss of the whole batch, and the mean of their
+    gradients is the gradient of the whole batch.
 
     Args:
-        a, b: (B, d) floating; row i of one and row i of the other show the same slide. Any length: normalised here.
+        a: (B, d) floating, one view of each slide; rows of any length, they are normalised here.
+        b: (B, d) floating, the other view of each slide, in the same order.
         temperature: positive; 0.05 in the paper.
 
     Returns:
-        () float32 (float64 for such input), also under autocast: at this temperature 16 bits are too few.
+        () float32 (float64 for float64 input), also under autocast: at this temperature 16 bits are too few.
+
+    Raises:
+        ValueError: `a` and `b` differ in shape or are not (B, d).
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"two views must be of one shape (B, d), got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -1,4 +1,4 @@
-"""The answers of the viewer: every address names a slide by its number, and none of them is ever part of a path."""
+"""Routes of the viewer. An address names a slide by its number, so that no part of a request becomes part of a path."""
 
 from __future__ import annotations
 
@@ -31,23 +31,37 @@ from histossl.view.pyramid import NoTile
 from histossl.view.reading import PictureCache
 from histossl.view.slide_reader import LocalReader, ProcessReader
 
-_WAITING = 256  # requests; more than a page makes
+_WAITING = 256  # requests in progress at most; one page makes fewer
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
-_DAY = {"cache-control": "private, max-age=86400"}  # the address changes with every start
+_DAY = {"cache-control": "private, max-age=86400"}  # safe: the token in the address changes with every start
 _NOT = {"cache-control": "no-store"}
 
 
 class Count(Convertor[int]):
-    """A number of at most nine digits."""
+    """Path parameter: a number of at most nine digits."""
 
     regex = "[0-9]{1,9}"
 
     def convert(self, value: str) -> int:
-        """The number of an address."""
+        """Parse the parameter.
+
+        Args:
+            value: one to nine decimal digits.
+
+        Returns:
+            The number.
+        """
         return int(value)
 
     def to_string(self, value: int) -> str:
-        """The inverse of `convert`."""
+        """Write the parameter.
+
+        Args:
+            value: the number.
+
+        Returns:
+            Its decimal digits.
+        """
         return str(value)
 
 
@@ -55,17 +69,17 @@ register_url_convertor("count", Count())
 
 
 class Viewer:
-    """A study to look at.
+    """The web application that shows a study.
 
     Args:
-        study: its folder.
-        nuclei: folder of nuclei, a file a slide.
-        threads: that read slides.
-        room: bytes of pictures that are kept.
+        study: the study to show.
+        nuclei: folder of nuclei, one file per slide.
+        threads: number of threads that read slides; None takes two to four, by the cores.
+        room: bytes of pictures that are kept in memory.
         processes: read in worker processes with limits, as the command does; otherwise in the threads themselves.
 
     Raises:
-        StudyError: there are no slides in it.
+        StudyError: the study has no slides.
     """
 
     def __init__(
@@ -94,7 +108,7 @@ class Viewer:
         self.files = {path.name: path.read_bytes() for path in here.iterdir() if path.suffix in _KINDS}
 
     def app(self) -> Starlette:
-        """The routes, unguarded."""
+        """The routes, without access control."""
         of = "/slides/{slide:count}"
         routes = {
             "/": self.page("atlas.html"),
@@ -121,14 +135,22 @@ class Viewer:
 
         app = Starlette(
             routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
-            exception_handlers={HistosslError: _told, NoTile: _absent},
+            exception_handlers={HistosslError: _conflict, NoTile: _absent},
             lifespan=lifespan,
         )
-        app.router.redirect_slashes = False  # what is not there is not there: nobody is sent elsewhere
+        app.router.redirect_slashes = False  # a redirect would lose the token, which the guard removes from the path
         return app
 
     def guarded(self, token: str, host: str = "127.0.0.1") -> App:
-        """The routes behind `Guard`."""
+        """The routes behind `Guard`.
+
+        Args:
+            token: the secret that begins every address.
+            host: the host that the server listens on.
+
+        Returns:
+            An ASGI application.
+        """
         return Guard(self.app(), token, host)
 
     def stop(self) -> None:
@@ -147,7 +169,14 @@ class Viewer:
         self.shelf.close()
 
     def page(self, name: str) -> Callable:
-        """The route of a page, by the name of its file."""
+        """Route of an HTML page.
+
+        Args:
+            name: name of the file in `static`.
+
+        Returns:
+            The endpoint; it answers 404 where the address names no slide of the study.
+        """
 
         async def answer(request: Request) -> Response:
             if "slide" in request.path_params:
@@ -157,14 +186,24 @@ class Viewer:
         return answer
 
     async def static(self, request: Request) -> Response:
-        """A script, style sheet or licence."""
+        """Scripts, styles and licences.
+
+        Args:
+            request: with `name`, a file in `static`.
+
+        Returns:
+            The file.
+
+        Raises:
+            HTTPException: 404, there is no such file.
+        """
         name = request.path_params["name"]
         if name not in self.files:
             raise HTTPException(404)
         return Response(self.files[name], media_type=_KINDS[Path(name).suffix], headers=_DAY)
 
     async def cohort_json(self, _: Request) -> Response:
-        """All slides: their names, labels and predictions, and the maps that can be drawn."""
+        """The cohort: names, errors, columns, and the maps that can be drawn."""
         vectors = self.cohort.vectors
         return _json(
             {
@@ -177,32 +216,63 @@ class Viewer:
         )
 
     async def map_json(self, request: Request) -> Response:
-        """Where the slides lie on a map."""
+        """Coordinates of all slides on a map.
+
+        Args:
+            request: with `name`, one of `map_names`.
+
+        Returns:
+            JSON: `places`, [x, y] of each slide or null, and `told`, a sentence about the map.
+
+        Raises:
+            HTTPException: 404, there is no such map; 503, too many requests.
+        """
         name, vectors = request.path_params["name"], self.cohort.vectors
         if vectors is None or name not in map_names(len(vectors)):
             raise HTTPException(404)
 
         def make() -> bytes:
-            xy, told = slide_places(name, vectors)
+            xy, note = slide_places(name, vectors)
             places: list[list[float] | None] = [None] * len(self.cohort)
             for slide, row in self.cohort.row_of.items():
                 places[slide] = [round(float(value), 3) for value in xy[row]]
-            return json.dumps({"places": places, "told": told}).encode()
+            return json.dumps({"places": places, "told": note}).encode()
 
         return await self._made(request, self.maps, ("map", name), lambda _: make(), "application/json")
 
     async def words(self, request: Request) -> Response:
-        """What is known of a slide without opening it."""
+        """What the study knows of a slide; the slide is not opened.
+
+        Args:
+            request: with `slide`, its index.
+
+        Returns:
+            JSON of `slide_words`.
+        """
         return _json(slide_words(self.cohort, self._slide(request)))
 
     async def facts(self, request: Request) -> Response:
-        """What only the slide's file says: its size, and which overlays it has."""
+        """Size, resolution and overlays of a slide.
+
+        Args:
+            request: with `slide`, its index.
+
+        Returns:
+            JSON of `slide_facts`, and `side`, the pixels of a tile.
+        """
         slide = self._slide(request)
         make = lambda gone: self.reader.answer("facts", slide, gone=gone)  # noqa: E731
         return await self._made(request, self.readers, None, make, "application/json", slide)
 
     async def thumbnail(self, request: Request) -> Response:
-        """A small picture of a slide; an empty answer (204) where there is none."""
+        """A small picture of a slide.
+
+        Args:
+            request: with `slide`, its index.
+
+        Returns:
+            JPEG; 204 without content where there is no picture.
+        """
         slide = self._slide(request)
         make = lambda gone: self.reader.answer("thumbnail", slide, gone=gone)  # noqa: E731
         try:
@@ -210,17 +280,32 @@ class Viewer:
         except (HTTPException, SlideError) as error:
             if isinstance(error, HTTPException) and error.status_code != 404:
                 raise
-            return Response(status_code=204, headers=_NOT)  # a list of slides is no worse for one without a picture
+            return Response(status_code=204, headers=_NOT)  # a missing picture is no error in a list of slides
 
     async def tile(self, request: Request) -> Response:
-        """A tile of a slide's pyramid."""
+        """A tile of a slide.
+
+        Args:
+            request: with `slide`, `level`, `column` and `row`.
+
+        Returns:
+            JPEG; 404 where there is no such tile.
+        """
         slide = self._slide(request)
         place = tuple(request.path_params[name] for name in ("level", "column", "row"))
         make = lambda gone: self.reader.answer("tile", slide, *place, gone=gone)  # noqa: E731
         return await self._made(request, self.readers, (slide, *place), make, "image/jpeg", slide)
 
     def overlay(self, what: str, kind: str) -> Callable:
-        """The route of an overlay: a method of `Overlays`, and the content type of what it gives."""
+        """Route of an overlay.
+
+        Args:
+            what: name of a method of `Overlays`.
+            kind: media type of its result.
+
+        Returns:
+            The endpoint; it answers 404 where the slide has no such overlay.
+        """
 
         async def answer(request: Request) -> Response:
             slide = self._slide(request)
@@ -300,12 +385,12 @@ async def _unless_gone(request: Request, work: asyncio.Future[bytes | None]) -> 
 
 
 def _json(content: Any) -> Response:
-    # Names of files that are not Unicode carry surrogates: as ASCII they can be written.
+    # File names that are not Unicode contain surrogates, which UTF-8 cannot encode; ASCII escapes can hold them.
     text = json.dumps(content, ensure_ascii=True, allow_nan=False)
     return Response(text.encode(), media_type="application/json", headers=_NOT)
 
 
-async def _told(_: Request, error: Exception) -> Response:
+async def _conflict(_: Request, error: Exception) -> Response:
     response = _json({"error": str(error)})
     response.status_code = 409
     return response

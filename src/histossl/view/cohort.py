@@ -1,4 +1,4 @@
-"""What a study knows of its slides, as the pages show it."""
+"""The slides of a study with their labels, vectors and predictions, as the pages show them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from histossl.core.errors import FileFormatError, StudyError
 from histossl.study.folder import Row, Study
 from histossl.view.reading import SlideRef
 
-_NEAREST = 8
-_HIDDEN = ("slide_id", "path", "error", "made")  # columns that colour no map
+_NEAREST = 8  # similar slides that a page lists
+_HIDDEN = ("slide_id", "path", "error", "made")  # columns that cannot colour a map
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Cohort:
 
     Attributes:
         title: the study's name.
-        rows: of slides.csv, in its order; slide k of a page is row k.
-        columns: name -> text of each slide, "" where unknown: of slides.csv, labels, predictions.
-        row_of: slide -> its row among the vectors; those without a vector are not in it.
+        rows: the rows of slides.csv, in its order; the pages number slides by these rows.
+        columns: name -> text of each slide, "" where unknown: from slides.csv, labels and predictions.
+        row_of: slide -> its row among the vectors; slides without a vector are absent.
         vectors: (V, d) float32, or None.
-        patients: (V,) the patient of each vector; the slide's own name where nobody says.
-        predictions: slide -> what each linear probe says of it.
+        patients: (V,) the patient of each vector; the slide id where the patient is unknown.
+        predictions: slide -> the prediction of each linear probe.
     """
 
     title: str
@@ -46,16 +46,38 @@ class Cohort:
         return len(self.rows)
 
     def place(self, slide: int) -> SlideRef:
-        """Where a slide lies."""
+        """What is needed to open a slide.
+
+        Args:
+            slide: index of the slide, a row of slides.csv.
+
+        Returns:
+            Its key, path and mpp.
+        """
         return SlideRef(slide, Path(self.rows[slide]["path"]), self.mpp(slide))
 
     def mpp(self, slide: int) -> float | None:
-        """µm per level-0 pixel, or None."""
+        """The resolution of a slide.
+
+        Args:
+            slide: index of the slide, a row of slides.csv.
+
+        Returns:
+            µm per level-0 pixel, positive; None where slides.csv has none.
+        """
         mpp = number(self.rows[slide]["mpp"])
         return mpp if mpp and mpp > 0 else None
 
     def neighbours(self, slide: int) -> list[dict[str, Any]]:
-        """The slides of other patients most like one, the most similar first."""
+        """The most similar slides of other patients.
+
+        Args:
+            slide: index of the slide, a row of slides.csv.
+
+        Returns:
+            At most eight dictionaries, the most similar first: `slide` (index), `name`, `similarity` and `said`, its
+            first label; empty where the slide has no vector.
+        """
         if self.vectors is None or slide not in self.row_of:
             return []
         from histossl.evaluate.search import nearest
@@ -79,10 +101,16 @@ class Cohort:
 
 
 def read_cohort(study: Study) -> Cohort:
-    """What stands in a study: slides.csv at least; vectors and predictions where they were made.
+    """Read the slides of a study, with vectors and predictions where they exist.
+
+    Args:
+        study: the study; its slides.csv must list slides.
+
+    Returns:
+        The cohort.
 
     Raises:
-        StudyError: there are no slides in it.
+        StudyError: the study has no slides.
         FileFormatError: its vectors cannot be read.
     """
     rows = study.slides()
@@ -93,8 +121,8 @@ def read_cohort(study: Study) -> Cohort:
     rows = [row | {"patient_id": patients.get(row["slide_id"], "")} for row in rows]
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in _HIDDEN]
     columns = {name: [row.get(name) or "" for row in rows] for name in names}
-    predictions, told = _predictions(study.folder / "predictions.csv", slide_of)
-    columns = {name: values for name, values in (told | columns).items() if any(values)}
+    predictions, predicted = _predictions(study.folder / "predictions.csv", slide_of)
+    columns = {name: values for name, values in (predicted | columns).items() if any(values)}
     return Cohort(study.folder.resolve().name, rows, columns, *_vectors(study, slide_of, rows), predictions)
 
 
@@ -111,17 +139,17 @@ def _vectors(
 
 
 def _predictions(path: Path, slide_of: dict[str, int]) -> tuple[dict[int, list[dict[str, Any]]], dict[str, list[str]]]:
-    """By slide; and as columns: the labels, and what the first embedding's probe predicted."""
+    """The predictions by slide; and as columns: the labels, and the predictions of the first embedding's probe."""
     found: dict[int, list[dict[str, Any]]] = {}
     columns: dict[str, list[str]] = {}
     if not path.exists():
         return found, columns
-    told = [row for row in tables.read_rows(path) if row.get("slide_id") in slide_of]
-    if any(not {"target", "embedding"} <= set(row) for row in told):
+    rows = [row for row in tables.read_rows(path) if row.get("slide_id") in slide_of]
+    if any(not {"target", "embedding"} <= set(row) for row in rows):
         what = f"{path}: has no columns target and embedding"
         raise FileFormatError(what, "run `histossl probe` again, or remove it")
-    first = {row["target"]: row["embedding"] for row in reversed(told)}
-    for row in told:
+    first = {row["target"]: row["embedding"] for row in reversed(rows)}
+    for row in rows:
         slide = slide_of[row["slide_id"]]
         shares = {name[2:-1]: number(value) for name, value in row.items() if name and name.startswith("p(")}
         found.setdefault(slide, []).append(
@@ -135,7 +163,14 @@ def _predictions(path: Path, slide_of: dict[str, int]) -> tuple[dict[int, list[d
 
 
 def number(text: str | None) -> float | None:
-    """The finite number in a cell, or None."""
+    """The number in a cell of a table.
+
+    Args:
+        text: the cell, or None where there is no such cell.
+
+    Returns:
+        The number; None where the cell holds no finite number.
+    """
     try:
         value = float(text or "")
     except ValueError:

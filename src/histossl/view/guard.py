@@ -1,4 +1,4 @@
-"""Who may ask: the holder of the token, by the name of this very machine; and what browsers may do with the answer."""
+"""Access control of the viewer: the secret token, the host name of the request, and security headers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,28 @@ HEADERS = {
 
 
 class Guard:
-    """Lets through `/TOKEN/...` only, stripped of the token, and sets HEADERS on every answer.
+    """Passes only requests to `/TOKEN/...`, without the token, and sets HEADERS on every response.
 
-    The name of the host in the request must be this machine's: a page elsewhere whose name was made to point here (DNS
-    rebinding) has another one. Its port may differ, as behind `ssh -L`.
+    The Host header must name this machine. This stops DNS rebinding: a foreign page whose name was made to resolve to
+    this machine sends its own name. The port may differ, as behind `ssh -L`.
 
     Args:
-        app: what answers.
+        app: the application behind the guard.
         token: the first part of every address.
-        host: that is listened on; other names than an address or localhost must be this one.
+        host: the host that the server listens on; a Host header that is a name must be this one or localhost.
     """
 
     def __init__(self, app: App, token: str, host: str = "127.0.0.1") -> None:
         self.app, self.token, self.host = app, token.encode(), host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or refuse it."""
+        """Answer one request, as ASGI defines it.
+
+        Args:
+            scope: type, path and headers of the request.
+            receive: gives the messages of the request.
+            send: takes the messages of the response.
+        """
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -57,7 +63,7 @@ class Guard:
             return
         first, slash, rest = scope["path"].removeprefix("/").partition("/")
         if not hmac.compare_digest(first.encode("utf-8", "replace"), self.token):
-            await _refuse(guarded, 403, "Open the whole address that `histossl view` has written.")
+            await _refuse(guarded, 403, "Open the whole address that `histossl view` has printed.")
         elif not slash:
             await _answer(guarded, 307, b"", [(b"location", b"/" + self.token + b"/")])
         else:
@@ -66,7 +72,16 @@ class Guard:
 
 
 def known_host(header: str, host: str) -> bool:
-    """Whether a Host header names this machine: localhost or an address of it, or `host`, the one listened on."""
+    """Whether a Host header names this machine.
+
+    Args:
+        header: the Host header, with or without a port.
+        host: the host that the server listens on.
+
+    Returns:
+        True for localhost, for `host`, and for a loopback address; for any address where the server does not listen on
+        a loopback address.
+    """
     try:
         name = header.rpartition("]")[0].removeprefix("[") if header.startswith("[") else header.partition(":")[0]
         if name.lower() in ("localhost", host.lower()):

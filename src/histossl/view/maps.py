@@ -1,4 +1,4 @@
-"""Places of slides on a map: principal components, or neighbourhoods."""
+"""Coordinates of slides on a map: principal components, t-SNE or UMAP."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from numpy.typing import NDArray
 
 from histossl.view.report.charts import slide_map
 
-_LEAST = 3  # vectors that make a map
+_LEAST = 3  # vectors, below which there is no map
 
 
 def map_names(count: int) -> dict[str, str]:
-    """The maps that can be drawn of so many vectors: name -> what to call it."""
+    """The maps that can be drawn.
+
+    Args:
+        count: number of vectors, V.
+
+    Returns:
+        Name of each map -> its title on the page; UMAP only where umap-learn is installed.
+    """
     if count < _LEAST:
         return {}
     return (
@@ -24,25 +31,28 @@ def map_names(count: int) -> dict[str, str]:
 
 
 def slide_places(name: str, vectors: NDArray[np.float32]) -> tuple[NDArray, str]:
-    """(V, 2) x to the right and y down, and a line about what the map shows; seeded.
+    """Coordinates of slides on a map; the same vectors give the same map.
 
     Args:
-        name: of `map_names`.
+        name: one of `map_names`.
         vectors: (V, d) finite.
+
+    Returns:
+        (V, 2) x to the right and y down, and a sentence about what the map shows.
     """
     if name == "pca":
         xy, _, share = slide_map(vectors)
         return xy, f"The first two principal components: {share:.0%} of the variance."
     from histossl.evaluate.search import directions
 
-    told = "Near slides are alike by the cosine of standardised features; far distances mean nothing."
+    note = "Near slides have similar features (cosine, standardised); large distances have no meaning."
     if name == "umap":
         from umap import UMAP  # type: ignore[import-not-found]
 
         neighbours = min(15, len(vectors) - 1)
-        return np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=0).fit_transform(vectors)), told
+        return np.asarray(UMAP(n_neighbors=neighbours, metric="cosine", random_state=0).fit_transform(vectors)), note
     from sklearn.manifold import TSNE
 
     rows = directions(vectors)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows), told
+    return TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows), note

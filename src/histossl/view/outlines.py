@@ -1,4 +1,4 @@
-"""Outlines of nuclei, cut into cells of the slide, so that a page fetches what it shows."""
+"""Outlines of nuclei, divided into square cells of the slide, so that a page fetches only what it shows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from histossl.core.errors import FileFormatError
 from histossl.wsi.geometry import Size
 
 ENDINGS = (".parquet", ".geojson", ".geojson.gz")  # the fastest to read first
-_A_CELL = 400  # nuclei, about
-_SIDES = (256, 4096)  # level-0 pixels of a cell
-_QUARTERS = 4  # steps of a level-0 pixel in which outlines are sent
-_OURS, _LAST = b'{"type":"FeatureCollection","features":[', b"]}"  # of what `write_geojson` writes, a feature a line
+_PER_CELL = 400  # nuclei in a cell, about
+_SIDES = (256, 4096)  # smallest and largest side of a cell in level-0 pixels
+_QUARTERS = 4  # steps per level-0 pixel in which outlines are sent
+# First and last line of a file that `write_geojson` wrote, which has one feature per line.
+_OURS, _LAST = b'{"type":"FeatureCollection","features":[', b"]}"
 _BLOCK = 2**24  # bytes parsed at once
 _FEWEST, _UNPACKED = 2**26, 40  # bytes of a gzipped GeoJSON: outlines unpack to some six times its size
 _LONGEST = 2**28  # bytes of a GeoJSON of others, of which a parser takes ten times as many
 _BEFORE = np.frombuffer(b'"coordinates":[[[', np.uint8)
 _COMMA, _OPEN, _CLOSE, _MINUS, _POINT, _ZERO = b",[]-.0"
 _SHORTEST_POINT = len("[1,2]")
-_DENSITY = (0, 160, 80)  # colour of the picture of where nuclei are
+_DENSITY = (0, 160, 80)  # RGB of the density picture
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Outlines:
     Attributes:
         points: (P, 2) float32, one outline after another, (x, y) in level-0 pixels.
         start: (N + 1,) int64, outline n is `points[start[n] : start[n + 1]]`.
-        side: level-0 pixels of a cell.
-        columns: cells in a row.
-        cell: (N,) int64, ascending, the cell in which the middle of an outline lies: row * columns + column.
-        middles: (N, 2) float32.
-        size: of the slide.
+        side: side of a cell in level-0 pixels.
+        columns: number of cells in a row.
+        cell: (N,) int64, ascending, the cell that holds the middle of an outline: row * columns + column.
+        middles: (N, 2) float32, the mean of each outline's points, (x, y) in level-0 pixels.
+        size: size of the slide in level-0 pixels.
     """
 
     points: NDArray[np.float32]
@@ -60,11 +61,11 @@ class Outlines:
 
     @property
     def nbytes(self) -> int:
-        """Of its arrays."""
+        """Bytes that its arrays take."""
         return self.points.nbytes + self.start.nbytes + self.cell.nbytes + self.middles.nbytes
 
     def about(self) -> dict[str, Any]:
-        """What a page needs to know before it asks for cells: those that hold nuclei, and how far these stick out."""
+        """What a page needs before it requests cells: number of nuclei, grid of cells, nuclei per cell, and reach."""
         cells, counts = np.unique(self.cell, return_counts=True)
         return {
             "count": len(self),
@@ -75,7 +76,7 @@ class Outlines:
         }
 
     def _reach(self) -> float:
-        """Level-0 pixels by which an outline leaves its cell at most; a cell's side at most."""
+        """The most level-0 pixels by which an outline extends beyond its cell; at most the side of a cell."""
         if not len(self):
             return 0.0
         corner = np.column_stack([self.cell % self.columns, self.cell // self.columns]) * self.side
@@ -84,9 +85,14 @@ class Outlines:
         return float(np.clip(max(low.max(), high.max()), 0, self.side))
 
     def packed(self, cell: int) -> bytes:
-        """The outlines of a cell: uint32 n; n x uint16 points of each; int16 x, y from the cell's corner.
+        """The outlines of one cell, packed for the page.
 
-        Places are in quarters of a level-0 pixel; all little-endian.
+        Args:
+            cell: number of the cell, row * columns + column.
+
+        Returns:
+            Little-endian: uint32 n, the number of outlines; n uint16, the number of points of each; then int16 x, y of
+            all points from the cell's top-left corner, in quarters of a level-0 pixel.
         """
         first, last = np.searchsorted(self.cell, [cell, cell + 1])
         counts = np.diff(self.start[first : last + 1])
@@ -96,7 +102,7 @@ class Outlines:
         return np.uint32(last - first).astype("<u4").tobytes() + counts.astype("<u2").tobytes() + steps.tobytes()
 
     def density(self) -> bytes:
-        """A PNG over the whole slide: the more nuclei, the less transparent."""
+        """The density of nuclei as a PNG of the whole slide: the more nuclei, the more opaque."""
         longest = int(np.clip(2 * len(self) ** 0.5, 64, 1024))
         scale = longest / max(self.size.width, self.size.height)
         shape = max(1, round(self.size.height * scale)), max(1, round(self.size.width * scale))
@@ -113,7 +119,15 @@ class Outlines:
 
 
 def find_outlines(folder: Path, slide_id: str) -> Path | None:
-    """The file of a slide's nuclei in a folder, by its name; None where there is none."""
+    """The file of a slide's nuclei.
+
+    Args:
+        folder: the folder of the nuclei.
+        slide_id: name of the slide, and of the file without its ending.
+
+    Returns:
+        The file, of the first of ENDINGS that exists; None where there is none.
+    """
     for ending in ENDINGS:
         path = folder / f"{slide_id}{ending}"
         if path.is_file():
@@ -122,17 +136,24 @@ def find_outlines(folder: Path, slide_id: str) -> Path | None:
 
 
 def read_outlines(path: Path, size: Size) -> Outlines:
-    """The nuclei in a GeoJSON or GeoParquet file, of ours or of QuPath's.
+    """The nuclei in a GeoJSON or GeoParquet file that histossl or QuPath wrote.
+
+    Args:
+        path: the file, of one of ENDINGS.
+        size: size of the slide in level-0 pixels.
+
+    Returns:
+        The nuclei, divided into cells.
 
     Raises:
-        FileFormatError: it is damaged, or holds something else.
+        FileFormatError: the file is damaged, holds something else, or needs pyarrow, which is not installed.
     """
     try:
         points, counts = _parquet(path) if path.suffix == ".parquet" else _geojson(path)
     except (OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
-        raise FileFormatError(f"{path.name}: no nuclei can be read ({error})", "write it anew") from error
-    long = counts < 2**16  # no nucleus has more
-    points, counts = points[np.repeat(long, counts)], counts[long]
+        raise FileFormatError(f"{path.name}: no nuclei can be read ({error})", "write it again") from error
+    kept = counts < 2**16  # `packed` counts points in uint16; no nucleus has more
+    points, counts = points[np.repeat(kept, counts)], counts[kept]
     return _cut(points.astype(np.float32), counts, size)
 
 
@@ -140,7 +161,7 @@ def _cut(points: NDArray[np.float32], counts: NDArray[np.int64], size: Size) -> 
     start = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     sums = np.add.reduceat(points, start[:-1], dtype=np.float64) if len(counts) else np.empty((0, 2))
     middles = np.clip(sums / counts[:, None], 0, [size.width - 1, size.height - 1]).astype(np.float32)
-    wanted = (size.width * size.height * _A_CELL / max(1, len(counts))) ** 0.5
+    wanted = (size.width * size.height * _PER_CELL / max(1, len(counts))) ** 0.5
     side = 2 ** int(np.round(np.log2(np.clip(wanted, *_SIDES))))
     columns = -(-size.width // side)
     column, row = (middles // side).astype(np.int64).T
@@ -173,9 +194,9 @@ def _geojson(path: Path) -> tuple[NDArray, NDArray[np.int64]]:
             counts = np.concatenate([counts for _, counts in found]) if found else np.empty(0, np.int64)
             return points, counts
     _check_length(path)
-    from histossl.nuclei.export import read_geojson
+    from histossl.nuclei.geojson import read_outlined
 
-    nuclei = read_geojson(path)
+    nuclei = read_outlined(path).nuclei()
     return nuclei.points, np.diff(nuclei.start)
 
 
@@ -213,10 +234,10 @@ def _check_length(path: Path) -> None:
 
 
 def _blocks(file: _Capped) -> Iterator[bytes]:
-    """Whole lines, many at once.
+    """Blocks of whole lines.
 
     Raises:
-        ValueError: the file ends before its end.
+        ValueError: the file is truncated.
     """
     rest = last = b""
     while block := file.read(_BLOCK):
@@ -230,7 +251,7 @@ def _blocks(file: _Capped) -> Iterator[bytes]:
 
 @njit(cache=True, nogil=True)
 def _rings(text: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points and counts of the outer rings in lines of ours: a JSON parser would take thirty times as long."""
+    """Points and counts of the outer rings in lines of `write_geojson`; a JSON parser takes thirty times as long."""
     points = np.empty((len(text) // _SHORTEST_POINT + 1, 2), np.float32)
     counts = np.empty(len(text) // len(_BEFORE) + 1, np.int64)
     point = ring = matched = at = 0

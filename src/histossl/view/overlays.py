@@ -1,4 +1,4 @@
-"""What lies over a slide: its tissue, its tiles, its nuclei, and what its tiles give to a probe."""
+"""Overlays of a slide: tissue, tiles, nuclei, and the share of each tile in a probe's score."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ from histossl.wsi import tile_files
 from histossl.wsi.geometry import Size
 from histossl.wsi.tissue import TissueSettings, find_tissue
 
-_ROOM = 512 * 2**20  # bytes of outlines at hand
+_OUTLINE_BYTES = 512 * 2**20  # of outlines kept in memory
 
 
 class Overlays:
-    """What can be shown over the slides of a study; called from one thread, since some of it takes long and much.
+    """The overlays of a study's slides.
+
+    Call it from one thread only: it keeps outlines without a lock, and some overlays take much time and memory.
 
     Args:
-        study: of the slides.
-        cohort: the same study's slides.
-        shelf: opens them.
+        study: the study that the slides belong to.
+        cohort: the slides of the same study.
+        shelf: opens the slides.
         nuclei: folder of `<slide_id>.geojson`, `.geojson.gz` or `.parquet`.
     """
 
@@ -41,7 +43,17 @@ class Overlays:
         self._outlines: OrderedDict[int, Outlines] = OrderedDict()
 
     def there(self, slide: int) -> dict[str, Any]:
-        """Which overlays a slide has; of heatmaps their names, in the order of `heat`."""
+        """Which overlays a slide has.
+
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            `tissue`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps in the order of `heat`.
+
+        Raises:
+            FileFormatError: the tile file cannot be read.
+        """
         return {
             "tissue": self.cohort.mpp(slide) is not None,
             "tiles": self._tile_file(slide) is not None,
@@ -50,17 +62,24 @@ class Overlays:
         }
 
     def tissue(self, slide: int) -> bytes:
-        """JSON: the outlines of the tissue, lists of [x, y] in level-0 pixels; found as `inspect` found it.
+        """The outlines of the tissue, found with the settings of `inspect`.
+
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            JSON: a list of rings, each a list of [x, y] in level-0 pixels.
 
         Raises:
             SlideError: the slide cannot be read.
         """
         from skimage.measure import approximate_polygon, find_contours
 
-        told = self.study.settings().get("inspect", {}).get("tissue")
-        settings = from_dict(TissueSettings, told) if told else TissueSettings()
+        saved = self.study.settings().get("inspect", {}).get("tissue")
+        settings = from_dict(TissueSettings, saved) if saved else TissueSettings()
         with self.shelf.slide(self.cohort.place(slide)) as opened:
             found = find_tissue(opened, settings)
+        # The border closes the rings of tissue at the edge; the 0.5 moves from pixel centres to pixel corners.
         mask = np.pad(found.mask, 1).astype(np.float32)
         height, width = found.mask.shape
         scale = np.array([found.size.width / width, found.size.height / height])
@@ -69,12 +88,17 @@ class Overlays:
         return json.dumps(lists, separators=(",", ":")).encode()
 
     def tiles(self, slide: int) -> bytes | None:
-        """float32 stride and extent in level-0 pixels, then int32 x, y of each tile's corner; little-endian.
+        """The tiles of a slide.
 
-        None where no tiles stand.
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            Little-endian: float32 stride and extent in level-0 pixels, then int32 x, y of each tile's top-left corner;
+            None where the slide has no tiles in level-0 pixels.
 
         Raises:
-            FileFormatError: they cannot be read.
+            FileFormatError: the tile file cannot be read.
         """
         path = self._tile_file(slide)
         if path is None:
@@ -83,10 +107,17 @@ class Overlays:
         return _packed(tiles.stride, tiles.extent, tiles.xy)
 
     def heat(self, slide: int, number: int) -> bytes | None:
-        """As `tiles`, and behind it float32 of each tile's share of a score: one of the heatmaps that stand.
+        """One of the heatmaps of a slide.
+
+        Args:
+            slide: index of the slide in the cohort.
+            number: index of the heatmap, as `there` lists them.
+
+        Returns:
+            The bytes of `tiles`, then the float32 share of each tile in the score; None where there is no such heatmap.
 
         Raises:
-            FileFormatError: it cannot be read.
+            FileFormatError: the heatmap or the tile file cannot be read.
         """
         maps, tiles = self._heatmaps(slide), self._tile_file(slide)
         if number >= len(maps) or tiles is None:
@@ -97,19 +128,53 @@ class Overlays:
             xy, shares = table[["x", "y"]].to_numpy(np.float64), table[column].to_numpy(np.float64)
         except (OSError, ValueError, KeyError) as error:
             raise FileFormatError(f"{path.name}: no heatmap ({error})", "run `histossl heatmap` again") from error
-        laid = tile_files.read_tiles_of(tiles)
-        return _packed(laid.stride, laid.extent, xy) + np.nan_to_num(shares).astype("<f4").tobytes()
+        grid = tile_files.read_tiles_of(tiles)
+        return _packed(grid.stride, grid.extent, xy) + np.nan_to_num(shares).astype("<f4").tobytes()
 
     def nuclei_about(self, slide: int) -> bytes | None:
-        """JSON of `Outlines.about`, None where no nuclei stand."""
+        """What a page needs before it requests cells of nuclei.
+
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            JSON of `Outlines.about`; None where the slide has no nuclei.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+            FileFormatError: the nuclei cannot be read.
+        """
         return self._of_nuclei(slide, lambda found: json.dumps(found.about()).encode())
 
     def nuclei_cell(self, slide: int, cell: int) -> bytes | None:
-        """`Outlines.packed`, None where no nuclei stand."""
+        """The outlines of one cell.
+
+        Args:
+            slide: index of the slide in the cohort.
+            cell: number of the cell, as in `Outlines.cell`.
+
+        Returns:
+            The bytes of `Outlines.packed`; None where the slide has no nuclei.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+            FileFormatError: the nuclei cannot be read.
+        """
         return self._of_nuclei(slide, lambda found: found.packed(cell))
 
     def nuclei_density(self, slide: int) -> bytes | None:
-        """`Outlines.density`, None where no nuclei stand."""
+        """A picture of the density of nuclei.
+
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            The PNG of `Outlines.density`; None where the slide has no nuclei.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+            FileFormatError: the nuclei cannot be read.
+        """
         return self._of_nuclei(slide, Outlines.density)
 
     def _of_nuclei(self, slide: int, answer: Callable[[Outlines], bytes]) -> bytes | None:
@@ -120,7 +185,7 @@ class Overlays:
             with self.shelf.slide(self.cohort.place(slide)) as opened:
                 size = opened.size
             self._outlines[slide] = read_outlines(path, size)
-            while len(self._outlines) > 1 and sum(o.nbytes for o in self._outlines.values()) > _ROOM:
+            while len(self._outlines) > 1 and sum(o.nbytes for o in self._outlines.values()) > _OUTLINE_BYTES:
                 self._outlines.popitem(last=False)
         self._outlines.move_to_end(slide)
         return answer(self._outlines[slide])
@@ -130,18 +195,18 @@ class Overlays:
         return path if path and within(path, self.nuclei) else None
 
     def _tile_file(self, slide: int) -> Path | None:
-        """Where a slide's tiles lie, if their places are in level-0 pixels."""
+        """The file of a slide's tiles, if their coordinates are in level-0 pixels."""
         name = self.cohort.rows[slide]["slide_id"]
-        rooms = (self.study.tiles, self.study.features) if self._named(slide) else ()
-        path = next((path for path in (room(name) for room in rooms) if within(path, self.study.folder)), None)
+        paths = (self.study.tiles(name), self.study.features(name)) if self._named(slide) else ()
+        path = next((path for path in paths if within(path, self.study.folder)), None)
         return None if path is None or tile_files.read_tiles_of(path).in_um else path
 
     def _heatmaps(self, slide: int) -> list[tuple[str, Path, str]]:
-        """(target and class, file, column) of what `histossl heatmap` wrote."""
-        found, room = [], self.study.folder / "heatmaps"
-        if not self._named(slide) or not room.is_dir():
+        """(target and class, file, column) of each heatmap that `histossl heatmap` wrote."""
+        found, heatmaps = [], self.study.folder / "heatmaps"
+        if not self._named(slide) or not heatmaps.is_dir():
             return found
-        for folder in sorted(path for path in room.iterdir() if path.is_dir()):
+        for folder in sorted(path for path in heatmaps.iterdir() if path.is_dir()):
             path = folder / f"{self.cohort.rows[slide]['slide_id']}.csv"
             if within(path, self.study.folder):
                 with path.open(newline="", encoding="utf-8") as file:
@@ -151,13 +216,21 @@ class Overlays:
         return found
 
     def _named(self, slide: int) -> bool:
-        """Whether a slide's name can be a file's: a table that somebody sent may hold anything."""
+        """Whether a slide's name is a plain file name: names from slides.csv are not trusted as paths."""
         name = self.cohort.rows[slide]["slide_id"]
         return Path(name).name == name and not {"\0", "\\"} & set(name)
 
 
 def within(path: Path, folder: Path) -> bool:
-    """Whether a file is there and in a folder, links followed: a study that somebody sent may link to anything."""
+    """Whether a file exists inside a folder, with links resolved: a study from elsewhere may link to any file.
+
+    Args:
+        path: the file.
+        folder: the folder that must hold it.
+
+    Returns:
+        True where it is a file and lies in the folder or below.
+    """
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
@@ -166,10 +239,20 @@ def _packed(stride: float, extent: float, xy: NDArray) -> bytes:
 
 
 def slide_facts(cohort: Cohort, overlays: Overlays, shelf: SlideCache, slide: int) -> dict[str, Any]:
-    """All that the page of a slide begins with.
+    """What the page of a slide needs first, read from the slide itself.
+
+    Args:
+        cohort: the slides of the study.
+        overlays: of the same study.
+        shelf: opens the slide.
+        slide: index of the slide in the cohort.
+
+    Returns:
+        Name, size in level-0 pixels, mpp in µm per pixel or None, vendor, and `Overlays.there`.
 
     Raises:
         SlideError: the slide cannot be opened.
+        FileFormatError: the tile file cannot be read.
     """
     row = cohort.rows[slide]
     with shelf.slide(cohort.place(slide)) as opened:
@@ -186,7 +269,16 @@ def slide_facts(cohort: Cohort, overlays: Overlays, shelf: SlideCache, slide: in
 
 
 def slide_words(cohort: Cohort, slide: int) -> dict[str, Any]:
-    """What is known of a slide without opening it."""
+    """What the study knows of a slide; the slide is not opened.
+
+    Args:
+        cohort: the slides of the study.
+        slide: index of the slide in the cohort.
+
+    Returns:
+        Name, row of the table, file name, labels, predictions, similar slides, and the indices of the next and the
+        previous slide.
+    """
     row = cohort.rows[slide]
     labels = {name: values[slide] for name, values in cohort.columns.items() if name not in row and values[slide]}
     return {

@@ -1,4 +1,4 @@
-"""The tiles that a slide is shown in: which level-0 region each is, as Deep Zoom counts them."""
+"""Deep Zoom pyramid of a slide: which level-0 region each tile shows."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from histossl.wsi.geometry import Region, Size
 
-SIDE = 512
+SIDE = 512  # pixels of a tile
 
 
 class NoTile(LookupError):
-    """There is no such tile."""
+    """The requested tile or level does not exist."""
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Levels of halves: level 0 is one pixel, the last is the slide's own.
+    """Levels as Deep Zoom numbers them: level 0 is one pixel wide, each level doubles it, the last has full resolution.
 
     Attributes:
-        size: of the slide at level 0 of its file.
+        size: size of the slide, level-0 pixels of its file.
     """
 
     size: Size
@@ -30,7 +30,13 @@ class Pyramid:
         return math.ceil(math.log2(max(self.size.width, self.size.height)))
 
     def step(self, level: int) -> int:
-        """Pixels of the slide that a pixel of a level is wide.
+        """The width of one pixel of a level, in level-0 pixels of the file.
+
+        Args:
+            level: Deep Zoom level, 0 to `last`.
+
+        Returns:
+            A power of two, at least 1.
 
         Raises:
             NoTile: there is no such level.
@@ -40,7 +46,15 @@ class Pyramid:
         return 2 ** (self.last - level)
 
     def region(self, level: int, column: int, row: int) -> Region:
-        """Where a tile lies, in level-0 pixels: whole pixels of its level, so that it may reach beyond the slide.
+        """The region that a tile shows; it has whole pixels of its level, so it may extend beyond the slide.
+
+        Args:
+            level: Deep Zoom level, 0 to `last`.
+            column: index of the tile from the left.
+            row: index of the tile from the top.
+
+        Returns:
+            The region in level-0 pixels of the file.
 
         Raises:
             NoTile: there is no such tile.
@@ -49,8 +63,5 @@ class Pyramid:
         x, y = column * SIDE * step, row * SIDE * step
         if not (0 <= x < self.size.width and 0 <= y < self.size.height):
             raise NoTile(f"tile {column}, {row} of level {level}")
-        return Region(x, y, _pixels(self.size.width - x, step) * step, _pixels(self.size.height - y, step) * step)
-
-
-def _pixels(length: int, step: int) -> int:
-    return min(SIDE, math.ceil(length / step))
+        columns, rows = (min(SIDE, math.ceil(left / step)) for left in (self.size.width - x, self.size.height - y))
+        return Region(x, y, columns * step, rows * step)

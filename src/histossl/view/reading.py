@@ -1,4 +1,4 @@
-"""Open slides, at hand but bounded, and pictures of them as JPEG."""
+"""Caches of open slides and of pictures, both of bounded size; tiles and thumbnails as JPEG."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from histossl.view.pyramid import Pyramid
 from histossl.wsi.geometry import Region
 from histossl.wsi.slide import Slide, open_slide
 
-_OPEN = 12 * 2**20  # bytes of an idle slide's reader, and it holds a file
-_QUALITY = 85
+_OPEN = 12 * 2**20  # bytes that the reader of an idle slide takes, about; it also holds a file handle
+_QUALITY = 85  # of the JPEGs, of 100
 _DECODED = 2**28  # pixels for one picture: seconds
 
 
 @dataclass(frozen=True)
 class SlideRef:
-    """Where a slide lies.
+    """What is needed to open a slide.
 
     Attributes:
-        key: of the slide, unique in the study.
-        path: of its file.
-        mpp: µm per level-0 pixel, or None: then lengths in µm are not known, and it is shown all the same.
+        key: number of the slide, unique in the study.
+        path: its file.
+        mpp: µm per level-0 pixel; None where it is unknown: the slide is shown without a scale.
     """
 
     key: int
@@ -40,7 +40,7 @@ class SlideRef:
 
 
 class SlideCache:
-    """Open slides for many threads: each is in the hands of one at a time, and few lie idle.
+    """Open slides for many threads: one thread at a time uses an open slide, and few idle slides stay open.
 
     Args:
         room: bytes that idle slides may take, roughly; a plain picture counts with all of its pixels.
@@ -55,17 +55,24 @@ class SlideCache:
 
     @contextmanager
     def slide(self, place: SlideRef) -> Iterator[Slide]:
-        """A slide for the time of the block.
+        """An open slide for the duration of the block.
+
+        Args:
+            place: the slide to open.
+
+        Yields:
+            The slide; no other thread uses this handle meanwhile.
 
         Raises:
-            SlideError: it cannot be opened, or read in the block; it is opened anew the next time.
+            SlideError: the slide cannot be opened, or read in the block; the handle is closed then.
         """
         with ExitStack() as stack:
             with self._guard:
                 alone = self._opening[place.key]
             stack.enter_context(alone)
             slide = self._taken(place.key) or open_slide(place.path, place.mpp, 1.0)
-            if slide.vendor != "plain":  # of which each copy would hold all of its pixels
+            # Other threads may open more handles, except of a plain picture: each handle holds all of its pixels.
+            if slide.vendor != "plain":
                 stack.pop_all().close()
             try:
                 yield slide
@@ -78,7 +85,7 @@ class SlideCache:
             self._put(place.key, slide)
 
     def close(self) -> None:
-        """Close what lies idle."""
+        """Close all idle slides."""
         with self._guard:
             while self._idle:
                 self._idle.popitem()[1][1].close()
@@ -101,7 +108,11 @@ def _weight(slide: Slide) -> int:
 
 
 class PictureCache:
-    """The answers given last, within a number of bytes; for many threads."""
+    """The latest responses, within a number of bytes; for many threads.
+
+    Args:
+        room: bytes that the responses may take.
+    """
 
     def __init__(self, room: int) -> None:
         self._room, self._bytes = room, 0
@@ -109,14 +120,26 @@ class PictureCache:
         self._answers: OrderedDict[object, bytes] = OrderedDict()
 
     def get(self, key: object) -> bytes | None:
-        """What was kept under a key, or None."""
+        """The response kept under a key.
+
+        Args:
+            key: any hashable value.
+
+        Returns:
+            The response, or None.
+        """
         with self._guard:
             if key in self._answers:
                 self._answers.move_to_end(key)
             return self._answers.get(key)
 
     def put(self, key: object, answer: bytes) -> None:
-        """Keep an answer; the ones asked for longest ago go."""
+        """Keep a response; the least recently used ones are dropped.
+
+        Args:
+            key: any hashable value.
+            answer: the body of the response.
+        """
         with self._guard:
             self._bytes += len(answer) - len(self._answers.pop(key, b""))
             self._answers[key] = answer
@@ -129,11 +152,21 @@ class PictureCache:
 
 
 def tile_picture(shelf: SlideCache, place: SlideRef, level: int, column: int, row: int) -> bytes:
-    """A tile of a slide's pyramid as JPEG.
+    """A tile of a slide's pyramid.
+
+    Args:
+        shelf: opens the slide.
+        place: the slide.
+        level: Deep Zoom level.
+        column: index of the tile from the left.
+        row: index of the tile from the top.
+
+    Returns:
+        JPEG, at most `SIDE` pixels a side.
 
     Raises:
         NoTile: there is no such tile.
-        SlideError: the slide cannot be read there.
+        SlideError: the slide cannot be opened, or read there.
     """
     with shelf.slide(place) as slide:
         pyramid = Pyramid(slide.size)
@@ -161,7 +194,17 @@ def _check_cost(slide: Slide, region: Region, step: float) -> None:
 
 
 def thumbnail(shelf: SlideCache, place: SlideRef, fallback: Path | None, longest: int = 320) -> bytes | None:
-    """A slide as a small JPEG; where it cannot be read, the picture that stands in the study, if there is one."""
+    """A small picture of a slide.
+
+    Args:
+        shelf: opens the slide.
+        place: the slide.
+        fallback: picture file to use where the slide cannot be read, or None.
+        longest: most pixels of the longer side.
+
+    Returns:
+        JPEG; None where neither the slide nor the fallback can be read.
+    """
     try:
         with shelf.slide(place) as slide:
             side = max(slide.size.width, slide.size.height)
@@ -179,7 +222,14 @@ def thumbnail(shelf: SlideCache, place: SlideRef, fallback: Path | None, longest
 
 
 def jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """(H, W, 3) uint8 RGB as JPEG."""
+    """Encode a picture as JPEG.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+
+    Returns:
+        The content of a JPEG file.
+    """
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()

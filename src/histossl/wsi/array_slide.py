@@ -1,4 +1,4 @@
-"""A picture in memory as a slide."""
+"""Pictures in memory as slides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from histossl.wsi.slide import Slide
 
 
 class _ArrayReader:
-    """A picture in memory as a slide of one level."""
+    """Reader of a picture in memory: one level."""
 
     vendor = "array"
 
@@ -35,11 +35,16 @@ def picture_slide(image: NDArray[Any], mpp: float, name: str = "image") -> Slide
     """A picture in memory as a slide.
 
     Args:
-        image: (H, W, 3) or (H, W, 4, laid on white) of uint8, uint16 (full range) or floats in [0, 1].
+        image: (H, W, 3) RGB or (H, W, 4) RGBA, which is composed on white; uint8, uint16 (full range) or floats in
+            [0, 1].
         mpp: µm per pixel.
+        name: name of the slide, for messages.
+
+    Returns:
+        The slide.
 
     Raises:
-        SlideError: of another shape or kind, or an mpp out of range.
+        SlideError: another shape or data type, or an mpp out of range.
     """
     from histossl.wsi.mpp import RANGE_TEXT, usable
 
@@ -49,7 +54,18 @@ def picture_slide(image: NDArray[Any], mpp: float, name: str = "image") -> Slide
 
 
 def eight_bit_rgb(image: NDArray[Any], name: str = "image") -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of what `picture_slide` takes."""
+    """Convert a picture to 8-bit RGB.
+
+    Args:
+        image: as of `picture_slide`.
+        name: name of the picture, for messages.
+
+    Returns:
+        (H, W, 3) uint8, contiguous.
+
+    Raises:
+        SlideError: another shape or data type, or floats outside [0, 1].
+    """
     if image.ndim != 3 or image.shape[2] not in (3, 4) or 0 in image.shape:
         what = "is greyscale" if image.ndim == 2 else f"has the shape {image.shape}"
         raise SlideError(name, f"{what}, not (rows, columns, 3)", "give an RGB image")

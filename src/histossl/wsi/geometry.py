@@ -1,4 +1,4 @@
-"""Points, sizes and regions in level-0 pixels, and the only place where lengths change their unit.
+"""Points, sizes and regions in level-0 pixels; the only module that converts units of length.
 
 Points and sizes are (x, y) and (width, height) in level-0 pixels; arrays are (row, column); mpp is µm per pixel.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A place on a slide: x to the right, y down, level-0 pixels, fractions allowed."""
+    """A point of a slide in level-0 pixels, fractions allowed: x to the right, y down."""
 
     x: float
     y: float
@@ -35,7 +35,17 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle in level-0 pixels, fractions allowed; may reach beyond the slide."""
+    """A rectangle in level-0 pixels, fractions allowed; may extend beyond the slide.
+
+    Args:
+        x: left side.
+        y: upper side.
+        width: positive.
+        height: positive.
+
+    Raises:
+        ValueError: the width or height is not positive.
+    """
 
     x: float
     y: float
@@ -47,36 +57,73 @@ class Region:
             raise ValueError(f"a region needs a positive width and height, got {self.width} x {self.height}")
 
     def pixels(self, mpp: float, slide_mpp: float) -> Size:
-        """The size of the picture of this region at `mpp`, at least 1 x 1."""
+        """The size of a picture of this region.
+
+        Args:
+            mpp: µm per pixel of the picture.
+            slide_mpp: µm per level-0 pixel of the slide.
+
+        Returns:
+            The size in pixels of the picture, at least 1 x 1.
+        """
         scale = slide_mpp / mpp
         return Size(max(1, round(self.width * scale)), max(1, round(self.height * scale)))
 
     @classmethod
     def whole(cls, size: Size) -> Region:
-        """The whole of a slide of this size."""
+        """The region of a whole slide.
+
+        Args:
+            size: of the slide, level-0 pixels.
+
+        Returns:
+            The region from (0, 0).
+        """
         return cls(0, 0, size.width, size.height)
 
 
 def level0_length(px: float, mpp: float, slide_mpp: float) -> float:
-    """A length of `px` pixels at `mpp`, in level-0 pixels of a slide whose level 0 has `slide_mpp`."""
+    """Convert a length to level-0 pixels.
+
+    Args:
+        px: length in pixels at `mpp`.
+        mpp: µm per pixel of the length.
+        slide_mpp: µm per level-0 pixel of the slide.
+
+    Returns:
+        Level-0 pixels, fractions included.
+    """
     return px * mpp / slide_mpp
 
 
 def micrometres(level0_px: float, slide_mpp: float) -> float:
-    """A length in level-0 pixels, in µm."""
+    """Convert a length to µm.
+
+    Args:
+        level0_px: length in level-0 pixels.
+        slide_mpp: µm per level-0 pixel of the slide.
+
+    Returns:
+        µm.
+    """
     return level0_px * slide_mpp
 
 
 def tile_units(xy: NDArray, stride: float) -> NDArray[np.float32]:
-    """Level-0 positions (N, 2) in (x, y), in units of the tile grid's stride: neighbours are 1 apart.
+    """Coordinates of tiles in units of the tile grid's stride, so that neighbours are 1 apart.
+
+    Corners of a grid from (0, 0), which were rounded to pixels, become whole numbers: otherwise a corner that was
+    rounded down would fall into the cell of the tile before it.
 
     Args:
-        xy: (N, 2) level-0 pixels, top-left corners.
+        xy: (N, 2) level-0 pixels, top-left corners, (x, y).
         stride: level-0 pixels from a tile to the next, fractions allowed.
 
     Returns:
-        (N, 2) float32 in (row, column); whole numbers for corners that are those of a grid from (0, 0), rounded to
-        pixels: half a pixel less, rounded down, would be the place of the tile before.
+        (N, 2) float32 in (row, column).
+
+    Raises:
+        ValueError: the stride is not positive and finite.
     """
     if not (math.isfinite(stride) and stride > 0):
         raise ValueError(f"the stride of a tile grid must be positive, got {stride}")

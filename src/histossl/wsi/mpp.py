@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from histossl.core.errors import SlideError
+from histossl.wsi.safe_xml import ome_images
 
 MPP_RANGE = (0.05, 10.0)
 RANGE_TEXT = f"{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel"
 
-_HINT = "write the true one in slides.csv's mpp column, or pass --mpp-default for the slides without one"
+_HINT = (
+    "write the true one in slides.csv's mpp column, or pass --mpp-default for the slides without one; in Python pass "
+    "mpp, or mpp_default"
+)
 _OVERRIDE_HINT = "write the true one in slides.csv's mpp column"
 _VENDOR_FIELDS = (
     ("openslide.mpp-x", "openslide.mpp-y"),
@@ -19,7 +24,10 @@ _VENDOR_FIELDS = (
     ("aperio.MPP", "aperio.MPP"),
     ("ventana.ScanRes", "ventana.ScanRes"),
 )
-_MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "\\u00b5m": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+# Keys are casefolded, which makes one of the two signs for µ; "âμm" is µm in UTF-8 that was read as Latin-1.
+_MICROMETRES = dict.fromkeys(
+    ["μm", "um", "âμm", "\\u00b5m", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"], 1.0
+) | {"nm": 1e-3, "å": 1e-4, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400.0, "in": 25400.0}
 _TAG_MICROMETRES = {"inch": 25400.0, "centimeter": 1e4}
 
 
@@ -74,12 +82,20 @@ def _statements(properties: dict[str, str]) -> list[tuple[str, tuple[float, floa
     return [(name, (x, y)) for name, (x, y) in found if x is not None and y is not None]
 
 
+def _unit(name: str) -> float | None:
+    """µm of a unit of length, however it is spelt or misspelt."""
+    return _MICROMETRES.get(name.strip().casefold())
+
+
 def _ome_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", properties.get("tiff.ImageDescription", ""))
-    attributes = dict(re.findall(r'(PhysicalSize[XY](?:Unit)?)="([^"]*)"', pixels[0])) if pixels else {}
+    if "ome.Name" in properties:  # the reader knows which of several images is meant
+        attributes = {name[4:]: value for name, value in properties.items() if name.startswith("ome.")}
+    else:
+        images = ome_images(properties.get("tiff.ImageDescription", ""))
+        attributes = images[0].pixels if images else {}
 
     def along(axis: str) -> float | None:
-        factor = _MICROMETRES.get(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+        factor = _unit(attributes.get(f"PhysicalSize{axis}Unit", "µm"))
         value = _number(attributes.get(f"PhysicalSize{axis}"))
         return value * factor if factor and value is not None else None
 
@@ -89,7 +105,7 @@ def _ome_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
 def _imagej_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
     text = properties.get("tiff.ImageDescription", "")
     unit = re.search(r"^unit=(.*?)\s*$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
-    factor = _MICROMETRES.get(unit[1]) if unit else None
+    factor = _unit(unit[1]) if unit else None
     x, y = _number(properties.get("tiff.XResolution")), _number(properties.get("tiff.YResolution"))
     return (factor / x, factor / y) if factor and x and y else (None, None)
 
@@ -115,3 +131,17 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text.replace(",", "."))
     except ValueError:
         return None
+
+
+def jumps(mpps: Mapping[str, float]) -> list[str]:
+    """Slides whose mpp is far from that of most, as where a unit was mistaken."""
+    values = sorted(mpps.values())
+    if len(values) < 3:
+        return []
+    middle = values[len(values) // 2]
+    far = {slide: mpp for slide, mpp in mpps.items() if not middle / 1.9 <= mpp <= middle * 1.9}
+    if not far:
+        return []
+    some = ", ".join(f"{slide} {mpp:g}" for slide, mpp in list(far.items())[:3])
+    more = f" and {len(far) - 3} more" if len(far) > 3 else ""
+    return [f"mpp jumps: most slides have about {middle:g}, and {some}{more} have not: are their tiles as large?"]

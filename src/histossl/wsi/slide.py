@@ -6,35 +6,38 @@ level. An open slide stays in its process: workers open their own.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from histossl.core.errors import SettingsError, SlideError
+from histossl.wsi.content import chosen_picture
+from histossl.wsi.folders import EXTENSIONS, look_for_slides
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
 from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, describe_error
 
-__all__ = ["MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-# fmt: off
-EXTENSIONS = frozenset([
-    ".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm",
-    ".png", ".jpg", ".jpeg",
-])
-# fmt: on
+__all__ = ["EXTENSIONS", "MPP_RANGE", "Level", "Slide", "find_slides", "open_slide", "slide_state"]
 
 _BLOCK = 2048
 """Side in level pixels of what one step of a read decodes: bounds the memory of a thumbnail of a one-level slide."""
+
+_SHOWN = 8192  # pixels of the coarsest level's longer side, above which a notebook shows no thumbnail by itself
 
 _LARGEST = 10**6  # pixels of a side; a glass slide of 75 mm has less than 10**6 at the finest mpp that is in use
 
@@ -61,6 +64,11 @@ class Slide:
         self.properties = reader.properties
         self.objective = objective(reader.properties)
         self._reader = reader
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was read otherwise than the file may mean it, a sentence each; of plain pictures known once read."""
+        return tuple(getattr(self._reader, "notes", ()))
 
     def read(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """The picture of a region at `mpp`.
@@ -101,6 +109,23 @@ class Slide:
         side = max(self.size.width, self.size.height)
         return self.read(Region.whole(self.size), self.mpp * max(1.0, side / longest))
 
+    def plot(self, ax: Axes | None = None, longest: int = 1024) -> Axes:
+        """Draw the whole slide with a scale bar.
+
+        Args:
+            ax: matplotlib axes to draw on; None makes new ones.
+            longest: pixels of the picture's longer side.
+
+        Returns:
+            The axes, in level-0 pixels: tiles and nuclei are drawn on the same ones.
+
+        Raises:
+            SlideError: the slide cannot be read.
+        """
+        from histossl.wsi.plot import draw_picture
+
+        return draw_picture(self.thumbnail(longest), self.size, self.mpp, self.path.name, ax)
+
     def close(self) -> None:
         """Give back the file and all memory."""
         self._reader.close()
@@ -113,6 +138,20 @@ class Slide:
 
     def __repr__(self) -> str:
         return f"Slide({self.path.name!r}, {self.size.width} x {self.size.height}, mpp {self.mpp:g}, {self.vendor})"
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: a thumbnail, unless it would take long, and one line."""
+        coarsest = self.levels[-1].size
+        if max(coarsest.width, coarsest.height) > _SHOWN:
+            return None
+        try:
+            picture = self.thumbnail(256)
+        except (SlideError, *FILE_ERRORS):  # closed already
+            return None
+        packed = io.BytesIO()
+        Image.fromarray(picture).save(packed, "JPEG", quality=85)
+        data = base64.b64encode(packed.getvalue()).decode()
+        return f'<img alt="" src="data:image/jpeg;base64,{data}"><br><code>{html.escape(repr(self))}</code>'
 
     def _level_for(self, downsample: float) -> int:
         # A level of 4.0003 serves a picture at 4: the 1 % is far less than the filter's own blur.
@@ -172,6 +211,9 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
         mpp: µm per level-0 pixel; goes before whatever the file says.
         mpp_default: taken only where the file carries none.
 
+    Returns:
+        The open slide; close it, or use it in a `with`.
+
     Raises:
         SlideError: there is no such file, none of the readers takes it, it carries no mpp and none is given, or its mpp
             (or the one given for it) lies outside of MPP_RANGE.
@@ -201,7 +243,7 @@ def slide_state(path: Path) -> str:
         SlideError: it is gone, or out of reach.
     """
     try:
-        stat = os.stat(path)
+        stat = os.stat(chosen_picture(path)[0])
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
     return f"{stat.st_size} {stat.st_mtime_ns}"
@@ -210,54 +252,22 @@ def slide_state(path: Path) -> str:
 def find_slides(folder: str | Path) -> list[Path]:
     """The slides in a folder and all folders below it, sorted by path.
 
-    By extension, in upper or lower case; hidden files are none (macOS leaves such beside the true ones), a DICOM series
-    counts once, and the JPEGs beside a .vms are that slide's own.
+    See `look_for_slides`, which also says what else lies there.
+
+    Args:
+        folder: to search.
+
+    Returns:
+        The paths of the slides.
 
     Raises:
         SettingsError: there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise SettingsError(f"there is no folder {folder}", "pass the folder that holds the slides")
-    files = [file for file in _files(folder) if file.suffix.lower() in EXTENSIONS]
-    vms = {file.parent for file in files if file.suffix.lower() == ".vms"}
-    series: set[bytes] = set()
-    found = []
-    for file in sorted(files):
-        kind = file.suffix.lower()
-        if kind == ".dcm":
-            uid = _dicom_series(file)
-            if uid in series:
-                continue
-            series.add(uid)
-        if not (kind in (".jpg", ".jpeg") and file.parent in vms):
-            found.append(file)
-    return found
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder that are not hidden; links are followed, each folder is entered once."""
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(root, name) for name in names if not name.startswith("."))
-        seen.add(real)
-
-
-def _dicom_series(path: Path) -> bytes:
-    """The unique id of a DICOM file's series, or its own name where it has none."""
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(65536)
-    except OSError:
-        head = b""
-    match = re.search(rb"\x20\x00\x0e\x00UI.\x00([0-9.]+)", head, re.DOTALL)
-    return match[1] if match else os.fsencode(path)
+    return look_for_slides(folder).slides
 
 
 def _check_file(path: Path) -> None:
+    path = chosen_picture(path)[0]
     if path.is_dir():
         raise SlideError(path, "is a folder, not a slide")
     try:

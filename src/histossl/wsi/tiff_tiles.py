@@ -1,7 +1,7 @@
-"""The pixels of a tiled TIFF, each tile decoded once and copied.
+"""Reads the pixels of a tiled TIFF: each tile is decoded once and copied.
 
-OpenSlide composes tiles as if they overlapped, which costs several times as much as to decode a JPEG. Those of most
-TIFFs only abut.
+OpenSlide composes tiles as if they could overlap, which takes several times as long as to decode a JPEG. The tiles of
+most TIFFs do not overlap.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from histossl.wsi.geometry import Size
 
-CACHE_BYTES = 32 * 2**20  # as OpenSlide's own
+CACHE_BYTES = 32 * 2**20  # of decoded tiles, as much as OpenSlide's own cache
 
 
 class TiffTiles:
-    """The levels of an open TIFF; not for several threads at once.
+    """The levels of an open TIFF; for one thread at a time.
 
     Args:
         path: the file.
-        sizes: of its levels, in pixels.
+        sizes: sizes of its levels in pixels, level 0 first.
     """
 
     def __init__(self, path: Path, sizes: Sequence[Size]) -> None:
@@ -35,21 +35,45 @@ class TiffTiles:
         self._decoded = functools.lru_cache(max(1, CACHE_BYTES // largest))(self._decode)
 
     def has(self, level: int) -> bool:
-        """Whether there is one page of such tiles for a level, and no doubt which."""
+        """Whether exactly one page holds a level as tiles of 8-bit RGB.
+
+        Args:
+            level: index of the level.
+
+        Returns:
+            Whether `fullest` and `read` can be called for it.
+        """
         return len(self._levels[level]) == 1
 
     def fullest(self, level: int) -> tuple[int, int, int, int]:
-        """x, y, width and height of the tile with the most content, in the level's pixels."""
+        """The tile with the most bytes, so the most detail.
+
+        Args:
+            level: index of a level that `has` confirms.
+
+        Returns:
+            x, y, width and height in the level's pixels.
+        """
         [page] = self._levels[level]
         row, column = divmod(int(np.argmax(page.databytecounts)), -(-page.imagewidth // page.tilewidth))
         x, y = column * page.tilewidth, row * page.tilelength
         return x, y, min(page.tilewidth, page.imagewidth - x), min(page.tilelength, page.imagelength - y)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """RGB (height, width, 3) of a rectangle inside a level.
+        """Read a rectangle inside a level.
+
+        Args:
+            level: index of a level that `has` confirms.
+            x: left side in the level's pixels.
+            y: upper side in the level's pixels.
+            width: pixels.
+            height: pixels.
+
+        Returns:
+            (height, width, 3) uint8 RGB.
 
         Raises:
-            ValueError: a tile is absent; and what the decoder raises.
+            ValueError: a tile is absent; the decoder may raise other errors.
         """
         [page] = self._levels[level]
         wide, high = page.tilewidth, page.tilelength
@@ -63,7 +87,7 @@ class TiffTiles:
         return picture
 
     def close(self) -> None:
-        """Give back the file and all memory."""
+        """Close the file and free the cache."""
         self._file.close()
         self._decoded.cache_clear()
 
@@ -73,13 +97,13 @@ class TiffTiles:
             raise ValueError("a tile is absent")
         self._file.filehandle.seek(page.dataoffsets[index])
         encoded = self._file.filehandle.read(page.databytecounts[index])
-        tile, _, _ = page.decode(encoded, index, jpegtables=page.jpegtables)  # tables: of JPEGs only
+        tile, _, _ = page.decode(encoded, index, jpegtables=page.jpegtables)  # None except for JPEG
         assert tile is not None
         return tile[0]
 
 
 def _plain(page: tifffile.TiffPage) -> bool:
-    """Whether a page is a plane of tiles of eight-bit colours."""
+    """Whether a page holds tiles of 8-bit RGB, interleaved."""
     return (
         page.is_tiled
         and page.dtype == np.uint8

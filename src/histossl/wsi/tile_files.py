@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Where the tiles of a slide lie.
+    """Coordinates of the tiles of a slide.
 
     Attributes:
-        xy: (N, 2) int64 level-0 pixels of the top-left corners, (x, y).
+        xy: (N, 2) int64, top-left corners (x, y) in level-0 pixels.
         stride: level-0 pixels from a tile to the next, fractions allowed.
-        extent: level-0 pixels of a tile's side.
-        size: of the slide at level 0.
-        fingerprint: of the settings that laid them.
-        in_um: all of these are in µm, since nobody said how many make a pixel.
+        extent: side of a tile in level-0 pixels, fractions allowed.
+        size: size of the slide at level 0.
+        fingerprint: fingerprint of what made the file; empty in files of other tools.
+        in_um: whether all lengths are in µm instead, because the mpp is unknown.
     """
 
     xy: NDArray[np.int64]
@@ -44,10 +44,19 @@ class Tiles:
 
 @contextmanager
 def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str, state: str = "") -> Iterator[h5py.File]:
-    """An HDF5 file with `coords` and attributes as TRIDENT writes them, whole or absent; yields it for more datasets.
+    """Write an HDF5 file with `coords` and attributes as TRIDENT writes them, whole or absent.
 
-    Beside TRIDENT's attributes `coords` carries ours: `stride_level0` and `extent_level0`, which need not be whole
-    numbers; the file carries the fingerprint of what made it, and the state of the slide's own file.
+    `coords` has two attributes of our own, `stride_level0` and `extent_level0`, which need not be whole numbers.
+
+    Args:
+        path: the file.
+        slide_id: name of the slide.
+        grid: the tiles.
+        fingerprint: fingerprint of what made the tiles.
+        state: state of the slide's file, see `slide_state`, to detect that it was replaced.
+
+    Yields:
+        The open file, for more datasets.
     """
     with whole(path) as part, h5py.File(part, "w") as file:
         coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=chunk_shape(len(grid.xy), 2))
@@ -63,7 +72,7 @@ def _attributes(path: Path, slide_id: str, grid: TileGrid) -> dict[str, object]:
         "patch_size_level0": round(grid.extent),
         "level0_width": grid.size.width,
         "level0_height": grid.size.height,
-        # TRIDENT counts in magnifications; ten is 1 µm a pixel.
+        # TRIDENT stores magnifications: 10x is 1 µm per pixel.
         "level0_magnification": round(10 / grid.mpp, 3),
         "target_magnification": round(10 / grid.spec.mpp, 3),
         "overlap": grid.spec.overlap,
@@ -78,25 +87,44 @@ def _attributes(path: Path, slide_id: str, grid: TileGrid) -> dict[str, object]:
 def new_features_file(
     path: Path, tiles_path: Path, fingerprint: str, kept: NDArray[np.int64] | None = None
 ) -> Iterator[h5py.File]:
-    """As `new_tile_file`, with the places and attributes of a file that stands, or some of its places."""
+    """Write an HDF5 file with the `coords` and attributes of an existing tile file, whole or absent.
+
+    Args:
+        path: the file.
+        tiles_path: the existing file.
+        fingerprint: fingerprint of what makes the new file.
+        kept: (k,) indices of the tiles to keep; None keeps all.
+
+    Yields:
+        The open file, for more datasets.
+
+    Raises:
+        FileFormatError: the existing file cannot be read.
+    """
     with open_h5(tiles_path) as source, whole(path) as part, h5py.File(part, "w") as file:
-        places = dataset_of(source, "coords", tiles_path)
-        if kept is None or len(kept) == len(places):
-            source.copy(places, file)
+        old = dataset_of(source, "coords", tiles_path)
+        if kept is None or len(kept) == len(old):
+            source.copy(old, file)
         else:
-            coords = file.create_dataset("coords", data=places[:][kept], chunks=chunk_shape(len(kept), 2))
-            coords.attrs.update(places.attrs)
-            file.attrs["tiles_lost"] = len(places) - len(kept)
+            coords = file.create_dataset("coords", data=old[:][kept], chunks=chunk_shape(len(kept), 2))
+            coords.attrs.update(old.attrs)
+            file.attrs["tiles_lost"] = len(old) - len(kept)
         file["coords"].attrs["savetodir"] = path.parent.name
         file.attrs["fingerprint"] = fingerprint
         yield file
 
 
 def read_tiles_of(path: Path) -> Tiles:
-    """The tiles that an HDF5 file of ours or of TRIDENT's speaks of.
+    """The tiles in an HDF5 file of histossl or TRIDENT.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The tiles.
 
     Raises:
-        FileFormatError: absent, truncated, without `coords`, or without the attributes that give their unit.
+        FileFormatError: the file is absent, truncated, without `coords` or without the attributes that give their unit.
     """
     with open_h5(path) as file, file_errors(path, AGAIN):
         coords = dataset_of(file, "coords", path)
@@ -118,10 +146,16 @@ def read_tiles_of(path: Path) -> Tiles:
 
 
 def slide_state_of(path: Path) -> str:
-    """The state of the slide's file when its tiles were laid; empty in files of other tools.
+    """The state of the slide's file when its tile file was written.
+
+    Args:
+        path: the tile file.
+
+    Returns:
+        The state that `new_tile_file` was given; empty in files of other tools.
 
     Raises:
-        FileFormatError: absent or truncated.
+        FileFormatError: the file is absent or truncated.
     """
     with open_h5(path) as file:
         return str(read_attributes(file, path).get("slide_state", ""))

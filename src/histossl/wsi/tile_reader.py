@@ -1,4 +1,4 @@
-"""A batch of tiles of a slide, read in a worker process; imports no torch, so that a worker is small."""
+"""Reads batches of tiles in worker processes; does not import torch, so that workers need little memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class ReadJob:
     """A batch of tiles to read in a worker.
 
     Attributes:
-        slide: position of the slide in the caller's list.
-        step: position of this batch among the slide's.
-        path, mpp: of the slide.
-        xy: (n, 2) level-0 top-left corners.
-        extent: level-0 pixels of a tile's side.
-        tile_mpp: of the tiles.
-        px: pixels of a tile's side.
+        slide: index of the slide in the caller's list.
+        step: index of this batch among those of the slide.
+        path: the slide's file.
+        mpp: µm per level-0 pixel of the slide.
+        xy: (n, 2) int64, top-left corners (x, y) in level-0 pixels.
+        extent: side of a tile in level-0 pixels.
+        tile_mpp: µm per pixel of a tile.
+        px: side of a tile in its own pixels.
     """
 
     slide: int
@@ -41,13 +42,14 @@ class ReadJob:
 
 @dataclass(frozen=True)
 class TileBatch:
-    """What was read.
+    """The tiles that were read.
 
     Attributes:
-        tiles: (n, px, px, 3) uint8; zeros where a tile cannot be decoded.
-        lost: (k,) indices of those, ascending.
-        why: of the first of them; empty where there is none.
-        seconds, cpu: that reading took, by the clock and of the processor: where they differ, it was the disk.
+        tiles: (n, px, px, 3) uint8 RGB; zeros where a tile cannot be decoded.
+        lost: (k,) int64, ascending, indices of tiles that cannot be decoded.
+        why: the error of the first of them; empty where all were decoded.
+        seconds: time that reading took.
+        cpu: processor seconds of the same; the rest is spent waiting for the disk.
     """
 
     tiles: NDArray[np.uint8]
@@ -63,7 +65,13 @@ def _slide(path: Path, mpp: float) -> Slide:
 
 
 def read_batch(job: ReadJob) -> TileBatch:
-    """Read a batch of tiles; a worker keeps its last slide open. A tile that cannot be decoded is tried twice.
+    """Read a batch of tiles; the process keeps its last slide open. A tile that cannot be decoded is tried twice.
+
+    Args:
+        job: the tiles to read.
+
+    Returns:
+        The tiles, also where some cannot be decoded.
 
     Raises:
         SlideError: the slide cannot be opened.
@@ -73,7 +81,7 @@ def read_batch(job: ReadJob) -> TileBatch:
     lost: dict[int, str] = {}
     for k, (x, y) in enumerate(job.xy):
         region = Region(float(x), float(y), job.extent, job.extent)
-        for _ in ("with the handle that stands", "with a new one"):
+        for _ in ("with the open handle", "with a new one"):  # after an error a handle of OpenSlide is unusable
             slide = _slide(job.path, job.mpp)
             try:
                 tiles[k] = slide.read(region, job.tile_mpp)
@@ -89,7 +97,13 @@ def read_batch(job: ReadJob) -> TileBatch:
 
 
 def read_tiles(job: ReadJob) -> NDArray[np.uint8]:
-    """The tiles of `read_batch`, (n, px, px, 3) uint8.
+    """Read a batch of tiles, all of which must be readable.
+
+    Args:
+        job: the tiles to read.
+
+    Returns:
+        (n, px, px, 3) uint8 RGB.
 
     Raises:
         SlideError: the slide cannot be opened or a tile cannot be decoded.

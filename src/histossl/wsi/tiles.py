@@ -1,10 +1,11 @@
-"""Tiles of equal micrometres on the tissue of a slide."""
+"""A regular grid of tiles, equal in µm, on the tissue of a slide."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +18,24 @@ from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
 from histossl.wsi.slide import Slide
 from histossl.wsi.tissue import TissueMask
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TileSpec:
-    """What tiles are cut.
+    """Size, resolution and least tissue of tiles.
 
     Attributes:
         px: side of a tile in its own pixels.
         mpp: µm per pixel of a tile.
-        overlap: pixels of a tile that the next one shows too.
-        min_tissue: least part of a tile's area that is tissue, 0 to 1.
+        overlap: pixels that neighbouring tiles share, 0 to px - 1.
+        min_tissue: least share of tissue in a tile's area, 0 to 1.
 
     Raises:
-        SettingsError: one of them is out of range.
+        SettingsError: a value is out of range.
     """
 
     px: int = 224
@@ -55,13 +59,13 @@ class TileGrid:
     """The tiles of a slide, row by row.
 
     Attributes:
-        spec: what was asked for.
+        spec: size and resolution of the tiles.
         xy: (N, 2) int64, top-left corners (x, y) in level-0 pixels: `ij * stride`, rounded.
         ij: (N, 2) int64, steps of the grid (row, column).
         stride: level-0 pixels from a tile to the next, fractions included.
         extent: side of a tile in level-0 pixels, fractions included.
-        size: of the slide's level 0.
-        mpp: of the slide's level 0.
+        size: size of the slide's level 0.
+        mpp: µm per pixel of the slide's level 0.
     """
 
     spec: TileSpec
@@ -75,21 +79,65 @@ class TileGrid:
     def __len__(self) -> int:
         return len(self.xy)
 
+    def __repr__(self) -> str:
+        return (
+            f"TileGrid({len(self)} tiles of {self.spec.px} px at mpp {self.spec.mpp:g}, "
+            f"slide of {self.size.width} x {self.size.height} at mpp {self.mpp:g})"
+        )
+
+    def plot(self, ax: Axes | None = None, values: NDArray | None = None, colour: str | None = None) -> Axes:
+        """Draw the tiles: their frames, or filled by a value each.
+
+        Args:
+            ax: matplotlib axes in level-0 pixels, such as those of `Slide.plot`; None makes new ones.
+            values: (N,) numbers that colour the tiles, or None for frames.
+            colour: of the frames, or the colour map of the values; None takes blue, or "viridis".
+
+        Returns:
+            The axes.
+
+        Raises:
+            SettingsError: there is not one value for each tile.
+        """
+        from histossl.wsi.plot import draw_squares
+
+        if values is not None and np.shape(values) != (len(self),):
+            raise SettingsError(f"values of shape {np.shape(values)} for {len(self)} tiles", "give one for each tile")
+        colour = colour or ("tab:blue" if values is None else "viridis")
+        return draw_squares(self.xy, self.extent, self.size, values, colour, ax)
+
     def region(self, k: int) -> Region:
-        """Where tile `k` lies."""
+        """The region of a tile.
+
+        Args:
+            k: index of the tile, 0 to N - 1.
+
+        Returns:
+            The region in level-0 pixels.
+        """
         return Region(float(self.xy[k, 0]), float(self.xy[k, 1]), self.extent, self.extent)
 
     def regions(self) -> Iterator[Region]:
-        """All tiles in order."""
+        """The regions of all tiles, in order."""
         return (self.region(k) for k in range(len(self)))
 
 
 def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
-    """The tiles of a slide that hold enough tissue: those of one regular grid from the slide's top-left corner.
+    """The tiles of a regular grid, from the slide's top-left corner, that hold enough tissue.
 
-    All lie wholly inside the slide. Only along a side that is shorter than a tile there is one tile nevertheless, which
-    reaches beyond it (and reads white there): a field must not vanish for being small. The part that is tissue is
-    that of the tile's area on the slide, counted exactly, fractions of the mask's pixels included.
+    Tiles lie inside the slide. A slide that is smaller than a tile still has one along that side, which extends beyond
+    the slide and is white there, so that small fields are not lost. The share of tissue refers to the part of a tile
+    on the slide, and is exact to fractions of the mask's pixels.
+
+    Args:
+        slide: the slide.
+        mask: its tissue.
+        spec: size, resolution and least tissue of the tiles.
+
+    Args:
+        slide: whose tiles are wanted.
+        mask: its tissue, from `find_tissue`.
+        spec: what tiles are cut.
 
     Returns:
         The grid, in the order of (row, column); empty where there is no tissue.
@@ -110,7 +158,7 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
 
 
 def _starts(length: int, stride: float, extent: float) -> NDArray[np.float64]:
-    """Where the tiles begin along a side of the slide, whole pixels."""
+    """The first pixels of the tiles along a side of the slide."""
     starts = np.rint(np.arange(int(length / stride) + 1) * stride)
     inside = starts[starts + extent <= length + 1e-6]
     return inside if len(inside) else starts[:1]
@@ -119,30 +167,36 @@ def _starts(length: int, stride: float, extent: float) -> NDArray[np.float64]:
 def _tissue(
     mask: TissueMask, left: NDArray[np.float64], top: NDArray[np.float64], extent: float
 ) -> NDArray[np.float64]:
-    """(rows, columns) the part of each tile that is tissue, of its area on the slide."""
+    """(rows, columns) the share of tissue in each tile's area on the slide, in [0, 1]."""
     height, width = mask.mask.shape
     x = np.stack([left, np.minimum(left + extent, mask.size.width)]) * (width / mask.size.width)
     y = np.stack([top, np.minimum(top + extent, mask.size.height)]) * (height / mask.size.height)
     integral = np.zeros((height + 1, width + 1))
     integral[1:, 1:] = mask.mask.cumsum(0).cumsum(1)
-    # Between its corners the integral of a mask is linear along each axis, so that interpolating it is exact.
+    # Within a pixel the integral of the mask is linear along each axis, so linear interpolation is exact.
     bands = np.diff([_between(integral, edge) for edge in y], axis=0)[0]
     areas = np.diff([_between(bands.T, edge).T for edge in x], axis=0)[0]
     return areas / ((y[1] - y[0])[:, None] * (x[1] - x[0])[None])
 
 
-def _between(values: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of `values` at fractional places, linearly between their neighbours."""
-    low = np.clip(places.astype(np.int64), 0, len(values) - 2)
-    part = (places - low)[:, None]
+def _between(values: NDArray[np.float64], indices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of `values` at fractional indices, interpolated linearly."""
+    low = np.clip(indices.astype(np.int64), 0, len(values) - 2)
+    part = (indices - low)[:, None]
     return values[low] * (1 - part) + values[low + 1] * part
 
 
 def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 1600) -> NDArray[np.uint8]:
-    """What was taken for tissue and cut into tiles: the slide pale, tissue outlined, kept tiles framed in full colour.
+    """A picture of tissue and tiles: tissue outlined, tiles framed and in full colour, the rest pale.
+
+    Args:
+        slide: the slide.
+        mask: its tissue.
+        grid: its tiles.
+        longest: most pixels of the longer side.
 
     Returns:
-        (h, w, 3) uint8 RGB, its longer side at most `longest`.
+        (h, w, 3) uint8 RGB.
     """
     picture = slide.thumbnail(longest)
     height, width = picture.shape[:2]
@@ -164,7 +218,7 @@ def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 16
     draw = ImageDraw.Draw(frames)
     for x0, y0, x1, y1 in edges:
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=255)
-    # Frames of small tiles are faint: otherwise there is nothing but frames.
+    # The frames of small tiles are faint, otherwise they would cover the picture.
     strength = float(np.clip(grid.extent * scale[0] / 60, 0.15, 0.8))
     _paint(picture, np.asarray(frames) > 0, (20, 60, 200), strength)
     tissue = np.asarray(Image.fromarray(mask.mask).resize((width, height)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,12 @@ from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
 _CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could not be told from red ink
+_INK_TOLD = 0.02  # less of a slide is a dot of a pen, and no news
 _DARK = 12.0  # intensities below are a camera's noise, and have no colour
 
 
@@ -53,10 +58,40 @@ class TissueMask:
     Attributes:
         mask: (h, w) bool, covers the slide exactly.
         size: of the slide's level 0.
+        ink: the part of what is not glass that was taken for ink of pens and left out, in [0, 1].
     """
 
     mask: NDArray[np.bool_]
     size: Size
+    ink: float = 0.0
+
+    @property
+    def ink_note(self) -> str:
+        """How much was taken for ink and how to have it back, in words; "" where it is next to nothing."""
+        if self.ink < _INK_TOLD:
+            return ""
+        return f"{self.ink:.0%} of what is not glass was taken for pen ink; --tissue.pens false takes it for tissue"
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return (
+            f"TissueMask({self.mask.mean():.0%} tissue, {width} x {height} pixels for a slide of "
+            f"{self.size.width} x {self.size.height})"
+        )
+
+    def plot(self, ax: Axes | None = None, colour: str = "tab:green") -> Axes:
+        """Draw the outlines of the tissue.
+
+        Args:
+            ax: matplotlib axes in level-0 pixels, such as those of `Slide.plot`; None makes new ones.
+            colour: of the lines.
+
+        Returns:
+            The axes.
+        """
+        from histossl.wsi.plot import draw_mask
+
+        return draw_mask(self.mask, self.size, colour, ax)
 
 
 def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
@@ -67,6 +102,10 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     absolute threshold. There is no threshold per slide: a field that is all tissue has nothing to be parted from.
     Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
     alike, red ink green and blue alike.
+
+    Args:
+        slide: to look at.
+        settings: how tissue is told from glass; None takes the defaults.
 
     Returns:
         The mask; all False on an empty slide, be it white, grey or black.
@@ -87,10 +126,12 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
     mask |= holes & ~_without_small(holes, settings.hole**2 * area)
     mask = ~_within(~mask, settings.blur / mpp)  # the blur carried the evidence beyond the edge
+    before = mask.sum()
     if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
         mask &= ~_ink(density, mpp)
+    ink = 1 - float(mask.sum()) / max(1, int(before))
     mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
-    return TissueMask(mask, slide.size)
+    return TissueMask(mask, slide.size, ink)
 
 
 def _picture(slide: Slide, mpp: float) -> tuple[float, NDArray[np.uint8]]:

@@ -1,4 +1,4 @@
-"""The figures of the report: line charts as SVG in the colours of the page, a map of the slides, small pictures."""
+"""Figures of the report: line charts as SVG in the colours of the page, a map of the slides, small pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-# Matplotlib writes fixed colours; these stand for variables of the page, which knows whether it is light or dark.
+# Matplotlib writes fixed colours. `_svg` replaces these unlikely ones by variables of the page, light or dark.
 _PAGE = {"#010203": "var(--ink)", "#040506": "var(--muted)", "#070809": "var(--line)", "#0a0b0c": "var(--accent)"}
 _INK, _MUTED, _LINE, _ACCENT = _PAGE
 _STYLES = (
@@ -26,12 +26,15 @@ _STYLES = (
 
 
 def curve(steps: Sequence[float], values: Sequence[float], longest: int = 300) -> Markup:
-    """A line over the steps of training; a value that is not a number leaves a gap.
+    """A line over the steps of training; a NaN leaves a gap.
 
     Args:
-        steps: n, ascending.
-        values: n.
-        longest: more points than this become means over equal stretches.
+        steps: n steps, ascending.
+        values: n values.
+        longest: most points drawn; more points become means over equal intervals.
+
+    Returns:
+        Inline SVG.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -51,12 +54,15 @@ def shots_chart(
     lines: Sequence[Sequence[tuple[float, float, float]]],
     figure_of: tuple[str, float] = ("AUROC", 0.5),
 ) -> Markup:
-    """AUROC, or another figure, over the number of labelled slides, a line an embedding, with intervals.
+    """A score over the number of labelled slides, with intervals; one line per embedding.
 
     Args:
-        counts: m names of the places on the x axis, "25", "all".
-        lines: for each embedding m triples (figure, low, high).
-        figure_of: the name of the figure, and what chance gives.
+        counts: m labels of the x axis, such as "25" and "all".
+        lines: for each embedding m triples (score, low, high); NaN where unknown.
+        figure_of: the name of the score, and its value at chance.
+
+    Returns:
+        Inline SVG.
     """
     name, chance = figure_of
     figure, axes = _axes(4.6, 2.9)
@@ -77,7 +83,14 @@ def shots_chart(
 
 
 def key_line(k: int) -> Markup:
-    """The sample of the k-th line of `shots_chart` that stands in its legend."""
+    """The legend's sample of a line of `shots_chart`.
+
+    Args:
+        k: index of the line, from 0.
+
+    Returns:
+        Inline SVG.
+    """
     colour, dashes, _ = _STYLES[k % len(_STYLES)]
     pattern = "" if dashes == "-" else f' stroke-dasharray="{" ".join(str(2 * d) for d in dashes[1])}"'
     return Markup(
@@ -88,7 +101,14 @@ def key_line(k: int) -> Markup:
 
 @dataclass(frozen=True)
 class MapPoint:
-    """A slide on the map: its place in the viewBox, its class (None: no label) and what a pointer over it shows."""
+    """A slide on the map.
+
+    Attributes:
+        x: to the right, in units of the viewBox.
+        y: down, in units of the viewBox.
+        kind: index of its class, None for no label.
+        title: text that a pointer over it shows.
+    """
 
     x: float
     y: float
@@ -101,16 +121,17 @@ def slide_map(vectors: np.ndarray, width: float = 640, margin: float = 14) -> tu
 
     Args:
         vectors: (N, d) finite floats, N ≥ 3.
-        width: of the picture.
-        margin: kept free around the slides.
+        width: width of the picture, in units of the viewBox.
+        margin: empty border around the slides, in the same units.
 
     Returns:
-        (N, 2) x and y in the picture, its height, and the share of the variance that it shows, in [0, 1].
+        (N, 2) x to the right and y down in the picture, its height, and the share of the variance that it shows, in
+        [0, 1].
     """
     from sklearn.decomposition import PCA
 
     model = PCA(min(2, *vectors.shape), svd_solver="full")
-    with np.errstate(invalid="ignore"):  # all alike: no variance to have a share of
+    with np.errstate(invalid="ignore"):  # where all vectors are equal, the share of the variance is 0 / 0
         xy = model.fit_transform(np.asarray(vectors, np.float64))
     if xy.shape[1] == 1:
         xy = np.column_stack([xy, np.zeros(len(xy))])
@@ -124,18 +145,21 @@ def slide_map(vectors: np.ndarray, width: float = 640, margin: float = 14) -> tu
 
 
 def small_picture(path: Path, longest: int = 320, part: bool = False) -> str:
-    """A picture file as a data URI: JPEG of at most `longest` pixels a side.
+    """A picture file as a data URI.
 
     Args:
-        path: of the picture.
-        longest: pixels.
-        part: show, unscaled, the part that differs most in itself.
+        path: the picture file.
+        longest: most pixels of a side.
+        part: whether to cut out the most detailed part at full resolution, instead of scaling the picture down.
+
+    Returns:
+        JPEG as a data URI.
 
     Raises:
-        OSError: not a picture, or not there.
+        OSError: the file is absent or not a picture.
     """
     with Image.open(path) as image:
-        if not part:
+        if not part:  # JPEGs are decoded at reduced size, which is much faster
             image.draft("RGB", (longest * 2, longest * 2))
         small = image.convert("RGB")
     if part:
@@ -147,7 +171,7 @@ def small_picture(path: Path, longest: int = 320, part: bool = False) -> str:
 
 
 def _richest(grey: np.ndarray, side: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the square of a picture whose pixels differ most, among half-overlapping ones."""
+    """Left, top, right, bottom of the square with the largest standard deviation, among half-overlapping squares."""
     top, left = (range(0, max(length - side, 0) + 1, side // 2) for length in grey.shape)
     corners = [(y, x) for y in top for x in left]
     y, x = max(corners, key=lambda corner: grey[corner[0] :, corner[1] :][:side, :side].std())
@@ -175,11 +199,11 @@ def _axes(width: float, height: float):
 
 
 def _svg(figure) -> Markup:
-    """The figure as an inline SVG that scales with the page and takes its colours and letters from it."""
+    """The figure as inline SVG that scales with the page and uses its colours and fonts."""
     import matplotlib
 
     buffer = io.StringIO()
-    # The salt makes the names of clip paths a function of their content: the same figure is the same bytes.
+    # With a fixed salt the names of clip paths depend on their content only: the same figure gives the same bytes.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "histossl"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a study: what was run, what became of every slide, and what the vectors are worth."""
+"""One self-contained HTML page of a study: settings, state of every slide, training, vectors and scores."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PICTURES = 24  # in the QC sheet
 ROWS = 100  # of slides or failures in a table
 POINTS = 4000  # on a map
 COLOURS = 8  # of classes on a map; page.css has as many, and one for all others
-MAPS = 4
+MAPS = 4  # one per target
 GAUGES = {
     "loss": "lower is better; its floor depends on the batch",
     "spread": "0 is collapse, 1 fills the sphere",
     "matched": "views whose nearest other view is of their own slide",
     "alignment": "distance of the two views of a slide; lower is better",
     "uniformity": "how evenly the slides fill the sphere; lower is better",
-    "effective_rank": "directions that the vectors spread over; 1 is collapse",
+    "effective_rank": "number of directions that the vectors use; 1 is collapse",
     "rate": "learning rate",
     "lr": "learning rate",
 }
@@ -37,23 +37,23 @@ GAUGES = {
 
 @dataclass(frozen=True)
 class ReportInput:
-    """All that a page is made of; what is None or empty leaves its section out.
+    """The content of a page; a section whose input is None or empty is left out.
 
     Attributes:
-        title: of the page, such as the name of the study.
-        slides: one row a slide with the columns of slides.csv; values may be text. A slide has failed where `status`
+        title: title of the page, such as the name of the study.
+        slides: one row per slide with the columns of slides.csv; values may be text. A slide has failed where `status`
             is "failed".
-        qc: slide_id -> picture file of tissue and tiles; files that are not there are passed over.
-        training: one row a logged step: `step`, `loss`, and any further numbers (`rate`, gauges of collapse).
-        vectors: (N, d) finite floats, the slide vectors, with `ids` the N slide ids.
-        ids: of the vectors.
-        labels: index slide_id, one column a target (None or "" where unlabelled); `patient_id` is not a target.
+        qc: slide_id -> picture file of tissue and tiles; absent files are left out.
+        training: one row per logged step: `step`, `loss`, and any further numbers (`rate`, gauges of collapse).
+        vectors: (N, d) finite floats, the slide vectors.
+        ids: the N slide ids of the vectors.
+        labels: index slide_id, one column per target (None or "" where unlabelled); `patient_id` is not a target.
         probe: the content of probe.json.
-        slide_bytes: size of all slide files that have a vector, None where unknown.
+        slide_bytes: size of the files of all encoded slides, None where unknown.
         settings: the resolved settings, nested dictionaries.
         versions: program -> version.
         durations: stage -> seconds.
-        sheets: of example pictures.
+        sheets: sheets of example pictures.
     """
 
     title: str
@@ -72,24 +72,28 @@ class ReportInput:
 
 
 def write_report(path: Path, context: ReportInput) -> None:
-    """Write the page: HTML with its style, figures and pictures inside; it loads nothing and runs no script.
+    """Write the page: HTML that includes its style, figures and pictures, loads nothing and runs no script.
 
-    Slide names, labels, reasons and settings are escaped: whatever they hold, they are shown as text.
+    Slide names, labels, errors and settings are escaped, so that they always show as text.
+
+    Args:
+        path: the HTML file; whole or absent.
+        context: the content.
 
     Raises:
         OSError: the file cannot be written.
     """
     folder = Path(__file__).parent
-    room = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    room.filters |= {"size": _size, "time": _time, "figure": _figure}
+    environment.filters |= {"size": _size, "time": _time, "figure": _figure}
     slides = _records(context.slides)
-    page = room.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=context.title,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         summary=_summary(context, slides),
@@ -104,12 +108,12 @@ def write_report(path: Path, context: ReportInput) -> None:
         durations=context.durations,
     )
     with whole(path) as part:
-        # Names of files that are not Unicode carry surrogates, which no encoder writes.
+        # File names that are not Unicode contain surrogates, which UTF-8 cannot encode.
         part.write_bytes(page.encode("utf-8", "replace"))
 
 
 def _records(slides: pd.DataFrame) -> list[dict[str, str]]:
-    """slides.csv as rows of text, all columns there, "" for what is empty."""
+    """slides.csv as rows of text with all COLUMNS, "" for empty cells."""
     rows = [
         {str(k): "" if v is None or v != v else str(v) for k, v in row.items()} for row in slides.to_dict("records")
     ]
@@ -138,7 +142,7 @@ def _summary(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, An
 
 def _slides(slides: list[dict[str, str]]) -> dict[str, Any]:
     failed = [row for row in slides if row["status"] == "failed"]
-    # The reason without the name of the slide, which begins it.
+    # An error begins with the name of its slide; without it, equal reasons can be counted.
     reasons = Counter(row["error"].partition(": ")[2] or row["error"] for row in failed)
     return {
         "failed": failed[:ROWS],
@@ -150,7 +154,7 @@ def _slides(slides: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str, Any]:
-    """The slides with the fewest tiles first: where finding the tissue went wrong, if anywhere."""
+    """The QC pictures, slides with the fewest tiles first: there a failure to find the tissue is most likely."""
     tiles = {row["slide_id"]: _tiles(row) for row in slides}
     there = sorted((slide for slide in qc if Path(qc[slide]).is_file()), key=lambda slide: (tiles.get(slide, 0), slide))
     drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
@@ -166,7 +170,7 @@ def _sheet(sheet: Sheet) -> dict[str, Any]:
 
 
 def _drawn(path: Path, longest: int = 320, part: bool = False) -> str | None:
-    """A picture as a data URI; None where it is not there or damaged, which is no reason to have no report."""
+    """A picture as a data URI; None where it is absent or damaged, so that the report is written without it."""
     try:
         return small_picture(Path(path), longest, part)
     except OSError:
@@ -193,7 +197,7 @@ def _training(log: pd.DataFrame | None) -> list[dict[str, Any]]:
 
 
 def _maps(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, Any]:
-    """The same map once for each target, or by patient where there is none."""
+    """The same map once for each target, or coloured by patient where there are no targets."""
     if context.vectors is None or len(context.vectors) < 3:
         return {"maps": []}
     vectors, ids = context.vectors, [str(name) for name in context.ids]
@@ -216,7 +220,7 @@ def _maps(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, Any]:
 def _colourings(
     labels: pd.DataFrame | None, slides: list[dict[str, str]], ids: list[str]
 ) -> list[tuple[str, list[str]]]:
-    """(name, class of each slide, "" for none)."""
+    """(name, class of each slide, "" for no class) of each map."""
     if labels is not None:
         rows = {str(slide): row for slide, row in labels.to_dict("index").items()}
         targets = [str(name) for name in labels.columns if name != "patient_id"]
@@ -307,7 +311,7 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _verdict(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence on the first embedding against each of the others, by whether the interval excludes 0."""
+    """One sentence that compares the first embedding with the others, by whether the interval excludes 0."""
     found = {"is ahead of": [], "is behind": [], "cannot be told apart from": []}
     for row in rows:
         low, high = row["difference_low"], row["difference_high"]
@@ -341,7 +345,7 @@ def _time(seconds: float) -> str:
 
 
 def _figure(value: float | None, sign: bool = False) -> str:
-    """A share as papers print it, .83; a difference with its sign, +.05."""
+    """A score as papers print it, .83; a difference with its sign, +.05."""
     if value is None or value != value:
         return "–"
     text = f"{abs(value):.2f}"

@@ -1,4 +1,4 @@
-"""Sheets of examples for the report: slides that are alike, heatmaps, nuclei; of each a few."""
+"""Sheets of example pictures for the report: similar slides, heatmaps, nuclei."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from histossl.core import tables
 
-ROWS, HITS, PICTURES = 4, 4, 8
+ROWS, HITS, PICTURES = 4, 4, 8  # query slides, similar slides of each; pictures in the other sheets
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures side by side under a heading; those whose files are not there are passed over.
+    """Pictures side by side under a heading; pictures whose files are absent are left out.
 
     Attributes:
         title: the heading.
-        text: under it.
-        pictures: in order.
+        text: the text under it.
+        pictures: the pictures, in order.
         layout: "rows" of five, "wide" pictures, or "" for small ones.
-        part: shows of each picture only its richest part, as large as it is: of what whole is too small to see.
+        part: whether to show only the most detailed part of each picture, at full resolution.
     """
 
     title: str
@@ -45,13 +45,16 @@ class Sheet:
 def hits_sheet(
     vectors: NDArray, ids: Sequence[str], patients: Mapping[str, str], pictures: Mapping[str, Path]
 ) -> Sheet | None:
-    """Some slides, each followed by the slides of other patients most like it; None of fewer than three slides.
+    """Some query slides, each followed by the most similar slides of other patients.
 
     Args:
         vectors: (N, d) finite.
         ids: N slide ids.
         patients: slide id -> patient, "" or absent where unknown: then a slide is a patient of its own.
-        pictures: slide id -> file.
+        pictures: slide id -> picture file.
+
+    Returns:
+        The sheet; None for fewer than three slides.
     """
     from histossl.evaluate.search import nearest
 
@@ -61,19 +64,26 @@ def hits_sheet(
     shown = []
     for row in np.unique(np.linspace(0, len(ids) - 1, ROWS).astype(int)).tolist():
         found = nearest(vectors, people, row, HITS)
-        listed = [(row, "asked for"), *((hit.row, f"{hit.similarity:.2f}") for hit in found)]
+        listed = [(row, "query"), *((hit.row, f"{hit.similarity:.2f}") for hit in found)]
         named = [(str(ids[k]), note) for k, note in listed]
         shown += [Picture(pictures[name], name, note) for name, note in named if name in pictures]
     others = "slides of other patients" if any(patients.values()) else "slides"
     text = (
-        f"Each slide that was asked for, then the {others} most like it, with their similarity: "
-        "0 is what two slides of the cohort have by chance."
+        f"Each query slide, then the {others} most similar to it, with their similarity: "
+        "0 is the similarity that two slides of the cohort have by chance."
     )
-    return Sheet("What is alike", text, shown, "rows")
+    return Sheet("Similar slides", text, shown, "rows")
 
 
 def heatmaps_sheet(study: Path) -> Sheet | None:
-    """Of each target some of what `histossl heatmap` wrote."""
+    """Some heatmaps of each target.
+
+    Args:
+        study: folder of the study; `histossl heatmap` writes into its subfolder `heatmaps`.
+
+    Returns:
+        The sheet; None where there are no heatmaps.
+    """
     folders = sorted(folder for folder in (study / "heatmaps").glob("*") if folder.is_dir())
     each = max(1, PICTURES // max(1, len(folders)))
     shown = [
@@ -86,7 +96,14 @@ def heatmaps_sheet(study: Path) -> Sheet | None:
 
 
 def nuclei_sheet(study: Path) -> Sheet | None:
-    """Some of the overlays that `histossl nuclei segment` wrote into the study, with their counts."""
+    """Some overlays of nuclei, with their counts.
+
+    Args:
+        study: folder of the study; `histossl nuclei segment` writes into its subfolder `nuclei`.
+
+    Returns:
+        The sheet; None where there are no overlays.
+    """
     folder, ending = study / "nuclei", "-overlay.jpg"
     found = _some(sorted(folder.glob(f"*{ending}")), PICTURES)
     if not found:
@@ -98,11 +115,11 @@ def nuclei_sheet(study: Path) -> Sheet | None:
     names = [path.name.removesuffix(ending) for path in found]
     notes = [f"{int(counts[name]):,} nuclei" if counts.get(name, "").isdecimal() else "" for name in names]
     shown = [Picture(path, name, note) for path, name, note in zip(found, names, notes, strict=True)]
-    return Sheet("Nuclei", "As they were found, without labels; of each slide a part.", shown, "wide", part=True)
+    return Sheet("Nuclei", "As found without labels; a part of each slide.", shown, "wide", part=True)
 
 
 def _some(paths: Sequence[Path], count: int) -> list[Path]:
-    """At most `count`, evenly from first to last."""
+    """At most `count` paths, evenly spaced from first to last."""
     if len(paths) <= count:
         return list(paths)
     return [paths[k] for k in np.linspace(0, len(paths) - 1, count).astype(int)]

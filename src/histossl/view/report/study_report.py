@@ -1,4 +1,4 @@
-"""The report of a study: everything that its folder holds, on one page."""
+"""The report of a study: all its results on one page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ from histossl.study.times import stage_times
 
 
 def report_study(study: Study) -> None:
-    """One page of all that stands: report.html. The same study gives the same bytes, but for the times of its runs."""
+    """Write report.html of a study, with the results that exist.
+
+    The same study gives the same bytes, except for the durations of its stages.
+
+    Args:
+        study: the study.
+
+    Raises:
+        FileFormatError: the embeddings cannot be read.
+        OSError: the report cannot be written.
+    """
     from histossl.view.report.page import ReportInput, write_report
     from histossl.view.report.sheets import heatmaps_sheet, hits_sheet, nuclei_sheet
 
@@ -88,7 +98,7 @@ def _check_row(row: dict[str, Any]) -> None:
 
 
 def _probed_labels(study: Study) -> pd.DataFrame | None:
-    """The labels that the probe used, one column a target, to colour the map of slides."""
+    """The labels that the probe used, one column per target, to colour the map of slides."""
     path = study.folder / "predictions.csv"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-// The map of the slides, and the list of those that are chosen: by text, by class, by a lasso.
+// The map of the slides, and the list of the selected ones: by text, by class, by a lasso.
 import { CLASSES, byId, dark, element, fetched, ink, listed, mark, once, ramp, rgb, sharp } from "./common.js";
 
 const LISTED = 200, SAID = 60;
@@ -45,7 +45,7 @@ function classes(name) {
   return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
 }
 
-// What a column is: classes with a colour each, or numbers on a ramp.
+// How a column colours the map: one colour per class, or a colour ramp for numbers.
 function recolour() {
   const name = byId("colour").value, legend = byId("legend");
   legend.replaceChildren();
@@ -249,7 +249,7 @@ for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name,
     draw();
   } else if (moved < 6 && name === "pointerup") {
     const slide = nearest(...place(event), event.pointerType === "touch" ? 24 : 14);
-    // A finger has no hover: the first touch shows what the second one opens.
+    // A touch screen has no hover: the first touch shows the slide, the second opens it.
     if (slide !== null && (event.pointerType !== "touch" || slide === under)) open(slide);
     else point(slide);
   }
@@ -309,7 +309,7 @@ byId("list").addEventListener("pointerover", (event) => {
   if (slide !== undefined && places[slide]) { under = Number(slide); draw(); }
 });
 byId("save").addEventListener("click", () => {
-  const plain = (value) => (/^[=+@\t\r-]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value); // no formula
+  const plain = (value) => (/^[=+@\t\r-]/.test(value) && Number.isNaN(Number(value)) ? `'${value}` : value); // so that a spreadsheet does not read it as a formula
   const cell = (value) => (/[",\n\r]/.test(value) ? `"${plain(value).replaceAll('"', '""')}"` : plain(value));
   const names = Object.keys(cohort.columns);
   const rows = [["slide_id", ...names], ...shown.map((slide) => [cohort.names[slide], ...names.map((name) => cohort.columns[name][slide])])];

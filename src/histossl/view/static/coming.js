@@ -1,8 +1,8 @@
-// Pictures of a slide on their way. One that leaves the screen before it came is not waited for; should it come back, it
-// is asked for anew. OpenSeadragon itself would wait for every one that it once wanted.
+// Requests for tiles. A request whose tile leaves the screen is cancelled, and sent again if the tile comes back into
+// view. OpenSeadragon itself waits for every tile that it once requested.
 export class Coming {
-  jobs = new Map(); // of OpenSeadragon -> what stops them, null while they are off the screen
-  // The two by which a tile source fetches its tiles.
+  jobs = new Map(); // job of OpenSeadragon -> its AbortController, null while its tile is off the screen
+  // The two methods that OpenSeadragon calls to fetch tiles.
   fetching() {
     return {
       downloadTileStart: (job) => this.ask(job),
@@ -24,7 +24,7 @@ export class Coming {
       job.fail(error.message, null);
     }
   }
-  // The navigator shows all of the slide, always.
+  // The navigator always shows the whole slide.
   look(viewer) {
     const seen = viewer.viewport.getBounds(true);
     for (const [job, stop] of this.jobs) {

@@ -1,4 +1,4 @@
-// What both pages need: answers of the server, elements, colours.
+// Shared by both pages: requests, elements, colours.
 
 export async function fetched(address, kind = "json", signal) {
   const answer = await fetch(address, { signal });
@@ -11,7 +11,7 @@ export async function fetched(address, kind = "json", signal) {
   return answer[kind]();
 }
 
-// Children are nodes or text; text is never read as HTML.
+// Children are nodes or text; text is never parsed as HTML.
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -32,7 +32,7 @@ export function ink(name) {
 export const CLASSES = 8;
 const SHAPES = 4;
 
-// Classes differ in shape too: not everybody tells all colours apart.
+// Classes also differ in shape, for people who cannot distinguish all colours.
 export function mark(context, x, y, radius, kind) {
   context.beginPath();
   const shape = kind === null ? 0 : kind % SHAPES;
@@ -48,7 +48,7 @@ export function mark(context, x, y, radius, kind) {
   }
 }
 
-// Dark to light on a light page and the other way round, readable without colour.
+// Dark to light on a light page, light to dark on a dark one; readable without colour.
 const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [220, 205, 40]];
 export function ramp(share) {
   const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), k = Math.min(Math.floor(at), RAMP.length - 2);

@@ -1,11 +1,11 @@
-// What is drawn over a slide. A layer draws into a context whose unit is a level-0 pixel; `seen` is what is on the screen.
+// Overlays of a slide. A layer draws into a context whose unit is a level-0 pixel; `seen` is the visible region.
 import { fetched } from "./common.js";
 
-const GRID = 9; // screen pixels of a tile from which on its frame is drawn
-const FINE = 5; // screen pixels of 8 µm, a nucleus, from which on outlines are drawn
-const CELLS = 400; // of nuclei that stay at hand
-const ROOM = 0.25; // of the screen, on each side, for which outlines are drawn beforehand
-const SETTLED = 120; // milliseconds after which a scale that does not change is taken for the last
+const GRID = 9; // smallest tile in screen pixels whose frame is drawn
+const FINE = 5; // smallest nucleus (8 µm) in screen pixels whose outline is drawn
+const CELLS = 400; // of nuclei that are kept in memory
+const ROOM = 0.25; // of the screen on each side, margin for which outlines are drawn in advance
+const SETTLED = 120; // milliseconds without a change of scale, after which zooming has ended
 
 export class Tissue {
   static colour = "#b8420b";
@@ -24,13 +24,13 @@ export class Tissue {
   }
 }
 
-// Stride and extent, a corner a tile and, of heatmaps, a share a tile.
+// Stride and extent, one corner per tile and, for heatmaps, one share per tile.
 function places(data, shared) {
   const [stride, extent] = new Float32Array(data, 0, 2), count = (data.byteLength - 8) / (shared ? 12 : 8);
   return { stride, extent, xy: new Int32Array(data, 8, 2 * count), shares: shared && new Float32Array(data, 8 + 8 * count, count) };
 }
 
-// A pixel a tile: however many there are, one picture is drawn.
+// One pixel per tile, so that a single picture is drawn for any number of tiles.
 function sheet({ stride, xy }, colour) {
   const column = (k) => Math.round(xy[2 * k] / stride), row = (k) => Math.round(xy[2 * k + 1] / stride), count = xy.length / 2;
   let width = 1, height = 1;
@@ -76,7 +76,7 @@ export class Tiles {
   }
 }
 
-// Orange speaks for the class, blue against it: told apart by those who mix up red and green.
+// Orange speaks for the class, blue against it: distinguishable with red-green colour blindness.
 const FOR = [224, 110, 10], AGAINST = [30, 100, 200];
 
 export class Heat {
@@ -97,7 +97,7 @@ export class Heat {
 
 const alike = (a, b) => Math.abs(a / b - 1) < 1e-6;
 
-// Outlines are drawn onto a sheet, somewhat larger than the screen, and the sheet onto the slide: to move it costs nothing.
+// Outlines are drawn on a sheet, somewhat larger than the screen, which is drawn over the slide: moving it is cheap.
 export class Nuclei {
   static colour = "#00a050";
   constructor(changed) { this.changed = changed; this.cells = new Map(); this.asked = new Map(); }
@@ -116,7 +116,7 @@ export class Nuclei {
       context.drawImage(this.picture, 0, 0, seen.width, seen.height);
       return 0;
     }
-    const wanted = this.within(seen, this.about.side); // those beyond the edge, too: they may come next
+    const wanted = this.within(seen, this.about.side); // also those beyond the edge, which may be needed next
     this.drop(wanted);
     for (const cell of wanted) if (!this.cells.has(cell)) this.ask(cell);
     for (const cell of this.cells.keys()) {
@@ -127,12 +127,12 @@ export class Nuclei {
     else if (!this.holds(seen)) this.fill(seen, context.getTransform().a);
     const { canvas, left, top, right, bottom } = this.sheet, { a, e, f } = context.getTransform();
     if (alike(seen.scale, this.sheet.scale)) {
-      context.setTransform(1, 0, 0, 1, 0, 0); // whole pixels on whole pixels stay sharp
+      context.setTransform(1, 0, 0, 1, 0, 0); // aligned to whole pixels the sheet stays sharp
       context.drawImage(canvas, Math.round(left * a + e), Math.round(top * a + f));
     } else context.drawImage(canvas, left, top, right - left, bottom - top);
     return this.sheet.drawn;
   }
-  // While the scale changes from frame to frame the old sheet is shown, somewhat blurred.
+  // While the scale changes from frame to frame, the old sheet is shown, somewhat blurred.
   zooming({ scale }) {
     const now = performance.now();
     if (!alike(scale, this.scale)) { this.scale = scale; this.since = now; }
@@ -143,7 +143,7 @@ export class Nuclei {
     return sheet && alike(scale, sheet.scale) && Math.max(left, 0) >= sheet.left && Math.max(top, 0) >= sheet.top
       && Math.min(right, width) <= sheet.right && Math.min(bottom, height) <= sheet.bottom;
   }
-  // The numbers of the cells that reach into what is seen, or come within some level-0 pixels of it.
+  // The numbers of the cells that intersect the visible region, with a margin in level-0 pixels.
   within({ left, top, right, bottom }, margin) {
     const { side, columns, cells } = this.about, found = new Set();
     for (let row = Math.max(0, Math.floor((top - margin) / side)); row <= Math.floor((bottom + margin) / side); row++) {
@@ -153,7 +153,7 @@ export class Nuclei {
     }
     return found;
   }
-  // `dense`: pixels of the sheet to a level-0 pixel.
+  // `dense`: pixels of the sheet per level-0 pixel.
   fill({ scale, left, top, right, bottom }, dense) {
     const across = (right - left) * ROOM, down = (bottom - top) * ROOM;
     const canvas = this.sheet?.canvas ?? document.createElement("canvas"), context = canvas.getContext("2d");
@@ -170,11 +170,11 @@ export class Nuclei {
   add(cell) {
     const path = this.cells.get(cell);
     this.cells.delete(cell);
-    this.cells.set(cell, path); // the last used stand last
+    this.cells.set(cell, path); // the most recently used are last
     this.sheet.context.stroke(path);
     this.sheet.drawn += this.about.cells[cell];
   }
-  // What left the screen is not waited for.
+  // Cancel requests for cells that left the screen.
   drop(wanted) {
     for (const [cell, stop] of this.asked) if (!wanted.has(cell)) { stop.abort(); this.asked.delete(cell); }
   }
@@ -188,7 +188,7 @@ export class Nuclei {
       if (this.sheet) this.add(cell);
       this.changed();
     } catch (error) {
-      if (error.name !== "AbortError") console.warn(error.message); // and it is not asked for again
+      if (error.name !== "AbortError") console.warn(error.message); // and the cell is not requested again
     }
   }
   path(cell, data) {

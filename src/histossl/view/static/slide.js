@@ -1,4 +1,4 @@
-// One slide in full depth, what lies over it, and the slides most like it.
+// One slide at all magnifications, its overlays, and the slides most similar to it.
 import { Coming } from "./coming.js";
 import { byId, element, fetched, listed, once, sharp } from "./common.js";
 import { Heat, Nuclei, Tiles, Tissue } from "./layers.js";
@@ -41,7 +41,7 @@ function trouble(text) {
 }
 
 function open() {
-  // OpenSeadragon would write a style that hides the focus, unless it finds its own: what is no HTML passes for it.
+  // OpenSeadragon writes a style that hides the focus, unless it finds its own: this element passes for that.
   const theirs = document.createElementNS("urn:none", "style");
   theirs.setAttribute("data-openseadragon-mobile-css", "");
   document.head.append(theirs);
@@ -58,7 +58,7 @@ function open() {
       getTileUrl: (level, column, row) => `${base}/tiles/${level}/${column}_${row}.jpg`,
     },
   });
-  viewer.canvas.append(canvas); // below what OpenSeadragon lays over the slide
+  viewer.canvas.append(canvas); // below the elements that OpenSeadragon places over the slide
   new ResizeObserver(draw).observe(canvas);
   viewer.canvas.setAttribute("aria-label", "The slide: arrow keys move, plus and minus zoom, 0 shows all of it");
   viewer.addOnceHandler("tile-drawn", () => {
@@ -81,7 +81,7 @@ function offer() {
     const there = facts.overlays[name];
     if (!there || there.length === 0) continue;
     const box = element("input", { type: "checkbox", id: `show-${name}` });
-    const choice = name === "heat" ? element("select", { "aria-label": "Class that the tiles speak of" }, ...there.map((one, k) => element("option", { value: k }, one))) : null;
+    const choice = name === "heat" ? element("select", { "aria-label": "Class that the heatmap explains" }, ...there.map((one, k) => element("option", { value: k }, one))) : null;
     const sample = element("i", {});
     sample.style.background = Layer.colour ?? "linear-gradient(90deg, rgb(30 100 200), #fff, rgb(224 110 10))";
     const make = () => (name === "heat" ? new Heat(choice.value) : new Layer(draw));
@@ -139,7 +139,7 @@ function measure(scale) {
   text.textContent = !facts.mpp ? `${length} px` : length >= 1000 ? `${length / 1000} mm` : `${+length.toPrecision(1)} µm`;
 }
 
-// ---- words
+// ---- what the study knows
 
 function tell(words) {
   const { predictions, neighbours, row, labels } = words;
@@ -159,7 +159,7 @@ function tell(words) {
   byId("predictions-box").hidden = !predictions.length;
   byId("neighbours").append(...neighbours.map((one) => listed(one.slide, one.name, "../", one.said, false, one.similarity.toFixed(2))));
   byId("neighbours-box").hidden = !neighbours.length;
-  if (!row.patient_id) byId("alike").textContent = "By their vectors; they may be of the same patient, which nobody has said.";
+  if (!row.patient_id) byId("alike").textContent = "By their vectors; they may be of the same patient: the patients are unknown.";
   const names = { patient_id: "patient", mpp: "µm per pixel" };
   const facts = [["file", words.file], ...Object.entries(row), ...Object.entries(labels)].filter(([name]) => name !== "slide_id");
   byId("about").append(...facts.flatMap(([name, value]) => [element("dt", { class: name === "error" ? "bad" : null }, names[name] ?? name), element("dd", {}, value)]));

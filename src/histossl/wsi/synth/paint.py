@@ -1,8 +1,8 @@
-"""The painter's loops: hematoxylin and eosin at every pixel, nuclei stamped on them, their colours.
+"""Paints pixels: hematoxylin and eosin of the tissue, nuclei drawn over them, and their colours.
 
-Any region can be painted at any time, in any order, since all randomness is a hash of (seed, unit, purpose). A unit
-fades into the common stroma before its border: units do not see each other. Fast-math stays off: the same seed
-has to give the same bytes.
+Any region can be painted in any order, since all randomness is a hash of (seed, unit, purpose). A unit fades into the
+common stroma before its border, so that units do not depend on each other. Fast-math is off: the same seed must give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _stamp(w, hema, eosin, x0, y0, n, soft):
             eosin[r, c] += m * (0.3 - eosin[r, c])
 
 
-# ---- what lies between the nuclei
+# ---- tissue between the nuclei
 
 
 @njit
@@ -215,7 +215,7 @@ def _colours(w, x0, y0, hema, eosin, out):
         for c in range(hema.shape[1]):
             for k in range(3):
                 od = hema[r, c] * stain[0, k] + eosin[r, c] * stain[1, k] + stain[2, k]
-                # Another row of the grain in every 1024-pixel column and channel, lest its period show.
+                # Each 1024-pixel column and channel takes other rows of the grain, so that its period does not show.
                 gy = (r + y0 + oy + 331 * k + 97 * ((c + x0) >> 10)) & MASK
                 gx = (c + x0 + ox + 619 * k + 193 * ((r + y0) >> 10)) & MASK
                 value = table[min(4095, int(od * 1024))] + noise * tex[GRAIN, gy, gx] / 40.0
@@ -224,7 +224,7 @@ def _colours(w, x0, y0, hema, eosin, out):
 
 @njit
 def _units(w, x0, y0, height, width):
-    """The units that may show in a region: first and last row, first and last column, ends excluded."""
+    """The units that may be visible in a region: first and last row, first and last column, ends excluded."""
     rows, columns, px = w.kinds.shape[0] * w.units, w.kinds.shape[1] * w.units, w.unit / w.mpp
     i0, i1 = math.floor(y0 / px) - 1, math.floor((y0 + height) / px) + 2
     j0, j1 = math.floor(x0 / px) - 1, math.floor((x0 + width) / px) + 2
@@ -254,7 +254,7 @@ def _paint(w, x0, y0, height, width):
 
 @njit
 def _label(w, x0, y0, height, width):
-    """(height, width) int32 of nucleus ids, 0 = none; an id is 1 + unit · cap + place in the unit."""
+    """(height, width) int32 of nucleus ids, 0 = none; an id is 1 + unit · cap + index in the unit."""
     out = np.zeros((height, width), np.int32)
     mpp, columns = w.mpp, w.kinds.shape[1] * w.units
     i0, i1, j0, j1 = _units(w, x0, y0, height, width)
@@ -290,10 +290,10 @@ def _collect(w, i, j0, j1):
 
 
 def _entries(sources: int):
-    """The loops to call from Python, kept compiled on disk.
+    """The functions to call from Python, with their compiled code cached on disk.
 
-    Numba looks only at the file of a function for changes, not at those of the functions that it calls; but it does
-    look at the values that a function closes over: here a checksum of all the sources.
+    Numba's cache notices changes of a function's own file, but not of the functions that it calls. It also notices
+    changed closure variables, so these functions close over a checksum of all sources.
     """
 
     @njit(cache=True, nogil=True)

@@ -1,6 +1,6 @@
-"""The nuclei of synthetic slides: where they lie, their outlines and looks.
+"""The nuclei of synthetic slides: positions, outlines and appearance.
 
-Everything is in µm. A unit's content depends on that unit alone, and stays inside of it.
+All lengths are in µm. The content of a unit depends on that unit alone, and stays inside it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from histossl.wsi.synth.texture import ANGLE, FAR, MASK, N, depth_at, normal, slow, state, uniform
 
-EDGE_UM = 22.0  # the tissue's fine outline strays at most so far from its coarse one
+EDGE_UM = 22.0  # largest distance of the tissue's fine outline from its coarse outline
 STROMA, GLAND, LYMPHOID, ADIPOSE, NEST, LESION = range(6)  # as in recipe.KINDS
-# Columns of a nucleus: centre, semi-axes, direction and outline, then looks.
+# Columns of a nucleus: centre, semi-axes, direction and outline, then appearance.
 X, Y, A, B, COS, SIN, C2, C3, HEMA, CLUMP, PALE, NUCLEOLUS, KIND, TEX = range(14)
 COLUMNS = 14
 LOBED = 0.5  # share of the units whose content comes in several parts
@@ -32,22 +32,31 @@ LOOKS = (
 
 
 class Form(NamedTuple):
-    """The form of a unit's content, in µm from its middle."""
+    """The shape of a unit's content, in µm from the unit's centre."""
 
     x: float
     y: float
     radius: float
-    waves: tuple[float, float, float, float]  # of the outline, in parts of the radius
+    waves: tuple[float, float, float, float]  # amplitudes of the outline's waves, in parts of the radius
     wall: float  # height of a gland's epithelium
-    row: int  # where it lies in the textures
+    row: int  # offset in the textures
     column: int
-    whim: float  # in [0, 1], for whatever else differs
+    whim: float  # in [0, 1], for all other variation
     circles: NDArray[np.float64]  # (5, 3): x, y, radius of disjoint circles, 0 for none: fat cells, tubules, lobes
 
 
 @njit
 def form_of(w, i, j):
-    """The form of unit (i, j): drawn alike for all kinds, each of which uses what it needs."""
+    """The shape of a unit's content, drawn in the same way for all kinds; each kind uses the fields that it needs.
+
+    Args:
+        w: the `World` of the slide.
+        i: row of the unit.
+        j: column of the unit.
+
+    Returns:
+        The `Form`.
+    """
     s = np.empty(1, np.uint64)
     s[0] = state(w.seed, i, j, 41)
     half = w.unit / 2
@@ -70,7 +79,17 @@ def form_of(w, i, j):
 
 @njit
 def outline(form, radius, dx, dy):
-    """µm outside (positive) or inside of a wavy circle."""
+    """Signed distance to a wavy circle.
+
+    Args:
+        form: the unit's `Form`, which has the waves.
+        radius: radius of the circle, µm.
+        dx: µm from its centre.
+        dy: µm from its centre.
+
+    Returns:
+        µm, positive outside.
+    """
     r = math.sqrt(dx * dx + dy * dy) + 1e-6
     c, s = dx / r, dy / r
     c2, s2 = 2 * c * c - 1, 2 * s * c
@@ -80,7 +99,15 @@ def outline(form, radius, dx, dy):
 
 @njit
 def gland(form, k):
-    """Gland k of a unit: x, y, radius (0: none), height of the epithelium. One large one, or up to five tubules."""
+    """One of the glands of a unit, which has one large gland or up to five tubules.
+
+    Args:
+        form: the unit's `Form`.
+        k: index of the gland, 0 to 4.
+
+    Returns:
+        x, y from the unit's centre, radius (0: no such gland), height of the epithelium; µm.
+    """
     if form.whim >= LOBED:
         return form.x, form.y, form.radius if k == 0 else 0.0, form.wall
     radius = form.circles[k, 2]
@@ -89,7 +116,17 @@ def gland(form, k):
 
 @njit
 def outside_glands(form, half, u, v):
-    """µm outside (positive) or inside of the nearest gland."""
+    """Signed distance to the nearest gland.
+
+    Args:
+        form: the unit's `Form`.
+        half: half the side of the unit, µm.
+        u: x from the unit's centre, µm.
+        v: y from the unit's centre, µm.
+
+    Returns:
+        µm, positive outside, at most `half`.
+    """
     nearest = half
     for k in range(5):
         x, y, radius, _ = gland(form, k)
@@ -100,7 +137,17 @@ def outside_glands(form, half, u, v):
 
 @njit
 def body(form, half, u, v):
-    """µm outside (positive) or inside of a body in the unit, whole or in lobes; never less than 0 on its border."""
+    """Signed distance to the body of cells in a unit, which is whole or in lobes and stays inside the unit.
+
+    Args:
+        form: the unit's `Form`.
+        half: half the side of the unit, µm.
+        u: x from the unit's centre, µm.
+        v: y from the unit's centre, µm.
+
+    Returns:
+        µm, positive outside.
+    """
     if form.whim < LOBED:
         nearest = half
         for k in range(5):
@@ -118,7 +165,14 @@ def body(form, half, u, v):
 
 @njit
 def vessel(form):
-    """Radius of the capillary in a unit of stroma, 0 for none."""
+    """The capillary of a unit of stroma.
+
+    Args:
+        form: the unit's `Form`.
+
+    Returns:
+        Radius in µm, 0 for no capillary.
+    """
     return max(0.0, form.whim - 0.7) * 18 + 4.5 if form.whim > 0.7 else 0.0
 
 
@@ -143,7 +197,7 @@ def _free(nuclei, count, n, gap):
 
 @njit
 def _make(s, n, kind, x, y, angle, habit):
-    """Size, outline and looks of a nucleus of a kind: stromal, epithelial, lymphocyte, tumour, atypical."""
+    """Draw size, outline and appearance of a nucleus of a type (index into NUCLEI) into the row `n`."""
     a, da, b, db, hema, clump, pale, nucleolus, odd = LOOKS[kind]
     a, b = normal(s, a, da), normal(s, b, db)
     n[X], n[Y] = x, y
@@ -165,7 +219,7 @@ def _fibre_angle(w, x, y):
 
 @njit
 def _septal(w, i, j, nuclei, count):
-    """Spindle nuclei on the left and the upper border of a unit, there whatever the kinds on both sides."""
+    """Spindle nuclei on the left and the upper border of a unit, for all kinds of the units on both sides."""
     s = np.empty(1, np.uint64)
     s[0] = state(w.seed, i, j, 31)
     for k in range(6):
@@ -221,7 +275,7 @@ def _inside_unit(n, i, j, unit):
 
 @njit
 def _dart(w, s, kind, form, half):
-    """A place in the unit, and what may lie there: x, y, type of nucleus (-1: none), gap to the next."""
+    """A random point in the unit, the type of nucleus that may lie there (-1: none), and its gap to the next."""
     x, y = uniform(s, -half, half), uniform(s, -half, half)
     u, v = uniform(s, 0, 1), uniform(s, 0, 1)
     inside = -body(form, half, x, y)
@@ -241,9 +295,19 @@ def _dart(w, s, kind, form, half):
 
 @njit
 def unit_nuclei(w, i, j, nuclei):
-    """The nuclei of unit (i, j) into `nuclei` (cap, COLUMNS), lengths in µm; returns how many."""
+    """Draw the nuclei of a unit.
+
+    Args:
+        w: the `World` of the slide.
+        i: row of the unit.
+        j: column of the unit.
+        nuclei: (cap, COLUMNS) float64, receives the nuclei in its first rows, lengths in µm.
+
+    Returns:
+        The number of nuclei.
+    """
     own = _septal(w, i, j, nuclei, 0)
-    # Septal nuclei of the units to the right and below reach in here: keep clear of them, then drop them.
+    # Septal nuclei of the units to the right and below extend into this one: avoid them, then drop them.
     guests = _septal(w, i + 1, j, nuclei, _septal(w, i, j + 1, nuclei, own))
     half, kind = w.unit / 2, w.kinds[i // w.units, j // w.units]
     mx, my = (j + 0.5) * w.unit, (i + 0.5) * w.unit
@@ -286,7 +350,16 @@ def unit_nuclei(w, i, j, nuclei):
 
 @njit
 def radius_at(n, u, v):
-    """How far a place (u, v) along a nucleus's axes, in µm, lies out: 1 on the outline."""
+    """Relative distance of a point from a nucleus's centre.
+
+    Args:
+        n: (COLUMNS,) the nucleus.
+        u: µm from its centre along the long axis.
+        v: µm from its centre along the short axis.
+
+    Returns:
+        0 at the centre, 1 on the outline, more outside.
+    """
     q = math.sqrt((u / n[A]) ** 2 + (v / n[B]) ** 2) + 1e-9
     c, s = u / n[A] / q, v / n[B] / q
     c2 = 2 * c * c - 1

@@ -1,4 +1,4 @@
-"""What a synthetic slide is made of: tissue pieces, the kind of every micro-anatomical patch, stains."""
+"""The plan of a synthetic slide: outline of the tissue, kind of every micro-anatomical patch, stains."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ KINDS = ("stroma", "gland", "lymphoid", "adipose", "nest", "lesion")
 NUCLEI = ("stromal", "epithelial", "lymphocyte", "tumour", "atypical")
 FACTORS = ("composition", "lesion", "arrangement")
 
-# Shares of the first five kinds; the lesion comes on top. Row = the factor `composition`.
+# Shares of the first five kinds, without the lesion; one row per value of the factor `composition`.
 _SHARES = np.array([[0.16, 0.36, 0.10, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])
-_UNIT_UM = 72.0  # a gland or a fat lobule has this size; larger patches hold several units of one kind
-_RIM_UM = 30.0  # patches nearer to the tissue's edge are plain stroma, so that whole patches carry the shares
-_NODES = 384  # the tissue's outline is known on at most so many nodes a side
+_UNIT_UM = 72.0  # size of a gland or a fat lobule, about; larger patches hold several units of one kind
+_RIM_UM = 30.0  # patches nearer to the tissue's edge are plain stroma: only whole patches get a kind by the shares
+_NODES = 384  # the tissue's outline has at most this many nodes a side, so that its memory is bounded
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class SynthSettings:
         height: level-0 pixels.
         mpp: µm per level-0 pixel.
         patch_um: side of the square patches of one kind, in µm; the lattice starts at pixel (0, 0).
-        seed: everything that is this slide's own.
-        patient: what the slides of a patient share: most of the stain, and habits of the tissue.
-        composition: the shares of the kinds differ between 0 and 1 (fewer glands, more lymphocytes).
+        seed: seed of everything that differs between slides of a patient.
+        patient: seed of what the slides of a patient share: most of the stain, and tendencies of the tissue.
+        composition: 0 or 1, which differ in the shares of the kinds (1: fewer glands, more lymphocytes).
         lesion: 1 puts one compact focus of `lesion` patches into the tissue.
-        arrangement: 1 clusters the patches by kind, 0 scatters them; the multiset of kinds is the same.
-        lesion_share: share of the whole-tissue patches that the lesion takes.
-        stain_jitter: how much stains vary, 0 = not at all, 1 = as between laboratories.
-        quality: of the JPEG tiles, 1 to 100; 0 writes lossless deflate tiles.
+        arrangement: 1 clusters the patches by kind, 0 scatters them; the number of patches of each kind is the same.
+        lesion_share: share of the lesion among the patches that lie in the tissue with all of their area.
+        stain_jitter: variation of the stains, 0 = none, 1 = as between laboratories.
+        quality: quality of the JPEG tiles, 1 to 100; 0 writes lossless deflate tiles.
 
     Raises:
-        SettingsError: a value out of its range.
+        SettingsError: a value is out of range.
     """
 
     width: int = 1536
@@ -79,19 +79,19 @@ class SynthSettings:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All that is decided once a slide; of bounded size, but for a byte a patch.
+    """What is decided once per slide; its memory is bounded, except for two bytes per patch.
 
     Args:
         kinds: (rows, columns) int8, index into KINDS of every patch, -1 where there is no tissue.
-        whole: (rows, columns) bool, the patches that lie in tissue with all of their area.
-        units: units a side of a patch.
-        unit_um: side of a unit, in µm.
-        depth: (n, m) float32, µm to the tissue's edge, positive inside, at nodes `node_um` apart from (0, 0).
-        node_um: µm.
+        whole: (rows, columns) bool, the patches that lie in the tissue with all of their area.
+        units: number of units along a side of a patch.
+        unit_um: side of a unit in µm.
+        depth: (n, m) float32, distance to the tissue's edge in µm, positive inside, at nodes that start at (0, 0).
+        node_um: distance of two nodes in µm.
         stain: (3, 3) float64; optical density in R, G, B of unit hematoxylin, unit eosin, and bare glass.
         habit: (4,) float64; scale of nuclear radius, of nuclear hematoxylin, edge softness in µm, sensor noise in grey
             levels.
-        cap: more nuclei than fit into a unit.
+        cap: upper bound of the number of nuclei in a unit.
     """
 
     kinds: NDArray[np.int8]
@@ -107,7 +107,17 @@ class Plan:
 
 @lru_cache(maxsize=4)
 def plan(settings: SynthSettings) -> Plan:
-    """The plan of a slide, a pure function of its settings."""
+    """The plan of a slide, a pure function of its settings.
+
+    Args:
+        settings: the slide.
+
+    Returns:
+        The plan.
+
+    Raises:
+        SettingsError: the slide has more patches than nucleus ids in int32 allow.
+    """
     outline, mixing, staining, lesion = (np.random.default_rng([settings.seed, k]) for k in range(4))
     depth, node_um = _depth(settings, outline)
     inner, any_tissue = _patches(settings, depth, node_um)
@@ -204,7 +214,7 @@ def _focus(inner: NDArray[np.bool_], count: int, rng: np.random.Generator) -> ND
 
 
 def _shares(settings: SynthSettings, rng: np.random.Generator) -> NDArray[np.float64]:
-    """The shares of the kinds: by class, with a habit of the patient and one of the slide."""
+    """The shares of the kinds: by class, with random variation by patient and by slide."""
     habit = np.random.default_rng([settings.patient, 11]).normal(0, 0.12, 5) + rng.normal(0, 0.08, 5)
     shares = _SHARES[settings.composition] * np.exp(habit)
     return shares / shares.sum()
@@ -213,7 +223,7 @@ def _shares(settings: SynthSettings, rng: np.random.Generator) -> NDArray[np.flo
 def _arrange(
     where: NDArray[np.bool_], shares: NDArray[np.float64], clustered: int, rng: np.random.Generator
 ) -> NDArray[np.int8]:
-    """Kinds for the patches `where`: exact counts by `shares`, dealt out along a field that is smooth or white."""
+    """Kinds of the patches `where`: exact counts by `shares`, assigned in the order of a smooth or white field."""
     total = int(where.sum())
     ends = np.round(np.cumsum(shares) * total).astype(int)
     hand = rng.permutation(len(shares))
@@ -227,7 +237,7 @@ def _arrange(
 
 
 def _stain(settings: SynthSettings, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Stain vectors, bare glass and habits: mostly the patient's, a little the slide's; never the class's."""
+    """Stain vectors, bare glass and habits: they vary mostly by patient, a little by slide, never by class."""
     patient = np.random.default_rng([settings.patient, 7])
 
     def jitter(shape: tuple[int, ...], scale: float) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Hashed randomness, periodic textures, and the fields that vary slowly over a synthetic slide."""
+"""Hashed randomness, periodic textures, and slowly varying fields of synthetic slides."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 N = 1024  # side of a periodic texture, in pixels; a power of two
-FAR = 4096.0  # µm that make warped coordinates positive
+FAR = 4096.0  # µm added to warped coordinates to make them positive
 MASK = N - 1
 FIBRE, BLOTCH, CYTO, CHROMATIN, CELLS, GRAIN, ANGLE = range(7)
 
 
 class World(NamedTuple):
-    """All that the loops need to know of a slide; lengths in µm, fields as in `recipe.Plan`."""
+    """What the compiled loops need of a slide; lengths in µm, fields as in `recipe.Plan`."""
 
     seed: int
     mpp: float
@@ -29,7 +29,7 @@ class World(NamedTuple):
     stain: NDArray[np.float64]
     habit: NDArray[np.float64]
     tex: NDArray[np.int8]
-    cap: int  # more nuclei than fit into a unit
+    cap: int  # upper bound of the number of nuclei in a unit
 
 
 # ---- hashed randomness
@@ -44,6 +44,17 @@ def _mix(z):
 
 @njit
 def state(seed, i, j, purpose):
+    """Hash to start a random sequence from.
+
+    Args:
+        seed: integer.
+        i: integer, may be negative.
+        j: integer, may be negative.
+        purpose: integer; sequences of different purposes are independent.
+
+    Returns:
+        uint64.
+    """
     z = _mix(np.uint64(seed) + np.uint64(purpose) * np.uint64(0x9E3779B97F4A7C15))
     z = _mix(z + np.uint64(i) * np.uint64(0xD1B54A32D192ED03))
     return _mix(z + np.uint64(j) * np.uint64(0x8CB92BA72F3D8DD7))
@@ -51,20 +62,39 @@ def state(seed, i, j, purpose):
 
 @njit
 def uniform(state, low, high):
+    """Draw a uniform number.
+
+    Args:
+        state: (1,) uint64, changed in place.
+        low: lower limit.
+        high: upper limit, excluded.
+
+    Returns:
+        float64.
+    """
     state[0] += np.uint64(0x9E3779B97F4A7C15)
     return low + (high - low) * (np.float64(_mix(state[0]) >> np.uint64(11)) * 1.1102230246251565e-16)
 
 
 @njit
 def normal(state, mean, scale):
-    """Nearly normal, and never beyond 3.5 scales: a sum of four."""
+    """Draw a nearly normal number, the sum of four uniform ones: never more than 3.5 scales from the mean.
+
+    Args:
+        state: (1,) uint64, changed in place.
+        mean: mean.
+        scale: standard deviation.
+
+    Returns:
+        float64.
+    """
     total = uniform(state, -1, 1) + uniform(state, -1, 1) + uniform(state, -1, 1) + uniform(state, -1, 1)
     return mean + scale * 0.8660254 * total
 
 
 @njit
 def _noise(seed, purpose, x, y):
-    """Smooth value noise in [-1, 1] with one value a unit square."""
+    """Smooth value noise in [-1, 1], with one random value per unit square."""
     i, j = math.floor(y), math.floor(x)
     fy, fx = y - i, x - j
     fy, fx = fy * fy * (3 - 2 * fy), fx * fx * (3 - 2 * fx)
@@ -76,12 +106,12 @@ def _noise(seed, purpose, x, y):
     return total
 
 
-# ---- textures: periodic, the same for all slides of one mpp, met at hashed offsets
+# ---- textures: periodic, the same for all slides of one mpp, read at hashed offsets
 
 
 @njit(cache=True)
 def _streaks(white, dy, dx, length):
-    """White noise averaged along the field of steps (dy, dx), `length` of them to both sides: fibres."""
+    """White noise averaged along a field of steps (dy, dx), `length` steps to both sides, which looks like fibres."""
     mask = white.shape[0] - 1
     out = np.empty_like(white)
     for r in range(white.shape[0]):
@@ -133,7 +163,14 @@ def _band(rng: np.random.Generator, sigma_px: float) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=4)
 def textures(mpp: float) -> NDArray[np.int8]:
-    """The textures at this mpp: (7, 1024, 1024) int8, 40 = one standard deviation."""
+    """The textures of slides of one mpp.
+
+    Args:
+        mpp: µm per pixel.
+
+    Returns:
+        (7, 1024, 1024) int8; 40 is about one standard deviation, in ANGLE one radian, in CELLS a third of a spacing.
+    """
     rng = np.random.default_rng(20)
     size = max(1.0, min(90 / mpp, N / 6))
     angle = 0.9 * _band(rng, size) + 0.25 * _band(rng, size / 6)
@@ -152,12 +189,21 @@ def textures(mpp: float) -> NDArray[np.int8]:
     return np.clip(np.round(np.stack(stack) * 40), -127, 127).astype(np.int8)
 
 
-# ---- fields that vary slowly over the slide
+# ---- slowly varying fields
 
 
 @njit
 def depth_at(w, x, y):
-    """Signed distance to the tissue's edge at a place in µm, positive inside."""
+    """Signed distance to the tissue's edge.
+
+    Args:
+        w: the `World` of the slide.
+        x: µm on the slide.
+        y: µm on the slide.
+
+    Returns:
+        µm, positive inside.
+    """
     depth = w.depth
     rows, columns = depth.shape
     fy, fx = min(max(y / w.node_um, 0.0), rows - 1.001), min(max(x / w.node_um, 0.0), columns - 1.001)
@@ -170,7 +216,15 @@ def depth_at(w, x, y):
 
 @njit
 def slow(w, x, y, out):
-    """Depth, two warped coordinates for the textures, and the section's relative thickness, at a place in µm."""
+    """Evaluate the slowly varying fields at a point.
+
+    Args:
+        w: the `World` of the slide.
+        x: µm on the slide.
+        y: µm on the slide.
+        out: (4,) float64, receives the depth in µm, the warped x and y for the textures in µm, and the section's
+            relative thickness.
+    """
     out[0] = depth_at(w, x, y)
     out[1] = x + 70 * _noise(w.seed, 21, x / 330, y / 330)
     out[2] = y + 70 * _noise(w.seed, 22, x / 330, y / 330)

@@ -1,4 +1,4 @@
-"""Synthetic slides as arrays and files: regions, pyramidal TIFFs, instance truth as GeoJSON, cohorts with labels."""
+"""Synthetic slides as arrays and files: regions, pyramidal TIFFs, true nuclei as GeoJSON, cohorts with labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from histossl.wsi.synth.texture import World
 
-_TILE = 512
+_TILE = 512  # pixels, side of a tile of the TIFF
 _CORNERS = 24  # of a polygon
 _LONG_PX = 100_000_000  # slides of more pixels show their progress
 _T = TypeVar("_T")
@@ -37,7 +37,7 @@ _R = TypeVar("_R")
 
 
 def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
-    """The level-0 pixels of a region, the same whichever region shows them; glass beyond the slide.
+    """Paint a region; a pixel is the same in every region that contains it, and glass beyond the slide.
 
     Args:
         settings: the slide.
@@ -45,6 +45,9 @@ def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
 
     Returns:
         (height, width, 3) uint8 RGB.
+
+    Raises:
+        SettingsError: the region is not in whole pixels.
     """
     from histossl.wsi.synth import paint
 
@@ -53,7 +56,7 @@ def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
 
 
 def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32], pd.DataFrame]:
-    """The nuclei of a region, as they are painted.
+    """The true nuclei of a region.
 
     Args:
         settings: the slide.
@@ -61,7 +64,10 @@ def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32
 
     Returns:
         (height, width) int32 of ids that are unique on the slide, 0 = none, by pixel centres; and a table of the ids
-        in it, ascending: id, x, y (level-0 pixels of the whole nucleus's middle), type (of `NUCLEI`).
+        in it, ascending: id, x, y (centre of the whole nucleus, level-0 pixels), type (of `NUCLEI`).
+
+    Raises:
+        SettingsError: the region is not in whole pixels.
     """
     import pandas as pd
 
@@ -97,7 +103,7 @@ def _world(settings: SynthSettings) -> World:
 
 
 def _row(settings: SynthSettings, i: int, x0: float, x1: float) -> tuple[NDArray, NDArray]:
-    """Nuclei (n, columns) in µm and their ids (n,), of the units of row i between two level-0 abscissae."""
+    """Nuclei (n, columns) in µm and their ids (n,), of the units of row i between two level-0 x coordinates."""
     from histossl.wsi.synth.paint import COLUMNS, collect
 
     made = plan(settings)
@@ -113,20 +119,20 @@ def _row(settings: SynthSettings, i: int, x0: float, x1: float) -> tuple[NDArray
 
 
 class _Halves:
-    """The tiles of a level at half size, on disk: what the level below is made of."""
+    """The tiles of a level at half size, in a temporary file: the next level is made of them."""
 
     def __init__(self, folder: Path, size: Size) -> None:
         self.rows, self.columns = _tiles(size)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
 
     def put(self, k: int, pixels: NDArray[np.uint8]) -> None:
-        """Tile k, row-major, (512, 512, 3): its 2 x 2 means."""
+        """Store the 2 x 2 means of tile k, row-major; `pixels` is (512, 512, 3)."""
         quad = pixels.reshape(_TILE // 2, 2, _TILE // 2, 2, 3).astype(np.uint16)
         half = (quad[:, 0, :, 0] + quad[:, 0, :, 1] + quad[:, 1, :, 0] + quad[:, 1, :, 1] + 2) >> 2
         os.pwrite(self.file.fileno(), half.astype(np.uint8).tobytes(), k * half.size)
 
     def tile(self, i: int, j: int) -> NDArray[np.uint8]:
-        """Tile (i, j) of the level below."""
+        """Tile (i, j) of the next level, (512, 512, 3)."""
         half = _TILE // 2
         out = np.full((2, half, 2, half, 3), 255, np.uint8)
         for di in range(min(2, self.rows - 2 * i)):
@@ -138,9 +144,9 @@ class _Halves:
 
 
 def write_slide(path: str | Path, settings: SynthSettings) -> None:
-    """Writes a slide as a pyramidal tiled TIFF with mpp, each level half of the one above, in constant memory.
+    """Write a slide as a pyramidal tiled TIFF with mpp, each level half the size of the one before.
 
-    Paints on all cores. While it writes it takes a third of the raw pixels as free disk beside the file.
+    It paints on all cores, in constant memory. While it writes it needs a third of the raw pixels as free disk space.
 
     Args:
         path: the file, `.tiff`; whole or absent.
@@ -197,7 +203,7 @@ def _encoded(
     quality: int,
     advance: Callable[[], None],
 ) -> Iterator[bytes]:
-    """The encoded tiles of a level, row-major; keeps their halves for the level below."""
+    """The encoded tiles of a level, row-major; stores them at half size for the next level."""
     import imagecodecs
 
     rows, columns = _tiles(size)
@@ -216,7 +222,7 @@ def _encoded(
 
 
 def _in_order(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
-    """`function` of each item on all cores, in order, with few results waiting."""
+    """`function` of each item, on all cores and in order; at most two results per core wait in memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         waiting = deque()
@@ -239,7 +245,7 @@ def _progress(title: str, total: int, shown: bool) -> Iterator[Callable[[], None
 
 
 def write_truth(path: str | Path, settings: SynthSettings) -> int:
-    """Writes every nucleus of a slide as GeoJSON, streamed: detections as QuPath reads them, in level-0 pixels.
+    """Write every nucleus of a slide as GeoJSON, row by row: detections for QuPath, in level-0 pixels.
 
     Args:
         path: the file, `.geojson`; whole or absent.
@@ -247,6 +253,9 @@ def write_truth(path: str | Path, settings: SynthSettings) -> int:
 
     Returns:
         The number of nuclei. A feature's `properties.id` is the id that `nuclei_in` gives.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
     """
     from histossl.wsi.synth.painted_nuclei import KIND
 
@@ -267,7 +276,7 @@ def write_truth(path: str | Path, settings: SynthSettings) -> int:
 
 
 def _rings(nuclei: NDArray, mpp: float) -> list[list[list[float]]]:
-    """Closed outlines in level-0 pixels, to a tenth."""
+    """Closed outlines in level-0 pixels, rounded to a tenth."""
     from histossl.wsi.synth.painted_nuclei import C2, C3, COS, SIN, A, B, X, Y
 
     t = np.linspace(0, 2 * np.pi, _CORNERS + 1)
@@ -304,26 +313,26 @@ def write_cohort(
     seed: int = 0,
     truth: bool = False,
 ) -> list[SynthSettings]:
-    """Writes a cohort: `slides/*.tiff`, `labels.csv` (slide_id, patient_id, composition, lesion, arrangement).
+    """Write a cohort: `slides/*.tiff`, `labels.csv` (slide_id, patient_id, composition, lesion, arrangement).
 
-    Two slides a patient. The three factors are the patient's, independent of each other (every eight patients are a
-    full factorial) and of the stain, each as often 0 as 1 for an even number of patients.
+    Each patient has two slides. The three factors belong to the patient. They are independent of each other (every
+    eight patients are a full factorial design) and of the stain, and balanced for an even number of patients.
 
     Args:
-        folder: where to.
-        slides: how many.
-        width: largest width in level-0 pixels.
-        height: largest height in level-0 pixels.
+        folder: folder to write.
+        slides: number of slides.
+        width: width of each slide in level-0 pixels.
+        height: height of each slide in level-0 pixels.
         mpp: µm per level-0 pixel.
         patch_um: side of the patches of one kind, in µm.
-        seed: of the whole cohort.
-        truth: write the nuclei as `truth/*.geojson`, too.
+        seed: seed of the whole cohort.
+        truth: also write the nuclei as `truth/*.geojson`.
 
     Returns:
         The settings of each slide, in the order of labels.csv.
 
     Raises:
-        SettingsError: no slide at all, or a value that `SynthSettings` refuses.
+        SettingsError: fewer than one slide, or a value out of the range of `SynthSettings`.
         OSError: the folder is not writable, or the disk is full.
     """
     if slides < 1:
@@ -347,7 +356,7 @@ def write_cohort(
 
 
 def _cohort(slides: int, form: SynthSettings, seed: int) -> list[SynthSettings]:
-    """Settings of each slide: factors by patient, dealt in complementary pairs from shuffled full factorials."""
+    """The settings of each slide; patients get complementary pairs of factors from shuffled full factorials."""
     rng = np.random.default_rng([seed, 101])
     patients = math.ceil(slides / 2)
     classes: list[tuple[int, ...]] = []
@@ -358,17 +367,8 @@ def _cohort(slides: int, form: SynthSettings, seed: int) -> list[SynthSettings]:
     keys = rng.integers(2**62, size=(slides, 2))
     made = []
     for k in range(slides):
-        composition, lesion, arrangement = classes[k // 2]
-        made.append(
-            dataclasses.replace(
-                form,
-                seed=int(keys[k, 0]),
-                patient=int(keys[k - k % 2, 1]),
-                composition=composition,
-                lesion=lesion,
-                arrangement=arrangement,
-            )
-        )
+        factors = dict(zip(FACTORS, classes[k // 2], strict=True))
+        made.append(dataclasses.replace(form, seed=int(keys[k, 0]), patient=int(keys[k - k % 2, 1]), **factors))
     return [made[k] for k in rng.permutation(slides)]
 
 
@@ -386,7 +386,7 @@ def synth(
 
     Args:
         out: folder to write: slides/*.tiff and labels.csv.
-        slides: how many slides, two a patient.
+        slides: number of slides, two per patient.
         width: level-0 pixels.
         height: level-0 pixels.
         mpp: µm per level-0 pixel.

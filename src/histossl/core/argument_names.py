@@ -1,0 +1,47 @@
+"""Errors that speak of arguments: what a command calls `--probe.folds 3` is `folds=3` in Python."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from histossl.core.errors import HistosslError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A flag; with its value where that is a number, true or false, or the last word of the hint.
+_FLAG = re.compile(r"--(?:(?P<of>[\w-]+)\.)*(?P<name>[a-z][\w-]*)(?: (?P<value>\d[\d.]*|true\b|false\b|[a-z]+$))?")
+_COMMAND = re.compile(r"`histossl (?P<name>[a-z-]+)[^`]*`")
+_FUNCTIONS = {"inspect": "encode"}  # commands that Python has under another name
+
+
+def as_arguments(text: str) -> str:
+    """A hint of the command line in the words of Python."""
+    text = _FLAG.sub(_argument, text)
+    return _COMMAND.sub(lambda m: f"histossl.{_FUNCTIONS.get(m['name'], m['name'])}", text)
+
+
+def _argument(flag: re.Match[str]) -> str:
+    name, value, of = flag["name"].replace("-", "_"), flag["value"], flag["of"]
+    if value is not None:
+        known = {"true": "True", "false": "False"}
+        name += f"={known.get(value, value if value[0].isdigit() else repr(value))}"
+    return f"tile=TileSpec({name if value else f'{name}=...'})" if of == "tile" else name
+
+
+def names_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose errors name its arguments rather than the flags of a command."""
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except HistosslError as error:
+            error.what, error.hint = as_arguments(error.what), as_arguments(error.hint)
+            error.args = (f"{error.what}; {error.hint}" if error.hint else error.what,)
+            raise
+
+    return inner

@@ -1,0 +1,141 @@
+"""Tiles without labels in, a tile encoder out, in a minute: visual words, and the contrast and colour that they divide
+out, each side with the same weight, without the directions in which another stain would move a slide.
+
+Words alone cannot tell tissues that differ in contrast; contrast alone cannot tell textures. The stain is told apart
+from the tissue by staining tiles anew: what a change of stain does to the mean of some tiles of a slide are nuisance
+directions (nuisance attribute projection, Solomonoff, Campbell and Boardman, ICASSP 2005), and the strongest of them
+are projected out of every feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from histossl.core.errors import SettingsError
+from histossl.encoders.augment import STAINS
+from histossl.encoders.patch_kmeans import SCALES, PatchKMeans, PatchKMeansSettings, learn_patch_kmeans
+from histossl.encoders.tile_stream import TileStream
+
+PLAIN = 6 + 5 * 2 * len(SCALES)
+"""Numbers of contrast and colour, see `PatchKMeans.described`."""
+RESTAINED = 3  # times that every slide's tiles are stained anew
+FEW = 4  # tiles that pass at once, so that their maps stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """Visual words with contrast and colour.
+
+    Args:
+        words: of the visual words.
+        nuisances: directions that are projected out, those in which a change of stain moves slides most; 0 keeps all.
+        stain: the amounts of hematoxylin and eosin change by a factor of e to this power, as a standard deviation;
+            what is left and the whole by half of it.
+        tint: standard deviation of what is added to each channel's density.
+    """
+
+    words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
+    nuisances: int = 4
+    stain: float = 0.2
+    tint: float = 0.04
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.nuisances <= PLAIN or self.stain < 0 or self.tint < 0:
+            raise SettingsError(f"joint needs nuisances from 0 to {PLAIN}, stain >= 0 and tint >= 0")
+
+
+class Joint(nn.Module):
+    """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count + 36): words, then contrast and colour; both sides of variance 1.
+
+    Args:
+        count: words of each stain and size.
+        nuisances: directions that are projected out.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    stain: Tensor
+
+    def __init__(self, count: int, nuisances: int) -> None:
+        super().__init__()
+        self.words = PatchKMeans(count)
+        self.dim = self.words.dim + PLAIN
+        self.register_buffer("shift", torch.zeros(self.dim))
+        self.register_buffer("scale", torch.ones(self.dim))
+        self.register_buffer("stain", torch.zeros(self.dim, nuisances))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        rows = self.balanced(tiles)
+        return rows - (rows @ self.stain) @ self.stain.T
+
+    def balanced(self, tiles: Tensor) -> Tensor:
+        """The same, with the directions of the stain in it."""
+        return (torch.cat(self.words.described(tiles), 1) - self.shift) * self.scale
+
+
+@torch.inference_mode()
+def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
+    """The encoder of the tiles of a stream that was made with `settings.words.plan()`.
+
+    Raises:
+        SettingsError: the tiles are too small.
+        TrainingError: tiles cannot be read.
+    """
+    joint, rng = Joint(settings.words.count, settings.nuisances), np.random.default_rng([settings.words.seed, 4])
+    joint.words.load_state_dict(learn_patch_kmeans(stream, settings.words).state_dict())
+    rows, moved = [], []
+    for tiles in _slides(stream):
+        plain = _encoded(joint, tiles)
+        rows.append(plain)
+        for _ in range(RESTAINED if settings.nuisances else 0):
+            again = restain(tiles, draw_stain(settings, rng))
+            moved.append((_encoded(joint, again) - plain).mean(0))
+    every = torch.cat(rows).double()
+    joint.shift.copy_(every.mean(0))
+    # What no tile differs in stays zero. Each side has variance 1 in all, however many numbers it has.
+    spread, sides = every.std(0, correction=0), [joint.words.dim] * joint.words.dim + [PLAIN] * PLAIN
+    joint.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0) / torch.tensor(sides).sqrt())
+    if moved:
+        joint.stain.copy_(_directions(torch.stack(moved).double() * joint.scale, settings.nuisances))
+    return joint.eval()
+
+
+def _directions(moved: Tensor, count: int) -> Tensor:
+    """(D, count) orthonormal: in which rows (n, D) are longest; zero where they have no further one."""
+    values, vectors = torch.linalg.eigh(moved.T @ moved)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
+    return torch.where(values > 1e-9 * values[0].clamp(min=1e-12), vectors, 0)
+
+
+def _slides(stream: TileStream) -> Iterator[Tensor]:
+    """(n, 3, H, W) in [0, 1]: tiles of one slide after the other."""
+    for step in range(stream.plan.steps):
+        tiles = stream(step).permute(0, 3, 1, 2).float() / 255
+        each = max(2, stream.plan.batch // stream.plan.slides)
+        yield from tiles.split(each)
+
+
+def _encoded(joint: Joint, tiles: Tensor) -> Tensor:
+    return torch.cat([joint.balanced(part) for part in tiles.split(FEW)])
+
+
+def draw_stain(settings: JointSettings, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(3, 4): an affine map of densities, which are columns, by which a slide is stained anew."""
+    s = settings.stain
+    factors = np.diag(np.exp(rng.normal(0, [s, s, s / 2])))
+    mixed = (np.linalg.inv(STAINS) @ factors @ STAINS).T * np.exp(rng.normal(0, s / 2))
+    return np.column_stack([mixed, rng.normal(0, settings.tint, 3)]).astype(np.float32)
+
+
+def restain(tiles: Tensor, drawn: NDArray[np.float32]) -> Tensor:
+    """(B, 3, H, W) in [0, 1], all stained anew in one way."""
+    density = -torch.log(tiles.clamp(min=1 / 256))
+    density = torch.einsum("ij,bjhw->bihw", torch.from_numpy(drawn[:, :3]), density)
+    return torch.exp(-density - torch.from_numpy(drawn[:, 3])[:, None, None]).clamp_(0, 1)

@@ -1,0 +1,74 @@
+"""What a slide encoder gets after its training, of the whole cohort: prototypes, the scale of its parts, and its rival
+of which nothing was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from histossl.gigassl.embed import fit_parts
+from histossl.gigassl.encoder import SlideEncoder
+
+Slides = Callable[[], Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]]]
+"""Name, features (N, D) and positions (N, 2) of slides, un-augmented, anew at each call."""
+
+
+def complete(
+    encoder: SlideEncoder, sample: Iterable[tuple[Tensor, NDArray]], slides: Slides, seed: int
+) -> SlideEncoder:
+    """Give a trained encoder its prototypes and the scale of its parts, and make its rival.
+
+    Args:
+        encoder: trained; left in evaluation mode.
+        sample: some tiles of the cohort, as `SlideEncoder.fit_prototypes` takes them.
+        slides: of the cohort.
+        seed: of the prototypes, and of the weights that the training began with at random.
+
+    Returns:
+        The rival, like for like: the same prototypes and the same mean of the tiles, and a stage with the random
+        weights of that seed, whose batch norms have the statistics of the cohort. Scaled in the same way.
+    """
+    encoder.eval()
+    encoder.fit_prototypes(sample, seed)
+    fit_parts(encoder, slides())
+    rival = SlideEncoder(encoder.settings, seed=seed).to(next(encoder.parameters()).device)
+    settle_norms(rival, slides())
+    for name in ("tile_norm", "prototypes"):
+        own, given = getattr(rival, name), getattr(encoder, name)
+        if own is not None:
+            own.load_state_dict(given.state_dict())
+    rival.eval()
+    fit_parts(rival, slides())
+    return rival
+
+
+@torch.no_grad()
+def settle_norms(
+    encoder: SlideEncoder,
+    slides: Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]],
+    count: int = 64,
+    tiles: int = 1024,
+) -> None:
+    """Give the batch norms of an encoder the statistics of some slides, at most `tiles` of each; weights stay."""
+    features, positions, views = [], [], []
+    for (_, rows, places), k in zip(slides, range(count), strict=False):
+        features.append(rows[:tiles])
+        positions.append(places[:tiles])
+        views.append(np.full(len(features[-1]), k))
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    if sum(map(len, features)) > 1:
+        encoder.train()
+        device = next(encoder.parameters()).device
+        given = torch.from_numpy(np.concatenate(features)).float().to(device)
+        encoder(given, np.concatenate(positions), np.concatenate(views), len(features))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    encoder.eval()

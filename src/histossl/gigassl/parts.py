@@ -1,0 +1,134 @@
+"""The parts of a slide's vector, brought to one scale over a cohort without labels, so that none drowns another.
+
+What a part says of slides lies along few directions: its principal axes over the cohort. The rest is noise of which
+slides, cells and patches happened to be there, and in a part of hundreds of numbers there is more of it than of
+anything else: with 25 labelled slides it decides. So every part is centred over the cohort, seen along its first
+principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. The
+result stays in the part's own columns, whatever a user then does with single columns. All of it is one affine map a
+part, found once and kept with the encoder: a new slide is embedded alone, and a tile's share in a linear score stays
+exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one part of the vector is brought to scale.
+
+    Attributes:
+        weight: root mean square length of the part over the cohort.
+        axes: principal axes that are kept, at most.
+        power: the variances along them are divided by this power of themselves: 0 leaves them, 1 makes them equal.
+        standard: whether the columns are first brought to variance 1, as of counts; otherwise they share one scale.
+    """
+
+    weight: float
+    axes: int
+    power: float
+    standard: bool
+
+
+KINDS = {
+    "stage": Kind(0.15, 16, 0.5, False),
+    "mean": Kind(1.0, 32, 0.5, False),
+    "prototypes": Kind(0.75, 16, 0.0, True),
+}
+"""Chosen on slides composed of real lung tiles, two seeds, see docs/methods.md."""
+
+
+class Part(nn.Module):
+    """An affine map of one part, (N, dim) -> (N, dim), through at most `kind.axes` directions; as it is until `fit`.
+
+    Args:
+        dim: numbers of the part.
+        kind: how it is brought to scale.
+    """
+
+    centre: Tensor
+    down: Tensor
+    up: Tensor
+    fitted: Tensor
+
+    def __init__(self, dim: int, kind: Kind) -> None:
+        super().__init__()
+        self.kind, rank = kind, min(kind.axes, dim)
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("down", torch.zeros(dim, rank))
+        self.register_buffer("up", torch.zeros(rank, dim))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if not self.fitted:
+            return rows
+        # On the CPU and in double precision: a slide's bytes depend neither on the device nor on its company.
+        rows, centre, down, up = (x.cpu().double() for x in (rows, self.centre, self.down, self.up))
+        return (((rows - centre) @ down) @ up).float()
+
+    def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (dim, C) of scores of the mapped part -> the same scores' (dim, C) of the part itself, and (C,), what
+        is to be added.
+        """
+        if not self.fitted:
+            return weights, weights.new_zeros(weights.shape[1])
+        weights, centre, down, up = (x.cpu().double() for x in (weights, self.centre, self.down, self.up))
+        back = down @ (up @ weights)
+        return back, -(centre @ back)
+
+    @torch.no_grad()
+    def fit(self, rows: Tensor) -> None:
+        """Centre, axes and scale of a cohort's rows (N, dim); all zero where the slides do not differ."""
+        rows = rows.double().cpu()
+        centred = rows - rows.mean(0)
+        spread = centred.std(0, correction=0)
+        # A column that differs by rounding alone says nothing.
+        varies = spread > 1e-5 * rows.abs().amax(0).clamp(min=1e-6)
+        unit = spread if self.kind.standard else spread.square().mean().sqrt().expand_as(spread)
+        scale = torch.where(varies, 1 / unit.clamp(min=1e-12), 0)
+        _, lengths, axes = torch.linalg.svd(centred * scale, full_matrices=False)
+        kept = min(self.down.shape[1], int((lengths > 1e-4 * lengths[0].clamp(min=1e-12)).sum()), len(rows) - 1)
+        self.centre.copy_(rows.mean(0))
+        self.down.zero_()
+        self.up.zero_()
+        self.fitted.fill_(True)
+        if kept:
+            axes, variances = axes[:kept].T, lengths[:kept].square() / len(rows)
+            axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # nobody's choice otherwise
+            gains = variances ** (-self.kind.power / 2)
+            gains = gains * self.kind.weight / (variances * gains.square()).sum().sqrt()
+            self.down[:, :kept] = axes * scale[:, None] * gains
+            self.up[:kept] = axes.T
+
+
+class Parts(nn.Module):
+    """The map of a whole vector, part by part.
+
+    Args:
+        lengths: name of each part, in order, and its numbers.
+    """
+
+    def __init__(self, lengths: dict[str, int]) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self.maps = nn.ModuleDict({name: Part(length, KINDS[name]) for name, length in lengths.items()})
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(N, d) or (d,) as the stage, the mean and the prototypes gave them -> the same, brought to scale."""
+        pieces = rows.split(list(self.lengths.values()), -1)
+        return torch.cat([part(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)], -1)
+
+    def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (d, C) of scores of mapped vectors -> those of the vectors as they were, and (C,), what is added."""
+        pieces = weights.split(list(self.lengths.values()))
+        found = [part.directions(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)]
+        return torch.cat([back for back, _ in found]), torch.stack([offset for _, offset in found]).sum(0)
+
+    def fit(self, rows: Tensor) -> None:
+        """Find the maps of a cohort's vectors (N, d)."""
+        for part, piece in zip(self.maps.values(), rows.split(list(self.lengths.values()), -1), strict=True):
+            part.fit(piece)

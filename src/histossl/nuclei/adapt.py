@@ -1,0 +1,150 @@
+"""What one's own slides add to a trained model.
+
+A short training begins at its weights; a judge that needs no label sends the result away where it does not help.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histossl.core.errors import SettingsError
+from histossl.nuclei.instances import label_instances
+from histossl.nuclei.pseudo_labels import MPP, AdaptSettings, SelfTrainingSettings, make_pseudo_labels
+from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.strata import found_nuclei
+
+_VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on the optical density of each channel
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How well a model does on fields that nobody labelled; larger is better.
+
+    Attributes:
+        sure: share of the tree's sure nuclei that it finds at IoU > 0.5.
+        steady: share of its nuclei that it finds again at IoU > 0.5 when the stain is a little different.
+        nuclei: how many it finds.
+    """
+
+    sure: float
+    steady: float
+    nuclei: int
+
+    @property
+    def mean(self) -> float:
+        """Of both shares."""
+        return (self.sure + self.steady) / 2
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What came of it.
+
+    Attributes:
+        model: the adapted one, or the one that it began with, if that is better.
+        helped: which of the two.
+        before: the judgement of the model that it began with, on fields that were not learned from.
+        after: the judgement of the adapted one.
+    """
+
+    model: SelfTraining
+    helped: bool
+    before: Judgement
+    after: Judgement
+
+
+def adapt(
+    samples: Sequence[Sample],
+    teacher: SelfTraining,
+    settings: AdaptSettings,
+    logs: Path,
+    device: str = "auto",
+) -> Adaptation:
+    """Train on from a model, on what it and hematoxylin agree on in one's own slides; keep the better of the two.
+
+    The weights are `share` of the trained ones and the rest of the teacher's: a step towards the slides that does not
+    forget what the teacher knows.
+
+    Args:
+        samples: a slide each.
+        teacher: the model that it begins with.
+        settings: how.
+        logs: as of `learn`.
+        device: auto, cpu or cuda.
+
+    Raises:
+        TrainingError: no field shows a single sure nucleus.
+        SettingsError: the teacher is of no kind that can be adapted.
+    """
+    if not isinstance(teacher, SelfTraining):
+        raise SettingsError("this model cannot be adapted", "take general, or one that `nuclei train` wrote")
+    taught, held = _parted(samples, settings.held)
+    how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
+    trained = learn(taught, how, logs, device, teacher)
+    model = blended(teacher, trained, settings.share, device)
+    before, after = judge(teacher, held, how), judge(model, held, how)
+    helped = after.mean > before.mean + settings.margin and min(after.sure, after.steady) > 0
+    return Adaptation(model if helped else teacher, helped, before, after)
+
+
+def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sample]]:
+    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned.
+
+    Fields of a slide stay one sample, for thresholds are the slide's.
+    """
+    if sum(len(sample.fields) for sample in samples) < held:
+        parts = [[np.array_split(field, 2, axis=1) for field in sample.fields] for sample in samples]
+        lots = [
+            [Sample([half[k] for half in halves], sample.stains) for halves, sample in zip(parts, samples, strict=True)]
+            for k in range(2)
+        ]
+        return lots[0], lots[1]
+    taught, judged, count = [], [], 0
+    for sample in samples:
+        apart = [(count + k) % held == held - 1 for k in range(len(sample.fields))]
+        count += len(apart)
+        for lot, wanted in ((taught, False), (judged, True)):
+            fields = [field for field, a in zip(sample.fields, apart, strict=True) if a == wanted]
+            if fields:
+                lot.append(Sample(fields, sample.stains))
+    return taught, judged
+
+
+def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
+    """A model whose weights lie between those of two, `share` of the way from the first to the second."""
+    network = copy.deepcopy(teacher.network)
+    other = trained.network.state_dict()
+    state = {
+        k: v + share * (other[k].to(v.device) - v) if v.dtype.is_floating_point else v
+        for k, v in network.state_dict().items()
+    }
+    network.load_state_dict(state)
+    return SelfTraining(trained.settings, network, device)
+
+
+def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTrainingSettings) -> Judgement:
+    """A model on fields that nobody labelled: does it find what is sure, and the same again in another stain?"""
+    sure, again, nuclei, known = 0, 0, 0, 0
+    for sample in samples:
+        labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+        for field, labelled in zip(sample.fields, labels, strict=True):
+            found = label_instances(model.confidence(field, sample.stains), MPP)
+            tree = found_nuclei(found, labelled.labels, MPP)
+            known, sure = known + len(tree.iou), sure + int((tree.iou > 0.5).sum())
+            for factors in _VIEWS:
+                other = label_instances(model.confidence(_restained(field, factors), sample.stains), MPP)
+                same = found_nuclei(other, found, MPP)
+                nuclei, again = nuclei + len(same.iou), again + int((same.iou > 0.5).sum())
+    return Judgement(sure / max(known, 1), again / max(nuclei, 1), nuclei // len(_VIEWS))
+
+
+def _restained(rgb: NDArray[np.uint8], factors: tuple[float, float, float]) -> NDArray[np.uint8]:
+    """The picture with the optical density of each channel multiplied."""
+    light = (rgb.astype(np.float32) + 1) / 256
+    return np.clip(np.rint(light ** np.asarray(factors, np.float32) * 256 - 1), 0, 255).astype(np.uint8)

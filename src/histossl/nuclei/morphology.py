@@ -1,0 +1,71 @@
+"""Measures of a nucleus beyond its area: diameters and how its stains vary inside of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import shapely
+from numba import njit
+from numpy.typing import NDArray
+
+
+def diameters(hulls: NDArray) -> NDArray[np.float64]:
+    """(N, 2) as QuPath measures them: the diameter of the smallest circle around each hull, and its least width.
+
+    Args:
+        hulls: (N,) convex shapely polygons.
+    """
+    points, owner = shapely.get_coordinates(hulls, return_index=True)
+    start = np.searchsorted(owner, np.arange(len(hulls) + 1))
+    # From the first point of each: the same nucleus has the same bytes wherever in a tile it lies.
+    points = points - points[start[:-1]][owner]
+    widths = np.zeros(len(hulls))
+    _widths(points, start, widths)
+    moved = shapely.polygons(shapely.linearrings(points, indices=owner))
+    return np.stack([2 * shapely.minimum_bounding_radius(moved), widths], 1)
+
+
+@njit(cache=True)
+def _widths(points, start, found):
+    for n in range(len(start) - 1):
+        first, last = start[n], start[n + 1] - 1  # the ring is closed: its last point is the first one again
+        narrowest = np.inf
+        for i in range(first, last):
+            dx, dy = points[i + 1, 0] - points[i, 0], points[i + 1, 1] - points[i, 1]
+            length = np.sqrt(dx * dx + dy * dy)
+            if length > 0:
+                width = 0.0
+                for j in range(first, last):
+                    x, y = points[j, 0] - points[i, 0], points[j, 1] - points[i, 1]
+                    width = max(width, abs(x * dy - y * dx))
+                narrowest = min(narrowest, width / length)
+        found[n] = narrowest if narrowest < np.inf else 0.0
+
+
+@njit(cache=True)
+def _spread(names, values, count, found):
+    for k in range(len(names)):
+        n, v = names[k], np.float64(values[k])
+        found[n, 0] += v
+        found[n, 1] += v * v
+        found[n, 2] = min(found[n, 2], v)
+        found[n, 3] = max(found[n, 3], v)
+        found[n, 4] += 1
+    for n in range(count):
+        pixels = max(found[n, 4], 1.0)
+        mean = found[n, 0] / pixels
+        found[n, 0] = mean
+        found[n, 1] = np.sqrt(max(found[n, 1] / pixels - mean * mean, 0.0))
+
+
+def spreads(names: NDArray[np.int32], values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+    """(count, 4) mean, standard deviation, minimum and maximum of the pixels of each nucleus.
+
+    Args:
+        names: (P,) 0..count-1, the nucleus of a pixel; each has one at least.
+        values: (P,).
+        count: of nuclei.
+    """
+    found = np.zeros((count, 5))
+    found[:, 2], found[:, 3] = np.inf, -np.inf
+    _spread(names, values, count, found)
+    return found[:, :4]

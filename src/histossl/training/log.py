@@ -1,0 +1,77 @@
+"""The log of a training: log.csv and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from histossl.core import atomic
+
+
+class Log:
+    """Writes means over the steps since the last row to log.csv and to TensorBoard.
+
+    Args:
+        folder: of log.csv, and of the folder `tensorboard`.
+        start: the step at which training resumes; later rows of an interrupted run are dropped.
+        writes: whether this process writes; the others only keep the rows in memory.
+    """
+
+    def __init__(self, folder: Path, start: int, writes: bool = True) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "log.csv"
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if writes else None
+        self.rows = self._kept(start)
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def _kept(self, start: int) -> list[dict[str, str]]:
+        if not start or not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if int(row["step"]) <= start]
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add the values of one step; they stay on the device, since copying each would stall it.
+
+        Args:
+            values: name -> scalar.
+        """
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+
+    def write(self, step: int, rate: float, more: Mapping[str, Tensor]) -> dict[str, float]:
+        """Write one row: the means over the steps since the last row.
+
+        Args:
+            step: number of steps done.
+            rate: learning rate of this step.
+            more: name -> scalar, measured once at this step.
+
+        Returns:
+            The row: `step`, `rate`, the means, and `more`.
+        """
+        row = {"step": step, "rate": rate, **{name: float(value) / self.count for name, value in self.sums.items()}}
+        row |= {name: float(value) for name, value in more.items()}
+        self.sums, self.count = {}, 0
+        self.rows.append({name: repr(value) for name, value in row.items()})
+        if self.board is None:
+            return row
+        with atomic.whole(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        for name, value in row.items():
+            self.board.add_scalar(name, value, step)
+        return row
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()

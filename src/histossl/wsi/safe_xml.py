@@ -1,0 +1,68 @@
+"""XML from files of unknown origin: read by a parser that takes no document types, so that no entity is expanded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from xml.parsers import expat
+
+
+class XmlRefused(Exception):
+    """A text is no XML, or declares a document type."""
+
+
+@dataclass
+class OmeImage:
+    """An image as OME-XML describes it.
+
+    Attributes:
+        name: of the image.
+        pixels: attributes of its Pixels element.
+        ifds: pages of the file that hold it, counted from 0, where it says so.
+    """
+
+    name: str = ""
+    pixels: dict[str, str] = field(default_factory=dict)
+    ifds: list[int] = field(default_factory=list)
+
+
+def elements(text: str) -> list[tuple[str, dict[str, str]]]:
+    """(name without namespace, attributes) of all elements, in order; character references are resolved.
+
+    Raises:
+        XmlRefused: it is not well-formed, or it declares a document type.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    parser = expat.ParserCreate("utf-8")
+
+    def refuse(*_: object) -> None:
+        raise XmlRefused("declares a document type")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    parser.StartElementHandler = lambda name, attributes: found.append((name.rpartition(":")[2], attributes))
+    try:
+        parser.Parse(text.strip("\0 \r\n\t").encode("utf-8", "replace"), True)
+    except expat.ExpatError as error:
+        raise XmlRefused(str(error)) from error
+    return found
+
+
+def ome_images(text: str) -> list[OmeImage]:
+    """The images of an OME-XML description in their order; none where it is no such thing."""
+    if "<" not in text or "OME" not in text:
+        return []
+    try:
+        told = elements(text)
+    except XmlRefused:
+        return []
+    images: list[OmeImage] = []
+    for name, attributes in told:
+        if name == "Image":
+            images.append(OmeImage(attributes.get("Name", "")))
+        elif name == "Pixels" and images:
+            images[-1].pixels = attributes
+        elif name == "TiffData" and images and attributes.get("IFD", "0").isdigit():
+            count = attributes.get("PlaneCount", "1")
+            first = int(attributes.get("IFD", "0"))
+            images[-1].ifds += range(first, first + (int(count) if count.isdigit() else 1))
+    return images

@@ -1,0 +1,94 @@
+"""What the numbers of a pixel mean: how many of a file's sixteen bits a camera filled, and which way up it was held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DEPTHS = (8, 10, 12, 14, 16)  # of cameras
+ORIENTATION = 274  # the tag of TIFF and EXIF
+
+_WAYS = {
+    2: "mirrored",
+    3: "upside down",
+    4: "mirrored and upside down",
+    5: "mirrored and turned",
+    6: "turned by a quarter to the left",
+    7: "mirrored and turned",
+    8: "turned by a quarter to the right",
+}
+
+
+def depth_of(highest: int, stated: int | None = None) -> int:
+    """How many bits the values of a picture have: what the file states, where its values do not exceed it.
+
+    Args:
+        highest: value in the picture, or in parts of it.
+        stated: the largest value that the file's tags allow, or None.
+    """
+    if stated is not None and 255 < stated < 65535 and highest <= _top(stated):
+        highest = stated
+    return next(bits for bits in _DEPTHS if highest < 2**bits)
+
+
+def _top(stated: int) -> int:
+    return 2 ** int(stated).bit_length() - 1
+
+
+def note_of(depth: int, highest: int, stated: int | None) -> str:
+    """What is to be said of a depth; "" of the full sixteen bits."""
+    if depth == 16:
+        return ""
+    why = f"its tags say so, up to {stated}" if stated is not None else f"no value is above {highest}"
+    return f"its 16-bit values are read as {depth} bits, white is {2**depth - 1} ({why})"
+
+
+def stated_top(tags: Mapping[int, Any], pixels: Mapping[str, str] | None = None) -> int | None:
+    """The largest value that a TIFF's tags (MaxSampleValue, SMaxSampleValue) or OME's SignificantBits allow."""
+    bits = (pixels or {}).get("SignificantBits", "")
+    if bits.isdigit() and 8 <= int(bits) <= 16:
+        return 2 ** int(bits) - 1
+    for code in (341, 281):
+        try:
+            value = int(np.max(tags[code]))
+        except (KeyError, TypeError, ValueError):
+            continue
+        if 255 < value < 65535:
+            return value
+    return None
+
+
+def scaled(pixels: NDArray[Any], depth: int) -> NDArray[np.uint8]:
+    """Values of so many bits as eight bits, rounded; what is above is white."""
+    top = 2**depth - 1
+    if top == 65535:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.minimum((pixels.astype(np.uint32) * 255 + top // 2) // top, 255).astype(np.uint8)
+
+
+def oriented(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """An array (H, W, ...) as its orientation tag means it: 1 is as it is."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def orientation_note(orientation: int) -> str:
+    """What is to be said of an orientation tag that was obeyed."""
+    return f"it is stored {_WAYS[orientation]} (orientation tag {orientation}) and was turned upright"
+
+
+def orientation_of(value: Any) -> int:
+    """The orientation that a tag states; 1 where it is none of the eight."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        return 1
+    return number if number in _WAYS else 1
