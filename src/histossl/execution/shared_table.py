@@ -15,7 +15,6 @@ from histossl.execution.locks import FolderLock, exclusive_lock
 
 LOCK, LEARNING, WRITING, CLAIMS, LOG = ".lock", ".learning", ".writing", ".claims", "log.jsonl"
 _OWN_NAMES = (LOCK, LEARNING, WRITING, *(f"{name}.db" for name in (LOCK, LEARNING, WRITING)), CLAIMS, LOG)
-_LARGEST = 2**31  # bytes of a table
 
 
 class SharedTable:
