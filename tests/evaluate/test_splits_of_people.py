@@ -44,7 +44,7 @@ def test_a_split_of_another_spelling_is_the_same_split(folder, capsys):
     assert not lost
     assert known[0].on("train") == IDS[:20]
     assert main(["audit", split(folder, f",{IDS[0].upper()}\n"), str(folder / "t.csv")]) == 1
-    assert "slides stand on both sides" in capsys.readouterr().err
+    assert "slides are on both sides" in capsys.readouterr().err
 
 
 def test_suspicions_stand_at_the_end_of_an_audit(folder, capsys):

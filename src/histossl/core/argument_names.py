@@ -19,7 +19,14 @@ _FUNCTIONS = {"inspect": "encode"}  # commands that Python has under another nam
 
 
 def as_arguments(text: str) -> str:
-    """A hint of the command line in the words of Python."""
+    """Replace flags and commands in an error text by Python arguments and functions.
+
+    Args:
+        text: the text, such as "set --probe.folds 3".
+
+    Returns:
+        The text, such as "set folds=3".
+    """
     text = _FLAG.sub(_argument, text)
     return _COMMAND.sub(lambda m: f"histossl.{_FUNCTIONS.get(m['name'], m['name'])}", text)
 
@@ -33,7 +40,14 @@ def _argument(flag: re.Match[str]) -> str:
 
 
 def names_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose errors name its arguments rather than the flags of a command."""
+    """Wrap a function so that its errors name Python arguments, not flags of the command line.
+
+    Args:
+        function: a public function that raises errors of `histossl.errors`.
+
+    Returns:
+        The wrapped function. It raises the same errors with other texts.
+    """
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -49,14 +49,17 @@ def embeddings_table(
     made: str,
     parts: Sequence[str] = (),
 ) -> AnnData:
-    """Slide vectors in memory: X = the first of `vectors`, obsm = the others, obs = `slides`, uns = settings.
+    """Slide vectors in memory as AnnData.
 
     Args:
         slides: N rows with `slide_id`, as of slides.csv.
         vectors: name -> (N, d) floats.
-        settings: of every stage that made them.
-        made: the fingerprint of all that made them.
-        parts: of every number of X the name of its part, which becomes the column `part` of var; empty where unknown.
+        settings: settings of every stage that made the vectors.
+        made: fingerprint of everything that made the vectors.
+        parts: name of the part of every number of X, which becomes the column `part` of var; empty where unknown.
+
+    Returns:
+        X: the first of `vectors`; obsm: the others; obs: the slides; uns: settings and fingerprint.
     """
     from anndata import AnnData
 
@@ -88,7 +91,16 @@ def write_embeddings(
     made: str,
     parts: Sequence[str] = (),
 ) -> None:
-    """Write what `embeddings_table` makes as an AnnData file, whole or absent."""
+    """Write what `embeddings_table` makes as an AnnData file, whole or absent.
+
+    Args:
+        path: the file to write.
+        slides: rows of slides.csv, one per slide, in the order of the vectors.
+        vectors: name -> (slides, d) float32; the first becomes X, the others obsm.
+        settings: settings that made the vectors.
+        made: fingerprint of the vectors.
+        parts: name of the part of every number of X; empty where unknown.
+    """
     data = embeddings_table(slides, vectors, settings, made, parts)
     with atomic.whole(path) as part:
         data.write_h5ad(part)
@@ -97,8 +109,14 @@ def write_embeddings(
 def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 
+    Args:
+        path: the .h5ad file.
+
+    Returns:
+        The table of slides, the vectors by name, the settings and the fingerprint.
+
     Raises:
-        FileFormatError: absent, truncated, not such a file, or one that leads to other files or in a circle.
+        FileFormatError: the file is absent, truncated, not such a file, or leads to other files or in a circle.
     """
     from anndata import read_h5ad
 

@@ -37,20 +37,43 @@ _DEEPEST = 32
 
 
 def chunk_shape(rows: int, columns: int) -> tuple[int, int] | None:
-    """Chunks of hundreds of rows; None where there are no rows, which are stored without chunks."""
+    """The shape of the chunks of a dataset of features.
+
+    Args:
+        rows: number of rows of the dataset.
+        columns: number of columns of the dataset.
+
+    Returns:
+        (rows, columns) of a chunk; None for an empty dataset, which HDF5 cannot store in chunks.
+    """
     return (min(rows, ROWS_A_CHUNK), columns) if rows else None
 
 
 def create_features(file: h5py.File, rows: int, dim: int) -> h5py.Dataset:
-    """The `features` dataset (rows, dim) float32, in chunks of hundreds of rows, to be filled in slices."""
+    """Create the `features` dataset in chunks of hundreds of rows, to be filled in slices.
+
+    Args:
+        file: an HDF5 file, open for writing.
+        rows: number of tiles.
+        dim: length of a feature vector.
+
+    Returns:
+        The dataset, (rows, dim) float32.
+    """
     return file.create_dataset("features", (rows, dim), "float32", chunks=chunk_shape(rows, dim))
 
 
 def read_features(path: Path) -> NDArray[np.float32]:
-    """All features of a slide, (N, D) float32.
+    """Read all features of a slide.
+
+    Args:
+        path: the HDF5 file; its `features` are (N, D) or (1, N, D).
+
+    Returns:
+        (N, D) float32.
 
     Raises:
-        FileFormatError: absent, truncated, of another shape, or not finite.
+        FileFormatError: the file is absent or truncated, or the features have another shape or are not finite.
     """
     with open_h5(path) as file, file_errors(path, AGAIN):
         features = dataset_of(file, "features", path)[:]
@@ -66,10 +89,16 @@ def read_features(path: Path) -> NDArray[np.float32]:
 
 @contextmanager
 def open_h5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file for reading.
+    """Open an HDF5 file for reading; the file is closed at the end of the `with` block.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The open file.
 
     Raises:
-        FileFormatError: absent, or no regular HDF5 file.
+        FileFormatError: the file does not exist, or is not HDF5.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for

@@ -1,4 +1,4 @@
-"""Features of a slide as TRIDENT, CLAM and STAMP lay them out, read and written.
+"""Reads and writes features of a slide in the layouts of TRIDENT, CLAM and STAMP.
 
 | layout | features | places | what it does not carry |
 |---|---|---|---|
@@ -50,7 +50,7 @@ class TileFeatures:
         mpp: µm per level-0 pixel, or None.
         attributes: of `coords`, as TRIDENT and we write them, where the file has them.
         stride: level-0 pixels from a tile to the next, fractions allowed, or None.
-        in_um: `xy`, `extent` and `stride` are in µm, since nobody said how many make a pixel.
+        in_um: `xy`, `extent` and `stride` are in µm, since the size of a pixel is unknown.
         dataset: of the features in the HDF5 file; "" where they are not in one.
     """
 
@@ -71,12 +71,16 @@ class TileFeatures:
 
 
 def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False) -> TileFeatures:
-    """Read a file of any of the layouts.
+    """Read the features of one slide in any of the layouts.
 
     Args:
-        path: .h5 or .pt.
-        mpp: µm per level-0 pixel, positive; STAMP's µm cannot be turned into pixels without, elsewhere it overrides.
-        in_um: take STAMP's µm as they are where `mpp` is not known.
+        path: the .h5 or .pt file.
+        mpp: µm per level-0 pixel; STAMP's µm cannot be converted to pixels without it, in other layouts it overrides
+            the file.
+        in_um: keep STAMP's µm where `mpp` is not known.
+
+    Returns:
+        The features, with coordinates where the layout has them.
 
     Raises:
         FileFormatError: not one of the layouts, damaged, STAMP's without `mpp`, or its values are in other files.
@@ -242,7 +246,15 @@ def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
 
 
 def write_tile_features(bag: TileFeatures, folder: Path, layout: str) -> Path:
-    """Write one slide in a layout, whole or absent; returns the file's path.
+    """Write the features of one slide in the layout of another tool, whole or absent.
+
+    Args:
+        bag: the features; all layouts but "clam-pt" need coordinates.
+        folder: the folder to write into.
+        layout: a key of LAYOUTS.
+
+    Returns:
+        The path of the file, named after the slide.
 
     Raises:
         SettingsError: an unknown layout.
@@ -281,9 +293,16 @@ def _trident(bag: TileFeatures, part: Path) -> None:
 
 
 def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
-    """What TRIDENT and we write beside `coords`, as far as it is known; the places and the extent are needed.
+    """The attributes that TRIDENT and histossl write beside `coords`, as far as they are known.
 
-    Where the source does not carry the slide's size, the least that holds all tiles stands for it.
+    Where the source does not carry the slide's size, the smallest size that holds all tiles replaces it.
+
+    Args:
+        bag: the features; coordinates and extent are needed.
+        folder: name of the folder that is written into.
+
+    Returns:
+        Name of the attribute -> value; lengths in level-0 pixels unless their name says otherwise.
     """
     assert bag.xy is not None
     assert bag.extent is not None
@@ -341,13 +360,20 @@ LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {
 
 
 def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> int:
-    """Features of slides from one tool's layout to another's, a file a slide.
+    """Convert features of slides from one tool's layout to another's, one file per slide.
 
     Args:
-        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, told apart by content.
+        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, recognised by content.
         out: the folder of the converted files.
         to: trident (ours too), clam, clam-pt or stamp.
         mpp: µm per level-0 pixel of all slides of the folder, where the files do not carry it.
+
+    Returns:
+        0; 1 where a file could not be converted.
+
+    Raises:
+        FileFormatError: there are no features.
+        SettingsError: an unknown layout, or `out` is the folder of the source.
     """
     from histossl.core.console import say
 

@@ -11,10 +11,16 @@ _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero 
 
 
 def folded(name: str) -> str:
-    """The form by which two spellings of a name are one: `P01` and `p01 `, `1` and `1.0`, composed and decomposed.
+    """The normal form of a name: `P01` and `p01 `, `1` and `1.0`, composed and decomposed characters are one.
 
-    Case does not count, nor do spaces around it, signs that nobody sees, and the zeros that a spreadsheet puts behind a
-    whole number. Zeros in front count: `007` and `7` may well be two patients.
+    Case does not count, nor do spaces around the name, invisible characters, and the zeros that a spreadsheet adds
+    after a whole number. Leading zeros count: `007` and `7` may be two patients.
+
+    Args:
+        name: the name as it is written.
+
+    Returns:
+        The form that is equal for all spellings of the name.
     """
     text = unicodedata.normalize("NFC", _UNSEEN.sub("", name))
     text = unicodedata.normalize("NFC", " ".join(text.split()).casefold())
@@ -23,7 +29,15 @@ def folded(name: str) -> str:
 
 
 def spellings(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the first spelling of it, without a spreadsheet's zeros; a name that is spelt one way, itself."""
+    """Choose one spelling for each name.
+
+    Args:
+        names: names in any spelling, repeated or not.
+
+    Returns:
+        Name -> the first spelling that occurs, if possible one without a spreadsheet's zeros; a name with only one
+        spelling -> itself.
+    """
     every = list(dict.fromkeys(names))
     first: dict[str, str] = {}
     for name in every:
@@ -34,17 +48,27 @@ def spellings(names: Iterable[str]) -> dict[str, str]:
 
 
 def clashes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different names that are one in their normal form, each name with the first that is like it."""
+    """Find different names that have the same normal form.
+
+    Args:
+        names: names in any spelling.
+
+    Returns:
+        Pairs (first spelling, name), one for each name that is not the first spelling.
+    """
     return [(first, name) for name, first in spellings(names).items() if name != first]
 
 
 def told(kind: str, taken: Mapping[str, str], most: int = 3) -> list[str]:
-    """One line about the names that were read as another spelling; none where there is none.
+    """Note the names that were read as another spelling.
 
     Args:
-        kind: of the names, in the plural.
+        kind: what the names are, in the plural, such as "slides".
         taken: name -> the spelling that it was read as.
-        most: how many are named.
+        most: how many names the note lists.
+
+    Returns:
+        One line; nothing where all names were read as they are written.
     """
     other = [(name, spelt) for name, spelt in taken.items() if name != spelt]
     if not other:
@@ -73,7 +97,14 @@ class Known:
             self._spelt.setdefault(folded(name), name)
 
     def get(self, name: str) -> str | None:
-        """The known spelling of a name, or None."""
+        """Look up a name in any spelling.
+
+        Args:
+            name: the name as it is written.
+
+        Returns:
+            The known spelling, or None.
+        """
         return self._spelt.get(folded(name))
 
     def __contains__(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files that systems and programs leave beside those of people: they are nobody's slide, table or features."""
+"""Files that operating systems and programs leave in folders: they are no slides, tables or features."""
 
 from __future__ import annotations
 
@@ -9,14 +9,26 @@ _NAMES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "lost+found", "__
 
 
 def is_sidecar(name: str) -> bool:
-    """Whether a file or folder is a system's, by its name: hidden (`.DS_Store`, `._a.svs`), Thumbs.db and its like."""
+    """Whether a file or folder belongs to the system: hidden (`.DS_Store`, `._a.svs`), Thumbs.db and the like.
+
+    Args:
+        name: the name without its folder.
+
+    Returns:
+        True for files and folders of the system.
+    """
     return name.startswith((".", "~$")) or name.casefold() in _NAMES
 
 
 def files_of(folder: Path, endings: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The files in a folder with one of these endings, in upper or lower case, and the other ones, both sorted.
+    """Split the files in a folder by their endings; files of the system are left out.
 
-    Sidecars are in neither.
+    Args:
+        folder: the folder; subfolders are not searched.
+        endings: endings in lower case, with the dot; files may have them in upper case.
+
+    Returns:
+        The files with one of these endings, and the other files, both sorted; both empty where there is no folder.
     """
     if not folder.is_dir():
         return [], []

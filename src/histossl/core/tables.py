@@ -1,4 +1,4 @@
-"""Tables that people wrote, and ours that they may have saved again: encoding, separator and numbers, told here alone.
+"""Reads tables that people wrote, and ours that they may have saved again, in any encoding, separator and numbers.
 
 A table may come from a program (UTF-8, commas) or from a spreadsheet of any country: with a byte-order mark, in UTF-16,
 in Windows' or a Mac's eight bits, separated by semicolons or tabs, with `sep=;` in its first line, with decimal commas.
@@ -25,9 +25,13 @@ V = TypeVar("V")
 
 
 def cell(value: V) -> V | str:
-    """A value for a cell of a table that people open: one more apostrophe before text that a spreadsheet would compute.
+    """A value for a cell of a table that people open: an apostrophe precedes text that a spreadsheet would compute.
 
-    Numbers stay as they are, also those that are text.
+    Args:
+        value: the value; text that is a number does not change.
+
+    Returns:
+        The value, or the text after an apostrophe.
     """
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
@@ -35,7 +39,14 @@ def cell(value: V) -> V | str:
 
 
 def text_of(cell: str) -> str:
-    """The inverse of `cell` for text."""
+    """The inverse of `cell` for text.
+
+    Args:
+        cell: the text of a cell.
+
+    Returns:
+        The text without the apostrophe that `cell` added.
+    """
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
@@ -78,7 +89,17 @@ class _LineFeeds:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table of ours, each by column, as they were before `cell`; spreadsheets may have saved it again."""
+    """Read a table that histossl wrote; spreadsheets may have saved it again.
+
+    Args:
+        path: the file.
+
+    Returns:
+        One dict per row: column -> text as before `cell`; columns without a name are left out.
+
+    Raises:
+        FileFormatError: see `read_table`.
+    """
     return [{name: text for name, text in row.items() if name} for row in read_table(path, ours=True).rows.values()]
 
 
@@ -130,10 +151,16 @@ class Table:
 
 
 def decoded(data: bytes) -> tuple[str, str]:
-    """The text of a file and the name of its encoding.
+    """Decode the text of a file of unknown encoding.
 
-    A mark tells it; else it is UTF-8 if it can be, UTF-16 if every other byte is zero, else Windows-1252, or Mac Roman
-    where that has no such bytes.
+    A byte order mark decides; else it is UTF-8 if it is valid, UTF-16 if every other byte is zero, else Windows-1252,
+    or Mac Roman where bytes are not valid in Windows-1252.
+
+    Args:
+        data: the content of the file.
+
+    Returns:
+        The text, and the name of its encoding.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -152,17 +179,20 @@ def decoded(data: bytes) -> tuple[str, str]:
 
 
 def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: bool = False) -> Table:
-    """Read a table, whoever saved it.
+    """Read a table that any program or spreadsheet saved.
 
     Args:
-        path: of the file.
-        error: what to raise.
-        ours: it is one that we write: cells keep their spaces, names of files may be of any bytes, and rows may end
-            before the header does.
+        path: the file.
+        error: the class of errors to raise.
+        ours: whether histossl wrote the table: then cells keep their spaces, names of files may be of any bytes, and
+            rows may be shorter than the header.
+
+    Returns:
+        The table as text.
 
     Raises:
-        HistosslError: of the kind asked for: it cannot be read, is no text, is empty, has a column twice, or rows that
-            are longer than the header. Names the rows.
+        HistosslError: of the class `error`: the file cannot be read, is not text, is empty, has a column twice, or has
+            rows that are longer than the header. Names the rows.
     """
     text, encoding = _text_of(path, error, ours)
     named = _SEP_LINE.match(text)
@@ -244,14 +274,27 @@ def _clean(cell: str, ours: bool) -> str:
 
 
 def number(text: str) -> float:
-    """The number in a cell, with a decimal point or a decimal comma.
+    """Parse the number in a cell, with a decimal point or a decimal comma.
+
+    Args:
+        text: the text of the cell.
+
+    Returns:
+        The number.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the text is not a number.
     """
     return float(decimal_point(text))
 
 
 def decimal_point(text: str) -> str:
-    """A cell as it is, but for a decimal comma, which becomes a point."""
+    """Replace a decimal comma by a point.
+
+    Args:
+        text: the text of a cell.
+
+    Returns:
+        The text, unchanged unless it is a number with a decimal comma.
+    """
     return text.strip().replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else text

@@ -1,4 +1,4 @@
-"""What makes a split pretend: patients on both sides, and slides that are there twice."""
+"""Finds leaks of a split: patients on both sides, and slides that are there twice."""
 
 from __future__ import annotations
 
@@ -36,16 +36,19 @@ def audit_line(
     sites: np.ndarray | None = None,
     seen: Collection[str] | None = None,
 ) -> str:
-    """What is to be known of a split in one line: sizes, classes, patients and sites on both sides, near-duplicates.
+    """Describe a split in one line: sizes, classes, patients and sites on both sides, near-duplicates.
 
     Args:
         slides: N names.
         patients: (N,) patient of each slide.
-        balance: the classes and their sizes, in words.
+        balance: the classes and their sizes, as text.
         folds: (repeats, N) the fold in which each slide is tested.
-        vectors: (N, d) each; a pair counts where any of them finds it.
+        vectors: (N, d) each; a pair of near-duplicates counts where any of them finds it.
         sites: (N,) site of each slide, where known.
         seen: slides that the slide encoder was trained on without labels, where known.
+
+    Returns:
+        The line.
     """
     patient = np.unique(patients, return_inverse=True)[1]
     pairs = sorted({pair for values in vectors for pair in near_duplicates(values)})
@@ -76,14 +79,17 @@ def _straddling(groups: np.ndarray, folds: np.ndarray) -> int:
 
 
 def near_duplicates(values: np.ndarray, distance: float = 0.05) -> list[tuple[int, int]]:
-    """Pairs (a, b), a < b, of rows that lie this much nearer than two rows usually do: most likely one slide twice.
+    """Find pairs of rows that are much nearer than two rows usually are: most likely the same slide twice.
 
-    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine would
-    not do: it is near 1 for any two slides that are extreme in the same direction.
+    Distances are between standardised vectors, as a share of the root mean square over all pairs. A cosine does not
+    serve: it is near 1 for any two slides that are extreme in the same direction.
 
     Args:
-        values: (N, d); with few features (d < 16) different slides may come as near by chance.
+        values: (N, d); with few features (d < 16) different slides may be as near by chance.
         distance: the share, 0.05 is a twentieth of the usual distance.
+
+    Returns:
+        Pairs (a, b) of row indices, a < b.
     """
     x = StandardScaler().fit_transform(values).astype(np.float32)
     square = (x * x).sum(axis=1)
@@ -122,10 +128,16 @@ class CohortTable:
 
 
 def read_cohort_table(path: Path) -> CohortTable:
-    """Read a table of slides: slide_id, and where there are such columns patient_id, site and label.
+    """Read a table of slides: slide_id, and optional columns patient_id, site, label, scanner and mpp.
 
-    Where patients or sites are not given, slides that carry a TCGA barcode say them: TCGA-A2-A1FZ-01Z-… is patient
+    Where patients or sites are not given, they are taken from TCGA barcodes: slide TCGA-A2-A1FZ-01Z-… is of patient
     TCGA-A2-A1FZ of site A2.
+
+    Args:
+        path: the table, see `read_table`.
+
+    Returns:
+        The cohort by slide; a slide without a patient is a patient of its own.
 
     Raises:
         LabelError: not such a table, or a slide is named twice.
@@ -225,12 +237,23 @@ def _balance(classes: dict[str, str], learn: Sequence[str], test: Sequence[str])
 
 
 def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_known: bool) -> list[str]:
-    """What an audit found, in sentences; those that begin with LEAK make a figure from these splits flatter."""
+    """Say in sentences what an audit found.
+
+    A sentence that begins with LEAK means that figures from these splits are too high.
+
+    Args:
+        found: one row per split, with the counts of what train and test share.
+        cohort: the patients and sites of the slides.
+        twins_known: whether near-duplicates were searched for.
+
+    Returns:
+        One sentence per finding.
+    """
     said = []
     for column, what in (
-        ("slides_shared", "slides stand on both sides"),
-        ("patients_shared", "patients stand on both sides"),
-        ("twins_shared", "near-duplicate pairs of different patients stand on both sides"),
+        ("slides_shared", "slides are on both sides"),
+        ("patients_shared", "patients are on both sides"),
+        ("twins_shared", "near-duplicate pairs of different patients are on both sides"),
     ):
         hit = [row for row in found if row[column]]
         if hit:

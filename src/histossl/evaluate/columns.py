@@ -1,4 +1,4 @@
-"""Which columns of a table are a vector: never row numbers, constants, names, or what is known of a slide beside it."""
+"""Finds the columns of a table that are a vector: never row numbers, constants, names, or other facts on a slide."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _ABOUT = frozenset(
         "id",
         "score",
     ]
-)  # names that are no feature's, as `bare` has them
+)  # names, in the form of `bare`, that no feature has
 _FEW = 8  # a table of at least this many slides is needed to tell a row number from chance
 
 
@@ -58,8 +58,8 @@ class Vector:
     Attributes:
         columns: its names, in order.
         values: (N, d) float32.
-        said: one line each for columns that were left out, and for a vector that nobody declared.
-        declared: whether its columns share a prefix and are numbered, or were asked for.
+        said: one line each for columns that were left out, and for a vector that was not declared.
+        declared: whether its columns share a prefix and are numbered, or were named by the user.
     """
 
     columns: tuple[str, ...]
@@ -71,13 +71,16 @@ class Vector:
 def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> Vector:
     """Find the columns that are the vector.
 
-    They are those asked for; else those of one prefix with a number behind it (f0, f1, ...; 0, 1, ...), all others are
-    left out by name; else all columns that are left, if they are of one kind.
+    They are those requested; else those of one prefix and a number (f0, f1, ...; 0, 1, ...), all others are left out
+    and named; else all columns that are left, if they are of one kind.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
         numbers: the numeric columns of the table; "" or `Unnamed: 0` is one without a name.
         wanted: names or prefixes of the columns to take; `f` takes f0, f1, ...
+
+    Returns:
+        The columns, their values, and notes about columns that were left out.
 
     Raises:
         FileFormatError: no column is left, or several sets of columns could be meant.
@@ -108,7 +111,14 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
 
 
 def prefix_of(column: str) -> str | None:
-    """What stands before the number of a numbered column: `f` of f12 and f_12, "" of 12; None of others."""
+    """The text before the number of a numbered column: `f` of f12 and f_12, "" of 12.
+
+    Args:
+        column: name of the column.
+
+    Returns:
+        The text, or None where the column is not numbered.
+    """
     found = _NUMBERED.fullmatch(column)
     return found[1] if found else None
 
@@ -128,7 +138,14 @@ def _odd(names: list[str], values: NDArray[np.float64]) -> dict[str, set[int]]:
 
 
 def is_row_number(column: NDArray) -> bool:
-    """Whether a column counts its rows: whole numbers that only rise, or only fall, from row to row."""
+    """Whether a column counts its rows: whole numbers that only rise, or only fall, from row to row.
+
+    Args:
+        column: (N,) numbers.
+
+    Returns:
+        True for row numbers; False for a column of few rows.
+    """
     if len(column) < _FEW or not np.isfinite(column).all() or (column != np.rint(column)).any():
         return False
     steps = np.diff(column)
@@ -136,16 +153,23 @@ def is_row_number(column: NDArray) -> bool:
 
 
 def row_numbers(values: NDArray) -> list[int]:
-    """The columns (d) of an array (N, d) that count its rows, see `is_row_number`."""
+    """Find the columns of an array that count its rows, see `is_row_number`.
+
+    Args:
+        values: (N, d) numbers.
+
+    Returns:
+        The indices of these columns.
+    """
     if len(values) < _FEW:
         return []
-    first = values[:_FEW]  # most columns are none already here
+    first = values[:_FEW]  # most columns are excluded by their first values
     maybe = np.flatnonzero((first == np.rint(first)).all(axis=0))
     return [int(k) for k in maybe if is_row_number(values[:, k])]
 
 
 def _declared(name: str, names: list[str], left: list[int]) -> tuple[list[int], list[str]]:
-    """The columns of the one numbered prefix, and what is said of the others; all where none is numbered."""
+    """The columns of the one numbered prefix, and notes on the others; all columns where none is numbered."""
     groups: dict[str, list[int]] = {}
     for k in left:
         prefix = prefix_of(names[k])
@@ -167,7 +191,7 @@ def _declared(name: str, names: list[str], left: list[int]) -> tuple[list[int], 
 
 
 def _undeclared(name: str, names: list[str], values: NDArray[np.float64]) -> list[str]:
-    """What is said of a vector whose columns carry no number.
+    """Notes on a vector whose columns have no numbers.
 
     Raises:
         FileFormatError: its columns are of different kinds, so that some are likely something else.
@@ -197,10 +221,10 @@ def check_against_label(
         values: (n, d) of the slides that have the label.
         truth: (n,) int classes, or float numbers.
         target: name of the label.
-        asked: the columns were named by the user: what ranks by the label is then only said.
+        asked: the columns were named by the user: those that rank by the label are then only reported.
 
     Returns:
-        One line each for columns that are suspect and were asked for.
+        One line each for columns that are suspect and were requested.
 
     Raises:
         FileFormatError: a column equals the label or ranks the slides by it; names it.
@@ -232,7 +256,7 @@ def _is_label(column: NDArray, truth: NDArray) -> bool:
 
 
 def _ranks_as(column: NDArray, truth: NDArray) -> bool:
-    """Whether the order of a column puts the classes, or the numbers, one wholly behind the other."""
+    """Whether the order of a column separates the classes, or sorts the numbers, without exception."""
     kinds, kind = np.unique(truth, return_inverse=True)
     if len(kinds) > 20:
         order = np.argsort(column, kind="stable")

@@ -1,4 +1,4 @@
-"""The linear probe on splits that others published, scored as they scored theirs."""
+"""The linear probe on published splits, scored as in their publications."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STANDARDISED = "standardised"
 
 
 def probe_splits(source: Source, labels: Labels, splits: Sequence[Split], settings: ProbeSettings) -> pd.DataFrame:
-    """AUROC of a logistic regression on each split: train and val teach, test is scored.
+    """AUROC of a logistic regression on each split: train and val are for training, test is scored.
 
-    Every embedding comes twice: as it is, which is what published figures were made with, and standardised, as
-    `histossl probe` has it without splits. Slides without a label or a vector are passed over.
+    Every embedding is scored twice: as it is, as in published figures, and standardised, as
+    `histossl probe` does without splits. Slides without a label or a vector are left out.
 
     Args:
         source: the vectors.
@@ -86,7 +86,16 @@ def _auroc(truth: NDArray[np.int64], p: NDArray[np.float64]) -> float:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation of the AUROC over the splits, a row for each target and embedding."""
+    """Summarise scores over splits.
+
+    Args:
+        found: one row per split, target and embedding: columns target, embedding, auroc, train and test (numbers of
+            slides).
+
+    Returns:
+        One row per target and embedding: number of splits, median numbers of slides, mean AUROC and its standard
+        deviation.
+    """
     rows = []
     for _, part in found.groupby(["target", "embedding"], sort=False):
         target, name = part["target"].iloc[0], part["embedding"].iloc[0]

@@ -37,7 +37,7 @@ def probe(
     patients: Mapping[str, str] | pd.Series | None = None,
     **settings: Any,
 ) -> ProbeResult:
-    """How much of a label is in the vectors: a linear model, on whole patients held out, with intervals.
+    """Measure how well vectors predict a label: a linear model, on whole patients held out, with intervals.
 
     Args:
         vectors: AnnData of `embed` or `read_embeddings` (its baselines are compared with it); a DataFrame of numbers
@@ -110,7 +110,7 @@ def patient_folds(labels: ArrayLike, patients: ArrayLike, folds: int = 5, *, see
         labels: (N,) class of each slide.
         patients: (N,) patient of each slide.
         folds: how many, 2 or more.
-        seed: of the deal.
+        seed: seed of the distribution of patients.
 
     Returns:
         (N,) int16, the fold in which each slide is tested; for scikit-learn `PredefinedSplit(patient_folds(y, p))`.
@@ -124,7 +124,7 @@ def patient_folds(labels: ArrayLike, patients: ArrayLike, folds: int = 5, *, see
 
 @names_arguments
 def read_embeddings(path: str | Path) -> AnnData:
-    """Vectors of slides as AnnData, from wherever they lie.
+    """Read vectors of slides, from a file or folder of any supported kind, as AnnData.
 
     Args:
         path: a study; .h5ad; a folder of <slide_id>.h5 as TRIDENT writes them; .npy with ids.npy beside it; .csv or
@@ -151,10 +151,16 @@ def read_embeddings(path: str | Path) -> AnnData:
 
 
 def slide_vectors(vectors: Vectors) -> Source:
-    """What `probe` takes as `vectors`, with what is known of the slides.
+    """Turn any form of vectors that `probe` accepts into one source.
+
+    Args:
+        vectors: a path or a study, AnnData, a DataFrame of numbers with the slides as index, or an array (slides, d).
+
+    Returns:
+        The vectors, and what is known of the slides; slides of an array are called "0", "1", ...
 
     Raises:
-        FileFormatError: it is none of these.
+        FileFormatError: `vectors` is none of these.
     """
     if isinstance(vectors, str | Path) or hasattr(vectors, "folder"):
         return read_source(Path(getattr(vectors, "folder", vectors)))
@@ -175,7 +181,7 @@ def _of_anndata(data: AnnData) -> Source:
     dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
     about = data.uns.get("histossl")
     found = {str(about["name"]) if about is not None else "vectors": dense.astype(np.float32)}
-    if about is not None:  # of others nobody knows what obsm holds
+    if about is not None:  # the obsm of other tools may hold anything
         found |= {str(name).replace("_", " "): np.asarray(values, np.float32) for name, values in data.obsm.items()}
     ids = tuple(map(str, data.obs_names))
     columns = {str(name).lower(): data.obs[name].astype(str).tolist() for name in data.obs.columns}
@@ -193,7 +199,7 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
 
 
 def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
-    """Labels in memory, checked as those of a file are: written as one, and read back."""
+    """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
         return read_labels(labels, source.ids, targets, source.patients)
     table = _label_table(labels, source)
@@ -201,7 +207,7 @@ def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
         found = read_labels(path, source.ids, targets, source.patients)
-    return replace(found, lines={})  # rows of a file that nobody has seen
+    return replace(found, lines={})  # these rows are not those of a file of the user
 
 
 def _label_table(labels: Any, source: Source) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A table of labels, read without trusting it: which slide, which patient, which class."""
+"""Reads tables of labels and checks them: slide, patient and class of each row."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Labels:
             and one a target: the class as text, None where the slide has no label for that target.
         targets: the names of the target columns.
         chosen: whether the targets were named (by setting, or as `label`) rather than found.
-        complaints: one line each for what was passed over: absent slides, slides without labels, missing patients. The
+        complaints: one line each for what was left out: absent slides, slides without labels, missing patients. The
             run went on without them, and should end with a non-zero exit code.
         sites: slide -> where it was made, for the slides of which that is known.
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
-        notes: one line each for what was read otherwise than it is written: names in two spellings, a guessed encoding.
+        notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
     """
 
     table: pd.DataFrame
@@ -48,7 +48,15 @@ class Labels:
     notes: tuple[str, ...] = ()
 
     def where(self, slides: Sequence[str], most: int = 5) -> str:
-        """These slides by their rows in the file, or by name where they are in none."""
+        """Name slides by their rows in the file, or by name where they are in no row.
+
+        Args:
+            slides: the slides.
+            most: how many are named; the others are counted.
+
+        Returns:
+            Text such as "rows 2, 5 and 3 more".
+        """
         lines = [self.lines[slide] for slide in slides if slide in self.lines]
         return _rows(lines[:most], len(lines) - most) if lines else _some(slides, most)
 
@@ -59,25 +67,28 @@ def read_labels(
     targets: Sequence[str] = (),
     patients: Mapping[str, str] | None = None,
 ) -> Labels:
-    """Read a CSV of labels and fit it to the slides at hand.
+    """Read a table of labels and match it to the known slides.
 
     Columns: `slide_id`; optional `patient_id` and `site`; the targets are `targets` where given, else `label` where
     there is such a column, else every other column. Text of any encoding and separator, see `read_table`. Every value
     is text: slide "007" stays "007"; numbers written differently ("1", "1.0", "1,0") are one class. Names of slides,
-    patients and sites are one in every spelling that `folded` takes for the same.
+    patients and sites are equal in every spelling with the same `folded` form.
 
     Args:
         path: the file.
         slide_ids: the known slides, those with a vector.
         targets: names of the columns to take.
-        patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are passed over. Where neither
-            the file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site
-            A2), and else the slide counts as a patient of its own.
+        patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are ignored. Where neither the
+            file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site A2),
+            and else the slide counts as a patient of its own.
+
+    Returns:
+        The labels of the known slides, and complaints about rows and slides that were left out.
 
     Raises:
         LabelError: the file cannot be read as such a table, an id occurs twice or differs from a slide only in its
-            extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines
-            of the file with the header as row 1.
+            extension, a column mixes numbers and words, or no label fits any slide. Names the rows, counted as lines of
+            the file with the header as row 1.
     """
     path = Path(path)
     found = read_table(path, LabelError)
@@ -133,7 +144,7 @@ def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Colle
 
 
 def _one_spelling(records: dict[str, dict], sites: dict[str, str]) -> list[str]:
-    """Give each patient and each site its first spelling; says which were changed."""
+    """Give each patient and each site its first spelling, in place; returns notes on the changes."""
     patients = spellings(str(row["patient_id"]) for row in records.values())
     places = spellings(site for site in sites.values() if site)
     for row in records.values():
@@ -151,7 +162,13 @@ def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[
 
 
 def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The header of a table, and line number -> column -> stripped text.
+    """Read the header and the rows of a table of labels.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The names of the columns, and line number -> column -> stripped text.
 
     Raises:
         LabelError: see `read_table`.
@@ -161,13 +178,28 @@ def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of `names` among the columns, as written there; case, spaces, hyphens and underscores do not count."""
+    """Find a column under one of several names; case, spaces, hyphens and underscores do not count.
+
+    Args:
+        columns: the columns of the table.
+        names: accepted names, the preferred one first.
+
+    Returns:
+        The column as the table writes it, or None.
+    """
     lowered = {bare(column): column for column in reversed(columns)}
     return next((lowered[bare(name)] for name in names if bare(name) in lowered), None)
 
 
 def bare(column: str) -> str:
-    """A column's name without case, spaces, hyphens and underscores: `Slide ID` is `slide_id`."""
+    """Remove case, spaces, hyphens and underscores from a column's name: `Slide ID` and `slide_id` are the same.
+
+    Args:
+        column: the name as it is written.
+
+    Returns:
+        The name in the form for comparisons.
+    """
     return re.sub(r"[\s_\-]+", "", column.casefold())
 
 
@@ -187,10 +219,18 @@ def _choose_targets(
 
 
 def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
-    """Slide -> the line that names it.
+    """Find the line of each slide.
+
+    Args:
+        path: the file, for the errors.
+        rows: line number -> column -> text.
+        column: the column of slides.
+
+    Returns:
+        Slide -> its line.
 
     Raises:
-        LabelError: a row names none, or a slide is named twice, in whatever spelling.
+        LabelError: a row names no slide, or a slide is named twice, in any spelling.
     """
     lines = defaultdict(list)
     for line, row in rows.items():
@@ -206,16 +246,19 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> di
 def absent_slides(
     where: str, lines: dict[str, int], slide_ids: Sequence[str], what: str = "labelled slides"
 ) -> list[str]:
-    """A complaint about slides of a table that are not there; those that are almost there are an error.
+    """Complain about slides of a table that are not known; names that differ only in their extension are an error.
 
     Args:
-        where: the table's name.
-        lines: slide that is not there -> its row.
-        slide_ids: those that are.
-        what: to call them.
+        where: name of the table.
+        lines: unknown slide -> its row.
+        slide_ids: the known slides.
+        what: what the message calls the slides.
+
+    Returns:
+        One line; nothing where `lines` is empty.
 
     Raises:
-        LabelError: some differ from a slide by their extension alone.
+        LabelError: some names differ from a known slide only in their extension.
     """
     if not lines:
         return []
@@ -237,7 +280,7 @@ def absent_slides(
 
 
 def _loose(slide: str) -> str:
-    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' meet, 'a.1' and 'a.2' do not."""
+    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' are equal, 'a.1' and 'a.2' not."""
     stem, dot, extension = slide.casefold().rpartition(".")
     return (
         stem
@@ -247,7 +290,7 @@ def _loose(slide: str) -> str:
 
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
-    """The patient of a slide, and whether anyone named it."""
+    """The patient of a slide, and whether it was named anywhere."""
     here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
     if here and there and folded(here) != folded(there):
         raise LabelError(

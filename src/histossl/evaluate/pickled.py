@@ -1,4 +1,4 @@
-"""Dictionaries of vectors that numpy saved as pickles: read without executing anything in them."""
+"""Reads dictionaries of vectors that numpy saved as pickles, without executing anything in them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import FileFormatError
 
-# Modules moved from numpy.core to numpy._core; a file names those of its time.
+# Modules moved from numpy.core to numpy._core; a file names those of the numpy that wrote it.
 CORE = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
 MAKERS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")}
 
 
 def read_pickled_vectors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Slide -> vector (d,) of a `.npy` file that holds a dictionary; slides without a vector (None) are left out.
+    """Read a `.npy` file that holds a pickled dictionary of vectors, without executing anything in it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Slide -> vector (d,) float32; slides without a vector (None) are left out.
 
     Raises:
-        FileFormatError: another thing, damaged, or a pickle that asks for more than arrays, text and numbers.
+        FileFormatError: the file is of another kind or damaged, or its pickle needs more than arrays, text and numbers.
     """
     try:
         with path.open("rb") as file:
@@ -53,6 +59,6 @@ class _ArraysOnly(pickle.Unpickler):
         package, _, last = module.rpartition(".")
         if package in ("numpy.core", "numpy._core") and (last, name) in MAKERS:
             return super().find_class(f"{CORE}.{last}", name)
-        if (module, name) == ("_codecs", "encode"):  # how bytes were written for Python 2
+        if (module, name) == ("_codecs", "encode"):  # protocol 2 writes bytes in this way
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it wants to call {module}.{name}")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The palette of Okabe and Ito, which colour-blind readers can distinguish; the first embedding has the strongest one.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vPX*"
-FEW = 3  # slides: a point of the calibration curve with fewer is noise, and is left out
+FEW = 3  # slides; a point of the calibration curve with fewer is noise, and is left out
 
 
 def write_figures(result: ProbeResult, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""How much of a label is in the vectors: linear models side by side, on whole patients held out, with intervals."""
+"""Measures how well vectors predict a label: linear models, on whole patients held out, with intervals."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def probe(
         embeddings: name -> (N, d) finite floats; the first is the one to compare the others with.
         ids: N unique slide ids, the order of the rows.
         labels: from `read_labels`.
-        settings: see there; what is to stand for `settings.rivals` is up to the caller.
+        settings: see there; the caller adds what `settings.rivals` requests.
         rivals: name -> a method that is not a linear model on vectors; judged on the same slides.
         seen: slides that the slide encoder was trained on without labels, where known: the audit names their number.
 
     Raises:
-        FileFormatError: rows that do not fit `ids`, or values that are not finite.
+        FileFormatError: rows that do not match `ids`, or values that are not finite.
         LabelError: too few patients, sites or classes, see `make_task`. Where the targets were found rather than named,
-            a target that cannot be probed is passed over with a complaint as long as another can.
+            a target that cannot be probed is left out with a complaint as long as another can.
     """
     vectors = {name: _check(name, values, ids) for name, values in embeddings.items()}
     tables: dict[bool, list[pd.DataFrame]] = {True: [], False: []}
@@ -133,7 +133,7 @@ def _out_of_fold(
 def _fit_classes(
     x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
 ) -> tuple[np.ndarray, bool]:
-    """(m, classes) probabilities, and whether the fit came to rest."""
+    """(m, classes) probabilities, and whether the fit converged."""
     x, x_test = _scaled(x, x_test)
     C = _choose(x, y, patients, settings) if settings.choose_C else settings.C
     w, b, finished = solve(prepare(x, y, settings.balanced), C)

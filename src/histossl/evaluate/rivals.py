@@ -1,4 +1,4 @@
-"""What the first embedding has to beat, on the same labels and folds: other poolings, neighbours, trained networks."""
+"""Rivals of the first embedding, on the same labels and folds: other poolings, neighbours, trained networks."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         source: from `read_source`.
         labels: from `read_labels`.
         settings: of the probe.
-        keep: a folder for what each trained network predicted: what stands there is not trained again, so that an
-            interrupted run goes on where it was.
+        keep: a folder for what each trained network predicted: what is there is not trained again, so that an
+            interrupted run resumes.
 
     Raises:
         SettingsError: the features of the tiles, or the pretrained encoder, are not there.
@@ -102,10 +102,13 @@ def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> R
     """A rival that trains once for the same slides, truth and seed.
 
     Args:
-        rival: to be remembered.
-        made: a fingerprint of everything else that its predictions depend on.
+        rival: the method whose predictions are cached.
+        made: fingerprint of everything else that its predictions depend on.
         ids: the slides, by row.
-        folder: where predictions are kept, an array of each training.
+        folder: where predictions are kept, one array per training.
+
+    Returns:
+        The cached method.
     """
 
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
@@ -122,7 +125,7 @@ def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> R
 
 
 def _made(kind: str, source: Source) -> str:
-    """All that predictions of a trained rival depend on, beside the labels."""
+    """The fingerprint of all that predictions of a trained rival depend on, except the labels."""
     encoder = ""
     if kind == "finetune" and source.encoder is not None:
         with (source.encoder / "model.safetensors").open("rb") as file:
@@ -132,16 +135,19 @@ def _made(kind: str, source: Source) -> str:
 
 
 def _stamp(file: Path) -> list[int]:
-    """What tells versions of a file of another tool apart."""
+    """A stamp that changes with a file of another tool."""
     about = file.stat()
     return [about.st_size, about.st_mtime_ns]
 
 
 def neighbours(values: NDArray) -> Rival:
-    """Classes by the vote of the nearest labelled slides, numbers by their mean.
+    """Nearest neighbours: classes by their vote, numbers by their mean.
 
     Args:
-        values: (N, d), a row a slide.
+        values: (N, d), one row per slide.
+
+    Returns:
+        A method of the probe.
     """
 
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Settings of the linear probe and of its rivals, and what a probe found."""
+"""Settings of the linear probe and of its rivals, and the result of a probe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ProbeSettings:
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         folds: folds of the cross-validation; every class needs at least as many patients.
-        repeats: times that the patients are dealt into folds anew.
+        repeats: how often the patients are distributed over the folds.
         C: inverse strength of the L2 penalty.
         choose_C: values of C to choose among for every fit, by 3 folds of the training patients; empty takes C.
         balanced: weight the classes by the inverse of their frequency. Where they are uneven, probabilities are then
@@ -84,7 +84,7 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `probe` found.
+    """The result of `probe`.
 
     Every figure but a difference is followed by its 95 % interval, `NAME_low` and `NAME_high`, that of the first by
     `low` and `high`; all are means over the repeats.
@@ -105,8 +105,8 @@ class ProbeResult:
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
             means over the repeats.
         audit: one line a target: classes, patients and sites on both sides, near-duplicate slides.
-        complaints: one line each for what was passed over.
-        settings: what it was asked.
+        complaints: one line each for what was left out.
+        settings: the settings of the probe.
     """
 
     table: pd.DataFrame
@@ -142,14 +142,14 @@ class Recipe:
     """How a network is trained on labelled slides.
 
     Attributes:
-        steps: optimiser steps.
-        batch: slides a step.
-        tiles: of a slide in a step, drawn anew; at the test all are looked at.
+        steps: number of optimiser steps.
+        batch: slides per step.
+        tiles: tiles of a slide in a step, drawn at random; a test uses all.
         kept: tiles of a slide that are held in memory, drawn once where there are more.
-        rate: AdamW's highest.
-        weight_decay: decoupled.
-        dropout: before the classes.
-        dim: of the slide's vector in front of the classes.
+        rate: highest learning rate of AdamW.
+        weight_decay: decoupled weight decay.
+        dropout: probability of dropout before the last layer.
+        dim: length of the slide's vector before the last layer.
     """
 
     steps: int = 150
@@ -162,7 +162,7 @@ class Recipe:
     dim: int = 128
 
 
-# Each with its words in a paragraph of method; `histossl.evaluate.rivals` makes them.
+# Each with its text in the method section; `histossl.evaluate.rivals` makes them.
 METHODS = {
     "knn": f"Nearest neighbours: the {NEIGHBOURS} nearest labelled slides by the cosine of standardised features, "
     "weighted by the inverse of the distance.",

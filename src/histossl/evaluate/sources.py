@@ -1,4 +1,4 @@
-"""Vectors of slides from wherever they stand: a study, AnnData, TRIDENT's folders, Giga-SSL's arrays, a table."""
+"""Reads vectors of slides: from a study, AnnData, TRIDENT's folders, Giga-SSL's arrays, or a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,19 +31,19 @@ class Source:
 
     Attributes:
         ids: N unique slide ids, the order of the rows.
-        vectors: name -> (N, d) float32; the first is the one to be judged, the others are its rivals.
-        patients: slide id -> patient, "" where unknown; empty where nobody says.
-        sites: slide id -> where the slide was made; empty where nobody says.
+        vectors: name -> (N, d) float32; the first is the one to judge, the others are its rivals.
+        patients: slide id -> patient, "" where unknown; empty where none is known.
+        sites: slide id -> where the slide was made; empty where none is known.
         paths: slide id -> the slide's file, where known; it need not be there any more.
-        pictures: slide id -> a picture of the slide that stands already.
-        tiles: slide id -> the HDF5 file of the features of its tiles, where it stands.
-        encoder: the folder of the slide encoder that made the vectors, where it stands.
-        parts: of every number of the first vectors, the name of its part; empty where nobody says.
+        pictures: slide id -> an existing picture of the slide.
+        tiles: slide id -> the HDF5 file of the features of its tiles, where it exists.
+        encoder: the folder of the slide encoder that made the vectors, where it exists.
+        parts: name of the part of every number of the first vectors; empty where unknown.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.
-        notes: one line each for what was left out or read otherwise than it is written.
-        passed: one line each for files that were passed over.
+        notes: one line each for what was left out or not read as it is written.
+        passed: one line each for files that were not read.
     """
 
     ids: tuple[str, ...]
@@ -62,15 +63,23 @@ class Source:
 
 
 def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) -> Source:
-    """Read vectors of slides, by what lies at `path`.
+    """Read vectors of slides; the kind of file or folder at `path` decides how.
 
-    - the folder of a study, or an `.h5ad` file: X and, of ours, the baselines in obsm;
+    - the folder of a study, or an `.h5ad` file: X and, in ours, the baselines in obsm;
     - a folder of `<slide_id>.h5` with `features` (d,) or (1, d), as TRIDENT writes slide features; where these are
       features of tiles, (n, d) or (1, n, d), their mean and, as a rival, mean and standard deviation;
     - `embeddings.npy` (N, d) beside `ids.npy` (N,) text, as Giga-SSL publishes them, or the folder of both;
     - `.csv`, `.tsv`, `.txt` or `.parquet`: a column slide_id, optionally patient_id and site, and the columns of the
-      vector: those named by `columns`, else those of one prefix with a number behind it, see `vector_of`;
+      vector: those named by `columns`, else numbered columns with the same prefix, see `vector_of`;
     - with `pickles` also the `.npy` files of a dictionary, slide -> vector, that Giga-SSL's authors publish later.
+
+    Args:
+        path: the file or folder.
+        pickles: whether `.npy` files of a pickled dictionary are read; nothing in them is executed.
+        columns: names of the columns of the vector in a table; empty to find them.
+
+    Returns:
+        The vectors of the slides by name of the embedding, and what is known of the slides.
 
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged; slides named twice; vectors not finite.
@@ -94,15 +103,18 @@ def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) 
 
 
 def side_by_side(source: Source, other: Source, name: str) -> Source:
-    """The vectors of a source, then the first of another; the slides must be the same.
+    """The vectors of a source, then the first vectors of another; the slides must be the same.
 
     Args:
-        source: what is to be judged; what it knows of the slides is kept.
-        other: the rival.
-        name: what to call the rival's vectors where the source has some of that name.
+        source: the source to judge; what it knows of the slides is kept.
+        other: the source of the rival.
+        name: name of the rival's vectors where the source already has vectors of that name.
+
+    Returns:
+        The source with one more embedding.
 
     Raises:
-        FileFormatError: they are not of the same slides; names some.
+        FileFormatError: the sources have different slides; names some.
     """
     title, values = next(iter(other.vectors.items()))
     theirs, ours = Known(other.ids), Known(source.ids)
@@ -228,7 +240,15 @@ def _folder(folder: Path) -> Source:
 
 
 def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
-    """One line about files beside those that are read, which may be meant; none where there are none."""
+    """Note files that were not read but may hold features.
+
+    Args:
+        folder: the folder that was read.
+        others: files in it that were not read.
+
+    Returns:
+        One line, or nothing where there are no such files.
+    """
     kinds = (".pt", ".pth", ".npy", ".npz", ".zarr", ".h5ad", ".pkl")
     meant = [path for path in others if path.suffix.lower() in kinds]
     if not meant:
@@ -256,9 +276,9 @@ def _arrays(path: Path) -> Source:
         values = np.load(place, allow_pickle=False)
         ids = np.load(folder / "ids.npy", allow_pickle=False)
     except (OSError, ValueError) as error:
-        # Objects in an array are pickles, which run whatever they hold.
+        # An array of objects is a pickle, which can execute code.
         hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
-        hint += "a dictionary of vectors is a pickle, and is read where it is asked for: --pickles true"
+        hint += "a dictionary of vectors is a pickle, and is read only with --pickles true"
         raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
     if ids.ndim != 1 or values.dtype.kind not in "fiu":
         raise FileFormatError(f"{folder}: {ids.shape} ids, embeddings of {values.dtype}", "(N,) text and (N, d) floats")
@@ -309,7 +329,7 @@ def _words(column: Any) -> list[str]:
 
 
 def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """A table of text, its numbers as numbers, and what is to be said of it."""
+    """A table of text, its numbers as numbers, and notes on it."""
     found = read_table(path)
     header = list(next(iter(found.rows.values()), dict.fromkeys(found.columns)))
     names = {bare(name) for name in (*SLIDE_COLUMNS, *PATIENT_COLUMNS, *SITE_COLUMNS)}

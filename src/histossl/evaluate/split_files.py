@@ -48,7 +48,14 @@ class Split:
         return [slide for slide, found in self.sides.items() if set(found) & set(sides)]
 
     def named_as(self, slides: Iterable[str]) -> Split:
-        """The split with the names of its slides spelt as these are, where it means one of them."""
+        """The split with its slides spelt as known slides are.
+
+        Args:
+            slides: the known slides.
+
+        Returns:
+            The split; names of unknown slides do not change.
+        """
         known = Known(slides)
         spelt = {slide: known.get(slide) or slide for slide in self.sides}
         return Split(
@@ -58,7 +65,14 @@ class Split:
         )
 
     def only(self, slides: Collection[str]) -> Split:
-        """The split without the slides that are not among these."""
+        """The split without unknown slides.
+
+        Args:
+            slides: the slides to keep.
+
+        Returns:
+            The smaller split.
+        """
         kept = {slide: sides for slide, sides in self.sides.items() if slide in slides}
         return Split(self.name, kept, {slide: self.lines[slide] for slide in kept})
 
@@ -150,10 +164,17 @@ def _split(name: str, named: list[tuple[str, str, int]]) -> Split:
 
 
 def known_slides(splits: Sequence[Split], slides: Collection[str]) -> tuple[list[Split], tuple[str, ...]]:
-    """The splits with the slides that are known alone, spelt as there; and a complaint about the others of each.
+    """Reduce splits to known slides, spelt as these are.
+
+    Args:
+        splits: the splits as read.
+        slides: the known slides.
+
+    Returns:
+        The splits, and complaints about the slides that were left out of each.
 
     Raises:
-        LabelError: a side has no known slide, or a name differs from a slide's by its extension alone.
+        LabelError: a side has no known slide, or a name differs from a slide's only in its extension.
     """
     found, complaints = [], []
     for split in splits:

@@ -118,7 +118,7 @@ def site_folds(
         order = np.random.default_rng(int(number)).permutation(len(counts))
         held = np.zeros((folds, counts.shape[1]))
         for k in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
-            # An empty fold has least of every class, so that no fold stays empty.
+            # An empty fold has the fewest slides of every class, so that no fold stays empty.
             found[repeat, k] = np.lexsort([held.sum(axis=1), held @ share[k]])[0]
             held[found[repeat, k]] += share[k]
         if ((held > 0).sum(axis=0) < 2).any():
@@ -185,4 +185,4 @@ def draw_patients(classes: np.ndarray, patients: np.ndarray, n: int, rng: np.ran
         rows = np.flatnonzero(np.isin(patient, draw_shots(_rarest(has), n, rng)))
         if len(np.unique(classes[rows])) == len(np.unique(classes)):
             return rows
-    raise LabelError(f"no {n} patients found who have slides of all classes", "larger --probe.shots")
+    raise LabelError(f"no {n} patients found with slides of all classes", "larger --probe.shots")

@@ -1,19 +1,22 @@
-"""What a probe found in a few lines and in one small table."""
+"""Summaries of a probe: a few lines, or one small table."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"))
-_LINES = 6  # targets that one line each is spent on
+_LINES = 6  # targets that are listed
 
 
 def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
-    """One line a target: the first method's score with all labels, beside the best of the others.
+    """Summarise a probe: the first method's score with all labels, beside the best of the others.
 
     Args:
         classes: `table` of a `ProbeResult`.
-        numbers: `numbers` of it.
+        numbers: `numbers` of a `ProbeResult`.
+
+    Returns:
+        "ProbeResult", then one line per target; of many targets only the first ones.
     """
     lines = []
     for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
@@ -30,7 +33,15 @@ def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
 
 
 def summary_of(classes: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
-    """Scores with intervals as text: a row a target and number of labels, a column a method."""
+    """Tabulate scores with intervals as text.
+
+    Args:
+        classes: scores of classifications, one row per target, number of labels and embedding.
+        numbers: scores of regressions, in the same form.
+
+    Returns:
+        One row per target and number of labels, one column per embedding; empty without scores.
+    """
     parts = []
     for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
         if len(table):

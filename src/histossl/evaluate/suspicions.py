@@ -1,4 +1,4 @@
-"""What a table of slides looks as if something were wrong with it: one line a suspicion, for a person to judge."""
+"""Finds what may be wrong with a table of slides: one line per suspicion, for a person to judge."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.sources import Source
 from histossl.wsi.mpp import jumps
 
-_LEAST = 10  # slides of a table, below which chance does all of this
+_LEAST = 10  # slides; in smaller tables these patterns occur by chance
 
 
 def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Near-duplicates across patients, classes of one site or scanner, mpp that jumps, labels that follow the rows.
+    """Find near-duplicates across patients, classes of one site or scanner, differing mpp, labels in the order of the rows.
 
     Args:
         cohort: from `read_cohort_table`, in the order of the table.
         twins: pairs of near-duplicate slides.
+
+    Returns:
+        One line per suspicion.
     """
     slides = list(cohort.patients)
     across = [(a, b) for a, b in twins if cohort.patients.get(a, a) != cohort.patients.get(b, b)]
@@ -37,7 +40,17 @@ def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> li
 
 
 def one_place(target: str, classes: Mapping[str, str], what: str, places: Mapping[str, str]) -> list[str]:
-    """Classes all slides of which are of one site, or scanner, where there are several of these."""
+    """Find classes whose slides are all of one site, or scanner, although the table has several.
+
+    Args:
+        target: name of the target.
+        classes: slide -> class.
+        what: what the places are, such as "site" or "scanner".
+        places: slide -> its site or scanner, where known.
+
+    Returns:
+        One line per class.
+    """
     known = {slide: places[slide] for slide in classes if slide in places}
     if len(known) < _LEAST or len(set(known.values())) < 2:
         return []
@@ -53,7 +66,15 @@ def one_place(target: str, classes: Mapping[str, str], what: str, places: Mappin
 
 
 def ordered(target: str, labels: Sequence[str]) -> list[str]:
-    """Whether each class stands in one block of the table's rows, as where labels were filled in by order."""
+    """Find whether each class is one block of the table's rows, as where labels were filled in by order.
+
+    Args:
+        target: name of the target.
+        labels: the classes in the order of the rows.
+
+    Returns:
+        One line, or nothing.
+    """
     kinds = len(set(labels))
     blocks = 1 + sum(a != b for a, b in itertools.pairwise(labels))
     if len(labels) < _LEAST or not 2 <= kinds <= len(labels) // 4 or blocks != kinds:
@@ -62,7 +83,15 @@ def ordered(target: str, labels: Sequence[str]) -> list[str]:
 
 
 def check_columns(source: Source, labels: Labels) -> list[str]:
-    """`check_against_label` for each target of a table of vectors; nothing where no table names the numbers."""
+    """Run `check_against_label` for each target of a table of vectors.
+
+    Args:
+        source: the vectors; without names of columns nothing is checked.
+        labels: the labels of its slides.
+
+    Returns:
+        One line per suspicion.
+    """
     found: list[str] = []
     if not source.columns:
         return found

@@ -1,4 +1,4 @@
-"""A target and the slides that have it: what is to be predicted, who is tested when, who may be labelled."""
+"""A target and its slides: what is predicted, in which fold each slide is tested, which slides are labelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, s
 if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
 
-MANY = 20  # more values than this are no classes
+MANY = 20  # more different values than this are not classes
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a prediction has: one a class, or one."""
+        """The length of a prediction: the number of classes, or 1."""
         return 1 if self.names is None else len(self.names)
 
     def balance(self) -> str:
-        """The classes and their sizes, or the range of the numbers, in words."""
+        """The classes and their sizes, or the range of the numbers, as text."""
         if self.names is None:
             return f"numbers from {self.truth.min():g} to {self.truth.max():g}"
         counts = np.bincount(self.truth, minlength=len(self.names))
@@ -60,11 +60,20 @@ class Task:
 
 
 def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSettings) -> Task:
-    """Find the slides of a target and deal them into folds.
+    """Find the slides of a target and assign them to folds.
+
+    Args:
+        target: name of the target.
+        ids: slides that have a vector, in the order of the vectors.
+        labels: the labels.
+        settings: kind of task, folds, repeats, and what is held out.
+
+    Returns:
+        The task.
 
     Raises:
         LabelError: too few patients, sites or classes, see `grouped_folds` and `site_folds`; words where numbers are
-            asked for; too many different words.
+            needed; too many different words.
     """
     column = labels.table[target].dropna()
     rows = np.flatnonzero(pd.Index(ids).isin(column.index))
@@ -109,7 +118,7 @@ def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
 def _check_classes(
     classes: NDArray, patients: NDArray, slides: NDArray, labels: Labels, settings: ProbeSettings
 ) -> None:
-    """What `grouped_folds` would refuse, refused with the rows of the file."""
+    """Refuse what `grouped_folds` refuses, with the rows of the file in the message."""
     of_patient: dict[str, dict[str, list[str]]] = {}
     for slide, patient, name in zip(slides, patients, classes, strict=True):
         of_patient.setdefault(str(patient), {}).setdefault(str(name), []).append(slide)
@@ -144,7 +153,7 @@ def _numbers(values: NDArray) -> NDArray[np.float64] | None:
 
 
 def _fifths(numbers: NDArray, patients: NDArray, folds: int) -> NDArray[np.int64]:
-    """(n,) the patient's part of five, or of fewer where each would have fewer patients than there are folds."""
+    """(n,) the patient's fifth of the values; fewer parts where a fifth would have fewer patients than folds."""
     patient = np.unique(patients, return_inverse=True)[1]
     means = np.bincount(patient, numbers) / np.bincount(patient)
     parts = min(5, len(means) // folds)
@@ -161,7 +170,15 @@ def _all_known(slides: NDArray, sites: Sequence[str]) -> None:
 
 
 def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
-    """The places on the curve of few labels: those of `settings.shots` that every fold can give, and "all"."""
+    """The numbers of labels at which the probe is scored.
+
+    Args:
+        task: the target with its folds.
+        settings: `shots` and what they count.
+
+    Returns:
+        The numbers of `settings.shots` that every fold can give, as text, and "all".
+    """
     fewest = min(
         len(np.unique(task.patients[taught])) if settings.shots_of == "patients" else int(taught.sum())
         for fold_of in task.folds
@@ -172,7 +189,18 @@ def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
 
 
 def labelled(task: Task, repeat: int, fold: int, n: str, settings: ProbeSettings) -> NDArray[np.int64]:
-    """The slides that train where `fold` is tested: all others, or those that are drawn of them."""
+    """The slides that train where `fold` is tested.
+
+    Args:
+        task: the target with its folds.
+        repeat: index of the repeat.
+        fold: index of the fold that is tested.
+        n: number of labels, as of `numbers_of_labels`, or "all".
+        settings: seed, and what `n` counts.
+
+    Returns:
+        Indices into the slides of the task: all of the other folds, or a random draw of them.
+    """
     pool = np.flatnonzero(task.folds[repeat] != fold)
     if n == "all":
         return pool

@@ -83,7 +83,7 @@ def fit_parts(
     if encoder.parts is None:
         return
     view, once = ViewSettings(tiles=tiles, windows=1), EmbedSettings(views=1)
-    found = [encoder.joined(*_seen(encoder, *rows, view, once, name)) for name, *rows in slides]
+    found = [encoder.joined(*_seen(encoder, xs, at, view, once, name)) for name, xs, at in slides]
     encoder.parts.fit(torch.stack(found))
 
 

@@ -1,6 +1,6 @@
-"""What one's own slides add to a trained model.
+"""Adapts a trained model to new slides.
 
-A short training begins at its weights; a judge that needs no label sends the result away where it does not help.
+A short training begins at its weights. A judgement that needs no label discards the result where it does not help.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on t
 
 @dataclass(frozen=True)
 class Judgement:
-    """How well a model does on fields that nobody labelled; larger is better.
+    """How well a model does on unlabelled fields; larger is better.
 
     Attributes:
         sure: share of the tree's sure nuclei that it finds at IoU > 0.5.
@@ -38,13 +38,13 @@ class Judgement:
 
     @property
     def mean(self) -> float:
-        """Of both shares."""
+        """The mean of both shares."""
         return (self.sure + self.steady) / 2
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What came of it.
+    """The result of adapting a model.
 
     Attributes:
         model: the adapted one, or the one that it began with, if that is better.
@@ -66,17 +66,20 @@ def adapt(
     logs: Path,
     device: str = "auto",
 ) -> Adaptation:
-    """Train on from a model, on what it and hematoxylin agree on in one's own slides; keep the better of the two.
+    """Train a model further on what it and hematoxylin agree on in new slides; keep the better of the two models.
 
-    The weights are `share` of the trained ones and the rest of the teacher's: a step towards the slides that does not
-    forget what the teacher knows.
+    The weights are interpolated: `share` of the trained ones and the rest of the teacher's. That is a step towards the
+    new slides which keeps what the teacher has learned.
 
     Args:
-        samples: a slide each.
-        teacher: the model that it begins with.
-        settings: how.
-        logs: as of `learn`.
+        samples: fields and stains, one sample per slide.
+        teacher: the model to begin with.
+        settings: settings of the adaptation.
+        logs: folder for the log and the checkpoint, as of `learn`.
         device: auto, cpu or cuda.
+
+    Returns:
+        The better model, and the judgements of both.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.
@@ -117,7 +120,17 @@ def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sa
 
 
 def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
-    """A model whose weights lie between those of two, `share` of the way from the first to the second."""
+    """A model whose weights are interpolated between those of two models of the same shape.
+
+    Args:
+        teacher: the first model; its network is copied, not changed.
+        trained: the second model, of the same widths; its settings are kept.
+        share: 0 gives the weights of `teacher`, 1 those of `trained`.
+        device: where the new model runs, or "auto".
+
+    Returns:
+        The interpolated model. Integer buffers are those of `teacher`.
+    """
     network = copy.deepcopy(teacher.network)
     other = trained.network.state_dict()
     state = {
@@ -129,7 +142,17 @@ def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: 
 
 
 def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTrainingSettings) -> Judgement:
-    """A model on fields that nobody labelled: does it find what is sure, and the same again in another stain?"""
+    """Judge a model on unlabelled fields: are sure nuclei found, and are nuclei found again in another stain?
+
+    Args:
+        model: the model to judge.
+        samples: fields and stains of slides, (h, w, 3) uint8 RGB at MPP µm per pixel.
+        settings: settings of the training; their pseudo-labels are the sure nuclei.
+
+    Returns:
+        The share of sure nuclei that are found, the share of found nuclei that are found again after the stain is
+        changed (both at IoU > 0.5), and the number of nuclei found.
+    """
     sure, again, nuclei, known = 0, 0, 0, 0
     for sample in samples:
         labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)

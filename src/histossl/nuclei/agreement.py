@@ -1,6 +1,6 @@
-"""Pseudo-labels that a trained network and the tree of hematoxylin give together.
+"""Pseudo-labels that a trained network and the component tree of hematoxylin give together.
 
-What both see is sure, what only one of them sees is doubt, unless the network is very sure of it.
+Objects that both find are sure, objects that only one of them finds are doubtful, unless the network is very sure.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from histossl.nuclei.pseudo_labels import MPP, AgreementSettings, PseudoLabel
 def agreed(
     labelled: PseudoLabel, confidence: NDArray[np.float32], settings: AgreementSettings = AgreementSettings()
 ) -> PseudoLabel:
-    """The pseudo-labels of a field after a network has looked at it, too.
+    """Combine the pseudo-labels of a field with the output of a network.
 
     Args:
-        labelled: of the tree alone.
-        confidence: (2, H, W) of the network, with the depth.
-        settings: how the two are weighed.
+        labelled: the pseudo-labels of the tree alone.
+        confidence: (2, H, W) float32 in [0, 1], confidence and depth by the network.
+        settings: thresholds and weights.
 
     Returns:
-        Pseudo-labels. Objects that both see keep the network's outline, which is the smoother one; the quality of those
-        that it alone sees is such that they weigh `alone`.
+        Pseudo-labels. Objects that both find keep the network's outline, which is the smoother one; the quality of those
+        that it alone finds is such that they weigh `alone`.
     """
     found = label_instances(confidence, MPP, InstanceSettings(threshold=settings.threshold))
     count, known = int(found.max(initial=0)), len(labelled.quality)
@@ -63,7 +63,7 @@ def _tree_alone(
     iou: NDArray[np.float64],
     settings: AgreementSettings,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """With the tree's sure objects that the network sees differently: they stand where none of its nuclei does."""
+    """With the tree's sure objects that the network sees differently: those where it finds no nucleus."""
     known = len(labelled.quality)
     free = np.bincount(labelled.labels[labels == 0], minlength=known) / np.maximum(
         np.bincount(labelled.labels.ravel(), minlength=known), 1

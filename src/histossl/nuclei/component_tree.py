@@ -34,7 +34,7 @@ class TreeSettings:
             other sizes more.
         edges: whether to multiply by the mean gradient along the outline, which prefers the sharpest of nested
             outlines.
-        whole: factor by which several parts must score better than the object that contains them.
+        whole: factor that several parts must score better by than the object that contains them.
         nested: the same for a single part, that is for a tighter outline.
     """
 

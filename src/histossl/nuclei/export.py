@@ -21,7 +21,7 @@ from histossl.nuclei.instances import MEASURES, Nuclei
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
-_TOLERANCE = 0.1  # µm by which an outline may be moved to spare points
+_TOLERANCE = 0.1  # µm that an outline may move when points are dropped
 _BAND = 1024  # rows of a label image that are in memory at once
 _TILE = 256  # side of the tiles of a label TIFF
 
@@ -47,11 +47,14 @@ _TITLES = {
 
 
 def spare_outlines(nuclei: Nuclei, mpp: float) -> NDArray:
-    """(N,) valid shapely polygons in level-0 pixels, simplified by at most 0.1 µm, counter-clockwise as RFC 7946 asks.
+    """Outlines with few points: simplified by at most 0.1 µm, counter-clockwise as RFC 7946 requires.
 
     Args:
-        nuclei: in level-0 pixels.
+        nuclei: the nuclei, in level-0 pixels.
         mpp: µm per level-0 pixel.
+
+    Returns:
+        (N,) valid shapely polygons in level-0 pixels.
     """
     shapes = nuclei.polygons()
     # With topology kept a simplified outline cannot cross itself.
@@ -130,7 +133,14 @@ def _features(nuclei: Nuclei, mpp: float, before: int) -> Iterator[str]:
 
 
 def write_parquet(path: Path, parts: Iterable[Nuclei], mpp: float) -> None:
-    """GeoParquet 1.1, a row a nucleus: `id`, the outline as WKB in level-0 pixels, and the columns of MEASURES.
+    """Write GeoParquet 1.1: one row per nucleus.
+
+    The columns are `id`, the outline as WKB in level-0 pixels, and MEASURES.
+
+    Args:
+        path: the file to write, whole or absent.
+        parts: the nuclei in portions; each portion becomes a row group.
+        mpp: µm per pixel of level 0; it sets how finely outlines are written.
 
     Raises:
         SettingsError: pyarrow is not installed.
@@ -180,14 +190,17 @@ def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
 
 
 def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDArray[np.int32]]:
-    """The label image of nuclei from top to bottom, in bands of (height, W) int32; nucleus k has the value k, from 1.
+    """Paint the label image of nuclei from top to bottom, in bands.
 
-    A pixel belongs to the nucleus that its centre lies in; where two do, to the later one.
+    A pixel belongs to the nucleus that contains its centre; where two do, to the later one.
 
     Args:
-        nuclei: in pixels of the image.
-        size: of the image.
-        height: of a band; the last one may be lower.
+        nuclei: the nuclei, in pixels of the image.
+        size: width and height of the image in pixels.
+        height: rows of a band; the last band may have fewer.
+
+    Yields:
+        (height, W) int32; nucleus k has the value k, from 1.
     """
     from skimage.draw import polygon
 
@@ -205,12 +218,26 @@ def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDA
 
 
 def label_image(nuclei: Nuclei, size: Size) -> NDArray[np.int32]:
-    """The whole label image at once, (H, W) int32."""
+    """Paint the label image of all nuclei in memory.
+
+    Args:
+        nuclei: the nuclei, in level-0 pixels.
+        size: width and height of the image in pixels.
+
+    Returns:
+        (H, W) int32, 0 = none, 1..n in the order of the nuclei.
+    """
     return np.concatenate(list(label_bands(nuclei, size)))
 
 
 def write_label_tiff(path: Path, nuclei: Nuclei, size: Size) -> None:
-    """The label image as a compressed TIFF of int32, written band by band."""
+    """Write the label image as a compressed, tiled TIFF of int32, band by band.
+
+    Args:
+        path: the file to write, whole or absent.
+        nuclei: the nuclei, in level-0 pixels.
+        size: width and height of level 0 in pixels.
+    """
     import tifffile
 
     with whole(path) as part:
@@ -234,7 +261,13 @@ def _tiles(bands: Iterable[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:
 
 
 def write_zarr(path: Path, nuclei: Nuclei, size: Size, mpp: float) -> None:
-    """OME-Zarr 0.4 labels (`labels/nuclei`) at the size of level 0, chunk by chunk.
+    """Write OME-Zarr 0.4 labels (`labels/nuclei`) at the size of level 0, chunk by chunk.
+
+    Args:
+        path: the folder to write, whole or absent.
+        nuclei: the nuclei, in level-0 pixels.
+        size: width and height of level 0 in pixels.
+        mpp: µm per pixel of level 0, the scale of both axes.
 
     Raises:
         SettingsError: zarr is not installed.
@@ -265,7 +298,14 @@ def write_zarr(path: Path, nuclei: Nuclei, size: Size, mpp: float) -> None:
 
 
 def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: int = 2048) -> None:
-    """The slide with its nuclei outlined, as JPEG of at most `longest` pixels; on large slides nuclei are dots."""
+    """Write a JPEG of the slide with its nuclei: outlines on small slides, dots on large ones.
+
+    Args:
+        path: the file to write, whole or absent.
+        slide: the slide.
+        parts: the nuclei in portions, in level-0 pixels.
+        longest: longer side of the thumbnail in pixels; small pictures with outlines are enlarged twofold.
+    """
     picture = Image.fromarray(slide.thumbnail(longest))
     scale = picture.width / slide.size.width
     # Below two pixels an outline hides its nucleus.
@@ -286,7 +326,13 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
 
 
 def read_geojson(path: Path) -> Nuclei:
-    """Outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`; measures are zero but the centroid.
+    """Read the outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`.
+
+    Args:
+        path: the file, gzipped or not.
+
+    Returns:
+        The nuclei; all measures but the centroid are zero.
 
     Raises:
         LabelError: not a GeoJSON of polygons.
@@ -297,6 +343,13 @@ def read_geojson(path: Path) -> Nuclei:
 
 
 def extent(nuclei: Nuclei) -> Region:
-    """The smallest region from the corner (0, 0) that holds all nuclei."""
+    """The smallest region from the corner (0, 0) that holds all nuclei.
+
+    Args:
+        nuclei: the nuclei; may be empty.
+
+    Returns:
+        The region, in the unit of the outlines.
+    """
     far = nuclei.points.max(0, initial=1)
     return Region(0, 0, float(np.ceil(far[0])), float(np.ceil(far[1])))

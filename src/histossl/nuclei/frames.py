@@ -12,17 +12,20 @@ if TYPE_CHECKING:
 
 
 def frame_of(polygons: NDArray, columns: Mapping[str, NDArray]) -> pd.DataFrame:
-    """Polygons with their columns as a GeoDataFrame; without geopandas as a DataFrame.
+    """Polygons with their columns as a data frame.
 
     Args:
         polygons: (N,) shapely polygons, the column `geometry`.
         columns: name -> (N,) values.
+
+    Returns:
+        A GeoDataFrame; without geopandas a DataFrame.
     """
     import pandas as pd
 
     table = pd.DataFrame({"geometry": pd.Series(list(polygons), dtype=object)} | dict(columns))
     try:
-        import geopandas  # an extra of the user's: nothing of ours needs it
+        import geopandas  # optional: nothing else here needs it
     except ImportError:
         return table
     return geopandas.GeoDataFrame(table, geometry="geometry")

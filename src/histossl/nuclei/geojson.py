@@ -1,4 +1,4 @@
-"""Nuclei from GeoJSON as QuPath and others write it: which geometry of a feature is a nucleus, and what is none."""
+"""Reads nuclei from GeoJSON of QuPath and other tools: decides which geometry of a feature is a nucleus."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outlined:
     Attributes:
         shapes: (N,) shapely polygons in level-0 pixels, holes and all.
         read: how many of them were of each kind.
-        left: how many features were left out, by why.
+        left: how many features were left out, by reason.
     """
 
     shapes: NDArray
@@ -35,7 +35,7 @@ class Outlined:
     left: Counter[str] = field(default_factory=Counter)
 
     def said(self) -> str:
-        """What was read and what was left out, in words; "" where each feature is one nucleus."""
+        """What was read and what was left out, as text; "" where each feature is one nucleus."""
         told = [f"{count} {kind}" for kind, count in self.read.items() if kind != "detections"]
         lost = [f"{count} {why}" for why, count in self.left.items()]
         if not told and not lost:
@@ -55,16 +55,22 @@ class Outlined:
 
 
 def read_outlined(path: Path) -> Outlined:
-    """Read a GeoJSON, gzipped or not.
+    """Read the nuclei of a GeoJSON.
 
-    - Of a cell `nucleusGeometry` is the nucleus, whether it stands on the feature or among its properties; its own
-      geometry is the cell's border. Cells without one are left out.
-    - Detections are nuclei as they are, and so are features that say nothing of their kind.
-    - Annotations, TMA cores and tiles are none.
-    - Each part of a MultiPolygon is a nucleus, since tools write all nuclei as one; points and lines are none.
+    - The `nucleusGeometry` of a cell is the nucleus, on the feature or among its properties; the cell's own geometry is
+      its border. Cells without a nucleus are left out.
+    - Detections are nuclei, and so are features that do not say what they are.
+    - Annotations, TMA cores and tiles are not nuclei.
+    - Each part of a MultiPolygon is a nucleus, since some tools write all nuclei as one; points and lines are not.
+
+    Args:
+        path: the file, gzipped or not.
+
+    Returns:
+        The polygons in the unit of the file, and counts of the features that were read and left out, by kind.
 
     Raises:
-        LabelError: not a GeoJSON of polygons; or all that it holds are annotations.
+        LabelError: not a GeoJSON of polygons; or it holds only features that are not nuclei.
     """
     features = _features(path)
     shapes: list[Any] = []
@@ -132,7 +138,7 @@ def _nucleus_of(feature: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
 
 
 def _shape(geometry: dict[str, Any]) -> Any:
-    """A geometry, valid; of a ring that crosses itself the largest part."""
+    """A valid geometry; the largest part of a ring that crosses itself."""
     shape = shapely.geometry.shape(geometry)
     if shape.is_valid or shape.is_empty:
         return shape
@@ -143,14 +149,17 @@ def _shape(geometry: dict[str, Any]) -> Any:
 
 
 def paint(outlined: Outlined, band_top: int, shape: tuple[int, int]) -> NDArray[np.int32]:
-    """A band of the label image, (height, W) int32: nucleus k has the value k + 1, its holes are left open.
+    """Paint a band of the label image; holes of nuclei stay open.
 
-    A pixel belongs to the nucleus that its centre lies in; where two do, to the later one.
+    A pixel belongs to the nucleus that contains its centre; where two do, to the later one.
 
     Args:
         outlined: the nuclei.
         band_top: first row of the band.
         shape: (height, width) of the band.
+
+    Returns:
+        (height, width) int32: the polygon of index k has the value k + 1.
     """
     from skimage.draw import polygon
 
@@ -173,5 +182,14 @@ def _inside(ring: Any, top: int, shape: tuple[int, int], polygon: Any) -> tuple[
 
 
 def label_image(outlined: Outlined, height: int, width: int) -> NDArray[np.int32]:
-    """The whole label image, (height, width) int32."""
+    """Paint the label image of all polygons in memory.
+
+    Args:
+        outlined: the polygons, in pixels of the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+
+    Returns:
+        (height, width) int32, 0 = none, 1..n in the order of the polygons.
+    """
     return paint(outlined, 0, (height, width))

@@ -1,7 +1,4 @@
-"""Separates the nuclei of a confidence map, and measures them: one outline and one row of measures per nucleus.
-
-This module does not import torch: worker processes use it.
-"""
+"""Separates the nuclei of a confidence map, outlines and measures them; imports no torch, to keep workers small."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
-from histossl.nuclei.morphology import diameters, spreads
+from histossl.nuclei.morphology import diameters, eccentricities, spreads
+from histossl.nuclei.outline_tracing import trace_outlines
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -68,13 +65,11 @@ def label_instances(
     outline grows with the nucleus, so its local maxima are the markers.
 
     Args:
-        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in its
-            middle).
+        confidence: (2, H, W) in [0, 1]: confidence that a pixel is nucleus, and depth inside it (1 in the middle).
         mpp: µm per pixel.
         settings: how nuclei are separated.
         learned: whether the depth is learned.
-        origin: (x, y) of the map on its slide in pixels: it breaks ties of the depth, so that the result does not
-            depend on the tile.
+        origin: (x, y) of the map on its slide in pixels; breaks ties of the depth independently of the tile.
 
     Returns:
         (H, W) int32, 0 = none, 1..n in the order of their first pixels; every nucleus is 4-connected.
@@ -179,7 +174,7 @@ class Nuclei:
         return f"Nuclei({len(self)} outlines{area})"
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a nucleus: `MEASURES`, and `geometry`, its polygon; a GeoDataFrame where geopandas is installed."""
+        """One row per nucleus: `MEASURES` and the polygon, `geometry`; a GeoDataFrame if geopandas is installed."""
         from histossl.nuclei.frames import frame_of
 
         return frame_of(self.polygons(), dict(zip(MEASURES, self.measures.T, strict=True)))
@@ -190,7 +185,10 @@ class Nuclei:
         Args:
             ax: axes to draw on; None makes new ones.
             values: (N,) numbers that fill the outlines, or the name of one of `MEASURES`; None draws the outlines.
-            colour: of the outlines, or the colour map of the values; None takes gold, or "viridis".
+            colour: colour of the outlines, or colour map of the values; None takes gold, or "viridis".
+
+        Returns:
+            The axes.
         """
         from histossl.wsi.plot import draw_polygons
 
@@ -250,11 +248,7 @@ def outline_instances(
     count = int(labels.max(initial=0))
     if not count:
         return concatenate([])
-    padded = np.pad(labels, 1)
-    steps = _outline_steps(padded, count)
-    start = np.concatenate([[0], np.cumsum(steps)])
-    points = np.empty((start[-1], 2), np.float32)
-    _trace(padded, np.pad(confidence, 1), np.float32(threshold), start[:-1].copy(), points)
+    points, start = trace_outlines(labels, confidence, threshold)
     nuclei = Nuclei(points, start, np.zeros((count, len(MEASURES)), np.float32))
     shapes = nuclei.polygons()
     area = shapely.area(shapes)
@@ -268,110 +262,12 @@ def outline_instances(
     length = shapely.length(shapes)
     wide = diameters(hulls) * mpp
     columns = [
-        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, _eccentricity(labels, count),
+        centres[:, 0], centres[:, 1], area * mpp**2, length * mpp, eccentricities(labels, count),
         area / np.maximum(shapely.area(hulls), 1e-9), hematoxylin[:, 0], eosin[:, 0], sure[:, 0],
         np.minimum(4 * np.pi * area / np.maximum(length, 1e-9) ** 2, 1), wide[:, 0], wide[:, 1],
         *hematoxylin[:, 1:].T, *eosin[:, 1:].T,
     ]  # fmt: skip
     return Nuclei(points, start, np.stack(columns, 1).astype(np.float32))
-
-
-def _eccentricity(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    y, x = np.nonzero(labels)
-    names = labels[y, x]
-    pixels = np.bincount(names, minlength=count + 1)[1:]
-    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
-    first = np.zeros(count + 1, np.int64)
-    first[names[::-1]] = np.arange(len(names))[::-1]
-    y, x = y - y[first[names]], x - x[first[names]]
-
-    def mean(values: NDArray) -> NDArray:
-        return np.bincount(names, values, count + 1)[1:] / pixels
-
-    mx, my = mean(x), mean(y)
-    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
-    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
-    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))
-
-
-# Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
-_DR = np.array([0, 1, 0, -1])
-_DC = np.array([1, 0, -1, 0])
-
-
-@njit(cache=True)
-def _first_pixels(labels, count):
-    first = np.full((count + 1, 2), -1, np.int64)
-    for r in range(labels.shape[0]):
-        for c in range(labels.shape[1]):
-            k = labels[r, c]
-            if k > 0 and first[k, 0] < 0:
-                first[k, 0], first[k, 1] = r, c
-    return first
-
-
-@njit(cache=True)
-def _walk(labels, k, r, c, confidence, threshold, points, at):
-    """Walk once around nucleus k from the top left corner of its first pixel (r, c); returns the number of edges.
-
-    With `at` >= 0 the point of every edge is written to points[at:].
-    """
-    heading, steps = 0, 0
-    corner_r, corner_c = r, c
-    while True:
-        # The pixels to the right and to the left of the edge ahead.
-        if heading == 0:
-            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
-        if at >= 0:
-            inner, outer = confidence[ir, ic], confidence[jr, jc]
-            part = 0.5
-            if labels[jr, jc] == 0 and inner > threshold > outer:
-                part = np.rint(min(0.95, max(0.05, (inner - threshold) / (inner - outer))) * 64) / 64
-            # The labels are padded by one pixel: a pixel's centre is at its index minus a half.
-            points[at + steps, 0] = ic + (jc - ic) * part - 0.5
-            points[at + steps, 1] = ir + (jr - ir) * part - 0.5
-        steps += 1
-        corner_r += _DR[heading]
-        corner_c += _DC[heading]
-        # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        if heading == 0:
-            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
-        if labels[ar, ac] != k:
-            heading = (heading + 1) % 4
-        elif labels[br, bc] == k:
-            heading = (heading + 3) % 4
-        if corner_r == r and corner_c == c and heading == 0:
-            return steps
-
-
-@njit(cache=True)
-def _outline_steps(labels, count):
-    first = _first_pixels(labels, count)
-    steps = np.zeros(count, np.int64)
-    nothing = np.zeros((1, 2), np.float32)
-    blank = np.zeros((1, 1), np.float32)
-    for k in range(1, count + 1):
-        steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
-    return steps
-
-
-@njit(cache=True)
-def _trace(labels, confidence, threshold, start, points):
-    first = _first_pixels(labels, len(start))
-    for k in range(1, len(start) + 1):
-        _walk(labels, k, first[k, 0], first[k, 1], confidence, threshold, points, start[k - 1])
 
 
 def nuclei_of_tile(

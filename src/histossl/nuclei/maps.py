@@ -1,4 +1,4 @@
-"""A slide's nuclei at a glance: where they are dense, and a sheet of random ones to look at."""
+"""Overviews of a slide's nuclei: a density map, and a sheet of random nuclei."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DENSITY = "-density.tif"
 """What the name of a density map's file ends with."""
 
 _SHEET = (8, 6)  # nuclei across and down
-_VIEW = 32.0  # µm that each of them is shown in
-_SIDE = 128  # pixels of that
+_VIEW = 32.0  # µm, side of the square around each nucleus
+_SIDE = 128  # pixels, side of that square
 
 
 def density_map(parts: Iterable[Nuclei], mask: TissueMask, mpp: float, cell: float = CELL) -> NDArray[np.float32]:
@@ -70,7 +70,13 @@ def _shares(length: int, size: int, count: int, side: float) -> NDArray[np.float
 
 
 def write_density(path: Path, density: NDArray[np.float32], cell: float = CELL) -> None:
-    """The map as a float32 TIFF that knows its resolution, which ImageJ and QuPath read."""
+    """Write the map as a float32 TIFF with its resolution, which ImageJ and QuPath read.
+
+    Args:
+        path: the file to write, whole or absent.
+        density: (h, w) float32 nuclei per mm² of tissue; NaN where there is hardly any tissue.
+        cell: side of a cell of the map in µm.
+    """
     import tifffile
 
     with whole(path) as part:
@@ -90,9 +96,9 @@ def write_sheet(path: Path, slide: Slide, nuclei: Nuclei, rng: np.random.Generat
 
     Args:
         path: the file.
-        slide: that they are of.
+        slide: the slide of the nuclei.
         nuclei: in level-0 pixels.
-        rng: draws them.
+        rng: source of the draw.
     """
     across, down = _SHEET
     sheet = Image.new("RGB", (across * _SIDE, down * _SIDE), "white")

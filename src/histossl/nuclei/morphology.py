@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 
 
 def diameters(hulls: NDArray) -> NDArray[np.float64]:
-    """(N, 2) as QuPath measures them: the diameter of the smallest circle around each hull, and its least width.
+    """The diameters of nuclei as QuPath measures them.
 
     Args:
         hulls: (N,) convex shapely polygons.
+
+    Returns:
+        (N, 2) float64: the diameter of the smallest circle around each hull, and its least width.
     """
     points, owner = shapely.get_coordinates(hulls, return_index=True)
     start = np.searchsorted(owner, np.arange(len(hulls) + 1))
@@ -58,14 +61,36 @@ def _spread(names, values, count, found):
 
 
 def spreads(names: NDArray[np.int32], values: NDArray[np.float32], count: int) -> NDArray[np.float64]:
-    """(count, 4) mean, standard deviation, minimum and maximum of the pixels of each nucleus.
+    """Statistics of the pixels of each nucleus.
 
     Args:
-        names: (P,) 0..count-1, the nucleus of a pixel; each has one at least.
-        values: (P,).
-        count: of nuclei.
+        names: (P,) 0..count-1, the nucleus of a pixel; each nucleus has at least one.
+        values: (P,) value of each pixel.
+        count: number of nuclei.
+
+    Returns:
+        (count, 4) float64: mean, standard deviation, minimum and maximum.
     """
     found = np.zeros((count, 5))
     found[:, 2], found[:, 3] = np.inf, -np.inf
     _spread(names, values, count, found)
     return found[:, :4]
+
+
+def eccentricities(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    """(count,) eccentricity in [0, 1) of the ellipse with the second moments of each label 1..count of (H, W)."""
+    y, x = np.nonzero(labels)
+    names = labels[y, x]
+    pixels = np.bincount(names, minlength=count + 1)[1:]
+    # Relative to the first pixel of each nucleus: sums of small whole numbers are exact.
+    first = np.zeros(count + 1, np.int64)
+    first[names[::-1]] = np.arange(len(names))[::-1]
+    y, x = y - y[first[names]], x - x[first[names]]
+
+    def mean(values: NDArray) -> NDArray:
+        return np.bincount(names, values, count + 1)[1:] / pixels
+
+    mx, my = mean(x), mean(y)
+    xx, yy, xy = mean(x * x) - mx**2 + 1 / 12, mean(y * y) - my**2 + 1 / 12, mean(x * y) - mx * my
+    middle, spread = (xx + yy) / 2, np.sqrt((xx - yy) ** 2 / 4 + xy**2)
+    return np.sqrt(1 - np.maximum(middle - spread, 0) / (middle + spread))

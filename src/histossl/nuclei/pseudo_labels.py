@@ -1,4 +1,4 @@
-"""What a network learns from when nobody labelled anything: sure nuclei, sure background, and doubt. No torch."""
+"""What a network learns from without labels: sure nuclei, sure background, and doubtful pixels. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_dens
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
-_SOME = 20  # sure nuclei from which their areas say what is usual
+_SOME = 20  # sure nuclei that are needed to estimate the usual area
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class PseudoLabel:
     Attributes:
         density: (H, W, 3) float32 optical density in units of the slide's scale.
         labels: (H, W) int32, sure nuclei 1..n.
-        quality: (n + 1,) float32 of each, 1 = as good as asked for.
+        quality: (n + 1,) float32 of each, 1 = as good as required.
         doubtful: (H, W) bool, dark, but no sure nucleus.
         faint: (H, W) bool, paler than that, but not pale enough to be surely none.
     """
@@ -166,13 +166,16 @@ class PseudoLabel:
 def make_pseudo_labels(
     fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
 ) -> list[PseudoLabel]:
-    """Pseudo-labels of the fields of one slide; thresholds and scales are the slide's, never a field's.
+    """Pseudo-labels of the fields of one slide; thresholds and scales are those of the slide, never of a field.
 
     Args:
         fields: (H, W, 3) uint8 pictures at `mpp`.
-        stains: of the slide.
+        stains: stains of the slide.
         mpp: µm per pixel.
-        settings: how.
+        settings: how sure nuclei are found.
+
+    Returns:
+        One pseudo-label per field.
     """
     densities = [optical_density(f, stains.white) for f in fields]
     maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
@@ -198,7 +201,17 @@ def make_pseudo_labels(
 def usual_area(
     fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
 ) -> float:
-    """µm² of the usual sure nucleus of a slide, 0 where hardly any are; arguments as of `make_pseudo_labels`."""
+    """The usual area of the sure nuclei of a slide.
+
+    Args:
+        fields: (h, w, 3) uint8 RGB fields of one slide.
+        stains: stains of the slide.
+        mpp: µm per pixel of the fields.
+        settings: how sure nuclei are found.
+
+    Returns:
+        The area in µm²; 0 where there are hardly any sure nuclei.
+    """
     maps = [
         gaussian(concentrations(optical_density(f, stains.white), stains)[..., 0], settings.blur / mpp) for f in fields
     ]
@@ -230,7 +243,15 @@ def _usual_area(
 
 
 def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:
-    """(3, H, W): nucleus (0 or 1), depth inside of it (1 in the middle of each nucleus), weight of the pixel."""
+    """What the network learns to predict at each pixel of a field.
+
+    Args:
+        labelled: the pseudo-labels of the field, (H, W).
+        settings: weights of doubtful and of faint pixels.
+
+    Returns:
+        (3, H, W) float32: nucleus (0 or 1), depth inside it (1 in the middle of each nucleus), and weight of the pixel.
+    """
     labels = labelled.labels
     nucleus = labels > 0
     inner = nucleus & ~find_boundaries(labels, mode="inner")
@@ -246,7 +267,16 @@ def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSe
 
 
 def crowd(labelled: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLabel:
-    """A copy in which `count` of the surest nuclei are set again beside others, touching or overlapping them."""
+    """An augmentation: copy some of the surest nuclei so that they touch or overlap others.
+
+    Args:
+        labelled: the pseudo-labels of a field; not changed.
+        count: how many copies to try; copies that would cross the border of the field are dropped.
+        rng: source of randomness.
+
+    Returns:
+        The changed copy; `labelled` itself where no nucleus is suited.
+    """
     boxes = ndimage.find_objects(labelled.labels)
     margin = 3
     height, width = labelled.labels.shape
@@ -295,7 +325,15 @@ _AROUND = 4.0  # pixels, sigma of the Gaussian over what lies around nuclei
 
 
 def paled(labelled: PseudoLabel, rng: np.random.Generator) -> PseudoLabel:
-    """A copy in which each sure nucleus keeps 30 to 100 % of its contrast to what lies around it, its middle less."""
+    """An augmentation: sure nuclei keep 30 to 100 % of their contrast to their surroundings, some less in the middle.
+
+    Args:
+        labelled: the pseudo-labels of a field; not changed.
+        rng: source of randomness.
+
+    Returns:
+        The copy with another density and the same labels.
+    """
     count = len(labelled.quality)
     outside = ndimage.binary_dilation(labelled.labels > 0, iterations=1) == 0
     weight = ndimage.gaussian_filter(outside.astype(np.float32), _AROUND) + np.float32(1e-3)

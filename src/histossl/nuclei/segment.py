@@ -1,4 +1,4 @@
-"""An input in; its nuclei as files out. Several runs on one folder share the inputs, as those on a study do."""
+"""Segments inputs and writes their nuclei as files. Several runs on one folder share the inputs, as in a study."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class MethodName:
-    """How a worker builds the method: `prior` or a model's folder, the device, and the key of what stands there."""
+    """How a worker builds the method: `prior` or a model's folder, the device, and the key of the model."""
 
     name: str
     device: str
@@ -67,7 +67,13 @@ class MethodName:
 
 @functools.lru_cache(maxsize=1)
 def built(method: MethodName) -> Method:
-    """The method, built once a process.
+    """The method of a name.
+
+    Args:
+        method: the name and the device.
+
+    Returns:
+        The method, built once per process.
 
     Raises:
         FileFormatError: the model cannot be read.
@@ -107,7 +113,14 @@ class SegmentJob:
         return fingerprint(str(self.path), self.state, self.mpp_default, self.method.key, self.running, self.write)
 
     def file(self, ending: str) -> Path:
-        """One of its files; names may hold dots, so with_suffix will not do."""
+        """The path of one of its files.
+
+        Args:
+            ending: what follows the slide's name, such as ".geojson.gz".
+
+        Returns:
+            The path. It is put together as text: names may hold dots, which `with_suffix` would cut.
+        """
         return self.out / (self.slide_id + ending)
 
     @property
@@ -122,16 +135,21 @@ class SegmentJob:
 
 
 def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
-    """Segment an input and write its files: the network runs here, `executor` reads, parts and outlines.
+    """Segment an input and write its files: the network runs here, `executor` reads, separates and outlines.
 
-    A run that was killed goes on with the row of tiles that it was at.
+    A run that was killed resumes at the row of tiles that it had reached.
+
+    Args:
+        executor: runs the work on the CPU.
+        shown: whether a progress bar is shown.
+        job: the input, its settings and the folder of its files.
 
     Returns:
-        What changes in its row of nuclei.csv.
+        The changed columns of its row of nuclei.csv.
 
     Raises:
-        SlideError: it cannot be read, or was changed meanwhile.
-        WorkerDied, WorkerHung: a worker did, over it.
+        SlideError: the input cannot be read, or was changed while it was read.
+        WorkerDied, WorkerHung: a worker died or hung on it.
     """
     start, method = time.monotonic(), built(job.method)
     known = result_of(executor, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running))
@@ -195,7 +213,7 @@ def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers 
         The rows of all these inputs.
 
     Raises:
-        SettingsError: another input of the same name stands in the table.
+        SettingsError: the table has another input of the same name.
     """
     ledger = Journal(roll)
     with roll.writing():
@@ -239,7 +257,7 @@ def _merged(known: list[Row], jobs: Sequence[SegmentJob]) -> list[Row]:
         if path == row["path"]:
             rows.append(row)
         elif Path(row["path"]).exists():  # else the slides were moved
-            what = f"{path} has the name of {row['path']}, whose nuclei stand there already"
+            what = f"{path} has the name of {row['path']}, whose nuclei are there already"
             raise SettingsError(what, "segment them into different folders")
     there = {row["path"] for row in rows}
     for job in jobs:

@@ -68,7 +68,7 @@ class NucleiSegmenter:
         self.method: Method | None = None
 
     def __repr__(self) -> str:
-        return f"NucleiSegmenter({'not trained yet' if self.method is None else self.method.name})"
+        return f"NucleiSegmenter({'general' if self.method is None else self.method.name})"
 
     def fit(
         self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None, **settings: Any
@@ -111,21 +111,34 @@ class NucleiSegmenter:
             The nuclei in level-0 pixels, from top to bottom.
 
         Raises:
-            SettingsError: the segmenter has not learned yet.
             SlideError: the image cannot be read, or its mpp is not known.
         """
         with _opened(image, mpp) as slide:
             return segment_slide(slide, self._survey(slide), self._fitted(), self.running)
 
     def predict(self, image: Picture, mpp: float | None = None) -> NDArray[np.int32]:
-        """The nuclei of a picture as (H, W) int32 of its own size, 0 = none, 1..n; arguments as of `segment`."""
+        """The label image of a picture.
+
+        Args:
+            image: the picture, as of `segment`.
+            mpp: µm per pixel, as of `segment`.
+
+        Returns:
+            (H, W) int32 of the picture's own size, 0 = none, 1..n.
+        """
         with _opened(image, mpp) as slide:
             return label_image(self.segment(slide), slide.size)
 
     def confidence(self, image: Picture, mpp: float | None = None) -> NDArray[np.float32]:
-        """(2, h, w) in [0, 1] at 0.5 µm per pixel: nucleus, and depth inside of it (1 in the middle).
+        """The maps that nuclei are separated on.
 
-        All zero where the picture has no stain.
+        Args:
+            image: the picture, as of `segment`.
+            mpp: µm per pixel, as of `segment`.
+
+        Returns:
+            (2, h, w) float32 in [0, 1] at 0.5 µm per pixel: nucleus, and depth inside it (1 in the middle). All zero
+            where the picture has no stain.
         """
         method = self._fitted()
         with _opened(image, mpp) as slide:
@@ -136,7 +149,14 @@ class NucleiSegmenter:
         return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains))
 
     def save(self, folder: Path) -> None:
-        """Write the trained model: model.safetensors and config.json."""
+        """Write the trained model: model.safetensors and config.json.
+
+        Args:
+            folder: the folder to write.
+
+        Raises:
+            SettingsError: the method has nothing to save.
+        """
         method = self._fitted()
         if not isinstance(method, SelfTraining | PatchContrast):
             raise SettingsError(f"the method {method.name} has nothing to save")
@@ -146,7 +166,19 @@ class NucleiSegmenter:
     def load(
         cls, model: str | Path, running: SegmentSettings = SegmentSettings(), device: str = "auto"
     ) -> NucleiSegmenter:
-        """A segmenter that needs no `fit`: "general", "prior", or the folder of a trained model."""
+        """A segmenter that needs no `fit`.
+
+        Args:
+            model: "general", "prior", or the folder of a trained model.
+            running: settings of the segmentation.
+            device: where the network runs, or "auto".
+
+        Returns:
+            The segmenter.
+
+        Raises:
+            FileFormatError: the folder holds no model that can be read.
+        """
         segmenter = cls(running=running, device=device)
         segmenter.method = load_method(str(model), device)
         return segmenter
@@ -162,7 +194,7 @@ class NucleiSegmenter:
 
 @contextmanager
 def _opened(image: Picture, mpp: float | None, name: str = "image") -> Iterator[Slide]:
-    """The slide that a picture stands for, closed afterwards where it was a path; `mpp` goes before what a file says.
+    """The slide of a picture, closed afterwards where it was a path; `mpp` overrides what a file says.
 
     Raises:
         SlideError: an array without mpp, or what cannot be opened.
@@ -179,9 +211,18 @@ def _opened(image: Picture, mpp: float | None, name: str = "image") -> Iterator[
 
 
 def load_method(model: str, device: str = "auto") -> Method:
-    """The model `general` of the package, the training-free `prior`, or a trained model from its folder.
+    """Load a method by its name or from the folder of a trained model.
 
-    A name goes before a folder of that name, which is meant by ./general or ./prior.
+    Args:
+        model: "general" (the model of the package), "prior" (without training), or a folder. A name is taken before a
+            folder of the same name; write ./general or ./prior for the folder.
+        device: where the network runs, or "auto".
+
+    Returns:
+        The method.
+
+    Raises:
+        FileFormatError: the folder holds no model that can be read.
     """
     if model == "prior":
         return Prior()
@@ -195,7 +236,14 @@ def load_method(model: str, device: str = "auto") -> Method:
 
 
 def samples(known: Iterable[StainSurvey], seed: int) -> list[Sample]:
-    """What is learned from: fields of all slides, or of some of very many, about FIELDS in all.
+    """The fields to learn from: about FIELDS in all, from every slide, or from a random choice where slides are many.
+
+    Args:
+        known: the surveys of the slides.
+        seed: seed of the choice of slides.
+
+    Returns:
+        Fields and stains, one sample per slide that shows hematoxylin.
 
     Raises:
         TrainingError: no slide shows hematoxylin.

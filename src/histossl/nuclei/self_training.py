@@ -59,16 +59,28 @@ class SelfTraining:
         self._fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """Nothing of a slide is needed but its stains."""
+        """Prepare for a slide: this method needs only its stains, which `confidence` takes.
+
+        Args:
+            fields: not used.
+            stains: not used.
+
+        Returns:
+            0.
+        """
         return 0.0
 
     def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
-        """(2, H, W) in [0, 1]: nucleus, and depth inside of it (1 in the middle).
+        """Find nuclei in a picture.
 
         Args:
-            rgb: (H, W, 3) uint8 at `mpp`.
-            stains: of the slide.
-            context: what `prepare` returned.
+            rgb: (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+            context: not used.
+
+        Returns:
+            (2, H, W) float32 in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in the
+            middle).
         """
         density = optical_density(rgb, stains.white) / np.float32(stains.scale)
         height, width = rgb.shape[:2]
@@ -87,12 +99,23 @@ class SelfTraining:
         return torch.rot90(logits.float().sigmoid(), -turn, (2, 3))
 
     def save(self, folder: Path) -> None:
-        """Write model.safetensors and config.json, whole or not at all."""
+        """Write model.safetensors and config.json, whole or not at all.
+
+        Args:
+            folder: the folder to write.
+        """
         save_model(folder, self.name, self.network, self.settings)
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto") -> SelfTraining:
-        """The model that `save` wrote.
+        """Load the model that `save` wrote.
+
+        Args:
+            folder: the folder of the model.
+            device: where the network runs, or "auto".
+
+        Returns:
+            The model.
 
         Raises:
             FileFormatError: a file is missing, cut short, of another version or of something else.
@@ -126,13 +149,16 @@ def learn(
     """Train a network on unlabelled fields of slides.
 
     Args:
-        samples: a slide each.
-        settings: how.
-        logs: a folder for the log and the checkpoint; a run that was killed goes on from there.
+        samples: fields and stains, one sample per slide.
+        settings: settings of the training.
+        logs: folder for the log and the checkpoint; a run that was killed resumes from there.
         device: auto, cpu or cuda.
-        teacher: a trained model: what is learned from is what it and hematoxylin agree on (`agreement.py`), and
+        teacher: a trained model: the pseudo-labels are then what it and hematoxylin agree on (`agreement.py`), and
             training begins at its weights.
-        begin: a trained model whose weights training begins at. Its widths go before those of `settings`.
+        begin: a trained model whose weights training begins at. Its widths override those of `settings`.
+
+    Returns:
+        The trained model.
 
     Raises:
         TrainingError: no field shows a single sure nucleus.
@@ -162,7 +188,14 @@ class SelfTrainingTask(nn.Module):
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(densities (B, 3, h, w), targets (B, 3, h, w)) -> the loss and its parts."""
+        """The loss of a batch.
+
+        Args:
+            batch: densities (B, 3, h, w) and targets (B, 3, h, w): nucleus, depth and weight, see `targets`.
+
+        Returns:
+            The loss (a scalar), and its parts "nucleus" and "depth", detached.
+        """
         density, target = batch
         logits = self.network(density.contiguous(memory_format=torch.channels_last)).float()
         weight = target[:, 2]

@@ -71,7 +71,15 @@ class StainSurvey:
 
 
 def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings()) -> StainSurvey:
-    """Tissue, a sample of fields at `mpp`, and the stains.
+    """Find the tissue of a slide, read a sample of fields, and estimate the stains.
+
+    Args:
+        slide: the slide.
+        mpp: µm per pixel of the fields.
+        settings: number of fields, and seed of their choice.
+
+    Returns:
+        The survey; its stains are None where there is no tissue, or nothing is stained.
 
     Raises:
         SlideError: the slide cannot be read, or is greyscale.
@@ -107,7 +115,13 @@ class SurveyTask:
 
 
 def survey_there(task: SurveyTask) -> StainSurvey:
-    """As `survey`, in a worker.
+    """`survey` in a worker.
+
+    Args:
+        task: path of the slide, mpp and settings.
+
+    Returns:
+        The survey.
 
     Raises:
         SlideError: the slide cannot be opened or read, or is greyscale.

@@ -43,14 +43,17 @@ class Found:
 
 
 def found_nuclei(prediction: NDArray, truth: NDArray, mpp: float, density: NDArray[np.float32] | None = None) -> Found:
-    """Every true nucleus with its best match.
+    """Match every true nucleus with its best prediction.
 
     Args:
         prediction: (H, W) integers, 0 = background.
-        truth: the same.
+        truth: (H, W) integers, 0 = background.
         mpp: µm per pixel of both.
         density: (H, W) how dark the image is, such as the mean optical density of its channels; None leaves out the
             darkness.
+
+    Returns:
+        The true nuclei, in the order of their labels.
 
     Raises:
         LabelError: the shapes differ.
@@ -96,10 +99,17 @@ class Group:
 
 
 def kinds_of(by: str, images: Path | None) -> list[str]:
-    """What nuclei are to be grouped by: "area,darkness" as a list.
+    """Parse what nuclei are grouped by.
+
+    Args:
+        by: names from BY with commas between them, such as "area,darkness".
+        images: the images of the labels, which "darkness" needs; None where they are not given.
+
+    Returns:
+        The names as a list.
 
     Raises:
-        LabelError: nuclei cannot be grouped by that, or the images are missing.
+        LabelError: an unknown name, or the images are missing.
     """
     kinds = [kind.strip() for kind in by.split(",") if kind.strip()]
     for kind in kinds:
@@ -111,10 +121,18 @@ def kinds_of(by: str, images: Path | None) -> list[str]:
 
 
 def density_of(images: Path, labels: Path, name: str) -> NDArray[np.float32]:
-    """(H, W) mean optical density of the image of some labels: of the name's image in a folder, or the one file.
+    """The mean optical density of the image that belongs to a label file.
+
+    Args:
+        images: the image file, or a folder that holds an image of the same stem as `labels`.
+        labels: the label file.
+        name: name of the labels, for the error.
+
+    Returns:
+        (H, W) float32, the mean over the colours.
 
     Raises:
-        LabelError: there is none, or it cannot be read.
+        LabelError: there is no such image, or it cannot be read.
     """
     from histossl.wsi.slide import EXTENSIONS
 
@@ -134,11 +152,14 @@ def density_of(images: Path, labels: Path, name: str) -> NDArray[np.float32]:
 
 
 def grouped(found: Sequence[Found], by: str) -> list[Group]:
-    """Recall in groups of the nuclei of all images together; groups without nuclei are left out.
+    """Recall in groups of the nuclei of all images together.
 
     Args:
-        found: an entry an image.
-        by: area or darkness.
+        found: one entry per image.
+        by: "area" or "darkness".
+
+    Returns:
+        The groups in rising order, without groups that have no nuclei.
 
     Raises:
         LabelError: nuclei cannot be grouped by that.

@@ -38,13 +38,16 @@ class Tile:
 
 
 def tile_rows(known: StainSurvey, mpp: float, side: int, halo: int) -> list[list[Tile]]:
-    """The tiles that touch tissue, row by row; rows without any are empty.
+    """Find the tiles that touch tissue, row by row.
 
     Args:
         known: the slide's survey.
         mpp: µm per pixel of tiles.
-        side: of a tile, pixels.
-        halo: pixels that are read around it.
+        side: side of a tile in pixels.
+        halo: pixels that are read around a tile.
+
+    Returns:
+        The rows of tiles; rows without tissue are empty.
     """
     work = Region.whole(known.mask.size).pixels(mpp, known.mpp)
     rows = []
@@ -96,7 +99,24 @@ def by_row(
     executor: Executor,
     slide: Slide | None,
 ) -> Iterator[list[tuple[Tile, Nuclei]]]:
-    """Of each row of tiles the nuclei, in pixels of what was read; see `segment_rows`."""
+    """Segment tiles and collect their nuclei row by row; see `segment_rows`.
+
+    Args:
+        rows: the rows of tiles, each from left to right.
+        known: the survey of the slide, with stains.
+        method: its network runs here.
+        context: what `method.prepare` returned for the slide.
+        settings: how nuclei are separated.
+        executor: reads and outlines tiles.
+        slide: the open slide, or None where each worker opens it itself.
+
+    Yields:
+        The tiles and nuclei of a row, in pixels at the method's mpp within the tile that was read.
+
+    Raises:
+        SlideError: the slide is damaged.
+        WorkerDied, WorkerHung: a worker died or hung on a tile.
+    """
     found: list[list[tuple[Tile, Nuclei]]] = [[] for _ in rows]
     looks = iter([_Look(k, tile, known.path, known.mpp, method.mpp) for k, row in enumerate(rows) for tile in row])
     parts: deque[_Part] = deque()
@@ -136,7 +156,7 @@ def _do(pictures: _Pictures | None, task: _Look | _Part) -> NDArray[np.uint8] | 
 
 @functools.lru_cache(maxsize=1)
 def _kept(path: Path, slide_mpp: float, mpp: float) -> _Pictures:
-    """A slide that stays open in a worker until that is asked for another."""
+    """A slide that stays open in a worker until another slide is requested."""
     return _Pictures(open_slide(path, slide_mpp), mpp)
 
 
@@ -222,5 +242,15 @@ def _on_tissue(nuclei: Nuclei, mask: TissueMask) -> Nuclei:
 
 
 def segment_slide(slide: Slide, known: StainSurvey, method: Method, settings: SegmentSettings) -> Nuclei:
-    """All nuclei of a slide at once, in memory, in level-0 pixels; see `segment_rows`."""
+    """Find all nuclei of a slide in memory; see `segment_rows`.
+
+    Args:
+        slide: the open slide.
+        known: its survey.
+        method: the method.
+        settings: settings of the segmentation.
+
+    Returns:
+        The nuclei, in level-0 pixels.
+    """
     return concatenate([nuclei for _, _, nuclei in segment_rows(known, method, settings, ThreadExecutor(), slide)])

@@ -19,10 +19,13 @@ _LEAST = 30  # nuclei below which nothing is said
 
 
 def usual_size(parts: Iterable[Nuclei]) -> float:
-    """µm² of a slide's usual nucleus: half of all nuclear area is in larger ones; 0 where there are hardly any.
+    """The usual size of a slide's nuclei: half of all nuclear area is in larger nuclei.
 
     Args:
-        parts: its nuclei.
+        parts: the nuclei of the slide, in portions.
+
+    Returns:
+        Area in µm²; 0 where there are hardly any nuclei.
     """
     column = MEASURES.index("area_um2")
     areas = np.sort(np.concatenate([np.zeros(0), *(part.measures[:, column].astype(np.float64) for part in parts)]))
@@ -33,11 +36,14 @@ def usual_size(parts: Iterable[Nuclei]) -> float:
 
 
 def doubt_about_mpp(usual: float, mpp: float) -> str:
-    """What to say about nuclei of unusual size; empty where there is nothing to say.
+    """Warn about nuclei of unusual size, which a wrong mpp causes.
 
     Args:
-        usual: µm² of the slide's usual nucleus, 0 where nobody knows.
+        usual: µm² of the slide's usual nucleus, 0 where it is unknown.
         mpp: µm per level-0 pixel that it was measured with.
+
+    Returns:
+        The warning; empty where the size is usual.
     """
     if not usual or SMALLEST <= usual <= LARGEST:
         return ""

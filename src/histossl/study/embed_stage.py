@@ -13,7 +13,7 @@ from histossl.execution.failures import failure, failure_reason, give_up_on_disk
 from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
-from histossl.gigassl.encoder import made_before, parts_of
+from histossl.gigassl.encoder import SlideEncoder, made_before
 from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
@@ -22,13 +22,16 @@ from histossl.study.times import timed
 
 @timed("embed")
 def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
-    """One vector a slide, beside it the two baselines: embeddings.h5ad. Returns the number of failures.
+    """Embed every slide, with two baselines: embeddings.h5ad.
 
     Args:
-        study: held alone.
-        settings: of the stage.
+        study: the study, locked.
+        settings: settings of the stage.
         device: auto, cpu or cuda.
-        executor: where slides are embedded.
+        executor: runs the embedding of single slides.
+
+    Returns:
+        The number of slides that failed.
     """
     ledger = Journal(study)
     rows = ledger.rows
@@ -57,7 +60,7 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
     table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
-    parts = parts_of(study.slide_encoder)
+    parts = SlideEncoder.load(study.slide_encoder).settings.part_names
     write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
     return report_failures(rows)
 

@@ -1,6 +1,6 @@
 """The stages of a study, in order; each is a command, and `run` is all of them.
 
-Every stage reads what the one before has written into the study's folder, keeps what stands, makes what is missing,
+Every stage reads what the one before has written into the study's folder, keeps what exists, makes what is missing,
 and returns how many things it had to leave out.
 """
 
@@ -31,9 +31,20 @@ from histossl.wsi.tiles import TileSpec
 def encoder_of(
     study: Study, name: str, training: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
 ) -> TileEncoder:
-    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if it is not there.
+    """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if absent.
 
-    Of a whole ResNet-18 the fourth stage is kept in the study, for a slide encoder that begins with it.
+    The fourth stage of a whole ResNet-18 is kept in the study, for a slide encoder that begins with it.
+
+    Args:
+        study: the study.
+        name: name or path of the encoder, or "self".
+        training: settings of the training of `self`.
+        encode: seed and precision of the encoder.
+        workers: read the tiles for the training.
+        device: where the encoder runs, or "auto".
+
+    Returns:
+        The encoder.
 
     Raises:
         FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.
@@ -82,13 +93,16 @@ def encode_study(
     settings: EncodeSettings,
     encoded: Callable[[Iterator[EncodeJob]], Iterator[Step]],
 ) -> int:
-    """Features and views of every inspected slide: features/ and views/. Returns the number of failures.
+    """Encode every inspected slide, features and views: features/ and views/.
 
     Args:
-        study: shared or held alone.
-        encoder: of tiles.
-        settings: of the stage.
-        encoded: encodes slides with these, somewhere: what happens to each.
+        study: the study, shared or locked.
+        encoder: the tile encoder.
+        settings: settings of the stage.
+        encoded: encodes slides with these, here or on other machines, and yields what happens to each.
+
+    Returns:
+        The number of slides that failed.
 
     Raises:
         StudyError: it was not inspected, or made with other settings.
@@ -152,7 +166,7 @@ def _to_encode(
 
 
 def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> str:
-    """The fingerprint of a slide's products where they stand, of these tiles and settings; or an empty one."""
+    """The fingerprint of a slide's products where they exist, of these tiles and settings; or an empty one."""
     made = encode_fingerprint(fingerprints.fingerprint_of(job.tiles_path) or "", encoder, settings)
     products = [job.features_path, job.views_path] if settings.views else [job.features_path]
     return made if all(fingerprints.fingerprint_of(product) == made for product in products) else ""

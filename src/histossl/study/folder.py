@@ -27,11 +27,11 @@ _SHOWN = 10  # rows of a study that a notebook shows
 
 
 class Study(SharedTable):
-    """Where everything of a study stands; makes the folder where there is none.
+    """The paths of all files of a study; makes the folder where there is none.
 
-    Of a slide status is inspected, encoded or failed; users may edit mpp and patient_id; `made` is the fingerprint of
-    what stands, `note` what a reader of the file should know, `content` the fingerprint of the file by which a slide is
-    known again elsewhere.
+    Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is the
+    fingerprint of the products, `note` is for readers of the file, `content` the fingerprint of the slide's file, which
+    identifies a slide that was moved.
 
     Args:
         folder: of the study.
@@ -60,7 +60,14 @@ class Study(SharedTable):
         return [self.source(number) for number in sorted(numbers)]
 
     def source(self, number: int) -> Study:
-        """The study of source 1, 2, ...; made where there is none."""
+        """The study of one of several sources; its folder is made where there is none.
+
+        Args:
+            number: 1, 2, ...
+
+        Returns:
+            The study in source-<number>/.
+        """
         return Study(self.folder / f"source-{number}")
 
     def __repr__(self) -> str:
@@ -86,19 +93,47 @@ class Study(SharedTable):
         return f"{counts.total()} slides{f': {told}' if told else ''}{f'; {there}' if there else ''}"
 
     def qc(self, slide_id: str) -> Path:
-        """The picture of a slide's tissue and tiles."""
+        """The path of the picture of a slide's tissue and tiles.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in qc/.
+        """
         return self._of("qc", slide_id, ".jpg")
 
     def tiles(self, slide_id: str) -> Path:
-        """The places of a slide's tiles."""
+        """The path of the coordinates of a slide's tiles.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in tiles/.
+        """
         return self._of("tiles", slide_id, ".h5")
 
     def features(self, slide_id: str) -> Path:
-        """The features of all tiles of a slide."""
+        """The path of the features of all tiles of a slide.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in features/.
+        """
         return self._of("features", slide_id, ".h5")
 
     def views(self, slide_id: str) -> Path:
-        """The folder of a slide's augmented views."""
+        """The folder of a slide's augmented views.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in views/.
+        """
         return self._of("views", slide_id, "")
 
     def _of(self, room: str, slide_id: str, suffix: str) -> Path:
@@ -107,7 +142,7 @@ class Study(SharedTable):
         return self.folder / room / f"{slide_id}{suffix}"
 
     def settle(self, stage: str, settings: Any, product: Path) -> None:
-        """Write down a stage's settings; refuse others than those that made what stands already.
+        """Write down a stage's settings; refuse others than those that made the existing files.
 
         Args:
             stage: its name in settings.json.
@@ -115,7 +150,7 @@ class Study(SharedTable):
             product: the file or folder that the stage makes.
 
         Raises:
-            StudyError: `product` stands and was made with other settings; the message names each of them.
+            StudyError: `product` exists and was made with other settings; the message names each of them.
         """
         resolved = settings if isinstance(settings, dict) else to_dict(settings)
         everything = self.settings()
@@ -130,7 +165,12 @@ class Study(SharedTable):
         self.note(stage, resolved)
 
     def note(self, stage: str, settings: Any) -> None:
-        """Write down a stage's settings, whatever they were before."""
+        """Write the settings of a stage to settings.json, in place of earlier ones.
+
+        Args:
+            stage: name of the stage.
+            settings: a dataclass of settings, or a dict.
+        """
         with self.writing(), atomic.whole(self.folder / "settings.json") as part:
             everything = self.settings()
             everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
@@ -164,7 +204,7 @@ class Study(SharedTable):
         return {slide: patient for slide, patient in told.items() if patient}
 
     def encoded(self) -> list[Row]:
-        """The rows of slides whose features stand.
+        """The rows of slides whose features exist.
 
         Raises:
             StudyError: there is none.
@@ -178,8 +218,14 @@ class Study(SharedTable):
 def existing_study(folder: Path) -> Study:
     """The study in a folder.
 
+    Args:
+        folder: the folder.
+
+    Returns:
+        The study.
+
     Raises:
-        StudyError: there is none.
+        StudyError: the folder is not a study.
     """
     if not (folder / "slides.csv").exists():
         hint = "run `histossl inspect SLIDES --out` first; for a folder of features name the study: --out"
@@ -188,7 +234,14 @@ def existing_study(folder: Path) -> Study:
 
 
 def slide_names(paths: list[Path]) -> list[tuple[str, str]]:
-    """(slide_id, complaint) of each path: its name without the suffix, and what is wrong where two share one."""
+    """Name slides after their files, without the suffix.
+
+    Args:
+        paths: the files.
+
+    Returns:
+        (slide_id, complaint) of each file; the complaint is "" unless two files share a name.
+    """
     # Some file systems hold names that differ by case alone to be the same.
     of_name: dict[str, list[Path]] = {}
     for path in paths:

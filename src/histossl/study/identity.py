@@ -1,4 +1,4 @@
-"""Who a slide is: its row of slides.csv, found by its file, else by what the file holds, else by its name."""
+"""Identifies slides: the row of slides.csv by the file, else by the file's content, else by its name."""
 
 from __future__ import annotations
 
@@ -32,18 +32,26 @@ class Merged:
 
 
 def merge(known: Sequence[Row], paths: Iterable[Path], study: Path) -> Merged:
-    """The rows of slides.csv for the slides at hand; what users wrote stays, whatever became of the files.
+    """The rows of slides.csv for the slides that were found; what users wrote there is kept.
 
     - A row belongs to the file that it names. If that is gone, it belongs to a file of the same content, else to the
-      one file of its name, wherever that lies.
-    - Rows of slides that are there, but not at hand, stay as they are: folders add up.
+      only file of its name, in any folder.
+    - Rows of slides that exist but were not searched for stay as they are: folders add up.
     - Rows of slides that are gone stay, marked as failed.
-    - A new file of the name and the content of a slide that is there is a copy of it, and no slide. Of another content
+    - A new file with the name and the content of an existing slide is a copy of it, and no slide. With another content
       it is another slide: the first six digits of its content follow its name, and where both are new, both names.
-    - What lies in the study's own rooms is no slide.
+    - Files in the study's own subfolders are no slides.
+
+    Args:
+        known: the rows so far.
+        paths: the slides that were found.
+        study: the folder of the study.
+
+    Returns:
+        The new rows, and notes about what was changed.
 
     Raises:
-        StudyError: two rows name one file and say different things.
+        StudyError: two rows name one file and contradict each other.
     """
     work = _Merge(known, study)
     work.claim([path for path in paths if not lies_in(path, study)])
@@ -182,7 +190,7 @@ class _Merge:
         if path not in self._content:
             try:
                 self._content[path] = content_of(path)
-            except SlideError:  # who opens it says why
+            except SlideError:  # the survey reports why, when it opens the file
                 self._content[path] = ""
         return self._content[path]
 

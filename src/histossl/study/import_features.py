@@ -25,7 +25,7 @@ from histossl.core.names import folded
 from histossl.core.sidecars import files_of
 from histossl.encoders.external import hash_of
 from histossl.execution.failures import fail, failure_reason, report_failures
-from histossl.gigassl.encoder import UNTRAINED, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.published import load_published
 from histossl.gigassl.views import ViewSettings
@@ -117,10 +117,8 @@ def take_encoder(study: Study, weights: Path) -> None:
         StudyError: the study already has another slide encoder.
         FileFormatError: no slide encoder can be read from `weights`.
     """
-    rival = None
     if weights.is_dir():
         encoder, about = SlideEncoder.load(weights), trained_as(weights)
-        rival = SlideEncoder.load(weights, UNTRAINED) if (weights / UNTRAINED).exists() else None
     else:
         encoder = load_published(weights)
         view = ViewSettings(tiles=5, windows=0, scale_min=0.5, scale_max=2.0, any_angle=True)
@@ -131,7 +129,7 @@ def take_encoder(study: Study, weights: Path) -> None:
             return
         hint = f"use another --out, or remove {study.slide_encoder}"
         raise StudyError(f"{study.slide_encoder}: another slide encoder than {weights}", hint)
-    encoder.save(study.slide_encoder, about, rival)
+    encoder.save(study.slide_encoder, about, *encoder.rival)
 
 
 def feature_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The slides of a study: found, told apart, surveyed, and written into slides.csv."""
+"""The slides of a study: found, identified, surveyed, and written into slides.csv."""
 
 from __future__ import annotations
 
@@ -37,11 +37,22 @@ class InspectSettings:
 def inspect_slides(
     study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Executor
 ) -> int:
-    """Open every slide, find its tissue, lay its tiles: slides.csv, tiles/ and qc/. Returns the number of failures.
+    """Open every slide, find its tissue and place its tiles: slides.csv, tiles/ and qc/.
+
+    Args:
+        study: the study; made where there is none.
+        slides: a folder of slides, or one slide.
+        mpp_default: µm per pixel of slides that state none; None to refuse them.
+        tissue: how tissue is found.
+        tile: size and distance of the tiles.
+        workers: survey the slides.
+
+    Returns:
+        The number of slides that failed.
 
     Raises:
         SettingsError: `mpp_default` is out of range.
-        StudyError: no slides, or a study made with other settings.
+        StudyError: there are no slides, or the study was made with other settings.
     """
     place = Path(os.path.abspath(slides))
     found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
@@ -115,7 +126,14 @@ def _said(found: Found) -> list[str]:
 
 
 def suspicions(rows: Sequence[Row]) -> list[str]:
-    """What looks as if something were wrong with the slides: one line each, for a person to judge."""
+    """Find what may be wrong with the slides: files of the same content, and a differing mpp.
+
+    Args:
+        rows: rows of slides.csv.
+
+    Returns:
+        One line per suspicion, for a person to judge.
+    """
     holding: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.get("content") and row["status"] != "failed":
@@ -136,7 +154,7 @@ class ExistingProducts:
         self._names = {room: _names(study.folder / room) for room in ("qc", "tiles", "features", "views")}
 
     def __call__(self, room: str, name: str) -> bool:
-        """Whether a room has that file."""
+        """Whether a subfolder has that file."""
         return name in self._names[room]
 
 
@@ -149,7 +167,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
-    """Whether a slide's tiles stand, made of this very file with these settings and this mpp."""
+    """Whether a slide's tiles exist, made of the same file with these settings and this mpp."""
     if mpp is None or row["status"] == "failed":
         return False
     try:

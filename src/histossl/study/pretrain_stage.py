@@ -17,7 +17,7 @@ from histossl.training.distributed import is_rank_zero
 
 
 class SlideSources(Sequence[SlideSource]):
-    """Where the tiles of a study's slides come from, told when it is asked for: a million of them would fill memory."""
+    """The sources of the tiles of a study's slides, looked up on access: a million of them would fill memory."""
 
     def __init__(self, study: Study, names: Sequence[str]) -> None:
         self.study, self.names = study, names
@@ -38,7 +38,19 @@ class SlideSources(Sequence[SlideSource]):
 
 @timed("pretrain")
 def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int:
-    """Train the slide encoder on all encoded slides: slide-encoder/."""
+    """Train the slide encoder on all encoded slides: slide-encoder/.
+
+    Args:
+        study: the study.
+        settings: settings of the training.
+        device: where it runs, or "auto".
+
+    Returns:
+        0, as the number of failures.
+
+    Raises:
+        StudyError: the study was made with other settings, or slide-encoder/ was trained on other features.
+    """
     slides = [row["slide_id"] for row in study.encoded()]
     if is_rank_zero():
         study.settle("pretrain", settings, study.slide_encoder)
@@ -50,12 +62,26 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
 
 
 def features_fingerprint(study: Study) -> str:
-    """The fingerprint of the features of a study, as far as its settings make them."""
+    """The fingerprint of the features of a study, as far as its settings determine them.
+
+    Args:
+        study: the study.
+
+    Returns:
+        The fingerprint of the settings of `inspect` and `encode`.
+    """
     return fingerprint(study.settings().get("inspect"), study.settings().get("encode"))
 
 
 def is_trained(study: Study, slides: Sequence[str]) -> bool:
-    """Whether a slide encoder stands; says how many of the encoded slides it was trained without.
+    """Whether a slide encoder exists; reports how many of the encoded slides it was trained without.
+
+    Args:
+        study: the study.
+        slides: the slide_ids of the encoded slides.
+
+    Returns:
+        True where slide-encoder/ exists.
 
     Raises:
         StudyError: it was trained on other features.
@@ -65,7 +91,7 @@ def is_trained(study: Study, slides: Sequence[str]) -> bool:
     about = trained_as(study.slide_encoder)
     if about["features"] != features_fingerprint(study):
         raise StudyError(
-            f"{study.slide_encoder}: trained on other features than those that stand",
+            f"{study.slide_encoder}: trained on other features than those of the study",
             f"use another --out, or remove {study.slide_encoder} to train anew",
         )
     new = len(set(slides) - set(about["slides"]))

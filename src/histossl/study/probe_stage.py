@@ -18,7 +18,17 @@ from histossl.study.times import timed
 def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     """Logistic regression on the vectors and on the baselines: probe.csv, probe.json, predictions.csv.
 
-    Returns the number of complaints about the labels.
+    Args:
+        study: the study, with embeddings.
+        labels: the table of labels.
+        settings: settings of the probe.
+
+    Returns:
+        The number of complaints about the labels.
+
+    Raises:
+        FileFormatError: the study has no embeddings.
+        LabelError: the labels cannot be used, see `read_labels`.
     """
     source = read_source(study.embeddings)
     table = read_labels(labels, source.ids, settings.targets, source.patients)

@@ -169,12 +169,15 @@ def _networks(folder: Path, made: str, device: str) -> list[tuple[str, SlideEnco
 def networks_of(
     encoder: SlideEncoder, trained: PretrainSettings, device: str
 ) -> list[tuple[str, SlideEncoder, ViewSettings]]:
-    """The encoder and its untrained twin on a device, each with its name and the views that it looks at.
+    """The encoder and its untrained twin on a device.
 
     Args:
-        encoder: of slides; moves to the device.
+        encoder: the slide encoder; it is moved to the device.
         trained: how it was trained.
         device: auto, cpu or cuda.
+
+    Returns:
+        (name, network, settings of the views that it embeds) of each.
     """
     where = pick_device(device)
     encoder = encoder.to(where).eval()

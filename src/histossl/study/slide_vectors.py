@@ -103,4 +103,5 @@ def embed(
             bar.advance(1)
     all_settings = {**cohort.settings, "pretrain": about, "embed": to_dict(chosen)}
     made = fingerprint(chosen, hash_of(network), cohort.made)
-    return embeddings_table(cohort.rows, {n: np.stack(v) for n, v in vectors.items()}, all_settings, made)
+    table = {name: np.stack(rows) for name, rows in vectors.items()}
+    return embeddings_table(cohort.rows, table, all_settings, made, network.settings.part_names)

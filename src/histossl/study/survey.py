@@ -56,20 +56,44 @@ class SlideSurvey:
 
 
 def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
-    """The key of every setting that tiles depend on."""
+    """The fingerprint of every setting that tiles depend on.
+
+    Args:
+        tissue: how tissue is found.
+        tile: size and distance of the tiles.
+
+    Returns:
+        The fingerprint.
+    """
     return fingerprint(tissue, tile)
 
 
 def survey_fingerprint(state: str, mpp: float, laying: str) -> str:
-    """The key of a slide's tiles: the file's state, the mpp in force, and `inspect_fingerprint` of every setting."""
+    """The fingerprint of a slide's tiles.
+
+    Args:
+        state: the state of the file, see `slide_state`.
+        mpp: the µm per pixel that are used.
+        laying: the `inspect_fingerprint` of the settings.
+
+    Returns:
+        The fingerprint.
+    """
     return fingerprint(state, mpp, laying)
 
 
 def survey_slide(job: SurveyJob) -> SlideSurvey:
-    """Open a slide, find its tissue, lay its tiles, write both products; whole or absent.
+    """Open a slide, find its tissue, place its tiles, and write both products, whole or absent.
+
+    Args:
+        job: the slide, its settings and the paths of its products.
+
+    Returns:
+        What its row of slides.csv holds.
 
     Raises:
-        SlideError: it cannot be opened, has no usable mpp, holds no tile of tissue, or is changed while it is read.
+        SlideError: the slide cannot be opened, has no usable mpp, holds no tile of tissue, or is changed while it is
+            read.
     """
     state = slide_state(job.path)
     with open_slide(job.path, job.mpp, job.mpp_default) as slide:

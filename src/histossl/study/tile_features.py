@@ -45,7 +45,7 @@ Paths = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True, repr=False)
 class CohortFeatures(Mapping[str, TileFeatures]):
-    """The features of the tiles of several slides; a mapping from slide_id to arrays, which are read when asked for.
+    """The features of the tiles of several slides; a mapping from slide_id to arrays, which are read on access.
 
     `cohort["slide-001"].features` is (N, D) float32 and `.xy` (N, 2) int64, the tiles' top-left corners (x, y) in
     level-0 pixels.
@@ -105,14 +105,14 @@ def encode(
     device: str = "auto",
     **settings: Any,
 ) -> CohortFeatures:
-    """Find the tissue of slides, lay tiles on it, and turn the tiles into features. No study is needed.
+    """Find the tissue of slides, place tiles on it, and turn the tiles into features. No study is needed.
 
     Args:
         slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
         encoder: of tiles, from `load_encoder` or `pretrain_tiles`, or a name that `load_encoder` takes; "self" trains
             one on these very slides, without labels.
         tile: how tiles are laid.
-        out: a folder for the features, which `read_features` opens again; what stands there is not encoded twice. None
+        out: a folder for the features, which `read_features` opens again; what exists there is not encoded twice. None
             keeps them in a temporary folder as long as the result is in use.
         tissue: how tissue is found.
         mpp: µm per level-0 pixel of all slides; goes before what the files say.
@@ -194,7 +194,7 @@ def pretrain_tiles(
 
 @names_arguments
 def read_features(source: str | Path | Study | Mapping[str, TileFeatures]) -> CohortFeatures:
-    """Open features of tiles that stand already.
+    """Open existing features of tiles.
 
     Args:
         source: a study, the `out` of `encode`, a folder of files or one file, a slide each: ours, TRIDENT's, CLAM's or

@@ -1,4 +1,4 @@
-"""What a slide's file holds, told from some of its bytes: the same wherever it lies and whatever it is called."""
+"""A fingerprint of the content of a slide's file, independent of its folder and its name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ _CHOSEN = re.compile(r"(.*)#([0-9]+)", re.DOTALL)
 
 
 def content_of(path: Path) -> str:
-    """A fingerprint of a slide's file: its size, and a quarter of a megabyte in eight places from its head to its tail.
+    """A fingerprint of a slide's file: its size, and eight blocks spread over it, 256 KiB in all.
 
-    Of a MIRAX slide, whose data lie in a folder beside it, also that folder's index.
+    For a MIRAX slide, whose data are in a folder beside it, the index in that folder is included.
+
+    Args:
+        path: the slide, with or without the number of a picture.
+
+    Returns:
+        16 hexadecimal digits, independent of the file's name and folder.
 
     Raises:
-        SlideError: it cannot be read.
+        SlideError: the file cannot be read.
     """
     path = chosen_picture(path)[0]
     try:
@@ -38,7 +44,14 @@ def content_of(path: Path) -> str:
 
 
 def chosen_picture(path: Path) -> tuple[Path, int | None]:
-    """The file that a slide's path means, and which of its pictures: `scan.tif#2` is the second of scan.tif."""
+    """Split a slide's path into its file and the number of a picture: `scan.tif#2` is the second picture of scan.tif.
+
+    Args:
+        path: the path as it is written.
+
+    Returns:
+        The file, and the number of the picture or None. A file whose own name ends in such a number is taken as it is.
+    """
     found = _CHOSEN.fullmatch(str(path))
     if found is None or os.path.lexists(path):
         return path, None

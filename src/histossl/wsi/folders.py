@@ -1,4 +1,4 @@
-"""The slides below a folder, and what else lies there that somebody may take for one."""
+"""The slides below a folder, and other files there that could be mistaken for slides."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _UNREAD = (
     )
 )
 _SLIDES = frozenset(ending for ending, why in _UNREAD.items() if "slide of a kind" in why)
-# What accompanies slides and studies, and is nobody's slide.
+# Files that accompany slides and studies, and are not slides.
 _OTHER = frozenset(
     [
         ".csv",
@@ -168,7 +168,7 @@ class Found:
         slides: files that are read, sorted by path.
         passed: file that is not read and may be meant -> why, as the end of a sentence; sorted by path.
         links: link -> the slide that it leads to, which is among the slides by its own name.
-        others: files of other kinds, by their ending; nobody takes them for slides.
+        others: files of other kinds that are not slides, counted by their ending.
     """
 
     slides: list[Path]
@@ -178,14 +178,18 @@ class Found:
 
 
 def look_for_slides(folder: str | Path, ours: Path | None = None) -> Found:
-    """The slides in a folder and all folders below it.
+    """Search a folder and all folders below it for slides.
 
-    By extension, in upper or lower case; sidecars of systems are none, a DICOM series counts once, the JPEGs beside a
-    .vms are that slide's own, and nothing in a folder that this program wrote is a slide.
+    Slides are recognised by their extension, in upper or lower case. Sidecars of systems are no slides, a DICOM series
+    counts once, the JPEGs beside a .vms belong to that slide, and files in a folder that this program wrote are no
+    slides.
 
     Args:
-        folder: to be searched; links are followed, each folder is entered once.
+        folder: the folder; links are followed, each folder is entered once.
         ours: the folder of the study, which may not be written yet.
+
+    Returns:
+        The slides, and the files that were not read.
 
     Raises:
         SettingsError: there is no such folder.
@@ -213,7 +217,14 @@ def look_for_slides(folder: str | Path, ours: Path | None = None) -> Found:
 
 
 def is_ours(folder: str | Path) -> bool:
-    """Whether this program wrote a folder: a study, or what was found of nuclei."""
+    """Whether this program wrote a folder: a study, or the results of nuclei.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        True where it holds log.jsonl and slides.csv or nuclei.csv.
+    """
     return os.path.exists(os.path.join(folder, "log.jsonl")) and any(
         os.path.exists(os.path.join(folder, table)) for table in ("slides.csv", "nuclei.csv")
     )
@@ -223,7 +234,15 @@ _ROOMS = ("qc", "tiles", "features", "views", "heatmaps", "logs", "tile-encoder"
 
 
 def lies_in(path: Path, study: Path) -> bool:
-    """Whether a file is one of a study's own: below its folder, in one of its rooms or a source's."""
+    """Whether a file belongs to a study: in one of the study's own subfolders or a source's.
+
+    Args:
+        path: the file, absolute.
+        study: the folder of the study, absolute.
+
+    Returns:
+        True for a file of the study.
+    """
     try:
         inside = path.relative_to(study).parts
     except ValueError:
@@ -293,7 +312,14 @@ def _content(file: Path) -> str:
 
 
 def is_slide_kind(path: Path) -> bool:
-    """Whether a file's ending is that of a slide that cannot be read."""
+    """Whether a file's ending is that of a slide that cannot be read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        True for such an ending, in upper or lower case.
+    """
     return path.suffix.lower() in _SLIDES
 
 

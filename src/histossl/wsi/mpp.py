@@ -32,18 +32,33 @@ _TAG_MICROMETRES = {"inch": 25400.0, "centimeter": 1e4}
 
 
 def usable(mpp: float) -> bool:
-    """Whether a slide can have this mpp."""
+    """Whether an mpp is within MPP_RANGE.
+
+    Args:
+        mpp: µm per pixel; NaN is not usable.
+
+    Returns:
+        True for a usable mpp.
+    """
     return MPP_RANGE[0] <= mpp <= MPP_RANGE[1]  # False for nan
 
 
 def stated_mpp(path: Path, properties: dict[str, str], default: float | None) -> float:
     """The mpp that a file's metadata state: a vendor's field, else OME-XML's, ImageJ's, else the resolution tags'.
 
-    A resolution tag outside of MPP_RANGE is a printer's (72 dpi), not a microscope's, and counts as none.
+    A resolution tag outside MPP_RANGE is a printer's (72 dpi), not a microscope's, and is ignored.
+
+    Args:
+        path: the file, for the errors.
+        properties: the file's metadata as text, by name.
+        default: mpp where nothing states one; None to refuse the file.
+
+    Returns:
+        µm per level-0 pixel.
 
     Raises:
-        SlideError: a vendor's field is outside of MPP_RANGE, the pixels are not square, or nothing states an mpp and
-            there is no default.
+        SlideError: a vendor's field is outside MPP_RANGE, the pixels are not square, or nothing states an mpp and there
+            is no default.
     """
     tags = _tag_mpp(properties)
     for name, stated in _statements(properties):
@@ -66,7 +81,14 @@ def stated_mpp(path: Path, properties: dict[str, str], default: float | None) ->
 
 
 def objective(properties: dict[str, str]) -> float | None:
-    """The objective's magnification, where the file states one."""
+    """The magnification of the objective.
+
+    Args:
+        properties: the file's metadata as text, by name.
+
+    Returns:
+        The magnification, such as 40; None where the file states none.
+    """
     for name in ("openslide.objective-power", "tiffslide.objective-power", "aperio.AppMag"):
         power = _number(properties.get(name))
         if power and math.isfinite(power) and power > 0:
@@ -134,7 +156,14 @@ def _number(text: str | None) -> float | None:
 
 
 def jumps(mpps: Mapping[str, float]) -> list[str]:
-    """Slides whose mpp is far from that of most, as where a unit was mistaken."""
+    """Find slides whose mpp is far from that of most, as where a unit was mistaken.
+
+    Args:
+        mpps: slide -> µm per pixel.
+
+    Returns:
+        One line, or nothing where all are alike or there are fewer than three slides.
+    """
     values = sorted(mpps.values())
     if len(values) < 3:
         return []

@@ -79,7 +79,18 @@ class PlainReader:
         return np.ascontiguousarray(oriented(pixels, self._orientation))
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
-        """As of `Reader`."""
+        """Read a rectangle, see `Reader.read`.
+
+        Args:
+            level: always 0.
+            x: left edge in pixels.
+            y: top edge in pixels.
+            width: width in pixels.
+            height: height in pixels.
+
+        Returns:
+            (height, width, 3) uint8 RGB, x and y.
+        """
         return self._pixels[y : y + height, x : x + width], float(x), float(y)
 
     def close(self) -> None:
@@ -149,7 +160,18 @@ def _deep(path: Path, kind: str) -> tuple[NDArray[Any], int | None] | None:
 
 
 def picture_of(path: Path, tiff: tifffile.TiffFile) -> tuple[Picture, str]:
-    """The picture of an open TIFF that a path means, and what is to be said of the others."""
+    """Choose the picture of an open TIFF that a path means.
+
+    Args:
+        path: the path, with or without the number of a picture.
+        tiff: the open file.
+
+    Returns:
+        The picture, and a note about the others.
+
+    Raises:
+        SlideError: the file holds no such picture.
+    """
     return chosen(path, pictures_of(tiff), chosen_picture(path)[1])
 
 

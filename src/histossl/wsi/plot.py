@@ -19,7 +19,10 @@ def axes_or_new(ax: Axes | None, size: Size | None = None) -> Axes:
 
     Args:
         ax: returned as they are where given.
-        size: of the slide in level-0 pixels, the limits of new axes; None leaves the limits to what is drawn.
+        size: size of the slide in level-0 pixels, the limits of new axes; None takes the limits from what is drawn.
+
+    Returns:
+        The axes.
     """
     if ax is not None:
         return ax
@@ -66,13 +69,16 @@ def _round_length(micrometres: float) -> float:
 
 
 def draw_mask(mask: NDArray[np.bool_], size: Size, colour: str, ax: Axes | None = None) -> Axes:
-    """The outlines of a mask as one line collection.
+    """Draw the outlines of a mask as one line collection.
 
     Args:
         mask: (h, w) bool, covers the slide.
-        size: of the slide in level-0 pixels.
-        colour: of the lines, as matplotlib takes it.
+        size: size of the slide in level-0 pixels.
+        colour: colour of the lines, as matplotlib takes it.
         ax: axes to draw on; None makes new ones.
+
+    Returns:
+        The axes.
     """
     from skimage.measure import find_contours
 
@@ -85,15 +91,18 @@ def draw_mask(mask: NDArray[np.bool_], size: Size, colour: str, ax: Axes | None 
 def draw_squares(
     xy: NDArray[np.int64], extent: float, size: Size, values: NDArray | None, colour: str, ax: Axes | None = None
 ) -> Axes:
-    """Squares of one size, framed, or filled by a value each.
+    """Draw squares of one size: frames, or filled by a value each.
 
     Args:
         xy: (N, 2) top-left corners (x, y) in level-0 pixels.
         extent: side in level-0 pixels.
-        size: of the slide in level-0 pixels.
+        size: size of the slide in level-0 pixels.
         values: (N,) numbers that colour the squares, or None for frames.
-        colour: of frames; of filled squares the name of a colour map.
+        colour: colour of the frames, or name of the colour map.
         ax: axes to draw on; None makes new ones.
+
+    Returns:
+        The axes.
     """
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * extent
     return draw_polygons(np.asarray(xy, np.float64)[:, None] + corners, values, colour, ax, size)
@@ -102,14 +111,17 @@ def draw_squares(
 def draw_polygons(
     rings: Sequence[NDArray] | NDArray, values: NDArray | None, colour: str, ax: Axes | None, size: Size | None = None
 ) -> Axes:
-    """Closed outlines as one collection, framed or filled by a value each.
+    """Draw closed outlines as one collection: lines, or filled by a value each.
 
     Args:
         rings: N outlines, (points, 2) each, (x, y) in level-0 pixels.
-        values: (N,) numbers that colour the outlines, or None for frames.
-        colour: of frames; of filled outlines the name of a colour map.
+        values: (N,) numbers that colour the outlines, or None for lines.
+        colour: colour of the lines, or name of the colour map.
         ax: axes to draw on; None makes new ones.
-        size: of the slide in level-0 pixels, for the limits of new axes.
+        size: size of the slide in level-0 pixels, for the limits of new axes.
+
+    Returns:
+        The axes.
     """
     from matplotlib.collections import PolyCollection
 

@@ -58,12 +58,27 @@ class Level:
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception's text as one short line."""
+    """Shorten an exception's text.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        One line of at most 160 characters; the name of its class where it has no text.
+    """
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def too_large(path: Path, pixels: str) -> SlideError:
-    """What is said of a picture that would fill the memory."""
+    """The error for a picture that does not fit into memory.
+
+    Args:
+        path: the file.
+        pixels: number of pixels, or width and height, as text.
+
+    Returns:
+        The error, to be raised.
+    """
     return SlideError(
         path,
         f"{pixels} pixels are too many for a plain picture, which is held in memory whole",
@@ -72,13 +87,33 @@ def too_large(path: Path, pixels: str) -> SlideError:
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does."""
+    """Whether a file begins as a TIFF does.
+
+    Args:
+        path: the file.
+
+    Returns:
+        True for TIFF and BigTIFF, in both byte orders.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as handle:
         return handle.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def on_white(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """(H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) or (H, W, 4) as opaque (H, W, 3) RGB."""
+    """Convert pixels to opaque RGB; transparent pixels are blended with white.
+
+    Args:
+        pixels: (H, W) or (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA, uint8.
+
+    Returns:
+        (H, W, 3) uint8 RGB, contiguous.
+
+    Raises:
+        ValueError: another number of channels, or another dtype.
+    """
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     depth = pixels.shape[2]
@@ -92,7 +127,16 @@ def on_white(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def tiff_properties(page: Any, tiff: Any = None, image: OmeImage | None = None) -> dict[str, str]:
-    """The tags of a page as text; of an image that OME-XML describes what that says of it, and of no other."""
+    """The tags of a page as text.
+
+    Args:
+        page: a page of tifffile.
+        tiff: the open file of the page; needed with `image`.
+        image: the image of the OME-XML that the page belongs to; then its physical size and name are added.
+
+    Returns:
+        Name -> text, without empty values.
+    """
     tags = {"tiff.ImageDescription": page.description or ""}
     if image is not None:
         first = tiff.pages[0].description or ""

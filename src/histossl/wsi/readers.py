@@ -1,4 +1,4 @@
-"""What OpenSlide, tiffslide, tifffile and Pillow are asked for, behind one small interface that `slide.py` uses."""
+"""One small interface over OpenSlide, tiffslide, tifffile and Pillow, which `slide.py` uses."""
 
 from __future__ import annotations
 
@@ -53,9 +53,18 @@ class Reader(Protocol):
     def __init__(self, path: Path) -> None: ...
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
-        """RGB (height, width, 3) of a rectangle inside a level, white where transparent, and its true corner.
+        """Read a rectangle inside a level.
 
-        The corner (x, y) is in pixels of the level: a library that takes level-0 positions cannot begin everywhere.
+        Args:
+            level: index of the level, 0 is the largest.
+            x: left edge in pixels of the level.
+            y: top edge in pixels of the level.
+            width: width in pixels of the level.
+            height: height in pixels of the level.
+
+        Returns:
+            (height, width, 3) uint8 RGB, white where transparent, and the true corner (x, y) in pixels of the level: a
+            library that takes level-0 coordinates cannot begin at every pixel.
         """
         ...
 
@@ -99,6 +108,18 @@ class OpenSlideReader:
         self._direct: dict[int, bool] = {}
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
+        """Read a rectangle, see `Reader.read`.
+
+        Args:
+            level: index of the level.
+            x: left edge in pixels of the level.
+            y: top edge in pixels of the level.
+            width: width in pixels of the level.
+            height: height in pixels of the level.
+
+        Returns:
+            (height, width, 3) uint8 RGB and the true corner (x, y).
+        """
         if self._agrees(level):
             with suppress(*FILE_ERRORS):  # OpenSlide says better what is wrong
                 return self._tiles.read(level, x, y, width, height), float(x), float(y)
@@ -173,6 +194,18 @@ class TiffSlideReader:
         self._slide = slide
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
+        """Read a rectangle, see `Reader.read`.
+
+        Args:
+            level: index of the level.
+            x: left edge in pixels of the level.
+            y: top edge in pixels of the level.
+            width: width in pixels of the level.
+            height: height in pixels of the level.
+
+        Returns:
+            (height, width, 3) uint8 RGB, x and y.
+        """
         full, own = self.levels[0].size, self.levels[level].size
         # It floors x * own / full: the least level-0 position of the pixel that we mean.
         corner = -(-x * full.width // own.width), -(-y * full.height // own.height)
@@ -203,17 +236,20 @@ READERS: dict[str, type[Reader]] = {
     "tifffile": TiffReader,
     "Pillow": PlainReader,
 }
-"""In the order in which they are asked."""
+"""In the order in which they are tried."""
 
 
 def check_tiff(path: Path) -> None:
-    """Refuse a TIFF that is cut short, before hours are spent on it; files of other kinds pass, and NDPI's own TIFF.
+    """Refuse a TIFF that is cut short, before hours are spent on it; other files pass, and so does NDPI's own TIFF.
 
-    All directories, tiles and strips must lie inside the file, and the tags that size and
-    describe the picture must be readable, and no tile may be too large to be decoded.
+    All directories, tiles and strips must lie inside the file, the tags that size and describe the picture must be
+    readable, and no tile may be too large to be decoded.
+
+    Args:
+        path: the slide, with or without the number of a picture.
 
     Raises:
-        SlideError: one does not.
+        SlideError: one of these does not hold.
     """
     path = chosen_picture(path)[0]
     if not is_tiff(path) or path.suffix.lower() == ".ndpi":

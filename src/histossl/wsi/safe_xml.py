@@ -26,10 +26,16 @@ class OmeImage:
 
 
 def elements(text: str) -> list[tuple[str, dict[str, str]]]:
-    """(name without namespace, attributes) of all elements, in order; character references are resolved.
+    """List all elements of an XML text in order; character references are resolved.
+
+    Args:
+        text: the XML.
+
+    Returns:
+        (name without namespace, attributes) of each element.
 
     Raises:
-        XmlRefused: it is not well-formed, or it declares a document type.
+        XmlRefused: the text is not well-formed, or declares a document type.
     """
     found: list[tuple[str, dict[str, str]]] = []
     parser = expat.ParserCreate("utf-8")
@@ -48,7 +54,14 @@ def elements(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def ome_images(text: str) -> list[OmeImage]:
-    """The images of an OME-XML description in their order; none where it is no such thing."""
+    """List the images of an OME-XML description.
+
+    Args:
+        text: the description of the first page.
+
+    Returns:
+        The images in order; none where the text is not OME-XML.
+    """
     if "<" not in text or "OME" not in text:
         return []
     try:

@@ -105,7 +105,14 @@ class Slide:
         return picture
 
     def thumbnail(self, longest: int = 2048) -> NDArray[np.uint8]:
-        """The whole slide as (h, w, 3) uint8 RGB, its longer side `longest` pixels or the slide's, if that is less."""
+        """Read the whole slide as a small picture.
+
+        Args:
+            longest: longer side in pixels; smaller slides keep their size.
+
+        Returns:
+            (h, w, 3) uint8 RGB.
+        """
         side = max(self.size.width, self.size.height)
         return self.read(Region.whole(self.size), self.mpp * max(1.0, side / longest))
 
@@ -237,10 +244,16 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
 
 
 def slide_state(path: Path) -> str:
-    """The size and the time of a slide's file: what changes when somebody replaces it.
+    """The size and the modification time of a slide's file, which change when somebody replaces it.
+
+    Args:
+        path: the slide, with or without the number of a picture.
+
+    Returns:
+        "<bytes> <nanoseconds>".
 
     Raises:
-        SlideError: it is gone, or out of reach.
+        SlideError: the file is gone or cannot be reached.
     """
     try:
         stat = os.stat(chosen_picture(path)[0])
@@ -250,15 +263,15 @@ def slide_state(path: Path) -> str:
 
 
 def find_slides(folder: str | Path) -> list[Path]:
-    """The slides in a folder and all folders below it, sorted by path.
+    """List the slides in a folder and all folders below it.
 
-    See `look_for_slides`, which also says what else lies there.
+    See `look_for_slides`, which also reports the other files.
 
     Args:
-        folder: to search.
+        folder: the folder to search.
 
     Returns:
-        The paths of the slides.
+        The paths of the slides, sorted.
 
     Raises:
         SettingsError: there is no such folder.

@@ -58,7 +58,14 @@ class Picture:
 
 
 def pictures_of(tiff: tifffile.TiffFile) -> list[Picture]:
-    """The pictures of an open TIFF, in the order of the file; pages that are smaller levels of one are part of it."""
+    """List the pictures of a TIFF; pages that are smaller levels of a picture are part of it.
+
+    Args:
+        tiff: the open file.
+
+    Returns:
+        The pictures in the order of the file.
+    """
     found = _stated(tiff) or _of_pages(tiff)
     taken: set[int] = set()
     whole = []
@@ -201,15 +208,18 @@ def _shrunk(pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def chosen(path: Path, pictures: Sequence[Picture], number: int | None) -> tuple[Picture, str]:
-    """The picture that is the slide, and what is to be said of the others.
+    """Choose the picture that is the slide.
 
     Args:
-        path: of the file, for messages.
-        pictures: of the file.
-        number: of the one that the user wants, or None.
+        path: the file, for messages.
+        pictures: the pictures of the file.
+        number: number of the picture that the user wants, or None.
+
+    Returns:
+        The picture, and a note about the others, "" where there are none.
 
     Raises:
-        SlideError: there is none of that number; two could be the slide.
+        SlideError: there is no picture of that number, or two could be the slide.
     """
     listed = ", ".join(map(str, pictures[:6])) + (f" and {len(pictures) - 6} more" if len(pictures) > 6 else "")
     if number is not None:

@@ -22,7 +22,7 @@ _LOOKED_AT = 24  # tiles, to know how many of sixteen bits are used
 
 
 class TiffReader:
-    """tifffile: the largest picture of a tiled TIFF, its levels wherever they stand, eight or sixteen bits."""
+    """tifffile: the largest picture of a tiled TIFF, its levels in any pages, eight or sixteen bits."""
 
     def __init__(self, path: Path) -> None:
         file, _ = chosen_picture(path)
@@ -68,7 +68,18 @@ class TiffReader:
         self.notes = (*self.notes, note) if note else self.notes
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float, float]:
-        """As of `Reader`."""
+        """Read a rectangle, see `Reader.read`.
+
+        Args:
+            level: index of the level.
+            x: left edge in pixels of the level.
+            y: top edge in pixels of the level.
+            width: width in pixels of the level.
+            height: height in pixels of the level.
+
+        Returns:
+            (height, width, 3) uint8 RGB, x and y.
+        """
         planes = self._pages[level]
         parts = [self._plane(level, k, x, y, width, height) for k in range(len(planes))]
         pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]

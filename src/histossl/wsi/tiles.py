@@ -126,18 +126,13 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
     """The tiles of a regular grid, from the slide's top-left corner, that hold enough tissue.
 
     Tiles lie inside the slide. A slide that is smaller than a tile still has one along that side, which extends beyond
-    the slide and is white there, so that small fields are not lost. The share of tissue refers to the part of a tile
-    on the slide, and is exact to fractions of the mask's pixels.
+    the slide and is white there, so that small fields are not lost. The share of tissue refers to the part of a tile on
+    the slide, and is exact to fractions of the mask's pixels.
 
     Args:
         slide: the slide.
-        mask: its tissue.
-        spec: size, resolution and least tissue of the tiles.
-
-    Args:
-        slide: whose tiles are wanted.
         mask: its tissue, from `find_tissue`.
-        spec: what tiles are cut.
+        spec: size, resolution and least tissue of the tiles.
 
     Returns:
         The grid, in the order of (row, column); empty where there is no tissue.

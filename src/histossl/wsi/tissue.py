@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
-_CROP = 2000.0  # µm: no pen is put to a smaller field, and there blood could not be told from red ink
+_CROP = 2000.0  # µm: smaller fields have no pen marks, and blood in them would look like red ink
 _INK_TOLD = 0.02  # less of a slide is a dot of a pen, and no news
 _DARK = 12.0  # intensities below are a camera's noise, and have no colour
 
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """How tissue is told from glass.
+    """How tissue is separated from glass.
 
     Attributes:
         mpp: µm per pixel of the picture that is looked at.
@@ -105,7 +105,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
 
     Args:
         slide: to look at.
-        settings: how tissue is told from glass; None takes the defaults.
+        settings: how tissue is separated from glass; None takes the defaults.
 
     Returns:
         The mask; all False on an empty slide, be it white, grey or black.

@@ -23,11 +23,14 @@ _WAYS = {
 
 
 def depth_of(highest: int, stated: int | None = None) -> int:
-    """How many bits the values of a picture have: what the file states, where its values do not exceed it.
+    """The number of bits of a picture's values: what the file states, unless its values exceed that.
 
     Args:
-        highest: value in the picture, or in parts of it.
+        highest: largest value in the picture, or in parts of it.
         stated: the largest value that the file's tags allow, or None.
+
+    Returns:
+        The number of bits.
     """
     if stated is not None and 255 < stated < 65535 and highest <= _top(stated):
         highest = stated
@@ -39,7 +42,16 @@ def _top(stated: int) -> int:
 
 
 def note_of(depth: int, highest: int, stated: int | None) -> str:
-    """What is to be said of a depth; "" of the full sixteen bits."""
+    """Note the number of bits that 16-bit values are read with.
+
+    Args:
+        depth: number of bits in use.
+        highest: largest value in the file that was seen.
+        stated: largest value that the file's tags allow, or None.
+
+    Returns:
+        The note; "" for the full sixteen bits.
+    """
     if depth == 16:
         return ""
     why = f"its tags say so, up to {stated}" if stated is not None else f"no value is above {highest}"
@@ -47,7 +59,15 @@ def note_of(depth: int, highest: int, stated: int | None) -> str:
 
 
 def stated_top(tags: Mapping[int, Any], pixels: Mapping[str, str] | None = None) -> int | None:
-    """The largest value that a TIFF's tags (MaxSampleValue, SMaxSampleValue) or OME's SignificantBits allow."""
+    """The largest value that a TIFF's tags (MaxSampleValue, SMaxSampleValue) or OME's SignificantBits allow.
+
+    Args:
+        tags: code of the tag -> value.
+        pixels: attributes of OME's Pixels element, or None.
+
+    Returns:
+        The value, 255 to 65535; None where nothing usable is stated.
+    """
     bits = (pixels or {}).get("SignificantBits", "")
     if bits.isdigit() and 8 <= int(bits) <= 16:
         return 2 ** int(bits) - 1
@@ -62,7 +82,15 @@ def stated_top(tags: Mapping[int, Any], pixels: Mapping[str, str] | None = None)
 
 
 def scaled(pixels: NDArray[Any], depth: int) -> NDArray[np.uint8]:
-    """Values of so many bits as eight bits, rounded; what is above is white."""
+    """Scale 16-bit values to eight bits, rounded.
+
+    Args:
+        pixels: unsigned integers of any shape.
+        depth: number of bits in use; larger values become white.
+
+    Returns:
+        uint8 of the same shape.
+    """
     top = 2**depth - 1
     if top == 65535:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -70,7 +98,15 @@ def scaled(pixels: NDArray[Any], depth: int) -> NDArray[np.uint8]:
 
 
 def oriented(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """An array (H, W, ...) as its orientation tag means it: 1 is as it is."""
+    """Turn an array as its orientation tag says.
+
+    Args:
+        pixels: (H, W, ...).
+        orientation: 1 to 8; 1 leaves the array as it is.
+
+    Returns:
+        A view of the array, upright.
+    """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -81,12 +117,26 @@ def oriented(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def orientation_note(orientation: int) -> str:
-    """What is to be said of an orientation tag that was obeyed."""
+    """Note an orientation tag that was applied.
+
+    Args:
+        orientation: 2 to 8.
+
+    Returns:
+        The note.
+    """
     return f"it is stored {_WAYS[orientation]} (orientation tag {orientation}) and was turned upright"
 
 
 def orientation_of(value: Any) -> int:
-    """The orientation that a tag states; 1 where it is none of the eight."""
+    """The orientation that a tag states.
+
+    Args:
+        value: the value of the tag, of any type.
+
+    Returns:
+        1 to 8; 1 where the value is not one of the eight.
+    """
     try:
         number = int(value)
     except (TypeError, ValueError):
