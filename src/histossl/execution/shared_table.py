@@ -143,6 +143,8 @@ class SharedTable:
         """
         if not os.path.lexists(self.table):
             return []
+        with safe_paths.open_in(self.folder, self.table.name, "rb"):
+            pass  # a link or a pipe is refused before it is read
         found = read_table(self.table, StudyError, ours=True)
         missing = {"slide_id", "path"} - set(found.columns)
         if missing:

@@ -225,7 +225,9 @@ class _Capped:
 
 def _check_length(path: Path) -> None:
     """Refuse a GeoJSON of others that is too long to be read as a whole."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+    with path.open("rb") as head:
+        packed = head.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as opened:
         file, length = _Capped(opened, _FEWEST + _UNPACKED * path.stat().st_size), 0
         while block := file.read(_BLOCK):
             length += len(block)
