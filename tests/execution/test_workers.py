@@ -108,3 +108,13 @@ os.kill(os.getpid(), 9)
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def niceness(_: int) -> int:
+    return psutil.Process().nice()
+
+
+def test_workers_have_the_priority_of_the_main_process():
+    """Further back they starve on a machine where others work, too."""
+    with Workers(1) as workers:
+        assert dict(workers.map(niceness, [0])) == {0: psutil.Process().nice()}

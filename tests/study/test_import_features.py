@@ -74,9 +74,13 @@ def test_every_layout_gives_the_same_map_of_tiles(tmp_path, layout):
     assert rows_of(study.folder)["a b"]["mpp"] == ("0.25" if layout in ("trident", "stamp") else "")
 
 
-def test_a_study_of_ours_is_a_folder_of_features_too(tmp_path):
+def test_a_study_of_ours_is_a_folder_of_features_too(tmp_path, monkeypatch):
     trident(tmp_path / "in", "s", stride_level0=512.5, extent_level0=512.5)
     _, first = adopted(tmp_path, tmp_path / "in", "first")
+    # Its features are links to those of another tool. Of a stranger's study they would lead to any file of the reader.
+    row, _ = adopted(tmp_path, first.folder, "refused")
+    assert row == 1
+    monkeypatch.setenv("HISTOSSL_LINKS", str(tmp_path / "in"))
     _, second = adopted(tmp_path, first.folder, "second")
     np.testing.assert_array_equal(plain_tiles(second.features("s"))[0], features("s"))
     assert tile_files.read_tiles_of(second.features("s")).stride == 512.5

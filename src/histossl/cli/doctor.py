@@ -69,7 +69,7 @@ def doctor(study: Path = Path(".")) -> int:
     Returns:
         The exit code, 0 or 1.
     """
-    findings = [*libraries(), *machine(), *folder(study)]
+    findings = [*libraries(), *system(), *machine(), *folder(study)]
     table = Table(box=None, show_header=False)
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
     for found in findings:
@@ -95,6 +95,27 @@ def _imported(name: str, module: str, otherwise: str, hint: str) -> Finding:
         return Finding(name, "ok", metadata.version(name))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken build fails in any of these ways
         return Finding(name, otherwise, f"{hint} ({type(error).__name__}: {error})")
+
+
+def system() -> Iterator[Finding]:
+    """What this operating system lacks that others have, and what is lost without it."""
+    if _importable("fcntl"):
+        yield Finding("locks", "ok", "flock")
+    else:
+        yield Finding("locks", "note", "no fcntl here: locks of studies go through SQLite, on local disks only")
+    if _importable("resource"):
+        yield Finding("limits", "ok", "memory of workers")
+    else:
+        yield Finding("limits", "note", "no limit of memory here: a slide that needs too much may slow the machine")
+
+
+def _importable(module: str) -> bool:
+    """Whether a module of the standard library is there."""
+    try:
+        import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def machine() -> Iterator[Finding]:

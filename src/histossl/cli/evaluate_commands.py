@@ -243,7 +243,7 @@ def _show(found: pd.DataFrame) -> None:
 
 def _write(path: Path, found: pd.DataFrame) -> None:
     with atomic.whole(path) as part:
-        found.map(tables.cell).to_csv(part, index=False, float_format="%.6f", lineterminator="\n")
+        tables.write_frame(part, found)
 
 
 def _complain(complaints: tuple[str, ...]) -> int:

@@ -5,7 +5,6 @@ What needs torch is imported when a command runs.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter
@@ -32,6 +31,7 @@ from histossl.nuclei.geojson import Outlined, label_image, read_outlined
 from histossl.nuclei.maps import DENSITY
 from histossl.nuclei.metrics import METRICS, Scores, summarise
 from histossl.nuclei.metrics import score as score_labels
+from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
 from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings
@@ -107,10 +107,12 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    files = [Path(os.path.abspath(file)) for file in _files(inputs)]
+    files = [Path(os.path.abspath(file)) for file in inputs_beside(_files(inputs), inputs, out)]
     twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
+    known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
+    refuse_to_replace(files, out, known)
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
     if adapt and model in ("self", "prior"):
         raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
@@ -178,7 +180,7 @@ def score(
         console.print(_groups_table(strata.grouped(found, kind), kind))
     if out is not None:
         with atomic.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = tables.writer(file)
             writer.writerow(("image", *METRICS))
             writer.writerows((tables.cell(name), *astuple(one)) for name, one in scores.items())
     return 0

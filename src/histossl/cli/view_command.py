@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import sys
+import tempfile
+import threading
+import time
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from histossl.core.console import say
 from histossl.core.errors import SettingsError, StudyError
 from histossl.study.folder import Study
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    import uvicorn
+
+    from histossl.view.app import Viewer
 
 
 def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port: int = 0, browser: bool = False) -> int:
@@ -23,7 +38,8 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         nuclei: the folder that `histossl nuclei segment` wrote; by default the study's subfolder `nuclei`.
         host: host to listen on; any other than 127.0.0.1 lets other machines connect, unencrypted.
         port: port to listen on; 0 takes a free one.
-        browser: open the page in the browser of this machine.
+        browser: open the page in the browser of this machine, through a file that only you can read: the address is
+            then on no command line.
 
     Returns:
         0, the exit code.
@@ -42,24 +58,78 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         raise SettingsError(
             f"{nuclei}: there is no such folder", "give the folder that `histossl nuclei segment` wrote"
         )
-    viewer = Viewer(Study(study), nuclei or study / "nuclei")
+    opened = Study(study)
+    for line in opened.linked:
+        say(line, "yellow")
+    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True)
     token = secrets.token_urlsafe(24)
     listening = _listen(host, port)
     address = f"http://{_literal(host)}:{listening.getsockname()[1]}/{token}/"
     say(f"{len(viewer.cohort)} slides; open this address, and keep it to yourself; Ctrl-C ends it")
     say(address, "green")
-    if browser:
-        webbrowser.open(address)
-    # No access log: it would contain the secret.
-    config = uvicorn.Config(viewer.guarded(token, host), log_level="warning", access_log=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    # No access log: it would hold the secret.
+    config = uvicorn.Config(
+        viewer.guarded(token, host),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    try:
+        with _redirect_page(address) if browser else nullcontext() as page:
+            if page is not None:
+                webbrowser.open(page.as_uri())
+            _server(config, viewer).run(sockets=[listening])
+    finally:
+        viewer.close()
+        _leave_computing_threads(viewer)
     return 0
+
+
+def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
+    """A server that gives up what is being read as soon as Ctrl-C is heard, instead of waiting for it."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            threading.Thread(target=viewer.stop, daemon=True).start()  # a signal's handler may not wait for locks
+            super().handle_exit(sig, frame)
+
+    return Server(config)
+
+
+@contextmanager
+def _redirect_page(address: str) -> Iterator[Path]:
+    """A page that leads to an address, readable by this user alone, while the block lasts."""
+    handle, name = tempfile.mkstemp(prefix="histossl-", suffix=".html")  # mode 0600
+    try:
+        with open(handle, "w", encoding="ascii") as file:
+            file.write(
+                '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer">'
+                f'<meta http-equiv="refresh" content="0;url={address}"><a href="{address}">histossl view</a>\n'
+            )
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _leave_computing_threads(viewer: Viewer) -> None:
+    """End the program where a thread still computes a map: Python would wait for it, maybe for minutes."""
+    deadline = time.monotonic() + 0.5
+    while any(thread.is_alive() for thread in viewer.maps._threads):
+        if time.monotonic() > deadline:
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(130)
+        time.sleep(0.02)
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
+        # By its protocol asyncio knows TCP, and sends small answers at once (TCP_NODELAY) instead of after 40 ms.
+        listening = socket.socket(family, kind, socket.IPPROTO_TCP)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(256)  # before the address is printed, so that an immediate connection is not refused

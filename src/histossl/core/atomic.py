@@ -1,13 +1,19 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are whole or absent under their final names, whatever happens while they are written."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import secrets
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from histossl.core import safe_paths
+
+_PART = re.compile(r"\.([0-9a-f]{16})([0-9a-f]{16})\.part(\..{0,15})?", re.DOTALL)
 
 
 @contextmanager
@@ -26,8 +32,8 @@ def whole(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not derived from the name of `path`: a name of 255 bytes has no space for a suffix.
-    part = path.parent / f".{uuid.uuid4().hex}.part{path.suffix[:16]}"
+    # Not derived from the name: a name of 255 bytes leaves no room for a suffix.
+    part = path.parent / f"{_part_name()}{path.suffix[:16]}"
     try:
         yield part
         _fsync(part)
@@ -52,15 +58,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{uuid.uuid4().hex}.part"
+    part = path.parent / _part_name()
     part.mkdir()
     try:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
                 _fsync(file)
-        if path.exists():  # a rename cannot replace a folder that has files
-            shutil.rmtree(path)
+        if path.exists() or path.is_symlink():
+            shutil.rmtree(path)  # which refuses a link
         os.replace(part, path)
         _fsync(path.parent)
     finally:
@@ -68,15 +74,41 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left; call it only while nothing else writes into the folder.
+    """Remove what killed processes left half-written; only for the process that holds the folder alone.
 
-    Args:
-        folder: of a study.
+    Looks in the folder, its subfolders, and those of `logs`. Deletes only entries whose names carry the mark of
+    `whole`, never follows a link, and never looks into a linked folder.
     """
-    # The levels are listed, because a recursive search would enter one folder per slide.
-    for where in (".*.part*", "*/.*.part*", "logs/*/.*.part*"):
-        for part in folder.glob(where):
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    for where in (folder, *_own_subfolders(folder), *_own_subfolders(folder / "logs")):
+        with suppress(OSError), os.scandir(where) as entries:
+            found = [entry.name for entry in entries if is_part(entry.name) and not entry.is_symlink()]
+            for name in found:
+                safe_paths.delete_in(where, name)
+
+
+def is_part(name: str) -> bool:
+    """Whether a name is one that `whole` or `whole_folder` gave to an unfinished file.
+
+    Sixteen of its hex digits are a hash of the other sixteen, so that no file of a user is called so by accident.
+    """
+    found = _PART.fullmatch(name)
+    return found is not None and found[2] == _mark(found[1])
+
+
+def _part_name() -> str:
+    chance = secrets.token_hex(8)
+    return f".{chance}{_mark(chance)}.part"
+
+
+def _mark(chance: str) -> str:
+    return hashlib.sha256(b"histossl part " + chance.encode()).hexdigest()[:16]
+
+
+def _own_subfolders(folder: Path) -> list[Path]:
+    if not safe_paths.is_own_folder(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return [folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _fsync(path: Path) -> None:

@@ -1,26 +1,60 @@
-"""Terminal output: two consoles (messages and results), one-line messages, progress bars."""
+"""What a run shows: one console, lines that name a slide, progress bars.
+
+Names of files, columns and hosts are data of strangers: whatever reaches the terminal passes `printable`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-answers = Console(highlight=False)  # results go to standard output, so that they can be piped without the messages
+# Control characters but tab and line feed; marks that turn the direction of text; separators of lines; surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and does not obey: other characters become escapes such as \x1b.
+
+    Bytes of a file's name that are not UTF-8 are shown as \xNN.
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps such a byte
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+class PrintableConsole(Console):
+    """A console whose text passes `printable`, wherever in a table or a bar it comes from."""
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        """As of `Console`, with what `printable` makes of the text."""
+        return super().render_str(printable(text), **more)  # before it is laid out: escapes are longer
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As of `Console`; also text that was laid out before passes `printable`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
+answers = PrintableConsole(highlight=False)  # what a command was asked for goes to standard output
 
 
 def say(text: str, style: str = "") -> None:
-    """Print one line to standard error.
-
-    Args:
-        text: data, never markup: brackets are printed as they are.
-        style: of rich, such as "yellow" or "bold red".
-    """
-    console.print(escape(text), style=style or None)
+    """One line to the terminal; `text` is data, never markup."""
+    console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
 class Bar:
@@ -43,12 +77,8 @@ class Bar:
         self._progress.advance(self._task, count)
 
     def say(self, text: str) -> None:
-        """Show a short text to the right of the bar.
-
-        Args:
-            text: data, never markup; it replaces the text before.
-        """
-        self._progress.update(self._task, text=escape(text))
+        """Show a short text behind the bar."""
+        self._progress.update(self._task, text=escape(printable(text)))
 
 
 @contextmanager
@@ -72,4 +102,4 @@ def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        yield Bar(progress, progress.add_task(what, total=total, completed=done, text=""))
+        yield Bar(progress, progress.add_task(escape(printable(what)), total=total, completed=done, text=""))

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core import atomic
-from histossl.core.errors import FileFormatError
+from histossl.core.errors import READ_ERRORS, FileFormatError
+from histossl.core.hdf5 import check_tree
 from histossl.core.tables import Row
 
 if TYPE_CHECKING:
@@ -115,10 +116,11 @@ def read_embeddings(path: Path) -> Embeddings:
         The table of slides, the vectors by name, the settings and the fingerprint.
 
     Raises:
-        FileFormatError: the file is absent, truncated, or not such a file.
+        FileFormatError: the file is absent, truncated, not such a file, or leads to other files or in a circle.
     """
     from anndata import read_h5ad
 
+    check_tree(path)
     try:
         data = read_h5ad(path)
         about = data.uns["histossl"]
@@ -127,5 +129,6 @@ def read_embeddings(path: Path) -> Embeddings:
         parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
         settings, made = json.loads(about["settings"]), str(about["fingerprint"])
         return Embeddings(pd.DataFrame(data.obs), vectors, settings, made, parts)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a file of slide vectors ({error})", "run `histossl embed` first") from error
+    except READ_ERRORS as error:
+        what = f"{path}: not a file of slide vectors ({str(error)[:200]})"
+        raise FileFormatError(what, "run `histossl embed` first") from error

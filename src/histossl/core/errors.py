@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -55,6 +58,30 @@ class StudyError(HistosslError):
 
 class FileFormatError(HistosslError):
     """A features, model, embeddings or image file is damaged or of another format."""
+
+
+# What libraries raise over damaged or odd files. A bug of ours may be among them; it is then named with the file.
+READ_ERRORS = (
+    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError,
+    MemoryError, csv.Error,
+)  # fmt: skip
+
+
+@contextmanager
+def file_errors(path: str | Path, hint: str) -> Iterator[None]:
+    """Whatever a library raises in the block over a file that somebody else may have written is an error of that file.
+
+    Args:
+        path: of the file.
+        hint: what to do about it.
+
+    Raises:
+        FileFormatError: names the file; typed errors of ours pass as they are.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise FileFormatError(f"{path}: cannot be used ({type(error).__name__}: {str(error)[:200]})", hint) from error
 
 
 class LabelError(HistosslError):

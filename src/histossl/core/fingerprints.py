@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
-
 from histossl.core.errors import FileFormatError
+from histossl.core.hdf5 import open_h5, read_attributes
+
+_LONGEST = 2**26  # characters of a made.json
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -21,10 +22,10 @@ def fingerprint_of(path: Path) -> str | None:
     """
     try:
         if path.is_dir():
-            return json.loads((path / "made.json").read_text())["fingerprint"]
-        with h5py.File(path, "r") as file:
-            return str(file.attrs["fingerprint"])
-    except (OSError, KeyError, ValueError):
+            return read_made(path)["fingerprint"]
+        with open_h5(path) as file:
+            return read_attributes(file, path)["fingerprint"]
+    except (FileFormatError, KeyError):
         return None
 
 
@@ -50,11 +51,14 @@ def read_made(folder: Path) -> dict:
         All entries, `fingerprint` among them.
 
     Raises:
-        FileFormatError: made.json is missing or not JSON.
+        FileFormatError: absent or not a JSON object.
     """
     try:
-        return json.loads((folder / "made.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(
-            f"{folder}: made.json cannot be read ({error})", "remove the folder and run again"
-        ) from error
+        with (folder / "made.json").open(encoding="utf-8") as file:
+            found = json.loads(file.read(_LONGEST))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        what = f"{folder}: made.json cannot be read ({error})"
+        raise FileFormatError(what, "remove the folder and run again") from error
+    return found

@@ -1,22 +1,39 @@
-"""HDF5 files of features: opened with errors that name the file, read and created in chunks of rows."""
+"""HDF5 files of features: opened with errors that name the file, read and created in chunks of rows.
+
+A file may come from a stranger. Nothing in it may lead to another file (external and soft links, external raw storage,
+virtual data sets), and what it declares is compared with what it holds before memory is taken.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  # its types do not name it
 from numpy.typing import NDArray
 
-from histossl.core.errors import FileFormatError
-
-if TYPE_CHECKING:
-    pass
+from histossl.core import safe_paths
+from histossl.core.errors import FileFormatError, file_errors
 
 ROWS_A_CHUNK = 256
+AGAIN = "encode the slide anew"
+
+LARGEST = 8 * 2**30
+"""Bytes in memory that a data set may declare: a million tiles of 2,048 float32 numbers."""
+
+_LARGEST_CHUNK = 2**30  # bytes: HDF5 reads a chunk as a whole
+_SMALL = 64 * 2**20  # bytes up to which a data set may be as empty or as compressible as it likes
+_MOST_PACKED = 200  # bytes in memory for one on disk, above that; features compress less than tenfold
+_LONGEST_ATTRIBUTE = 2**20  # bytes
+_MOST_ATTRIBUTES = 1000
+_MOST_OBJECTS = 100_000
+_DEEPEST = 32
 
 
 def chunk_shape(rows: int, columns: int) -> tuple[int, int] | None:
@@ -58,7 +75,7 @@ def read_features(path: Path) -> NDArray[np.float32]:
     Raises:
         FileFormatError: the file is absent or truncated, or the features have another shape or are not finite.
     """
-    with open_h5(path) as file:
+    with open_h5(path) as file, file_errors(path, AGAIN):
         features = dataset_of(file, "features", path)[:]
     if features.ndim == 3 and len(features) == 1:
         features = features[0]
@@ -84,35 +101,173 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         FileFormatError: the file does not exist, or is not HDF5.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError("no regular file")
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         what = "is not a readable HDF5 file" if Path(path).exists() else "does not exist"
-        raise FileFormatError(f"{path} {what}", "encode the slide anew") from error
+        raise FileFormatError(f"{path} {what}", AGAIN) from error
     with file:
         yield file
 
 
-def dataset_of(file: h5py.File, name: str, path: Path) -> h5py.Dataset:
-    """Find a dataset in an open file.
+def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h5py.Dataset:
+    """A data set of numbers that lies in the file, and that memory can hold.
 
     Args:
-        file: the open file.
-        name: name of the dataset.
-        path: path of the file, for the errors.
-
-    Returns:
-        The dataset.
+        file: open.
+        name: of the data set, at the top of the file.
+        path: of the file, for messages.
+        linked: whether it may be a link to a data set in another HDF5 file, as `pretrain --out` makes it in a study;
+            otherwise only to folders that HISTOSSL_LINKS allows.
 
     Raises:
-        FileFormatError: there is no such dataset, or it is a link to a file that cannot be read.
+        FileFormatError: there is none, it leads elsewhere, declares more than memory holds, or holds no numbers.
     """
-    try:
-        found = file.get(name)
+    with file_errors(path, AGAIN):
         link = file.get(name, getlink=True)
-    except OSError as error:
-        raise FileFormatError(f"{path}: `{name}` cannot be read ({error})", "encode the slide anew") from error
-    if found is None and isinstance(link, h5py.ExternalLink):
-        raise FileFormatError(f"{path}: its features are in {link.filename}, which cannot be read", "put it back")
-    if not isinstance(found, h5py.Dataset):
-        raise FileFormatError(f"{path}: no dataset `{name}`, only {', '.join(sorted(file)) or 'nothing'}")
+        if isinstance(link, h5py.ExternalLink):
+            target = Path(path).parent / link.filename
+            if not linked and not safe_paths.may_lead_to(target.resolve()):
+                what = f"{path}: `{name}` is a link to {target}, which may be anybody's"
+                raise FileFormatError(what, f"give that folder, or allow it: {safe_paths.LINKS}={target.parent}")
+            _check_target(target, link, path)
+        elif link is not None and not isinstance(link, h5py.HardLink):
+            raise FileFormatError(f"{path}: `{name}` is a soft link", "give a file that holds the features itself")
+        found = file[name] if link is not None else None
+        if not isinstance(found, h5py.Dataset):
+            there = ", ".join(list(file)[:10]) or "nothing"
+            raise FileFormatError(f"{path}: no dataset `{name}`, only {there}")
+        check_dataset(found, f"{path}: `{name}`")
     return found
+
+
+def origin_of(path: Path, name: str) -> tuple[Path, str]:
+    """The file and the name under which a data set lies that may be a link to it: (absolute path, name).
+
+    Raises:
+        FileFormatError: the file cannot be read.
+    """
+    with open_h5(path) as file, file_errors(path, AGAIN):
+        link = file.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return Path(os.path.abspath(Path(path).parent / link.filename)), str(link.path).lstrip("/")
+    return Path(os.path.abspath(path)), name
+
+
+def _check_target(target: Path, link: h5py.ExternalLink, path: Path) -> None:
+    if not target.is_file():
+        raise FileFormatError(f"{path}: its features are in {target}, which cannot be read", "put it back")
+    with open_h5(target) as file:
+        name = str(link.path).lstrip("/")
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise FileFormatError(f"{path}: its features are in {target}, which links elsewhere", "extract them anew")
+        dataset_of(file, name, target)
+
+
+def check_dataset(found: h5py.Dataset, said: str) -> None:
+    """Refuse a data set whose values lie in other files, or that declares more than it can hold.
+
+    Args:
+        found: opened; its values are not read.
+        said: names it in messages.
+
+    Raises:
+        FileFormatError: as above, or its values are no numbers.
+    """
+    if found.is_virtual or found.external:
+        raise FileFormatError(f"{said} takes its values from other files", "give a file that holds them itself")
+    if found.shape is None or found.dtype.kind not in "fiu":
+        raise FileFormatError(f"{said} holds {found.dtype}, which are no numbers")
+    check_size(found, said)
+
+
+def check_size(found: h5py.Dataset, said: str) -> None:
+    """Refuse a data set that would take more memory than `LARGEST`, or far more than it holds on disk.
+
+    Raises:
+        FileFormatError: names the declared shape.
+    """
+    items = math.prod(found.shape or (0,))
+    size, stored = items * max(4, found.dtype.itemsize), found.id.get_storage_size()
+    if size > LARGEST:
+        raise FileFormatError(f"{said} declares {found.shape}, {size / 2**30:,.1f} GiB", "no slide has as many")
+    if size > _SMALL and size > stored * _MOST_PACKED:
+        raise FileFormatError(f"{said} declares {found.shape} and holds {stored} bytes", "extract the slide anew")
+    if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _LARGEST_CHUNK:
+        raise FileFormatError(f"{said} has chunks of {found.chunks}", "write it in chunks of hundreds of rows")
+
+
+def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
+    """The attributes of a data set or file that are numbers or text; None stands for large ones and other types.
+
+    Raises:
+        FileFormatError: they cannot be read.
+    """
+    found: dict[str, Any] = {}
+    with file_errors(path, AGAIN):
+        for name in list(item.attrs)[:_MOST_ATTRIBUTES]:
+            found[name] = None
+            about = item.attrs.get_id(name)
+            text = about.dtype.kind == "S" or h5py.check_string_dtype(about.dtype) is not None
+            if (text or about.dtype.kind in "fiub") and about.get_storage_size() <= _LONGEST_ATTRIBUTE:
+                value = item.attrs[name]
+                found[name] = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return found
+
+
+def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
+    """An attribute that must be one finite number above zero.
+
+    Raises:
+        FileFormatError: it is absent or something else; names the file and the attribute.
+    """
+    return _number(about, name, path, 0.0)
+
+
+def number(about: dict[str, Any], name: str, path: Path) -> float:
+    """An attribute that must be one finite number.
+
+    Raises:
+        FileFormatError: as `positive_number`.
+    """
+    return _number(about, name, path, -math.inf)
+
+
+def _number(about: dict[str, Any], name: str, path: Path, above: float) -> float:
+    try:
+        [value] = np.ravel(about[name]).astype(np.float64)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        value = math.nan
+    if not (math.isfinite(value) and value > above):
+        what = f"{path}: its attribute {name} is {str(about.get(name))[:40]!r}"
+        raise FileFormatError(what, f"it must be a {'positive ' if above == 0 else ''}number; extract the slide anew")
+    return float(value)
+
+
+def check_tree(path: Path) -> None:
+    """Refuse an HDF5 file in which anything leads to another file or in a circle, or declares more than it holds.
+
+    Raises:
+        FileFormatError: says what.
+    """
+    with open_h5(path) as file, file_errors(path, AGAIN):
+        seen: set[tuple[int, ...]] = set()
+        todo: list[tuple[h5py.Group, int]] = [(file, 0)]
+        while todo:
+            group, depth = todo.pop()
+            for name in group:
+                said = f"{path}: {str(group.name).rstrip('/')}/{name}"[:300]
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise FileFormatError(f"{said} is a link", "it must hold all that is in it itself")
+                item = group[name]
+                where = h5o.get_info(item.id).addr
+                if where in seen or depth > _DEEPEST or len(seen) > _MOST_OBJECTS:
+                    raise FileFormatError(f"{said} leads in a circle, or too deep", "write the file anew")
+                seen.add(where)
+                if isinstance(item, h5py.Group):
+                    todo.append((item, depth + 1))
+                elif isinstance(item, h5py.Dataset):
+                    if item.is_virtual or item.external:
+                        raise FileFormatError(f"{said} takes its values from other files", "write the file anew")
+                    check_size(item, said)

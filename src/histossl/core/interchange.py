@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
-from histossl.core.errors import FileFormatError, SettingsError
-from histossl.core.hdf5 import ROWS_A_CHUNK
+from histossl.core.errors import READ_ERRORS, FileFormatError, SettingsError, file_errors
+from histossl.core.hdf5 import (
+    LARGEST,
+    ROWS_A_CHUNK,
+    dataset_of,
+    number,
+    open_h5,
+    positive_number,
+    read_attributes,
+)
 from histossl.core.sidecars import files_of
+
+_FARTHEST = 2**31 - 1  # level-0 pixels; training keeps places in 32 bits
 
 
 @dataclass(frozen=True)
@@ -72,46 +83,83 @@ def read_tile_features(path: Path, mpp: float | None = None, in_um: bool = False
         The features, with coordinates where the layout has them.
 
     Raises:
-        FileFormatError: not one of the layouts, damaged, or STAMP's without `mpp`.
+        FileFormatError: not one of the layouts, damaged, STAMP's without `mpp`, or its values are in other files.
+        SettingsError: `mpp` is not positive and finite.
     """
+    if mpp is not None and not 0 < mpp < np.inf:
+        raise SettingsError(f"mpp {mpp} is no number of µm per pixel", "give a positive one")
     if path.suffix == ".pt":
         return TileFeatures(path.stem, _checked(_read_tensor(path), path), None, mpp=mpp)
-    try:
-        with h5py.File(path, "r") as file:
-            content = {name: np.asarray(file[name]) for name in ("features", "feats", "coords") if name in file}
-            about = dict(file["coords"].attrs) if "coords" in file else {}
-            top = dict(file.attrs)
-    except OSError as error:
-        raise FileFormatError(f"{path}: not a readable HDF5 file ({error})") from error
-    if "coords" not in content or not ("features" in content or "feats" in content):
-        raise FileFormatError(
-            f"{path}: holds {', '.join(content) or 'nothing known'}", "coords and features are needed"
-        )
+    content: dict[str, NDArray] = {}
+    about: dict[str, Any] = {}
+    with open_h5(path) as file, file_errors(path, "extract anew"):
+        for name in ("features", "feats", "coords"):
+            if file.get(name, getlink=True) is not None:
+                dataset = dataset_of(file, name, path, linked=False)
+                content[name] = np.asarray(dataset)
+                about = read_attributes(dataset, path) if name == "coords" else about
+        top = read_attributes(file, path)
+        if "coords" not in content or not ("features" in content or "feats" in content):
+            there = ", ".join(list(file)[:10]) or "nothing"
+            raise FileFormatError(f"{path}: holds {there}", "coords and features are needed")
+        return _of_layout(path, content, about, top, mpp, in_um)
+
+
+def _of_layout(
+    path: Path,
+    content: dict[str, NDArray],
+    about: dict[str, Any],
+    top: dict[str, Any],
+    mpp: float | None,
+    in_um: bool,
+) -> TileFeatures:
     if "feats" in content:
         return _from_stamp(path, content, top, mpp, in_um)
     features, xy = _checked(content["features"], path), _places(content["coords"], path)
     bag = TileFeatures(path.stem, features, xy, mpp=mpp, dataset="features")
     if "patch_size_level0" in about:
-        return _from_trident(bag, about)
-    return _from_clam(bag, about) if {"patch_size", "downsample"} <= set(about) else bag
+        return _from_trident(bag, about, path)
+    return _from_clam(bag, about, path) if {"patch_size", "downsample"} <= set(about) else bag
 
 
-def _from_trident(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
-    extent = float(about.get("extent_level0", about["patch_size_level0"]))
-    px = int(about["patch_size"]) if "patch_size" in about else None
-    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else float(about["mpp"])
+def _from_trident(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileFeatures:
+    side = "extent_level0" if "extent_level0" in about else "patch_size_level0"
+    extent = positive_number(about, side, path)
+    px = _pixels(about, "patch_size", path)
+    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else positive_number(about, "mpp", path)
     if mpp is None and px and "target_magnification" in about:
-        mpp = px * 10 / float(about["target_magnification"]) / extent  # 10x is 1 µm per pixel
-    share = 1 - float(about.get("overlap", 0)) / px if px else 1.0
-    stride = float(about.get("stride_level0", extent * share))
-    in_um = about.get("unit", "px") == "um"
-    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=about, stride=stride, in_um=in_um)
+        mpp = px * 10 / positive_number(about, "target_magnification", path) / extent  # 10x is 1 µm per pixel
+    overlap = number(about, "overlap", path) if "overlap" in about else 0.0
+    if px and not abs(overlap) < px:
+        raise FileFormatError(f"{path}: its attribute overlap is {overlap:g} of {px} pixels", "extract the slide anew")
+    stride = extent * (1 - overlap / px) if px else extent
+    if "stride_level0" in about:
+        stride = positive_number(about, "stride_level0", path)
+    for name in ("level0_width", "level0_height"):
+        if name in about:
+            positive_number(about, name, path)
+    in_um = str(about.get("unit", "px")) == "um"
+    kept = {name: value for name, value in about.items() if value is not None}
+    return replace(bag, extent=extent, px=px, mpp=mpp, attributes=kept, stride=stride, in_um=in_um)
 
 
-def _from_clam(bag: TileFeatures, about: dict[str, Any]) -> TileFeatures:
+def _from_clam(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileFeatures:
     """As CLAM's files of patches, and features made with them, say it: pixels of a level and its downsampling."""
-    extent = float(about["patch_size"]) * float(np.ravel(about["downsample"])[0])
-    return replace(bag, extent=extent, px=int(about["patch_size"]), stride=extent)
+    down = np.ravel(about["downsample"])[:1]  # CLAM writes one for each axis
+    px = _pixels(about, "patch_size", path)
+    assert px is not None
+    extent = px * positive_number({"downsample": down}, "downsample", path)
+    return replace(bag, extent=extent, px=px, stride=extent)
+
+
+def _pixels(about: dict[str, Any], name: str, path: Path) -> int | None:
+    """A whole number of pixels above zero, or None where there is no such attribute."""
+    if name not in about:
+        return None
+    value = positive_number(about, name, path)
+    if not 1 <= value < 2**31:
+        raise FileFormatError(f"{path}: its attribute {name} is {value:g}, no number of pixels", "extract anew")
+    return int(value)
 
 
 def _from_stamp(
@@ -119,11 +167,11 @@ def _from_stamp(
 ) -> TileFeatures:
     if mpp is None and not in_um:
         raise FileFormatError(f"{path}: its places are in µm, and it does not carry the slide's mpp", "give --mpp")
-    if top.get("unit", "um") != "um" or "tile_size_um" not in top:
+    if str(top.get("unit", "um")) != "um" or "tile_size_um" not in top:
         raise FileFormatError(f"{path}: no places in µm with tile_size_um, as STAMP writes since 2.0", "extract anew")
     xy = _places(content["coords"], path, scale=mpp or 1)
-    px = int(top["tile_size_px"]) if "tile_size_px" in top else None
-    extent = float(top["tile_size_um"]) / (mpp or 1)
+    px = _pixels(top, "tile_size_px", path)
+    extent = positive_number(top, "tile_size_um", path) / (mpp or 1)
     features = _checked(content["feats"], path)
     return TileFeatures(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
 
@@ -131,13 +179,38 @@ def _from_stamp(
 def _read_tensor(path: Path) -> NDArray:
     import torch
 
+    hint = "save it with torch.save(features.float(), path)"
+    _check_archive(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise FileFormatError(f"{path}: not a tensor that torch.save wrote") from error
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+        raise FileFormatError(f"{path}: not a tensor that torch.save wrote", hint) from error
     if not isinstance(found, torch.Tensor):
         raise FileFormatError(f"{path}: holds a {type(found).__name__}, not a tensor of features")
-    return found.float().numpy()
+    if found.layout != torch.strided or found.is_meta or found.is_quantized or found.is_nested:
+        raise FileFormatError(f"{path}: holds a tensor without plain values ({found.layout}, {found.dtype})", hint)
+    if not (
+        found.is_floating_point() or found.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    ):
+        raise FileFormatError(f"{path}: features of {found.dtype} are no numbers", hint)
+    size = found.numel() * max(4, found.element_size())
+    if size > LARGEST or found.numel() * found.element_size() > found.untyped_storage().nbytes():
+        raise FileFormatError(f"{path}: declares {tuple(found.shape)}, more than it holds or memory could", hint)
+    return found.detach().float().numpy()
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a .pt file that unpacks to far more than its size: torch stores tensors unpacked."""
+    try:
+        if not path.is_file():
+            raise FileFormatError(f"{path}: is no regular file", "give a file of features")
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > 2 * path.stat().st_size + 2**20:
+                raise FileFormatError(f"{path}: unpacks to {unpacked:,} bytes", "torch.save packs nothing; save anew")
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise FileFormatError(f"{path}: not a tensor that torch.save wrote ({error})") from error
 
 
 def _checked(features: NDArray, path: Path) -> NDArray[np.float32]:
@@ -163,6 +236,10 @@ def _places(coords: NDArray, path: Path, scale: float = 1) -> NDArray[np.int64]:
         raise FileFormatError(f"{path}: coords of shape {coords.shape} are not (tiles, 2)")
     if coords.dtype.kind not in "fiu" or not np.isfinite(coords).all():
         raise FileFormatError(f"{path}: coords of {coords.dtype} are no numbers, or not finite", "extract anew")
+    with np.errstate(over="ignore"):
+        far = np.abs(coords.astype(np.float64)).max(initial=0) / scale
+    if not far <= _FARTHEST:
+        raise FileFormatError(f"{path}: its coords reach to {far:g} pixels", "extract anew")
     if coords.dtype.kind != "f" and scale == 1:
         return coords.astype(np.int64)
     return np.rint(coords.astype(np.float64) / scale).astype(np.int64)

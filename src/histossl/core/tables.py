@@ -11,9 +11,10 @@ import csv
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any, TypeVar
 
 from histossl.core.errors import FileFormatError, HistosslError
 
@@ -47,6 +48,44 @@ def text_of(cell: str) -> str:
         The text without the apostrophe that `cell` added.
     """
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def writer(file: IO[str]) -> Any:
+    """As `csv.writer`, with rows that end in a line feed and quotes around cells that hold any end of a line.
+
+    csv of Python before 3.13 does not quote a carriage return where rows end in a line feed alone.
+    """
+    return csv.writer(_LineFeeds(file), lineterminator="\r\n")
+
+
+def dict_writer(file: IO[str], columns: Sequence[str]) -> csv.DictWriter[str]:
+    """As `csv.DictWriter`, with rows and cells as of `writer`; missing cells are empty."""
+    return csv.DictWriter(_LineFeeds(file), list(columns), restval="", lineterminator="\r\n")
+
+
+def write_frame(path: Path, frame: Any) -> None:
+    """Write a data frame's columns as CSV with cells as of `cell`, six decimals, and rows as of `writer`."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        frame.map(cell).to_csv(_LineFeeds(file), index=False, float_format="%.6f", lineterminator="\r\n")
+
+
+class _LineFeeds:
+    """What `csv` writes rows to, a row a call."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix("\r\n") + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        """The file is closed by its owner."""
+
+    def __iter__(self) -> _LineFeeds:  # pandas takes for a file what has this
+        return self
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import uuid
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl.core import tables
 from histossl.core.atomic import whole
 from histossl.evaluate.heatmap import Heatmap
 from histossl.wsi.geometry import Size
@@ -28,7 +28,7 @@ def write_heatmap_table(path: Path, heatmap: Heatmap, xy: NDArray, in_um: bool =
     """
     corners = ["x_um", "y_um"] if in_um else ["x", "y"]
     with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = tables.writer(file)
         writer.writerow(["tile", *corners, "looked_at", *(f"share({name})" for name in heatmap.names)])
         for k, (corner, seen, shares) in enumerate(zip(xy.tolist(), heatmap.looked_at, heatmap.shares, strict=True)):
             writer.writerow([k, *corner, f"{seen:.9g}", *(f"{share:.9g}" for share in shares)])

@@ -17,7 +17,7 @@ import histossl
 from histossl.core.atomic import whole
 from histossl.core.config import to_dict
 from histossl.core.errors import FileFormatError, LabelError
-from histossl.core.tables import cell
+from histossl.core.tables import write_frame
 from histossl.evaluate.audit import audit_line
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
@@ -257,7 +257,7 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
             (Path(folder) / name).unlink(missing_ok=True)
             continue
         with whole(Path(folder) / name) as path:
-            table.map(cell).to_csv(path, index=False, float_format="%.6f")
+            write_frame(path, table)
     with whole(Path(folder) / "probe.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_figures(result, Path(folder))

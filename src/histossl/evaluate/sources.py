@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core.embeddings import read_embeddings
-from histossl.core.errors import FileFormatError
+from histossl.core.errors import FileFormatError, file_errors
+from histossl.core.hdf5 import check_tree, dataset_of, open_h5
 from histossl.core.names import Known, clashes, spellings, told
 from histossl.core.sidecars import files_of
 from histossl.core.tables import number, read_table
@@ -176,10 +176,9 @@ def _study(folder: Path) -> Source:
 def _anndata(path: Path) -> Source:
     from anndata import read_h5ad
 
-    try:
+    check_tree(path)
+    with file_errors(path, "give an AnnData file with a row a slide"):
         ours = "histossl" in (data := read_h5ad(path)).uns
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: not an AnnData file ({error})") from error
     if ours:
         found = read_embeddings(path)
         slides, vectors, parts = found.slides, found.vectors, found.parts
@@ -260,14 +259,9 @@ def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:
 
 def _features(path: Path) -> NDArray[np.float32]:
     """(1, d) of a slide, or (n, d) of its tiles."""
-    try:
-        with h5py.File(path, "r") as file:
-            found: Any = next((file[name] for name in ("features", "feats") if name in file), None)
-            if not isinstance(found, h5py.Dataset):
-                raise FileFormatError(f"{path}: no dataset `features`, only {', '.join(sorted(file)) or 'nothing'}")
-            values = np.asarray(found[:], np.float32)
-    except OSError as error:
-        raise FileFormatError(f"{path}: not a readable HDF5 file ({error})", "make it anew") from error
+    with open_h5(path) as file, file_errors(path, "make it anew"):
+        name = "feats" if file.get("features", getlink=True) is None and file.get("feats", getlink=True) else "features"
+        values = np.asarray(dataset_of(file, name, path)[:], np.float32)
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
     if values.ndim not in (1, 2) or not values.size:

@@ -20,8 +20,13 @@ from pathlib import Path
 
 import psutil
 
+from histossl.core import safe_paths
+from histossl.core.errors import StudyError
+
 EXPIRY = 180.0
 """Seconds without a touch after which a claim of another machine has expired."""
+
+_LONGEST = 2**16  # characters of a claim
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,10 @@ class Claims:
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
         self._clock = folder / f"clock-{this_process().token}"
+        self._entered = False  # until then nothing is written
 
     def __enter__(self) -> Claims:
+        self._entered = True
         self._beat.start()
         return self
 
@@ -199,56 +206,67 @@ class Claims:
     def _create(self, path: Path, name: str) -> bool:
         while True:
             try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+                file = safe_paths.open_in(self.folder, path.name, "x")
             except FileExistsError:
                 return False
             except FileNotFoundError:  # another run has ended and removed the folder
                 self.folder.mkdir(parents=True, exist_ok=True)
                 continue
-            with open(handle, "w", encoding="utf-8", errors="surrogateescape") as file:
+            with file:
                 json.dump({"name": name, **asdict(this_process())}, file)
             return True
 
     def _look(self, path: Path) -> tuple[Claim | None, int]:
         """(The claim, its modification time in ns); the claim is None where the file no longer exists."""
         try:
-            text = path.read_text("utf-8", "surrogateescape")
-            touched = path.stat().st_mtime_ns
-        except FileNotFoundError:
+            with safe_paths.open_in(self.folder, path.name, "r") as file:
+                text = file.read(_LONGEST)
+                touched = os.fstat(file.fileno()).st_mtime_ns
+        except (FileNotFoundError, StudyError):  # a link or a folder is no claim
             return None, 0
         age = (self._now() - touched) / 1e9
         try:
             found = json.loads(text)
             name = found.pop("name")
             owner = Owner(**found)
-        except (ValueError, TypeError, AttributeError, KeyError):  # being written, or its writer was killed
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            RecursionError,
+        ):  # being written, or its writer was killed
             return Claim("?", None, age < self.expiry, age), touched
         return Claim(name, owner, age < self.expiry and not owner.dead(), age), touched
 
     def _now(self) -> int:
-        """The time in ns by the clock of the disk: the clocks of two machines may differ by hours."""
-        for _ in range(10):
+        """The time in ns by the clock of the disk that holds the claims: clocks of machines may differ by hours.
+
+        Outside of the block nothing is written, and it is this machine's clock, or the newest claim's time if later.
+        """
+        for _ in range(10 if self._entered else 0):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._clock.touch()
-                return self._clock.stat().st_mtime_ns
-            except FileNotFoundError:  # a run that has just ended removed it
+                with safe_paths.open_in(self.folder, self._clock.name, "a") as clock:
+                    os.utime(clock.fileno() if os.utime in os.supports_fd else self._clock)
+                    return os.fstat(clock.fileno()).st_mtime_ns
+            except FileNotFoundError:  # a run that has just ended swept it away
                 continue
-            except OSError:  # the folder is read-only for `histossl status`
+            except OSError:  # the disk is read-only
                 break
-        return time.time_ns()
+        return max([time.time_ns(), *(_touched(path) or 0 for path in self._files())])
 
     def _keep_alive(self) -> None:
         while not self._over.wait(self.expiry / 9):
             with self._change:
                 paths = [paths[-1] for paths in self._held.values()]
             for path in paths:
-                with suppress(OSError):  # released meanwhile, or the disk is temporarily unavailable
-                    os.utime(path)
+                with suppress(OSError):  # let go of in between, or the disk is away for a while
+                    os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def _touched(path: Path) -> int | None:
     try:
-        return path.stat().st_mtime_ns
+        return path.lstat().st_mtime_ns
     except OSError:
         return None

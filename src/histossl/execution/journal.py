@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO, Any, Generic, TypeVar
 
+from histossl.core import safe_paths
 from histossl.core.tables import Row
 from histossl.execution.claims import Claims, this_process
 from histossl.execution.shared_table import SharedTable
@@ -65,7 +66,7 @@ class Journal:
         size, mine = self._size(), this_process().token
         if size <= self._read:
             return []
-        with self.roll.log.open("rb") as file:
+        with _open_log(self.roll, "rb") as file:
             file.seek(self._read)
             text = file.read(size - self._read)
         whole = text.rpartition(b"\n")[0]
@@ -127,7 +128,7 @@ def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | Non
     """
     found: list[Line] = []
     try:
-        with roll.log.open("rb") as file:
+        with _open_log(roll, "rb") as file:
             for text in _backwards(file, most):
                 line = parsed(text)
                 if line and stop(line):
@@ -161,9 +162,13 @@ def append(roll: SharedTable, text: str) -> None:
         roll: the table.
         text: whole lines.
     """
-    with roll.log.open("ab") as file:
-        # A full disk may have truncated the last line.
-        file.write(("" if _ends_whole(roll) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+    with _open_log(roll, "a+b") as file:
+        # A full disk may have cut the last line short.
+        file.write(("" if _ends_whole(file) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
+
+
+def _open_log(roll: SharedTable, mode: str) -> IO[bytes]:
+    return safe_paths.open_in(roll.folder, roll.log.name, mode)
 
 
 def _text(line: Line) -> str:
@@ -171,27 +176,35 @@ def _text(line: Line) -> str:
 
 
 def parsed(text: bytes) -> Line:
-    """Parse a line of a log.
-
-    Args:
-        text: the line.
-
-    Returns:
-        Its content; empty where the line is truncated.
-    """
+    """A line of a log; empty where it was cut short, or is none of ours."""
     try:
         found = json.loads(text.decode("utf-8", "surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and _is_ours(found) else {}
 
 
-def _ends_whole(roll: SharedTable) -> bool:
-    with roll.log.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _is_ours(line: Line) -> bool:
+    """Whether what a line says is of the types that we write."""
+    texts, numbers = ("stage", "slide_id", "path", "run", "host", "limit"), ("seconds", "tiles", "lost")
+    if not all(isinstance(line.get(name, ""), str) for name in texts):
+        return False
+    if not all(isinstance(line.get(name, 0), int | float) and abs(line.get(name, 0)) < 1e15 for name in numbers):
+        return False
+    row = line.get("row", {})
+    if not isinstance(row, dict) or not all(isinstance(text, str) for text in row.values()):
+        return False
+    try:
+        return "time" not in line or datetime.fromisoformat(line["time"]).tzinfo is not None
+    except (ValueError, TypeError):
+        return False
+
+
+def _ends_whole(file: IO[bytes]) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class StageQueue(Generic[J]):

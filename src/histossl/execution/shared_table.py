@@ -2,95 +2,104 @@
 
 from __future__ import annotations
 
-import csv
-import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from histossl.core import atomic, tables
+from histossl.core import atomic, safe_paths, tables
 from histossl.core.errors import StudyError
 from histossl.core.tables import Row, decimal_point, read_table
 from histossl.execution.claims import Claims
+from histossl.execution.locks import FolderLock, exclusive_lock
+
+LOCK, LEARNING, WRITING, CLAIMS, LOG = ".lock", ".learning", ".writing", ".claims", "log.jsonl"
+_OWN_NAMES = (LOCK, LEARNING, WRITING, *(f"{name}.db" for name in (LOCK, LEARNING, WRITING)), CLAIMS, LOG)
 
 
 class SharedTable:
-    """A table of slides with its log, its locks, and the claims of running processes.
+    """A table of slides, the log of what was done to them, and the claims of the runs that work on them.
 
     Args:
         folder: created where it does not exist.
         table: name of the CSV file.
-        columns: columns that the table always has, in order.
+        columns: of the table, in order; rows may add more.
+        rooms: names of folders in it that may be links to folders which HISTOSSL_LINKS allows.
+
+    Attributes:
+        linked: one line for each link that is followed.
 
     Raises:
-        StudyError: the folder cannot be created or is a file.
+        StudyError: the folder cannot be made, is a file, or holds a link that is not allowed.
     """
 
-    def __init__(self, folder: str | Path, table: str, columns: Sequence[str]) -> None:
-        self.folder = Path(os.path.abspath(folder))  # absolute: workers on other machines receive it
+    def __init__(
+        self, folder: str | Path, table: str, columns: Sequence[str], rooms: frozenset[str] = frozenset()
+    ) -> None:
+        self.folder = Path(os.path.abspath(folder))  # it travels to workers on other machines
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StudyError(f"{folder}: cannot be made ({error.strerror})", "choose another --out") from error
         self.table, self.columns = self.folder / table, tuple(columns)
-        self.log = self.folder / "log.jsonl"
-        self.claims = self.folder / ".claims"
+        self.log = self.folder / LOG
+        self.claims = self.folder / CLAIMS
+        self.linked = self._refuse_links(rooms)
+
+    def _refuse_links(self, rooms: frozenset[str]) -> list[str]:
+        told = safe_paths.refuse_links(self.folder, (*_OWN_NAMES, self.table.name), rooms)
+        for room in ("logs", "heatmaps"):  # their subfolders are few, and files are written into them
+            folder = self.folder / room
+            if safe_paths.is_own_folder(folder):
+                safe_paths.refuse_links(folder, sorted(os.listdir(folder)))
+        return told
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-        """Hold an exclusive lock during the block; the system releases it with the process, even if that is killed.
+        """Hold the folder for this process alone; the hold ends with the process, however that ends.
 
         Args:
-            waiting: called with the name of the holder before waiting for it; None raises instead of waiting.
-
-        Yields:
-            None, once the lock is held.
+            waiting: called with the names of the holders before they are waited for; None does not wait.
 
         Raises:
             StudyError: another run holds the lock, the folder cannot be written, or its disk has no locks.
         """
-        with self._lock_file() as handle:
-            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                handle.seek(0)
-                holder = handle.read().strip() or "unknown"
+        with FolderLock(self.folder, LOCK) as lock:
+            if not lock.exclusive(wait=False):
                 if waiting is None:
-                    raise StudyError(f"{self.folder}: another run is using it ({holder})", "wait for it to end")
-                waiting(holder)
-                _flock(handle, fcntl.LOCK_EX)
+                    what = f"{self.folder}: another run is at work on it ({lock.holders()})"
+                    raise StudyError(what, "wait for it to end")
+                waiting(lock.holders())
+                lock.exclusive()
+            lock.clear()
             self._clear_up()
-            with _signed(handle):
+            with self._signed(lock):
                 yield
 
     @contextmanager
     def share(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Hold a shared lock during the block: many runs may share it, and it excludes `lock`.
+        """Hold the folder together with other runs that share it; a run that wants it alone waits for all of them.
 
         Args:
-            waiting: called with the name of the holder of the exclusive lock, before waiting for it.
-
-        Yields:
-            None, once the lock is held.
+            waiting: called with the name of a run that holds it alone, before that run is waited for.
 
         Raises:
             StudyError: the folder cannot be written, or its disk has no locks.
         """
-        with self._lock_file() as handle:
-            if _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with FolderLock(self.folder, LOCK) as lock:
+            if lock.exclusive(wait=False):
+                lock.clear()
                 self._clear_up()
-                _flock(handle, fcntl.LOCK_SH)
-            elif not _flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB):
-                handle.seek(0)
-                waiting(handle.read().strip() or "unknown")
-                _flock(handle, fcntl.LOCK_SH)
-            with _signed(handle):
+                lock.shared()
+            elif not lock.shared(wait=False):
+                waiting(lock.holders())
+                lock.shared()
+            with self._signed(lock):
                 yield
 
     @contextmanager
     def learning(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """Within `share`: one run at a time trains what all runs need; runs that have it already are not delayed.
+        """Within `share`: one run learns what all runs need, while the others wait; later runs find it done.
 
         Args:
             waiting: called before waiting for another run.
@@ -98,24 +107,27 @@ class SharedTable:
         Yields:
             None, once this run may train.
         """
-        with (self.folder / ".learning").open("a") as handle:
-            if not _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with FolderLock(self.folder, LEARNING) as lock:
+            if not lock.exclusive(wait=False):
                 waiting()
-                _flock(handle, fcntl.LOCK_EX)
+                lock.exclusive()
             yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Within `share`, for short times: no other run writes the table or the log during the block."""
-        with (self.folder / ".writing").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        """For moments: no other run writes what is read and written in the block."""
+        with exclusive_lock(self.folder, WRITING):
             yield
 
-    def _lock_file(self) -> IO[str]:
+    @contextmanager
+    def _signed(self, lock: FolderLock) -> Iterator[None]:
+        with self.writing():
+            lock.sign()
         try:
-            return open(self.folder / ".lock", "a+", encoding="utf-8")
-        except OSError as error:
-            raise StudyError(f"{self.folder}: cannot be written ({error.strerror})", "choose another --out") from error
+            yield
+        finally:
+            with suppress(OSError), self.writing():  # the disk may be full: the error in the block counts
+                lock.unsign()
 
     def _clear_up(self) -> None:
         # On disks whose locks do not reach other machines, claims still show that other runs are alive.
@@ -129,8 +141,10 @@ class SharedTable:
         Raises:
             StudyError: the file is not a table of slides.
         """
-        if not self.table.exists():
+        if not os.path.lexists(self.table):
             return []
+        with safe_paths.open_in(self.folder, self.table.name, "rb"):
+            pass  # a link or a pipe is refused before it is read
         found = read_table(self.table, StudyError, ours=True)
         missing = {"slide_id", "path"} - set(found.columns)
         if missing:
@@ -156,26 +170,6 @@ class SharedTable:
             atomic.whole(self.table) as part,
             part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
-            writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+            writer = tables.dict_writer(file, list(columns))
             writer.writeheader()
             writer.writerows({name: tables.cell(text) for name, text in row.items()} for row in rows)
-
-
-def _flock(handle: IO[str], how: int) -> bool:
-    """Whether the lock was acquired; False where others hold it."""
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise StudyError(f"{handle.name}: its disk has no locks ({error.strerror})", "choose another --out") from error
-    return True
-
-
-@contextmanager
-def _signed(handle: IO[str]) -> Iterator[None]:
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    yield
-    handle.truncate(0)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # Windows: workers then have no limit of memory, as `histossl doctor` says
+    resource = None  # type: ignore[assignment]
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -94,16 +100,15 @@ class Workers:
             The future of its result.
         """
         # Workers inherit a mask that blocks Ctrl-C: it ends this process, which then ends its workers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _ctrl_c_blocked():
             if self._pool is None:
                 # spawn: neither open slides nor the threads of torch survive a fork.
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(self.count, context, initializer=_calm, initargs=(self.memory,))
+                self._pool = ProcessPoolExecutor(
+                    self.count, context, initializer=_start_worker, initargs=(self.memory,)
+                )
                 self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def map(self, function: Callable[[A], R], items: Iterable[A], ahead: int = 2) -> Iterator[tuple[A, R | Exception]]:
         """Run a function over items.
@@ -297,14 +302,31 @@ class _Thread:
                 future.set_exception(error)
 
 
-def _calm(memory: int) -> None:
-    """Limit a worker's memory, lower its priority, and end it with the main process."""
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Threads and processes that start in the block do not hear Ctrl-C, where the system can say so."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its start, which comes with the first process, would lift the block again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(memory: int) -> None:
+    """Limit a worker to its share of memory and one thread, and end it with the main process.
+
+    Its priority stays that of the main process: with a lower one it would starve on a machine where others work, too.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
-    # Networks compute in lockstep on all cores: a reader that displaces one of their threads makes all others wait.
-    # With a still lower priority, readers would starve on a machine that runs other programs.
-    os.nice(5)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        with suppress(ValueError, OSError):  # macOS has the limit, but may refuse to set it
+            resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     os.environ["OMP_NUM_THREADS"] = "1"

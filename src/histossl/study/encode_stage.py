@@ -14,6 +14,7 @@ from safetensors.torch import save
 from histossl.core import atomic, fingerprints
 from histossl.core.config import from_dict, to_dict
 from histossl.core.console import progress_bar, say
+from histossl.core.errors import StudyError
 from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
 from histossl.encoders.tile_encoder import TileEncoder, fourth_stage, load_encoder
@@ -72,7 +73,11 @@ def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers,
         if new:
             say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         return
-    tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
+    told = study.settings().get("inspect", {}).get("tile")
+    if not isinstance(told, dict):
+        what = f"{study.folder}: settings.json does not say how its tiles were laid"
+        raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
+    tile = from_dict(TileSpec, told)
     sources = [
         TileSource(row["slide_id"], Path(row["path"]), float(row["mpp"]), tile, study.tiles(row["slide_id"]))
         for row in slides
@@ -98,8 +103,15 @@ def encode_study(
 
     Returns:
         The number of slides that failed.
+
+    Raises:
+        StudyError: it was not inspected, or made with other settings.
     """
-    tile = from_dict(TileSpec, study.settings()["inspect"]["tile"])
+    told = study.settings().get("inspect", {}).get("tile")
+    if not isinstance(told, dict):
+        what = f"{study.folder}: settings.json does not say how its tiles were laid"
+        raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
+    tile = from_dict(TileSpec, told)
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
     ledger = Journal(study)
     rows = ledger.rows

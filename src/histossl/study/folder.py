@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from histossl.core import atomic, tables
+from histossl.core import atomic, safe_paths, tables
 from histossl.core.config import differences, to_dict
 from histossl.core.errors import StudyError
 from histossl.core.tables import Row
 from histossl.execution.shared_table import SharedTable
+
+ROOMS = frozenset({"features", "heatmaps", "logs", "nuclei", "qc", "slide-encoder", "tile-encoder", "tiles", "views"})
+"""Folders of a study that may be links, to folders which HISTOSSL_LINKS allows."""
 
 COLUMNS = (
     "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
@@ -37,7 +41,7 @@ class Study(SharedTable):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder, "slides.csv", COLUMNS)
+        super().__init__(folder, "slides.csv", COLUMNS, ROOMS)
         self.tile_encoder = self.folder / "tile-encoder"
         self.fourth_stage = self.folder / "fourth-stage.safetensors"
         self.slide_encoder = self.folder / "slide-encoder"
@@ -48,7 +52,11 @@ class Study(SharedTable):
     @property
     def sources(self) -> list[Study]:
         """One study for each source (tile encoder or magnification); empty where the study has no sources."""
-        numbers = [int(path.name[7:]) for path in self.folder.glob("source-*") if path.name[7:].isdigit()]
+        numbers = [
+            int(path.name[7:])
+            for path in self.folder.glob("source-*")
+            if path.name[7:].isascii() and path.name[7:].isdigit() and safe_paths.is_own_folder(path)
+        ]
         return [self.source(number) for number in sorted(numbers)]
 
     def source(self, number: int) -> Study:
@@ -175,17 +183,22 @@ class Study(SharedTable):
             StudyError: settings.json is damaged.
         """
         path = self.folder / "settings.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            with safe_paths.open_in(self.folder, path.name, "r") as file:
+                found = json.loads(file.read())
+        except (ValueError, RecursionError) as error:
             raise StudyError(f"{path}: not JSON ({error})", "remove it") from error
+        if not (isinstance(found, dict) and all(isinstance(one, dict) for one in found.values())):
+            raise StudyError(f"{path}: not settings by stage", "remove it")
+        return found
 
     def patients(self) -> dict[str, str]:
         """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
         path = self.folder / "predictions.csv"
-        told = {row["slide_id"]: row.get("patient_id") or "" for row in tables.read_rows(path)} if path.exists() else {}
+        rows = tables.read_rows(path) if path.exists() else []
+        told = {row["slide_id"]: row.get("patient_id") or "" for row in rows if "slide_id" in row}
         # The probe uses the slide as its patient where none is known.
         told = {slide: patient for slide, patient in told.items() if patient != slide}
         told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}

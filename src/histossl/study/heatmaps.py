@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ def heatmaps_study(
                 say(f"FAILED {error}", "red")
                 failed += 1
     with atomic.whole(study.folder / "heatmaps" / "scores.csv") as part, part.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = tables.writer(file)
         writer.writerow(["target", "slide_id", "class", "logit", "taught_by"])
         writer.writerows(map(tables.cell, line) for line in lines)
     for line in table.complaints:

@@ -188,17 +188,20 @@ def _attributes(features: Path) -> dict:
     """Attributes of the coordinates in a features file of the study; empty where there is no file."""
     if not features.exists():
         return {}
-    with h5py.File(features, "r") as file:
-        return dict(file["coords"].attrs)
+    with hdf5.open_h5(features) as file:
+        return hdf5.read_attributes(hdf5.dataset_of(file, "coords", features), features)
 
 
 def _mpp(row: Row, origin: FeatureOrigin) -> float | None:
     """The mpp in slides.csv, else that of the command line, else that of the slide where its file is known."""
     if row["mpp"].strip():
         try:
-            return float(row["mpp"])
-        except ValueError as error:
-            raise StudyError(f"slides.csv: mpp {row['mpp']!r} is not a number", "correct it") from error
+            mpp = float(row["mpp"])
+        except ValueError:
+            mpp = np.nan
+        if not 0 < mpp < np.inf:
+            raise StudyError(f"slides.csv: mpp {row['mpp']!r} is not a positive number", "correct it")
+        return mpp
     if origin.mpp is None and row["path"]:
         with open_slide(Path(row["path"])) as slide:
             return slide.mpp
@@ -304,7 +307,8 @@ def _write(study: Study, bag: TileFeatures, path: Path, key: str) -> None:
         file.create_dataset("coords", data=bag.xy)
         file["coords"].attrs.update(attributes_of(bag, "features"))
         if bag.dataset:
-            file["features"] = h5py.ExternalLink(os.path.abspath(path), f"/{bag.dataset}")
+            place, name = hdf5.origin_of(path, bag.dataset)
+            file["features"] = h5py.ExternalLink(place, f"/{name}")
         else:
             hdf5.create_features(file, *bag.features.shape)[:] = bag.features
         file.attrs["fingerprint"] = key

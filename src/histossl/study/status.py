@@ -63,12 +63,13 @@ def status_of(folder: Path, now: datetime | None = None) -> Status:
     for row in rows:
         state = row["status"] or "new"
         slides[state] += 1
-        tiles[state] += int(row["tiles"]) if row["tiles"].isdigit() else 0
-    with Claims(study.claims) as claims:
-        running = [claim for claim in claims.all() if claim.alive]
+        tiles[state] += int(row["tiles"]) if row["tiles"].isdecimal() else 0
+    running = [claim for claim in Claims(study.claims).all() if claim.alive]  # not entered, so nothing is written
     now = now or datetime.now(UTC)
     recent = lines_since(study, lambda line: "time" in line and _time(line) < now - WINDOW, _MOST)
-    encoded = [line for line in recent if line["stage"] == "encode" and line["row"]["status"] == "encoded"]
+    told = {"time", "stage", "seconds", "tiles", "limit"}
+    recent = [line for line in recent if told <= set(line) and line["stage"] == "encode"]
+    encoded = [line for line in recent if line["row"].get("status") == "encoded"]
     rate = 0.0
     if encoded:
         begun = min(_time(line) - timedelta(seconds=line["seconds"]) for line in encoded)

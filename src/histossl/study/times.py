@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
+from histossl.core import safe_paths
 from histossl.execution.claims import this_process
 from histossl.execution.journal import append, parsed
 from histossl.study.folder import Study
@@ -61,9 +63,9 @@ def stage_times(study: Study) -> dict[str, float]:
         Stage -> seconds, in the order of the log.
     """
     stretches: dict[str, list[tuple[float, float]]] = {}
-    if not study.log.exists():
+    if not os.path.lexists(study.log):
         return {}
-    with study.log.open("rb") as file:
+    with safe_paths.open_in(study.folder, study.log.name, "rb") as file:
         for line in map(parsed, file):
             if {"time", "stage", "seconds"} <= set(line):
                 end = datetime.fromisoformat(line["time"]).timestamp()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
@@ -18,14 +21,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from histossl.core.errors import HistosslError
+from histossl.core.errors import HistosslError, SlideError
 from histossl.study.folder import Study
 from histossl.view.cohort import Cohort, read_cohort
 from histossl.view.guard import App, Guard
 from histossl.view.maps import map_names, slide_places
-from histossl.view.overlays import Overlays, slide_facts, slide_words, within
-from histossl.view.pyramid import SIDE, NoTile
-from histossl.view.reading import PictureCache, SlideCache, thumbnail, tile_picture
+from histossl.view.overlays import slide_words
+from histossl.view.pyramid import NoTile
+from histossl.view.reading import PictureCache
+from histossl.view.slide_reader import LocalReader, ProcessReader
 
 _WAITING = 256  # requests in progress at most; one page makes fewer
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
@@ -72,20 +76,34 @@ class Viewer:
         nuclei: folder of nuclei, one file per slide.
         threads: number of threads that read slides; None takes two to four, by the cores.
         room: bytes of pictures that are kept in memory.
+        processes: read in worker processes with limits, as the command does; otherwise in the threads themselves.
 
     Raises:
         StudyError: the study has no slides.
     """
 
-    def __init__(self, study: Study, nuclei: Path, threads: int | None = None, room: int = 64 * 2**20) -> None:
+    def __init__(
+        self,
+        study: Study,
+        nuclei: Path,
+        threads: int | None = None,
+        room: int = 64 * 2**20,
+        processes: bool = False,
+    ) -> None:
         self.study = study
         self.cohort: Cohort = read_cohort(study)
-        self.shelf = SlideCache()
-        self.overlays = Overlays(study, self.cohort, self.shelf, nuclei)
+        self.threads = threads or max(2, min(4, os.cpu_count() or 2))
+        local = LocalReader(study, self.cohort, nuclei)
+        self.reader = ProcessReader(study, self.cohort, nuclei, self.threads) if processes else local
+        self.shelf, self.overlays = local.shelf, local.overlays
         self.kept = PictureCache(room)
-        self.readers = ThreadPoolExecutor(threads or max(2, min(4, os.cpu_count() or 2)), "read")
-        self.alone = ThreadPoolExecutor(1, "alone")  # one thread: overlays and maps take much time or memory
+        self.readers = ThreadPoolExecutor(self.threads, "read")
+        # For what takes long or much memory. Threads that wait for processes cost nothing.
+        self.alone = ThreadPoolExecutor(4 if processes else 1, "alone")
+        self.maps = ThreadPoolExecutor(1, "maps")
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Semaphore]] = WeakKeyDictionary()
         self.waiting = 0
+        self.closing = False
         here = Path(__file__).parent / "static"
         self.files = {path.name: path.read_bytes() for path in here.iterdir() if path.suffix in _KINDS}
 
@@ -135,10 +153,19 @@ class Viewer:
         """
         return Guard(self.app(), token, host)
 
+    def stop(self) -> None:
+        """Answer nothing more: whatever is being read is given up."""
+        self.closing = True
+        for pool in (self.readers, self.alone, self.maps):
+            pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self.reader, ProcessReader):
+            self.reader.close()
+
     def close(self) -> None:
-        """Stop the threads and close all slides; waiting requests are dropped."""
-        for pool in (self.readers, self.alone):
-            pool.shutdown(wait=True, cancel_futures=True)
+        """Give back threads, processes and files; waiting requests are dropped."""
+        self.stop()
+        for pool in (self.readers, self.alone):  # a map that is being computed is not waited for
+            pool.shutdown(wait=True)
         self.shelf.close()
 
     def page(self, name: str) -> Callable:
@@ -211,7 +238,7 @@ class Viewer:
                 places[slide] = [round(float(value), 3) for value in xy[row]]
             return json.dumps({"places": places, "told": note}).encode()
 
-        return await self._made(request, self.alone, ("map", name), make, "application/json")
+        return await self._made(request, self.maps, ("map", name), lambda _: make(), "application/json")
 
     async def words(self, request: Request) -> Response:
         """What the study knows of a slide; the slide is not opened.
@@ -234,12 +261,8 @@ class Viewer:
             JSON of `slide_facts`, and `side`, the pixels of a tile.
         """
         slide = self._slide(request)
-
-        def make() -> bytes:
-            facts = slide_facts(self.cohort, self.overlays, self.shelf, slide)
-            return json.dumps(facts | {"side": SIDE}).encode()
-
-        return await self._made(request, self.readers, None, make, "application/json")
+        make = lambda gone: self.reader.answer("facts", slide, gone=gone)  # noqa: E731
+        return await self._made(request, self.readers, None, make, "application/json", slide)
 
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of a slide.
@@ -251,13 +274,11 @@ class Viewer:
             JPEG; 204 without content where there is no picture.
         """
         slide = self._slide(request)
-        place, drawn = self.cohort.place(slide), self.study.qc(self.cohort.rows[slide]["slide_id"])
-        known = drawn if within(drawn, self.study.folder) else None
-        make = lambda: thumbnail(self.shelf, place, known)  # noqa: E731
+        make = lambda gone: self.reader.answer("thumbnail", slide, gone=gone)  # noqa: E731
         try:
-            return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg")
-        except HTTPException as error:
-            if error.status_code != 404:
+            return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg", slide)
+        except (HTTPException, SlideError) as error:
+            if isinstance(error, HTTPException) and error.status_code != 404:
                 raise
             return Response(status_code=204, headers=_NOT)  # a missing picture is no error in a list of slides
 
@@ -271,10 +292,9 @@ class Viewer:
             JPEG; 404 where there is no such tile.
         """
         slide = self._slide(request)
-        level, column, row = (request.path_params[name] for name in ("level", "column", "row"))
-        place = self.cohort.place(slide)
-        make = lambda: tile_picture(self.shelf, place, level, column, row)  # noqa: E731
-        return await self._made(request, self.readers, (slide, level, column, row), make, "image/jpeg")
+        place = tuple(request.path_params[name] for name in ("level", "column", "row"))
+        make = lambda gone: self.reader.answer("tile", slide, *place, gone=gone)  # noqa: E731
+        return await self._made(request, self.readers, (slide, *place), make, "image/jpeg", slide)
 
     def overlay(self, what: str, kind: str) -> Callable:
         """Route of an overlay.
@@ -288,9 +308,10 @@ class Viewer:
         """
 
         async def answer(request: Request) -> Response:
-            parameters = {**request.path_params, "slide": self._slide(request)}
-            make = lambda: getattr(self.overlays, what)(**parameters)  # noqa: E731
-            return await self._made(request, self.alone, (what, *parameters.values()), make, kind)
+            slide = self._slide(request)
+            place = [value for name, value in request.path_params.items() if name != "slide"]
+            make = lambda gone: self.reader.answer(what, slide, *place, gone=gone)  # noqa: E731
+            return await self._made(request, self.alone, (what, slide, *place), make, kind, slide)
 
         return answer
 
@@ -301,25 +322,52 @@ class Viewer:
         return slide
 
     async def _made(
-        self, request: Request, pool: ThreadPoolExecutor, key: object, make: Callable[[], bytes | None], kind: str
+        self,
+        request: Request,
+        pool: ThreadPoolExecutor,
+        key: object,
+        make: Callable[[threading.Event], bytes | None],
+        kind: str,
+        slide: int | None = None,
     ) -> Response:
-        """The result of `make`, run in the pool or taken from the cache; cancelled where the client disconnects."""
+        """What `make` gives, in a thread of the pool; it is told when its client has gone.
+
+        Of one slide (`slide`) not all threads read at once: some are left for the others.
+        """
         answer = None if key is None else self.kept.get(key)
         if answer is None:
             if self.waiting >= _WAITING:
                 raise HTTPException(503, "too many requests at once", {"retry-after": "1"})
             self.waiting += 1
-            work = pool.submit(make)
+            gone = threading.Event()
+            work = asyncio.ensure_future(self._in_turn(pool, slide, functools.partial(make, gone)))
             try:
-                answer = await _unless_gone(request, asyncio.wrap_future(work))
+                answer = await _unless_gone(request, work)
+            except asyncio.CancelledError:
+                if not self.closing:
+                    raise
+                raise HTTPException(503, "the viewer is being closed") from None
             finally:
                 self.waiting -= 1
+                gone.set()
                 work.cancel()
             if answer is None:
                 raise HTTPException(404)
             if key is not None:
                 self.kept.put(key, answer)
         return Response(answer, media_type=kind, headers=_DAY)
+
+    async def _in_turn(
+        self, pool: ThreadPoolExecutor, slide: int | None, make: Callable[[], bytes | None]
+    ) -> bytes | None:
+        async with self._turn(slide):
+            return await asyncio.wrap_future(pool.submit(make))
+
+    def _turn(self, slide: int | None) -> AbstractAsyncContextManager[None]:
+        if slide is None:
+            return nullcontext()
+        turns = self._turns.setdefault(asyncio.get_running_loop(), {})
+        return turns.setdefault(slide, asyncio.Semaphore(max(1, self.threads - 1)))
 
 
 async def _unless_gone(request: Request, work: asyncio.Future[bytes | None]) -> bytes | None:
@@ -330,7 +378,7 @@ async def _unless_gone(request: Request, work: asyncio.Future[bytes | None]) -> 
     watch = asyncio.ensure_future(gone())
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
+        return work.result() if work.done() and not work.cancelled() else None
     finally:
         watch.cancel()
         work.cancel()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from histossl.core import tables
 from histossl.core.embeddings import read_embeddings
-from histossl.core.errors import StudyError
+from histossl.core.errors import FileFormatError, StudyError
 from histossl.study.folder import Row, Study
 from histossl.view.reading import SlideRef
 
@@ -145,6 +145,9 @@ def _predictions(path: Path, slide_of: dict[str, int]) -> tuple[dict[int, list[d
     if not path.exists():
         return found, columns
     rows = [row for row in tables.read_rows(path) if row.get("slide_id") in slide_of]
+    if any(not {"target", "embedding"} <= set(row) for row in rows):
+        what = f"{path}: has no columns target and embedding"
+        raise FileFormatError(what, "run `histossl probe` again, or remove it")
     first = {row["target"]: row["embedding"] for row in reversed(rows)}
     for row in rows:
         slide = slide_of[row["slide_id"]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numba import njit
@@ -25,6 +26,8 @@ _QUARTERS = 4  # steps per level-0 pixel in which outlines are sent
 # First and last line of a file that `write_geojson` wrote, which has one feature per line.
 _OURS, _LAST = b'{"type":"FeatureCollection","features":[', b"]}"
 _BLOCK = 2**24  # bytes parsed at once
+_FEWEST, _UNPACKED = 2**26, 40  # bytes of a gzipped GeoJSON: outlines unpack to some six times its size
+_LONGEST = 2**28  # bytes of a GeoJSON of others, of which a parser takes ten times as many
 _BEFORE = np.frombuffer(b'"coordinates":[[[', np.uint8)
 _COMMA, _OPEN, _CLOSE, _MINUS, _POINT, _ZERO = b",[]-.0"
 _SHORTEST_POINT = len("[1,2]")
@@ -147,7 +150,7 @@ def read_outlines(path: Path, size: Size) -> Outlines:
     """
     try:
         points, counts = _parquet(path) if path.suffix == ".parquet" else _geojson(path)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
         raise FileFormatError(f"{path.name}: no nuclei can be read ({error})", "write it again") from error
     kept = counts < 2**16  # `packed` counts points in uint16; no nucleus has more
     points, counts = points[np.repeat(kept, counts)], counts[kept]
@@ -183,19 +186,56 @@ def _parquet(path: Path) -> tuple[NDArray, NDArray[np.int64]]:
 
 
 def _geojson(path: Path) -> tuple[NDArray, NDArray[np.int64]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+        file = _Capped(opened, _FEWEST + _UNPACKED * path.stat().st_size)
         if file.readline(len(_OURS) + 2).strip() == _OURS:
             found = [_rings(np.frombuffer(block, np.uint8)) for block in _blocks(file)]
             points = np.concatenate([points for points, _ in found]) if found else np.empty((0, 2), np.float32)
             counts = np.concatenate([counts for _, counts in found]) if found else np.empty(0, np.int64)
             return points, counts
+    _check_length(path)
     from histossl.nuclei.geojson import read_outlined
 
     nuclei = read_outlined(path).nuclei()
     return nuclei.points, np.diff(nuclei.start)
 
 
-def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
+class _Capped:
+    """A file that is read up to a number of bytes.
+
+    Raises:
+        ValueError: it has more.
+    """
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, most: int) -> None:
+        self._file, self._left = file, most
+
+    def read(self, size: int) -> bytes:
+        return self._counted(self._file.read(size))
+
+    def readline(self, size: int) -> bytes:
+        return self._counted(self._file.readline(size))
+
+    def _counted(self, block: bytes) -> bytes:
+        self._left -= len(block)
+        if self._left < 0:
+            raise ValueError("it unpacks to far more than outlines do")
+        return block
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a GeoJSON of others that is too long to be read as a whole."""
+    with path.open("rb") as head:
+        packed = head.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else path.open("rb") as opened:
+        file, length = _Capped(opened, _FEWEST + _UNPACKED * path.stat().st_size), 0
+        while block := file.read(_BLOCK):
+            length += len(block)
+            if length > _LONGEST:
+                raise ValueError(f"it is longer than {_LONGEST // 2**20} MiB; let histossl write it, or as .parquet")
+
+
+def _blocks(file: _Capped) -> Iterator[bytes]:
     """Blocks of whole lines.
 
     Raises:

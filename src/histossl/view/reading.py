@@ -16,10 +16,12 @@ from PIL import Image
 
 from histossl.core.errors import SlideError
 from histossl.view.pyramid import Pyramid
+from histossl.wsi.geometry import Region
 from histossl.wsi.slide import Slide, open_slide
 
 _OPEN = 12 * 2**20  # bytes that the reader of an idle slide takes, about; it also holds a file handle
 _QUALITY = 85  # of the JPEGs, of 100
+_DECODED = 2**28  # pixels for one picture: seconds
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,27 @@ def tile_picture(shelf: SlideCache, place: SlideRef, level: int, column: int, ro
     """
     with shelf.slide(place) as slide:
         pyramid = Pyramid(slide.size)
-        return jpeg(slide.read(pyramid.region(level, column, row), slide.mpp * pyramid.step(level)))
+        region, step = pyramid.region(level, column, row), pyramid.step(level)
+        _check_cost(slide, region, step)
+        return jpeg(slide.read(region, slide.mpp * step))
+
+
+def _check_cost(slide: Slide, region: Region, step: float) -> None:
+    """Refuse a picture for which far more pixels would be decoded than it has: of a slide without smaller levels.
+
+    Args:
+        slide: open.
+        region: level-0 pixels.
+        step: level-0 pixels that a pixel of the picture is wide.
+
+    Raises:
+        SlideError: says how many pixels, and what to do.
+    """
+    down = max((level.downsample for level in slide.levels if level.downsample <= step * 1.01), default=1.0)
+    pixels = region.width * region.height / down**2
+    if pixels > _DECODED:
+        what = f"has no smaller level: {pixels / 1e6:,.0f} million pixels would be decoded for one picture"
+        raise SlideError(slide.path, what, "write it as a pyramid, such as by `vips tiffsave --pyramid --tile`")
 
 
 def thumbnail(shelf: SlideCache, place: SlideRef, fallback: Path | None, longest: int = 320) -> bytes | None:
@@ -185,6 +207,8 @@ def thumbnail(shelf: SlideCache, place: SlideRef, fallback: Path | None, longest
     """
     try:
         with shelf.slide(place) as slide:
+            side = max(slide.size.width, slide.size.height)
+            _check_cost(slide, Region.whole(slide.size), max(1.0, side / longest))
             return jpeg(slide.thumbnail(longest))
     except SlideError:
         if fallback is None:

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
-from histossl.core.errors import FileFormatError
-from histossl.core.hdf5 import chunk_shape, dataset_of, open_h5
+from histossl.core.errors import FileFormatError, file_errors
+from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, positive_number, read_attributes
 from histossl.wsi.geometry import Size
 
 if TYPE_CHECKING:
@@ -126,17 +126,23 @@ def read_tiles_of(path: Path) -> Tiles:
     Raises:
         FileFormatError: the file is absent, truncated, without `coords` or without the attributes that give their unit.
     """
-    with open_h5(path) as file:
+    with open_h5(path) as file, file_errors(path, AGAIN):
         coords = dataset_of(file, "coords", path)
-        attrs: dict[str, Any] = dict(coords.attrs)
-        extent = attrs.get("extent_level0", attrs.get("patch_size_level0"))
-        if extent is None or "level0_width" not in attrs or "level0_height" not in attrs:
-            raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it again")
-        share = 1 - attrs.get("overlap", 0) / attrs["patch_size"] if "patch_size" in attrs else 1.0
-        size = Size(int(attrs["level0_width"]), int(attrs["level0_height"]))
-        stride = float(attrs.get("stride_level0", extent * share))
-        made, in_um = str(file.attrs.get("fingerprint", "")), attrs.get("unit", "px") == "um"
-        return Tiles(coords[:].astype(np.int64), stride, float(extent), size, made, in_um)
+        attrs = read_attributes(coords, path)
+        side = "extent_level0" if "extent_level0" in attrs else "patch_size_level0"
+        if not {side, "level0_width", "level0_height"} <= set(attrs):
+            raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it anew")
+        extent = positive_number(attrs, side, path)
+        width, height = (positive_number(attrs, name, path) for name in ("level0_width", "level0_height"))
+        stride = extent
+        if "stride_level0" in attrs:
+            stride = positive_number(attrs, "stride_level0", path)
+        elif "patch_size" in attrs and "overlap" in attrs:
+            stride = extent * (1 - number(attrs, "overlap", path) / positive_number(attrs, "patch_size", path))
+        if not stride > 0 or coords.ndim != 2 or coords.shape[1] != 2:
+            raise FileFormatError(f"{path}: a stride of {stride:g}, coords {coords.shape}", "encode it anew")
+        made, in_um = str(read_attributes(file, path).get("fingerprint", "")), str(attrs.get("unit", "px")) == "um"
+        return Tiles(coords[:].astype(np.int64), stride, extent, Size(int(width), int(height)), made, in_um)
 
 
 def slide_state_of(path: Path) -> str:
@@ -152,4 +158,4 @@ def slide_state_of(path: Path) -> str:
         FileFormatError: the file is absent or truncated.
     """
     with open_h5(path) as file:
-        return str(file.attrs.get("slide_state", ""))
+        return str(read_attributes(file, path).get("slide_state", ""))

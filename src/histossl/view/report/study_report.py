@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from histossl.core import tables
 from histossl.core.embeddings import read_embeddings
+from histossl.core.errors import FileFormatError, file_errors
 from histossl.study.folder import COLUMNS, Study
 from histossl.study.remote_tasks import GIGA
 from histossl.study.times import stage_times
@@ -33,6 +36,8 @@ def report_study(study: Study) -> None:
     patients = study.patients()
     slides = [row | {"patient_id": patients.get(row["slide_id"], "")} for row in study.slides()]
     vectors = read_embeddings(study.embeddings) if study.embeddings.exists() else None
+    if vectors is not None and GIGA not in vectors.vectors:
+        raise FileFormatError(f"{study.embeddings}: holds no vectors {GIGA!r}", "run `histossl embed` again")
     encoded = [row for row in slides if row["status"] == "encoded"]
     qc = {row["slide_id"]: study.qc(row["slide_id"]) for row in encoded}
     ids = [] if vectors is None else [str(name) for name in vectors.slides.index]
@@ -46,11 +51,11 @@ def report_study(study: Study) -> None:
             title=study.folder.resolve().name,
             slides=pd.DataFrame(slides, columns=pd.Index(COLUMNS)),
             qc=qc,
-            training=pd.read_csv(log) if log.exists() else None,
+            training=_training(log),
             vectors=None if vectors is None else vectors.vectors[GIGA],
             ids=ids,
             labels=_probed_labels(study),
-            probe=json.loads(probed.read_text(encoding="utf-8")) if probed.exists() else None,
+            probe=_probe(probed),
             slide_bytes=sum(os.path.getsize(row["path"]) for row in encoded if os.path.exists(row["path"])),
             settings=study.settings(),
             versions={
@@ -62,10 +67,43 @@ def report_study(study: Study) -> None:
     )
 
 
+def _training(log: Path) -> pd.DataFrame | None:
+    """The figures that pretraining has written."""
+    if not log.exists():
+        return None
+    with file_errors(log, "remove it, or run `histossl pretrain` again"):
+        return pd.read_csv(log)
+
+
+def _probe(path: Path) -> dict[str, Any] | None:
+    """The content of probe.json."""
+    if not path.exists():
+        return None
+    with file_errors(path, "run `histossl probe` again, or remove it"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for row in [*found["table"], *found.get("numbers", ())]:
+            _check_row(row)
+        return found
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Raise a ValueError or KeyError where a row of probe.json lacks what the page shows of it."""
+    score, second = ("spearman", "r2") if "spearman" in row else ("auroc", "balanced_accuracy")
+    numbers = [row[name] for name in (score, second, "low", "high", "difference_low", "difference_high")]
+    numbers += [] if "spearman" in row else [row["n_classes"]]
+    if not all(value is None or isinstance(value, int | float) for value in numbers):
+        raise ValueError(f"a row of {str(row.get('target'))[:40]!r} without numbers")
+    if not all(isinstance(row[name], str | int) for name in ("target", "embedding", "n_labelled")):
+        raise ValueError("a row without names of target and embedding")
+
+
 def _probed_labels(study: Study) -> pd.DataFrame | None:
     """The labels that the probe used, one column per target, to colour the map of slides."""
     path = study.folder / "predictions.csv"
     if not path.exists():
         return None
-    table = pd.DataFrame(tables.read_rows(path))
+    with file_errors(path, "run `histossl probe` again, or remove it"):
+        table = pd.DataFrame(tables.read_rows(path), columns=pd.Index(["target", "slide_id", "truth"]))
+        if table.isna().to_numpy().any():
+            raise ValueError("no columns target, slide_id and truth")
     return table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")

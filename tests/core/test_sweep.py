@@ -1,0 +1,88 @@
+"""The sweep deletes only what we made, and never through a link."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from histossl.core import atomic
+from histossl.core.atomic import sweep, whole, whole_folder
+
+
+def part_of(path: Path, folder: bool = False) -> Path:
+    """What a killed process leaves."""
+    left = []
+    with pytest.raises(ZeroDivisionError), (whole_folder if folder else whole)(path) as part:
+        left.append(part)
+        raise ZeroDivisionError
+    if folder:
+        left[0].mkdir()
+        (left[0] / "file").write_text("half")
+    else:
+        left[0].write_text("half")
+    return left[0]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_what_a_killed_process_left_goes_and_all_else_stays(tmp_path):
+    users = [
+        ".a.partition/mine", ".b.part", ".c.part.h5", "features/.d.part/mine", f".{'0' * 32}.part",
+        f"views/.{hashlib.md5(b'x').hexdigest()}.part.npy", "logs/x/.e.part", ".part", "a.part",
+    ]  # fmt: skip
+    for name in users:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("the user's")
+    before = everything(tmp_path)
+    for place in ("", "features", "logs/pretrain"):
+        assert part_of(tmp_path / place / "x.h5").exists()
+        assert part_of(tmp_path / place / "y", folder=True).is_dir()
+    sweep(tmp_path)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["features", "logs", "logs/x"])
+def test_it_never_goes_through_a_link(tmp_path, place):
+    home, study = tmp_path / "home", tmp_path / "study"
+    # Even files with our own mark.
+    mine = part_of(home / "x.h5"), part_of(home / "sub" / "y", folder=True)
+    (study / place).parent.mkdir(parents=True)
+    (study / place).symlink_to(home)
+    (study / mine[0].name).symlink_to(home)
+    sweep(study)
+    assert all(path.exists() for path in mine)
+    assert (study / mine[0].name).is_symlink()
+
+
+def test_a_folder_that_would_replace_a_link_is_not_written(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "file").write_text("the user's")
+    (tmp_path / "views").symlink_to(home)
+    with pytest.raises(OSError, match="symbolic link"), whole_folder(tmp_path / "views") as part:
+        (part / "new").write_text("x")
+    assert everything(home) == {"file": b"the user's"}
+
+
+@pytest.mark.parametrize("room", ["features", "views", "logs", "qc", "tiles"])
+def test_a_study_whose_room_is_a_link_deletes_nothing_there(tmp_path, room, capsys):
+    from histossl.cli.main import main
+
+    home, study = tmp_path / "home", tmp_path / "study"
+    part = part_of(home / "x.h5")
+    study.mkdir()
+    (study / "slides.csv").write_text("slide_id,path\na,/a.svs\n")
+    (study / room).symlink_to(home)
+    for command in ("report", "status", "view", "encode"):
+        assert main([command, str(study)]) == 2
+        assert "HISTOSSL_LINKS" in capsys.readouterr().err
+    assert part.exists()
+    assert [path.name for path in home.iterdir()] == [part.name]
+
+
+def test_names_of_parts_are_told_from_others():
+    assert all(atomic.is_part(atomic._part_name()) for _ in range(100))
