@@ -35,7 +35,23 @@ def learn_model(
     readers: Workers,
     method: str = "self-training",
 ) -> tuple[SelfTraining | PatchContrast, int]:
-    """A model of the inputs that can be read, and how many cannot; `folder` is where it will be saved."""
+    """Learn a model of nuclei from the inputs that can be read.
+
+    Args:
+        files: the inputs.
+        folder: where the caller will save the model; the training log goes beside it.
+        mpp_default: micrometres per pixel of inputs that do not state it.
+        settings: of the self-training; of patch contrast only its seed counts.
+        device: of torch, or `auto`.
+        readers: processes that read the inputs.
+        method: `self-training` or `patch-contrast`.
+
+    Returns:
+        The model, and the number of inputs that cannot be read.
+
+    Raises:
+        TrainingError: the inputs show nothing to learn from.
+    """
     from histossl.nuclei.patch_contrast import learn_patch_contrast
     from histossl.nuclei.patch_sampling import PatchContrastSettings
     from histossl.nuclei.segmenter import samples
@@ -81,7 +97,23 @@ def adapted_here(
     settings: AdaptSettings,
     readers: Workers,
 ) -> MethodName:
-    """The model adapted to these inputs, where that helps, in out/model; else the method that it began with."""
+    """Adapt a model to these inputs, or take the one in out/model that was adapted to them with these settings.
+
+    Args:
+        files: the inputs.
+        out: folder of the results; the model is kept in out/model.
+        mpp_default: micrometres per pixel of inputs that do not state it.
+        method: the model to begin with, and its device.
+        settings: of the adaptation.
+        readers: processes that read the inputs.
+
+    Returns:
+        The model in out/model; `method` where the inputs show nothing to learn from.
+
+    Raises:
+        FileFormatError: the model to begin with cannot be read.
+        SettingsError: it is of a kind that cannot be adapted.
+    """
     from histossl.nuclei.adapt import adapt
     from histossl.nuclei.segmenter import samples
     from histossl.nuclei.self_training import SelfTraining
@@ -119,7 +151,19 @@ def learned_here(
     device: str,
     readers: Workers,
 ) -> MethodName:
-    """The model of these inputs: the one in out/model, where it was learned from just these with these settings."""
+    """Learn a model from these inputs, or take the one in out/model that was learned from them with these settings.
+
+    Args:
+        files: the inputs.
+        out: folder of the results; the model is kept in out/model.
+        mpp_default: micrometres per pixel of inputs that do not state it.
+        settings: of the self-training.
+        device: of torch, or `auto`.
+        readers: processes that read the inputs.
+
+    Returns:
+        The model in out/model; the prior where the inputs show nothing to learn from.
+    """
     states = [(str(file.resolve()), state_of(file)) for file in files]
     key = fingerprint(states, mpp_default, settings)
     folder = out / "model"
@@ -138,7 +182,14 @@ def learned_here(
 
 
 def state_of(file: Path) -> str:
-    """As `slide_state`; empty where there is none."""
+    """As `slide_state`, without an error.
+
+    Args:
+        file: a slide or image.
+
+    Returns:
+        The state; empty where it cannot be found.
+    """
     try:
         return slide_state(file)
     except SlideError:  # who reads it says why

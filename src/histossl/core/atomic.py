@@ -74,10 +74,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; only for the process that holds the folder alone.
+    """Remove what killed processes left half-written.
 
     Looks in the folder, its subfolders, and those of `logs`. Deletes only entries whose names carry the mark of
     `whole`, never follows a link, and never looks into a linked folder.
+
+    Args:
+        folder: that this process alone holds.
     """
     for where in (folder, *_own_subfolders(folder), *_own_subfolders(folder / "logs")):
         with suppress(OSError), os.scandir(where) as entries:
@@ -90,6 +93,12 @@ def is_part(name: str) -> bool:
     """Whether a name is one that `whole` or `whole_folder` gave to an unfinished file.
 
     Sixteen of its hex digits are a hash of the other sixteen, so that no file of a user is called so by accident.
+
+    Args:
+        name: without a folder.
+
+    Returns:
+        True for the name of an unfinished file or folder.
     """
     found = _PART.fullmatch(name)
     return found is not None and found[2] == _mark(found[1])

@@ -143,7 +143,14 @@ def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h
 
 
 def origin_of(path: Path, name: str) -> tuple[Path, str]:
-    """The file and the name under which a data set lies that may be a link to it: (absolute path, name).
+    """Where a data set is stored, which may be a link to another file.
+
+    Args:
+        path: of the HDF5 file.
+        name: of the data set or link in it.
+
+    Returns:
+        The absolute path of the file and the name in it.
 
     Raises:
         FileFormatError: the file cannot be read.
@@ -185,8 +192,12 @@ def check_dataset(found: h5py.Dataset, said: str) -> None:
 def check_size(found: h5py.Dataset, said: str) -> None:
     """Refuse a data set that would take more memory than `LARGEST`, or far more than it holds on disk.
 
+    Args:
+        found: the data set.
+        said: its name for messages.
+
     Raises:
-        FileFormatError: names the declared shape.
+        FileFormatError: it, or one of its chunks, is too large; names the declared shape.
     """
     items = math.prod(found.shape or (0,))
     size, stored = items * max(4, found.dtype.itemsize), found.id.get_storage_size()
@@ -199,7 +210,14 @@ def check_size(found: h5py.Dataset, said: str) -> None:
 
 
 def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
-    """The attributes of a data set or file that are numbers or text; None stands for large ones and other types.
+    """The attributes of a data set or file that are numbers or text.
+
+    Args:
+        item: the data set, group or file.
+        path: of the file, for messages.
+
+    Returns:
+        Values by name; None for large ones and other types.
 
     Raises:
         FileFormatError: they cannot be read.
@@ -219,6 +237,14 @@ def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, An
 def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
     """An attribute that must be one finite number above zero.
 
+    Args:
+        about: attributes of `read_attributes`.
+        name: of the attribute.
+        path: of the file, for messages.
+
+    Returns:
+        The number.
+
     Raises:
         FileFormatError: it is absent or something else; names the file and the attribute.
     """
@@ -228,8 +254,16 @@ def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
 def number(about: dict[str, Any], name: str, path: Path) -> float:
     """An attribute that must be one finite number.
 
+    Args:
+        about: attributes of `read_attributes`.
+        name: of the attribute.
+        path: of the file, for messages.
+
+    Returns:
+        The number.
+
     Raises:
-        FileFormatError: as `positive_number`.
+        FileFormatError: it is absent or something else; names the file and the attribute.
     """
     return _number(about, name, path, -math.inf)
 
@@ -248,8 +282,11 @@ def _number(about: dict[str, Any], name: str, path: Path, above: float) -> float
 def check_tree(path: Path) -> None:
     """Refuse an HDF5 file in which anything leads to another file or in a circle, or declares more than it holds.
 
+    Args:
+        path: of the file.
+
     Raises:
-        FileFormatError: says what.
+        FileFormatError: the file cannot be read, or names what is refused.
     """
     with open_h5(path) as file, file_errors(path, AGAIN):
         seen: set[tuple[int, ...]] = set()

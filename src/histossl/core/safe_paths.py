@@ -28,7 +28,14 @@ _MODES = {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_CREAT | os.O_APPEND, "x": os.O
 
 
 def link_refused(path: Path) -> tuple[str, str]:
-    """What to say of an entry that is a link: (what is wrong, what to do)."""
+    """The message about an entry that is a link.
+
+    Args:
+        path: of the link.
+
+    Returns:
+        What is wrong and what to do, as errors take them.
+    """
     try:
         where = os.readlink(path)
     except OSError:
@@ -96,7 +103,14 @@ def _check(found: os.stat_result, path: Path, writing: bool) -> None:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether there is a folder under a path, itself and not by a link."""
+    """Whether a path is a folder itself, not a link to one.
+
+    Args:
+        path: any path.
+
+    Returns:
+        False also where nothing exists or can be seen.
+    """
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -104,7 +118,11 @@ def is_own_folder(path: Path) -> bool:
 
 
 def delete_in(folder: Path, name: str) -> None:
-    """Delete a file, a link (not what it leads to) or a folder with all that is in it, relative to its folder.
+    """Delete a file, a link (not its target) or a folder with all that is in it, relative to its folder.
+
+    Args:
+        folder: of the entry.
+        name: of the entry, without a folder.
 
     Raises:
         OSError: as `os.unlink` and `shutil.rmtree`; a link to a folder is never entered.
@@ -123,7 +141,14 @@ def allowed_links() -> list[Path]:
 
 
 def may_lead_to(target: Path) -> bool:
-    """Whether the user has said that links may lead there."""
+    """Whether the user allows links to a target.
+
+    Args:
+        target: resolved path.
+
+    Returns:
+        True for a folder of `allowed_links` and all that is in it.
+    """
     return any(target == folder or folder in target.parents for folder in allowed_links())
 
 

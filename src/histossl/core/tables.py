@@ -54,17 +54,39 @@ def writer(file: IO[str]) -> Any:
     """As `csv.writer`, with rows that end in a line feed and quotes around cells that hold any end of a line.
 
     csv of Python before 3.13 does not quote a carriage return where rows end in a line feed alone.
+
+    Args:
+        file: open for text, with `newline=""`.
+
+    Returns:
+        The writer of `csv`.
     """
     return csv.writer(_LineFeeds(file), lineterminator="\r\n")
 
 
 def dict_writer(file: IO[str], columns: Sequence[str]) -> csv.DictWriter[str]:
-    """As `csv.DictWriter`, with rows and cells as of `writer`; missing cells are empty."""
+    """As `csv.DictWriter`, with rows and cells as of `writer`.
+
+    Args:
+        file: open for text, with `newline=""`.
+        columns: in order; missing cells are empty.
+
+    Returns:
+        The writer of `csv`; it has not written the header.
+    """
     return csv.DictWriter(_LineFeeds(file), list(columns), restval="", lineterminator="\r\n")
 
 
 def write_frame(path: Path, frame: Any) -> None:
-    """Write a data frame's columns as CSV with cells as of `cell`, six decimals, and rows as of `writer`."""
+    """Write a data frame's columns as CSV with cells as of `cell`, six decimals, and rows as of `writer`.
+
+    Args:
+        path: of the file, which is replaced.
+        frame: of pandas; its index is not written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         frame.map(cell).to_csv(_LineFeeds(file), index=False, float_format="%.6f", lineterminator="\r\n")
 

@@ -72,18 +72,45 @@ class Joint(nn.Module):
         self.register_buffer("stain", torch.zeros(self.dim, nuisances))
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, dim) features without the directions of the stain."""
+        """Features without the directions of the stain.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, dim) float32.
+
+        Raises:
+            SettingsError: the tiles are smaller than the largest patch.
+        """
         rows = self.balanced(tiles)
         return rows - (rows @ self.stain) @ self.stain.T
 
     def balanced(self, tiles: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, dim) features that still hold the directions of the stain."""
+        """Features that still hold the directions of the stain.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, dim) float32.
+
+        Raises:
+            SettingsError: the tiles are smaller than the largest patch.
+        """
         return (torch.cat(self.words.described(tiles), 1) - self.shift) * self.scale
 
 
 @torch.inference_mode()
 def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
-    """The encoder of the tiles of a stream that was made with `settings.words.plan()`.
+    """Learn the encoder from the tiles of a stream.
+
+    Args:
+        stream: made with `settings.words.plan()`.
+        settings: of the encoder.
+
+    Returns:
+        The encoder, in evaluation mode.
 
     Raises:
         SettingsError: the tiles are too small.
@@ -129,7 +156,15 @@ def _encoded(joint: Joint, tiles: Tensor) -> Tensor:
 
 
 def draw_stain(settings: JointSettings, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(3, 4): an affine map of densities, which are columns, by which a slide is stained anew."""
+    """A random change of stain: an affine map of optical densities.
+
+    Args:
+        settings: with the standard deviations `stain` and `tint`.
+        rng: source of the numbers.
+
+    Returns:
+        (3, 4) float32: the matrix for a column of RGB densities, and what is added.
+    """
     s = settings.stain
     factors = np.diag(np.exp(rng.normal(0, [s, s, s / 2])))
     mixed = (np.linalg.inv(STAINS) @ factors @ STAINS).T * np.exp(rng.normal(0, s / 2))
@@ -137,7 +172,15 @@ def draw_stain(settings: JointSettings, rng: np.random.Generator) -> NDArray[np.
 
 
 def restain(tiles: Tensor, drawn: NDArray[np.float32]) -> Tensor:
-    """(B, 3, H, W) in [0, 1], all stained anew in one way."""
+    """Stain tiles anew, all in one way.
+
+    Args:
+        tiles: (B, 3, H, W) float RGB in [0, 1].
+        drawn: (3, 4) of `draw_stain`.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+    """
     density = -torch.log(tiles.clamp(min=1 / 256))
     density = torch.einsum("ij,bjhw->bihw", torch.from_numpy(drawn[:, :3]), density)
     return torch.exp(-density - torch.from_numpy(drawn[:, 3])[:, None, None]).clamp_(0, 1)

@@ -86,7 +86,13 @@ class PatchKMeans(nn.Module):
         self.dim = kinds * count
 
     def planes(self, tiles: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> for each stain and size (B, 1, h, w), amounts of the stain.
+        """The amounts of each stain at each size.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            A plane (B, 1, H // size, W // size) float32 for each size of hematoxylin, then for each of eosin.
 
         Raises:
             SettingsError: the tiles are smaller than the largest patch.
@@ -99,7 +105,17 @@ class PatchKMeans(nn.Module):
         return [F.avg_pool2d(amounts[:, stain : stain + 1], scale) for stain in (0, 1) for scale in SCALES]
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count) features."""
+        """The features of tiles.
+
+        Args:
+            tiles: (B, 3, H, W) RGB in [0, 1].
+
+        Returns:
+            (B, 6 count) float32.
+
+        Raises:
+            SettingsError: the tiles are smaller than the largest patch.
+        """
         return self.described(tiles)[0]
 
     def described(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +159,14 @@ def _nearness(patches: Tensor, centres: Tensor) -> Tensor:
 
 
 def learn_patch_kmeans(stream: TileStream, settings: PatchKMeansSettings) -> PatchKMeans:
-    """The words of the tiles of a stream that was made with `settings.plan()`.
+    """Learn visual words from the tiles of a stream.
+
+    Args:
+        stream: made with `settings.plan()`.
+        settings: of the words.
+
+    Returns:
+        The words, on the CPU.
 
     Raises:
         SettingsError: the tiles are too small.

@@ -188,10 +188,15 @@ def _joint_of(weights: dict[str, Tensor], name: str) -> Joint:
 
 
 def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
-    """Load ResNet-18 weights, those of `name`, into `network`, which takes those that it has.
+    """Load ResNet-18 weights into a network.
+
+    Args:
+        network: a ResNet-18 or its first stages, changed in place; weights that it lacks are ignored.
+        weights: tensors by name.
+        name: of the weights, for messages.
 
     Raises:
-        FileFormatError: see `load_encoder`.
+        FileFormatError: a weight is missing or has another shape.
     """
     wanted = network.state_dict()
     # Files older than PyTorch 0.4.1 carry no batch counters; they are never read in evaluation.
@@ -204,12 +209,18 @@ def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> No
 
 
 def read_weights(name: str) -> dict[str, Any]:
-    """The tensors of a weight file or of a folder of ours; of pickles too, where the name is `pickle:FILE`.
+    """The tensors of a weight file, or of a folder that `save_encoder` wrote.
 
     Nothing in a pickle is executed by `weights_only`, but that promise has been broken before (CVE-2025-32434).
 
+    Args:
+        name: path of a folder or .safetensors file; of any other file, a pickle, as `pickle:FILE`.
+
+    Returns:
+        Tensors by name; those of a pickle may be nested, see `state_of`.
+
     Raises:
-        FileFormatError: absent, truncated, a pickle that was not asked for, or one of more than tensors.
+        FileFormatError: absent, truncated, a pickle that was not requested, or one of more than tensors.
     """
     path, pickled = _place_of(name)
     file = path / "model.safetensors" if path.is_dir() else path
@@ -241,7 +252,16 @@ def _place_of(name: str) -> tuple[Path, bool]:
 
 
 def save_encoder(network: nn.Module, folder: Path, settings: dict) -> None:
-    """Write model.safetensors and config.json; `load_encoder(folder)` reads them back."""
+    """Write model.safetensors and config.json, whole or not at all; `load_encoder(folder)` reads them.
+
+    Args:
+        network: whose state is written.
+        folder: of the encoder.
+        settings: the content of config.json.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
     with whole_folder(folder) as part:
         weights = save({n: v.contiguous() for n, v in network.state_dict().items()})
         (part / "model.safetensors").write_bytes(weights)  # an OSError where the disk is full, as of any file

@@ -94,7 +94,14 @@ class TileStream:
         return self._last
 
     def jobs(self, step: int) -> list[ReadJob]:
-        """What is read for a step: tiles of the next slides of a shuffled round, in equal parts."""
+        """What is read for a step: tiles of the next slides of a shuffled round, in equal parts.
+
+        Args:
+            step: from 0 on.
+
+        Returns:
+            A job a slide, `plan.batch` tiles in all.
+        """
         wanted, rng = self.plan.batch, np.random.default_rng([self.plan.seed, 0, step])
         slides = min(self.plan.slides, len(self.sources), wanted)
         places = np.arange(step * slides, (step + 1) * slides)
@@ -121,10 +128,16 @@ class TileStream:
 
 
 def tiles_trained_on(folder: Path) -> set[str]:
-    """The slides that a tile encoder of ours was trained on.
+    """The slides that a tile encoder was trained on.
+
+    Args:
+        folder: that `save_encoder` wrote.
+
+    Returns:
+        Their names, as in config.json.
 
     Raises:
-        FileFormatError: no tile encoder with its settings stands there.
+        FileFormatError: the folder holds no tile encoder with its settings.
     """
     try:
         return set(json.loads((folder / "config.json").read_text(encoding="utf-8"))["slides"])

@@ -176,7 +176,14 @@ def _text(line: Line) -> str:
 
 
 def parsed(text: bytes) -> Line:
-    """A line of a log; empty where it was cut short, or is none of ours."""
+    """A line of a log.
+
+    Args:
+        text: UTF-8 JSON.
+
+    Returns:
+        The line; empty where it was cut short, or is not one that histossl writes.
+    """
     try:
         found = json.loads(text.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):

@@ -57,14 +57,34 @@ class FolderLock:
         self._file = None
 
     def exclusive(self, wait: bool = True) -> bool:
-        """Hold it alone, giving up a shared hold; False where others hold it and `wait` is False."""
+        """Hold it alone, giving up a shared hold.
+
+        Args:
+            wait: until no other process holds it.
+
+        Returns:
+            False where others hold it and `wait` is False.
+
+        Raises:
+            StudyError: the disk has no locks.
+        """
         if fcntl is not None:
             return self._flock(fcntl.LOCK_EX, wait)
         self._release_portable()
         return self._portable_lock(self._portable.acquire_write, wait)
 
     def shared(self, wait: bool = True) -> bool:
-        """Hold it beside others that share it, giving up an exclusive hold; False as `exclusive`."""
+        """Hold it beside others that share it, giving up an exclusive hold.
+
+        Args:
+            wait: until no other process holds it alone.
+
+        Returns:
+            False where another holds it alone and `wait` is False.
+
+        Raises:
+            StudyError: the disk has no locks.
+        """
         if fcntl is not None:
             return self._flock(fcntl.LOCK_SH, wait)
         self._release_portable()
@@ -135,6 +155,13 @@ class FolderLock:
 @contextmanager
 def exclusive_lock(folder: Path, name: str) -> Iterator[FolderLock]:
     """Hold a lock file of a folder alone, waiting for it.
+
+    Args:
+        folder: of the lock file, writable.
+        name: of the lock file.
+
+    Yields:
+        The lock, held until the block is left.
 
     Raises:
         StudyError: as `FolderLock`.

@@ -52,7 +52,14 @@ def settle_norms(
     count: int = 64,
     tiles: int = 1024,
 ) -> None:
-    """Give the batch norms of an encoder the statistics of some slides, at most `tiles` of each; weights stay."""
+    """Give the batch norms of an encoder the statistics of some slides; no weight changes.
+
+    Args:
+        encoder: changed in place, and in evaluation mode afterwards.
+        slides: name, features (N, D) float32 and positions (N, 2) float32, in tile units, of each slide.
+        count: slides at most.
+        tiles: of each slide at most, its first ones.
+    """
     features, positions, views = [], [], []
     for (_, rows, places), k in zip(slides, range(count), strict=False):
         features.append(rows[:tiles])

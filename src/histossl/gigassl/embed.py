@@ -217,5 +217,12 @@ def _autocast(encoder: SlideEncoder, settings: EmbedSettings) -> torch.autocast:
 
 
 def mean_pool(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean of a slide's tile features (N, D): the baseline that a slide encoder has to beat."""
+    """The mean of a slide's tile features: the baseline for a slide encoder.
+
+    Args:
+        features: (N, D) float32.
+
+    Returns:
+        (D,) float32.
+    """
     return features.mean(axis=0, dtype=np.float64).astype(np.float32)

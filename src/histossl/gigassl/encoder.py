@@ -236,7 +236,15 @@ class SlideEncoder(nn.Module):
 
     @staticmethod
     def joined(mean: Tensor, counted: Counted | None) -> Tensor:
-        """The same before the parts are brought to one scale."""
+        """As `whole`, before the parts are brought to one scale.
+
+        Args:
+            mean: (contrasted_dim,), on the CPU.
+            counted: of `counted`.
+
+        Returns:
+            (vector_dim,).
+        """
         return mean if counted is None else torch.cat([mean, counted.roots.cpu()])
 
     def _placed(
@@ -267,7 +275,10 @@ class SlideEncoder(nn.Module):
         return _even(last.grid).to(last.features.dtype) if self.attention is None else self.attention(last)
 
     def load_dense(self, state: Mapping[str, Tensor]) -> None:
-        """Start from a dense ResNet-18's fourth stage, with or without `layer4.` before its names.
+        """Start from the fourth stage of a dense ResNet-18.
+
+        Args:
+            state: its weights by name, with or without `layer4.` before the names.
 
         Raises:
             FileFormatError: the weights are of another network.
@@ -295,7 +306,14 @@ class SlideEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, weights: str = TRAINED) -> SlideEncoder:
-        """The encoder that `save` wrote, on the CPU, in evaluation mode; its rival where `weights` is `UNTRAINED`.
+        """The encoder that `save` wrote.
+
+        Args:
+            folder: of the encoder.
+            weights: the file in it, `TRAINED` or `UNTRAINED`.
+
+        Returns:
+            The encoder on the CPU, in evaluation mode; a trained one with its rival where there is one.
 
         Raises:
             FileFormatError: a file is missing, cut short, or of something else.
@@ -363,7 +381,14 @@ def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[T
 
 
 def made_before(folder: Path) -> str:
-    """What is old about a slide encoder, in words; empty where nothing is, or none stands there."""
+    """What is old about a slide encoder.
+
+    Args:
+        folder: of the encoder.
+
+    Returns:
+        A clause for a message; empty where nothing is old, or the folder holds no encoder.
+    """
     try:
         settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -64,7 +64,14 @@ class Part(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(N, dim) rows of a part -> (N, dim) on the scale of the cohort; unchanged before `fit`."""
+        """Bring rows of a part to the scale of the cohort; before `fit` they stay as they are.
+
+        Args:
+            rows: (N, dim).
+
+        Returns:
+            (N, dim) float32 on the CPU once fitted; else `rows`.
+        """
         if not self.fitted:
             return rows
         # On the CPU and in double precision: a slide's bytes depend neither on the device nor on its company.
@@ -88,7 +95,11 @@ class Part(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: Tensor) -> None:
-        """Centre, axes and scale of a cohort's rows (N, dim); all zero where the slides do not differ."""
+        """Find centre, axes and scale of a cohort; the map gives zeros where the slides do not differ.
+
+        Args:
+            rows: (N, dim), a row a slide.
+        """
         rows = rows.double().cpu()
         centred = rows - rows.mean(0)
         spread = centred.std(0, correction=0)
@@ -124,17 +135,35 @@ class Parts(nn.Module):
         self.maps = nn.ModuleDict({name: Part(length, KINDS[name]) for name, length in lengths.items()})
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(N, d) or (d,) as the stage, the mean and the prototypes gave them -> the same, brought to scale."""
+        """Bring vectors to the scale of the cohort, part by part.
+
+        Args:
+            rows: (N, d) or (d,), the parts side by side in the order of `lengths`.
+
+        Returns:
+            The same shape.
+        """
         pieces = rows.split(list(self.lengths.values()), -1)
         return torch.cat([part(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)], -1)
 
     def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (d, C) of scores of mapped vectors -> those of the vectors as they were, and (C,), what is added."""
+        """Weights of scores of the mapped vectors, as weights of the vectors before the map.
+
+        Args:
+            weights: (d, C) of C scores.
+
+        Returns:
+            (d, C) weights and the constants (C,) that are added to the scores.
+        """
         pieces = weights.split(list(self.lengths.values()))
         found = [part.directions(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)]
         return torch.cat([back for back, _ in found]), torch.stack([offset for _, offset in found]).sum(0)
 
     def fit(self, rows: Tensor) -> None:
-        """Find the maps of a cohort's vectors (N, d)."""
+        """Find the map of every part.
+
+        Args:
+            rows: (N, d), the cohort's vectors, a row a slide.
+        """
         for part, piece in zip(self.maps.values(), rows.split(list(self.lengths.values()), -1), strict=True):
             part.fit(piece)

@@ -79,6 +79,13 @@ def pretrain_slides(
 def of_length(settings: PretrainSettings, sources: Sequence[SlideSource]) -> PretrainSettings:
     """Settings of an encoder that takes the features of these slides.
 
+    Args:
+        settings: whose `encoder.in_dim` is replaced.
+        sources: the slides, at least one.
+
+    Returns:
+        A copy with the length of the slides' features.
+
     Raises:
         FileFormatError: damaged features, or features of different encoders.
     """
@@ -90,13 +97,38 @@ def of_length(settings: PretrainSettings, sources: Sequence[SlideSource]) -> Pre
 
 
 def hardware(device: str, precision: str) -> tuple[str, str]:
-    """The kind of device and the number format that a training uses, as `fit` names them."""
+    """The kind of device and the number format that a training uses, as `fit` names them.
+
+    Args:
+        device: `auto` or a device of torch.
+        precision: `auto`, `float32` or `bfloat16`.
+
+    Returns:
+        For example (`cuda`, `bfloat16`).
+
+    Raises:
+        SettingsError: an unknown device or precision, or a GPU that torch does not see.
+    """
     where = pick_device(device)
     return where.type, str(pick_dtype(precision, where)).removeprefix("torch.")
 
 
 def start_from(encoder: SlideEncoder, start: str, tile_encoder: Path | None) -> str:
-    """Give the encoder the weights that it begins with; returns `random`, or their hash."""
+    """Give the encoder the weights that it begins with.
+
+    Args:
+        encoder: changed in place.
+        start: `random`, `tile-encoder`, or the name of ResNet-18 weights as of `read_weights`.
+        tile_encoder: folder or file of the tile encoder; without it, or where it cannot serve, `tile-encoder` means
+            `random`, with a message.
+
+    Returns:
+        `random`, or the hash of the stage's weights.
+
+    Raises:
+        FileFormatError: the weights cannot be read, or are of another network.
+        SettingsError: named weights for an encoder that is not of the sparse kind with 512 outputs.
+    """
     fits = encoder.settings.arch == "sparse" and encoder.settings.dim == 512
     if start == "tile-encoder" and not (fits and tile_encoder is not None and tile_encoder.exists()):
         why = "the tile encoder has no fourth stage to begin with" if fits else "only `sparse` of dim 512 can do so"

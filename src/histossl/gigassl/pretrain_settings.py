@@ -81,7 +81,14 @@ class PretrainSettings:
             raise SettingsError(f"pretrain.start: no file {self.start.removeprefix('pickle:')}", "correct the path")
 
     def schedule(self, slides: int) -> Schedule:
-        """The steps and rates of a training on so many slides."""
+        """The steps and rates of a training.
+
+        Args:
+            slides: number of slides that it learns from.
+
+        Returns:
+            The schedule; epochs and fractions of the settings become steps.
+        """
         per_epoch = math.ceil(slides / self.batch)
         steps = self.epochs * per_epoch
         rate = self.rate * slides / per_epoch / self.rate_batch if self.rate_batch else self.rate
@@ -91,10 +98,16 @@ class PretrainSettings:
 
 
 def trained_as(folder: Path) -> dict[str, Any]:
-    """How a slide encoder was made: `fingerprint`, `features` (of what it learned from), `slides`, `pretrain`.
+    """How a slide encoder was made.
+
+    Args:
+        folder: of the encoder.
+
+    Returns:
+        `fingerprint`, `features` (of what it learned from), `slides` and `pretrain`.
 
     Raises:
-        FileFormatError: no slide encoder of ours stands there.
+        FileFormatError: the folder holds no slide encoder that `pretrain` wrote.
     """
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))["about"]

@@ -44,11 +44,17 @@ class PretrainTask(nn.Module):
         self.last: tuple[Tensor, int] | None = None
 
     def forward(self, batch: tuple[tuple[tuple, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(this process's chunks of the batch, pairs that all processes have) -> (loss of the whole batch, gauges).
+        """The loss of a whole batch.
 
         Several chunks pass the encoder one after the other and again in the backward pass, so that only one of them
         and all slide vectors are in memory at a time (Gao et al., RepL4NLP 2021); the encoder's batch norms then take
         the statistics of a chunk.
+
+        Args:
+            batch: this process's chunks as of `draw_batch`, and the number of pairs in all processes.
+
+        Returns:
+            The scalar loss of all pairs, and the gauges by name.
         """
         chunks, pairs = batch
         encode = self.encoder if len(chunks) == 1 else partial(encode_twice, self.encoder)
@@ -65,13 +71,28 @@ class PretrainTask(nn.Module):
 
 
 def gather_pairs(views: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """The two views (pairs, d) of all pairs, from those of each process (2n, d): its first n pair with its last."""
+    """The two views of all pairs, from those of each process.
+
+    Args:
+        views: (2n, d) of this process: n first views, then their n partners.
+        pairs: number of pairs in all processes.
+
+    Returns:
+        First views (pairs, d) and their partners (pairs, d).
+    """
     a, b = gather(torch.cat(views.chunk(2), dim=1), rank_counts(pairs)).chunk(2, dim=1)
     return a, b
 
 
 def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
-    """Batches in which all slides come once.
+    """The batches in which every slide occurs once.
+
+    Args:
+        names: of the slides.
+        settings: of the training.
+
+    Returns:
+        Number of batches.
 
     Raises:
         TrainingError: too few slides for a contrast, or for the processes that train.
@@ -89,7 +110,21 @@ def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
 
 
 def draw_chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
-    """Two views of each of some slides."""
+    """Two views of each of some slides.
+
+    Args:
+        epoch: from 0 on.
+        slides: (n,) integers, which of `sources`.
+        sources: all slides.
+        settings: of the training.
+
+    Returns:
+        Of 2n views, n first ones and then their partners: features (M, D), positions (M, 2) in tile units, the view
+        (M,) of each tile, and 2n.
+
+    Raises:
+        FileFormatError: features or views of a slide are absent or damaged.
+    """
     pairs = []
     for k in slides:
         features, positions = sources[k].load()

@@ -43,7 +43,14 @@ class Prototypes(nn.Module):
         self.register_buffer("centres", torch.zeros(len(scales), RUNS, count, min(AXES, in_dim)))
 
     def forward(self, tiles: SparseMap) -> Tensor:
-        """(S, clusterings) int64: the nearest prototype of each clustering, counted through all of them."""
+        """The nearest prototype of each clustering.
+
+        Args:
+            tiles: a map of S sites with (S, in_dim) features.
+
+        Returns:
+            (S, clusterings) int64, numbered through all clusterings.
+        """
         found = []
         for rows, runs in zip(self.seen(tiles), self.centres, strict=True):
             for centres in runs:
@@ -57,7 +64,14 @@ class Prototypes(nn.Module):
         return self.centres[..., 0].numel()
 
     def seen(self, tiles: SparseMap) -> list[Tensor]:
-        """(S, axes) float32 for each scale: in what a site, with its neighbours, differs from the mean of its map."""
+        """In what a site, with its neighbours, differs from the mean of its map, at each scale.
+
+        Args:
+            tiles: a map of S sites with (S, in_dim) features.
+
+        Returns:
+            (S, axes) float32 for each scale.
+        """
         rows = tiles.centred().float() @ self.axes
         found = []
         for times in range(max(self.scales) + 1):
@@ -145,7 +159,15 @@ def shared_out(scores: Tensor, tiles: Tensor, sites: Tensor, count: int) -> Tens
 
 
 def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
-    """(S, C): the mean of each site's row and those of its neighbours in the 3x3 around it, as many as there are."""
+    """The mean of each site's row and the rows of its occupied neighbours in the 3x3 around it.
+
+    Args:
+        rows: (S, C), a row a site.
+        grid: of the S sites.
+
+    Returns:
+        (S, C).
+    """
     pairs = grid.neighbours
     sums = rows.index_add(0, pairs.target, rows.index_select(0, pairs.source))
     counts = torch.bincount(pairs.target, minlength=len(rows)) + 1

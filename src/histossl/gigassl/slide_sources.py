@@ -70,7 +70,13 @@ class SlideSource:
 
 
 def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """All tiles of a slide as they are: (N, D) features and (N, 2) positions in tile units.
+    """All tiles of a slide, un-augmented.
+
+    Args:
+        path: the HDF5 file of the slide's features.
+
+    Returns:
+        Features (N, D) and positions (N, 2) in tile units, float32.
 
     Raises:
         FileFormatError: the file is damaged, or features and coordinates do not match.
@@ -82,9 +88,18 @@ def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[Tensor, NDArray[np.float32]]]:
-    """Whole slides for statistics of the cohort: (n, D) features and (n, 2) positions, un-augmented.
+    """Whole slides in random order, un-augmented, for statistics of the cohort.
 
-    In random order, up to `SAMPLE` tiles in all; the first slide comes whatever its size.
+    Args:
+        sources: the slides.
+        seed: of the order.
+
+    Yields:
+        Features (n, D) float32 and positions (n, 2) in tile units: the first slide whatever its size, then others up
+        to `SAMPLE` tiles in all.
+
+    Raises:
+        FileFormatError: as `plain_tiles`.
     """
     total = 0
     for k in np.random.default_rng([seed, len(sources)]).permutation(len(sources)):
@@ -98,7 +113,18 @@ def sample_slides(sources: Sequence[SlideSource], seed: int) -> Iterator[tuple[T
 def some_slides(
     sources: Sequence[SlideSource], seed: int
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-    """Name, features (N, D) and positions (N, 2) of slides in random order, un-augmented, `MANY` at most."""
+    """Slides in random order, un-augmented, `MANY` at most.
+
+    Args:
+        sources: the slides.
+        seed: of the order.
+
+    Yields:
+        Name, features (N, D) float32 and positions (N, 2) in tile units.
+
+    Raises:
+        FileFormatError: as `plain_tiles`.
+    """
     for k in np.random.default_rng([seed, len(sources), 1]).permutation(len(sources))[:MANY]:
         features, positions = plain_tiles(sources[k].features)
         yield sources[k].slide_id, np.asarray(features, np.float32), positions

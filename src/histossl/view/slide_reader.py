@@ -125,8 +125,18 @@ class ProcessReader:
     def answer(self, what: str, slide: int, *place: int, gone: threading.Event | None = None) -> bytes | None:
         """As `LocalReader.answer`; blocks until a worker is free.
 
+        Args:
+            what: one of `PICTURES`, or the name of a method of `Overlays`.
+            slide: its number.
+            place: of a tile its level, column and row; of an overlay its number or cell.
+            gone: is set when nobody waits for the answer any more.
+
+        Returns:
+            As `LocalReader.answer`.
+
         Raises:
             SlideError: also where it took too long or too much memory before: it is then not tried again.
+        FileFormatError, NoTile: as `LocalReader.answer`.
             CancelledError: nobody waits for it, or the viewer is being closed.
         """
         picture = what in PICTURES
