@@ -11,14 +11,12 @@ at the right one the usual nucleus of the median image has 40 µm², as a disc o
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, SelfTrainingSettings, usual_area
@@ -136,16 +134,6 @@ def trained(asked: argparse.Namespace, stage: Stage, number: int, before: SelfTr
     return model
 
 
-def bolder(model: SelfTraining, confidence: float, device: str) -> SelfTraining:
-    """The model whose confidence is one half where that of the given one is `confidence`: its last bias is moved.
-
-    Fields of other laboratories look less like nuclei to it than those that it learned on, so that it is too careful.
-    """
-    with torch.no_grad():
-        model.network.head.bias[0] += math.log((1 - confidence) / confidence)
-    return SelfTraining(model.settings, model.network, device)
-
-
 def main() -> None:
     """Write the model's weights and settings, or print the mpp."""
     parser = argparse.ArgumentParser()
@@ -154,7 +142,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="added to that of each stage")
     parser.add_argument("--stages", type=int, default=len(STAGES), help="so many of the stages")
     parser.add_argument("--mpp", type=float, default=0.2)
-    parser.add_argument("--half", type=float, default=0.37, help="the confidence that becomes one half at the end")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--estimate", action="store_true")
     asked = parser.parse_args()
@@ -167,7 +154,7 @@ def main() -> None:
     for number, stage in enumerate(STAGES[: asked.stages], 1):
         model = trained(asked, stage, number, model)
     assert model is not None
-    bolder(model, asked.half, asked.device).save(asked.out)
+    model.save(asked.out)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_one_slide_may_be_asked_for_and_an_unknown_one_is_named(study, tmp_path,
 
 def test_vectors_of_the_study_have_the_logits(study):
     vectors = read_embeddings(study / "study" / "embeddings.h5ad")
-    assert vectors.vectors["giga-ssl"].shape == (10, 20 + 12 * 4)
+    assert vectors.vectors["giga-ssl"].shape == (10, 20 + 8 * 4)
 
 
 def test_files_of_several_classes_and_of_tiles_that_nobody_looked_at(tmp_path):

@@ -60,7 +60,7 @@ def test_features_are_those_of_the_command(study, features):
     for name, found in features.items():
         np.testing.assert_array_equal(found.features, theirs[name].features)
         np.testing.assert_array_equal(found.xy, theirs[name].xy)
-        assert found.features.shape == (len(found.xy), 384)
+        assert found.features.shape == (len(found.xy), 420)
 
 
 def test_vectors_are_those_of_the_command(study, vectors):

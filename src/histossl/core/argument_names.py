@@ -1,4 +1,4 @@
-"""Errors that speak of arguments: what a command calls `--probe.folds 3` is `folds=3` in Python."""
+"""Translates errors for Python: the flag `--probe.folds 3` of a command is the argument `folds=3`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 # A flag; with its value where that is a number, true or false, or the last word of the hint.
 _FLAG = re.compile(r"--(?:(?P<of>[\w-]+)\.)*(?P<name>[a-z][\w-]*)(?: (?P<value>\d[\d.]*|true\b|false\b|[a-z]+$))?")
 _COMMAND = re.compile(r"`histossl (?P<name>[a-z-]+)[^`]*`")
-_FUNCTIONS = {"inspect": "encode"}  # commands that Python has under another name
+_FUNCTIONS = {"inspect": "encode"}  # commands with another name in Python
 
 
 def as_arguments(text: str) -> str:

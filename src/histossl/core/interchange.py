@@ -1,10 +1,10 @@
 """Reads and writes features of a slide in the layouts of TRIDENT, CLAM and STAMP.
 
-| layout | features | places | what it does not carry |
+| layout | features | coordinates | what it does not carry |
 |---|---|---|---|
 | trident (and ours) | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels, attributes | |
 | clam | h5 `features` (N, D) float32 | `coords` (N, 2) int64 level-0 pixels | mostly, size of a tile and of the slide |
-| clam-pt | tensor (N, D) float32 in a .pt file | none | places |
+| clam-pt | tensor (N, D) float32 in a .pt file | none | coordinates |
 | stamp | h5 `feats` (N, D) float16 | `coords` (N, 2) float32 µm, `tile_size_um`, `tile_size_px` | mpp, slide size |
 """
 
@@ -39,7 +39,7 @@ _FARTHEST = 2**31 - 1  # level-0 pixels; training keeps places in 32 bits
 
 @dataclass(frozen=True)
 class TileFeatures:
-    """The features of a slide and where its tiles lie.
+    """The features of a slide and the coordinates of its tiles.
 
     Attributes:
         name: of the slide.
@@ -128,7 +128,7 @@ def _from_trident(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileF
     px = _pixels(about, "patch_size", path)
     mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else positive_number(about, "mpp", path)
     if mpp is None and px and "target_magnification" in about:
-        mpp = px * 10 / positive_number(about, "target_magnification", path) / extent  # ten is 1 µm a pixel
+        mpp = px * 10 / positive_number(about, "target_magnification", path) / extent  # 10x is 1 µm per pixel
     overlap = number(about, "overlap", path) if "overlap" in about else 0.0
     if px and not abs(overlap) < px:
         raise FileFormatError(f"{path}: its attribute overlap is {overlap:g} of {px} pixels", "extract the slide anew")
@@ -220,7 +220,7 @@ def _checked(features: NDArray, path: Path) -> NDArray[np.float32]:
         raise FileFormatError(f"{path}: features of shape {features.shape} are not (tiles, dimension)")
     if features.dtype.kind not in "fiu":
         raise FileFormatError(f"{path}: features of {features.dtype} are no numbers")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is caught below
+    with np.errstate(over="ignore"):  # values that float32 cannot hold are caught below
         features = features.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):

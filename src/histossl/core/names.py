@@ -1,4 +1,4 @@
-"""One normal form for the names of slides, patients and sites, however a disk, a spreadsheet or a person spelt them."""
+"""One normal form for the names of slides, patients and sites, in any spelling of disks, spreadsheets and people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 
 _WHOLE = re.compile(r"([0-9]+)\.0+")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero widths, marks of direction
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero-width characters, direction marks
 
 
 def folded(name: str) -> str:
@@ -85,10 +85,10 @@ def _alike(pair: tuple[str, str]) -> bool:
 
 
 class Known:
-    """Names that are known, found again in any spelling.
+    """Known names, which can be looked up in any spelling.
 
     Args:
-        names: all different in their normal form; of those that are not the first counts.
+        names: the names; where several have the same normal form, the first one is kept.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

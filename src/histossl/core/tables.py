@@ -104,7 +104,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 Row = dict[str, str]
-"""A slide: text by column; slide_id and path are always there."""
+"""A slide: column -> text; slide_id and path are always present."""
 
 SEPARATORS = ",;\t|"
 SAVE = "save the table as 'CSV UTF-8'"
@@ -131,9 +131,9 @@ class Table:
     Attributes:
         columns: names in the header, in order; those without a name are left out.
         rows: line of the file, the first being 1, -> column -> stripped text; "" is the column without a name.
-        encoding: that it was read as.
-        separator: of cells.
-        header: the line of the header.
+        encoding: the encoding that it was read as.
+        separator: the separator of cells.
+        header: number of the line of the header.
     """
 
     columns: list[str]
@@ -144,7 +144,7 @@ class Table:
 
     @property
     def said(self) -> tuple[str, ...]:
-        """What a reader should know: an encoding that was guessed."""
+        """Notes on the reading, such as a guessed encoding."""
         guessed = self.encoding in ("cp1252", "mac-roman")
         name = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman"}.get(self.encoding, self.encoding)
         return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if guessed else ()
@@ -236,7 +236,7 @@ def _text_of(path: Path, error: type[HistosslError], ours: bool) -> tuple[str, s
 
 
 def _names_files(data: bytes) -> bool:
-    """Whether a table of ours names files by bytes that are no text: then such a file is there."""
+    """Whether a table of ours names files by bytes that are not text; then such a file must exist."""
     text = data.decode("utf-8", "surrogateescape")
     odd = [line for line in text.splitlines() if _BYTES.search(line)]
     cells = [cell for row in csv.reader(odd, delimiter=_separator(text)) for cell in row if _BYTES.search(cell)]
@@ -250,7 +250,7 @@ def _check_shape(
     twice = sorted({name for name in header if name and lowered.count(name.casefold()) > 1})
     if twice:
         raise error(f"{path.name}: column {', '.join(map(repr, twice))} occurs twice", "keep one")
-    # Spreadsheets leave empty cells away at the end of a row, and leave some behind.
+    # Spreadsheets drop empty cells at the end of a row, or add some.
     for row in lines.values():
         while len(row) > len(header) and not row[-1]:
             row.pop()
@@ -263,7 +263,7 @@ def _check_shape(
 
 
 def _separator(text: str) -> str:
-    """The sign that parts the header's cells, outside of quotes; a comma where there is one cell."""
+    """The character that separates the header's cells, outside quotes; a comma where there is one cell."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     bare = re.sub(r'"(?:[^"]|"")*"', "", first)
     return max(SEPARATORS, key=bare.count)

@@ -207,8 +207,8 @@ def audit_split(
         hint = f"nearest to {absent[0]!r} is {near[0]!r}" if near else "add them to the table"
         raise LabelError(f"{split.name}: slides that the table does not have: {some}{more}", hint)
     learn, test = split.on("train", "val"), split.on("test")
-    taught = {cohort.patients[slide] for slide in learn}
-    leaked = [slide for slide in test if cohort.patients[slide] in taught]
+    training = {cohort.patients[slide] for slide in learn}
+    leaked = [slide for slide in test if cohort.patients[slide] in training]
     sites = {cohort.sites[slide] for slide in test if slide in cohort.sites}
     here, there = set(learn), set(test)
     across = [

@@ -48,12 +48,12 @@ def probe_splits(source: Source, labels: Labels, splits: Sequence[Split], settin
             both = split.on("train", "val"), split.on("test")
             train, test = ([slide for slide in side if slide in column.index] for side in both)
             kinds = _classes(target, split, column.loc[train].to_numpy(str), column.loc[test].to_numpy(str))
-            taught, asked = kinds[: len(train)], kinds[len(train) :]
+            train_classes, test_classes = kinds[: len(train)], kinds[len(train) :]
             for name, values in source.vectors.items():
                 x, z = (np.asarray(values, np.float64)[[row_of[slide] for slide in side]] for side in (train, test))
                 for title, scaled in ((name, (x, z)), (f"{name}, {STANDARDISED}", _standardised(x, z))):
-                    p = _fitted(*scaled, taught, settings)
-                    found = {"train": len(train), "test": len(test), "auroc": _auroc(asked, p)}
+                    p = _fitted(*scaled, train_classes, settings)
+                    found = {"train": len(train), "test": len(test), "auroc": _auroc(test_classes, p)}
                     rows.append({"target": target, "embedding": title, "split": split.name, **found})
     return pd.DataFrame(rows).sort_values(["target", "embedding"], kind="stable", ignore_index=True)
 
@@ -74,10 +74,10 @@ def _standardised(x: NDArray, z: NDArray) -> tuple[NDArray, NDArray]:
     return scaler.transform(x) / root, scaler.transform(z) / root
 
 
-def _fitted(x: NDArray, z: NDArray, taught: NDArray[np.int64], settings: ProbeSettings) -> NDArray[np.float64]:
+def _fitted(x: NDArray, z: NDArray, train_classes: NDArray[np.int64], settings: ProbeSettings) -> NDArray[np.float64]:
     # Centring changes no fit, since the intercept is free, and gives the solver an easier problem.
     middle = x.mean(axis=0)
-    w, b, _ = solve(prepare(x - middle, taught, settings.balanced), settings.C)
+    w, b, _ = solve(prepare(x - middle, train_classes, settings.balanced), settings.C)
     return predict(z - middle, w, b)
 
 

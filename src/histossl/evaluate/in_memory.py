@@ -131,7 +131,7 @@ def read_embeddings(path: str | Path) -> AnnData:
             .parquet with the column slide_id.
 
     Returns:
-        X: (slides, d) float32; obs: a row a slide, index slide_id; obsm: further vectors, such as the baselines.
+        X: (slides, d) float32; obs: one row per slide, index slide_id; obsm: further vectors, such as the baselines.
 
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged.

@@ -58,6 +58,9 @@ def probe(
         rivals: name -> a method that is not a linear model on vectors; judged on the same slides.
         seen: slides that the slide encoder was trained on without labels, where known: the audit names their number.
 
+    Returns:
+        Scores with intervals, out-of-fold predictions, audit and complaints.
+
     Raises:
         FileFormatError: rows that do not match `ids`, or values that are not finite.
         LabelError: too few patients, sites or classes, see `make_task`. Where the targets were found rather than named,

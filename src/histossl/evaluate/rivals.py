@@ -41,6 +41,9 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         keep: a folder for what each trained network predicted: what is there is not trained again, so that an
             interrupted run resumes.
 
+    Returns:
+        As of `probe`.
+
     Raises:
         SettingsError: the features of the tiles, or the pretrained encoder, are not there.
         LabelError, FileFormatError: see `probe`.

@@ -104,7 +104,7 @@ class ProbeResult:
         predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
             means over the repeats.
-        audit: one line a target: classes, patients and sites on both sides, near-duplicate slides.
+        audit: one line per target: classes, patients and sites on both sides, near-duplicate slides.
         complaints: one line each for what was left out.
         settings: the settings of the probe.
     """

@@ -17,7 +17,7 @@ _LEAST = 10  # slides; in smaller tables these patterns occur by chance
 
 
 def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Find near-duplicates across patients, classes of one site or scanner, differing mpp, labels in the order of the rows.
+    """Find near-duplicates across patients, classes of one site or scanner, odd mpp, labels in the order of the rows.
 
     Args:
         cohort: from `read_cohort_table`, in the order of the table.

@@ -180,9 +180,9 @@ def numbers_of_labels(task: Task, settings: ProbeSettings) -> list[str]:
         The numbers of `settings.shots` that every fold can give, as text, and "all".
     """
     fewest = min(
-        len(np.unique(task.patients[taught])) if settings.shots_of == "patients" else int(taught.sum())
+        len(np.unique(task.patients[trains])) if settings.shots_of == "patients" else int(trains.sum())
         for fold_of in task.folds
-        for taught in (fold_of != fold for fold in range(settings.folds))
+        for trains in (fold_of != fold for fold in range(settings.folds))
     )
     least = len(np.unique(task.strata))
     return [*(str(n) for n in sorted(set(settings.shots)) if least <= n < fewest), "all"]

@@ -87,9 +87,9 @@ def adapt(
     """
     if not isinstance(teacher, SelfTraining):
         raise SettingsError("this model cannot be adapted", "take general, or one that `nuclei train` wrote")
-    taught, held = _parted(samples, settings.held)
+    training, held = _parted(samples, settings.held)
     how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
-    trained = learn(taught, how, logs, device, teacher)
+    trained = learn(training, how, logs, device, teacher)
     model = blended(teacher, trained, settings.share, device)
     before, after = judge(teacher, held, how), judge(model, held, how)
     helped = after.mean > before.mean + settings.margin and min(after.sure, after.steady) > 0
@@ -97,7 +97,7 @@ def adapt(
 
 
 def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sample]]:
-    """Of all fields every `held`-th apart; where there are fewer, halves of each: what is judged was not learned.
+    """Separate every `held`-th field, or halves of fields where there are fewer, for the judgement.
 
     Fields of a slide stay one sample, for thresholds are the slide's.
     """
@@ -108,15 +108,15 @@ def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sa
             for k in range(2)
         ]
         return lots[0], lots[1]
-    taught, judged, count = [], [], 0
+    training, judged, count = [], [], 0
     for sample in samples:
         apart = [(count + k) % held == held - 1 for k in range(len(sample.fields))]
         count += len(apart)
-        for lot, wanted in ((taught, False), (judged, True)):
+        for lot, wanted in ((training, False), (judged, True)):
             fields = [field for field, a in zip(sample.fields, apart, strict=True) if a == wanted]
             if fields:
                 lot.append(Sample(fields, sample.stains))
-    return taught, judged
+    return training, judged
 
 
 def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:

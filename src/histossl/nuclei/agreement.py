@@ -26,7 +26,7 @@ def agreed(
         settings: thresholds and weights.
 
     Returns:
-        Pseudo-labels. Objects that both find keep the network's outline, which is the smoother one; the quality of those
+        Pseudo-labels. Objects that both find keep the network's outline, which is smoother; the quality of those
         that it alone finds is such that they weigh `alone`.
     """
     found = label_instances(confidence, MPP, InstanceSettings(threshold=settings.threshold))

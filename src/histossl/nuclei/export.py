@@ -165,7 +165,7 @@ def write_parquet(path: Path, parts: Iterable[Nuclei], mpp: float) -> None:
 
 
 def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
-    """AnnData, a row a nucleus: X (N, measures) float32, obsm['spatial'] the centroid in level-0 pixels, obs['slide'].
+    """Write AnnData: X (N, measures) float32, obsm['spatial'] the centroids in level-0 pixels, obs['slide'].
 
     Args:
         path: the file.

@@ -84,7 +84,7 @@ def label_instances(
     else:
         markers = np.zeros(mask.shape, np.int32)
         peaks = peak_local_max(depth, min_distance=max(1, round(settings.apart / mpp)), exclude_border=False)
-        # Numbered by position, not by height: distant parts of the picture must not change an order.
+        # Numbered by position, not by height: distant parts of the picture must not change the order.
         markers[tuple(peaks[np.lexsort(peaks.T[::-1])].T)] = np.arange(1, len(peaks) + 1)
     labels = watershed(_tie_breaker(mask.shape, origin) - depth, _with_unmarked(markers, mask), mask=mask)
     areas = np.bincount(labels.ravel()) * mpp**2

@@ -62,7 +62,7 @@ def _tissue(mask: TissueMask, rows: int, columns: int, side: float) -> NDArray[n
 
 
 def _shares(length: int, size: int, count: int, side: float) -> NDArray[np.float64]:
-    """(count, length) how many pixels of each step of the mask lie in each step of the map, along one axis."""
+    """(count, length) how many pixels of each step of the mask are in each step of the map, along one axis."""
     edges = np.linspace(0, size, length + 1)
     ours = np.minimum(np.arange(count + 1) * side, size)
     low, high = np.maximum(edges[None, :-1], ours[:-1, None]), np.minimum(edges[None, 1:], ours[1:, None])

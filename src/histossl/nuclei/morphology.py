@@ -1,4 +1,4 @@
-"""Measures of a nucleus beyond its area: diameters and how its stains vary inside of it."""
+"""Measures of a nucleus beyond its area: diameters and how its stains vary inside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def diameters(hulls: NDArray) -> NDArray[np.float64]:
     """
     points, owner = shapely.get_coordinates(hulls, return_index=True)
     start = np.searchsorted(owner, np.arange(len(hulls) + 1))
-    # From the first point of each: the same nucleus has the same bytes wherever in a tile it lies.
+    # Relative to the first point of each: a nucleus gives the same bytes anywhere in a tile.
     points = points - points[start[:-1]][owner]
     widths = np.zeros(len(hulls))
     _widths(points, start, widths)
@@ -78,7 +78,15 @@ def spreads(names: NDArray[np.int32], values: NDArray[np.float32], count: int) -
 
 
 def eccentricities(labels: NDArray[np.int32], count: int) -> NDArray[np.float64]:
-    """(count,) eccentricity in [0, 1) of the ellipse with the second moments of each label 1..count of (H, W)."""
+    """The eccentricity of the ellipse with the second moments of each nucleus.
+
+    Args:
+        labels: (H, W) int32, 1..count; each label occurs.
+        count: number of nuclei.
+
+    Returns:
+        (count,) float64 in [0, 1): 0 for a disc.
+    """
     y, x = np.nonzero(labels)
     names = labels[y, x]
     pixels = np.bincount(names, minlength=count + 1)[1:]

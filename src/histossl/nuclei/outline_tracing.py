@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 # Directions right, down, left, up: steps of a walk along the edges between pixels, with the nucleus on the right.
 _DR = np.array([0, 1, 0, -1])
 _DC = np.array([1, 0, -1, 0])
+# The pixel to the right of the edge ahead of a corner; the one to the left is that of the direction before.
+_RIGHT_R = np.array([0, 0, -1, -1])
+_RIGHT_C = np.array([0, -1, -1, 0])
 
 
 @njit(cache=True)
@@ -35,14 +38,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
     corner_r, corner_c = r, c
     while True:
         # The pixels to the right and to the left of the edge ahead.
-        if heading == 0:
-            ir, ic, jr, jc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ir, ic, jr, jc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ir, ic, jr, jc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ir, ic, jr, jc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ir, ic = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        jr, jc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if at >= 0:
             inner, outer = confidence[ir, ic], confidence[jr, jc]
             part = 0.5
@@ -55,14 +52,8 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
         corner_r += _DR[heading]
         corner_c += _DC[heading]
         # Pixels ahead of the corner, right and left: turn right if the right one is outside, left if both are inside.
-        if heading == 0:
-            ar, ac, br, bc = corner_r, corner_c, corner_r - 1, corner_c
-        elif heading == 1:
-            ar, ac, br, bc = corner_r, corner_c - 1, corner_r, corner_c
-        elif heading == 2:
-            ar, ac, br, bc = corner_r - 1, corner_c - 1, corner_r, corner_c - 1
-        else:
-            ar, ac, br, bc = corner_r - 1, corner_c, corner_r - 1, corner_c - 1
+        ar, ac = corner_r + _RIGHT_R[heading], corner_c + _RIGHT_C[heading]
+        br, bc = corner_r + _RIGHT_R[heading - 1], corner_c + _RIGHT_C[heading - 1]
         if labels[ar, ac] != k:
             heading = (heading + 1) % 4
         elif labels[br, bc] == k:
@@ -75,8 +66,7 @@ def _walk(labels, k, r, c, confidence, threshold, points, at):
 def _outline_steps(labels, count):
     first = _first_pixels(labels, count)
     steps = np.zeros(count, np.int64)
-    nothing = np.zeros((1, 2), np.float32)
-    blank = np.zeros((1, 1), np.float32)
+    nothing, blank = np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32)
     for k in range(1, count + 1):
         steps[k - 1] = _walk(labels, k, first[k, 0], first[k, 1], blank, np.float32(0), nothing, -1)
     return steps
@@ -97,7 +87,7 @@ def trace_outlines(
     Args:
         labels: (H, W) int32, 1..n, each 4-connected.
         confidence: (H, W) float32 in [0, 1].
-        threshold: threshold on the confidence, 0 to 1, which outlines beside the background follow.
+        threshold: threshold on the confidence, 0 to 1, which outlines follow where they border on background.
 
     Returns:
         (P, 2) float32, the outlines one after another, (x, y) in pixels of the labels, not closed; and (n + 1,) int64,

@@ -28,16 +28,16 @@ class PseudoLabelSettings:
     Attributes:
         blur: µm, sigma of the Gaussian on hematoxylin.
         levels: thresholds of the tree of objects.
-        quality: of an object from which it is sure, in units of the slide's steep slopes (their 95th percentile).
-        doubt: weight of what is dark but no sure object; sure background weighs 1.
-        pale: where paleness begins to be doubted too, from 1 (only what is darker than Otsu's threshold is doubted)
-            down to 0 (all that is darker than the median of what lies below that threshold).
-        faint: weight of what lies between the two.
-        pasted: per mm², sure nuclei that are set beside others in a second copy of each field, so that the network
+        quality: least quality of a sure object, in units of the slide's steep slopes (their 95th percentile).
+        doubt: weight of dark pixels outside sure objects; sure background weighs 1.
+        pale: how pale doubtful pixels may be, from 1 (only pixels darker than Otsu's threshold are doubtful)
+            down to 0 (all pixels darker than the median of those below that threshold are).
+        faint: weight of the pixels between the two thresholds.
+        pasted: per mm², sure nuclei that are copied beside others in a second copy of each field, so that the network
             meets touching nuclei whose outlines are known.
         paled: whether there is a third copy of each field, in which sure nuclei are paler than they are, by a factor
             drawn for each, so that the network meets pale and vesicular nuclei whose outlines are known.
-        objects: what a nucleus must look like.
+        objects: the score of an object by its shape.
     """
 
     blur: float = 0.2
@@ -56,11 +56,11 @@ class AgreementSettings:
     """How a trained network's nuclei and the tree's become pseudo-labels.
 
     Attributes:
-        sure: mean confidence from which a nucleus that the network alone sees is one; it weighs `alone`.
+        sure: least mean confidence of a nucleus that the network alone finds; it weighs `alone`.
         alone: weight of such a nucleus.
-        doubted: mean confidence below which an object that the tree alone sees is doubt.
-        background: confidence below which what is no object of the tree is surely background.
-        threshold: of the network's confidence; lower than that of the final nuclei, so that pale ones are seen.
+        doubted: an object that the tree alone finds is doubtful below this mean confidence.
+        background: pixels outside objects of the tree are sure background below this confidence.
+        threshold: on the network's confidence; lower than that of the final nuclei, so that pale ones are found.
     """
 
     sure: float = 0.7
@@ -72,11 +72,11 @@ class AgreementSettings:
 
 @dataclass(frozen=True)
 class SelfTrainingSettings:
-    """How the default method learns.
+    """Settings of the training of the default method.
 
     Attributes:
         steps: of training.
-        batch: crops a step.
+        batch: crops per step.
         crop: side of a crop in pixels of 0.5 µm.
         rate: highest learning rate.
         weight_decay: of the kernels.
@@ -88,8 +88,8 @@ class SelfTrainingSettings:
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         widths: channels of the network at full, half and quarter resolution.
         seed: of all that is random.
-        pseudo_labels: how they are made.
-        agreement: what is learned from where a trained network has a say, too.
+        pseudo_labels: how pseudo-labels are made.
+        agreement: how pseudo-labels are made with a trained network.
     """
 
     steps: int = 800
@@ -121,14 +121,14 @@ class SelfTrainingSettings:
 
 @dataclass(frozen=True)
 class AdaptSettings:
-    """How a trained model is adapted to one's own slides.
+    """How a trained model is adapted to new slides.
 
     Attributes:
         steps: of training.
         rate: highest learning rate.
         share: of the way from the old weights to the trained ones, in (0, 1].
-        held: every so manyth field is judged on and not learned from.
-        margin: by so much the adapted model must be judged better.
+        held: every `held`-th field is used to judge, not to learn.
+        margin: least improvement of the judgement that the adapted model must reach.
         seed: of all that is random.
     """
 
@@ -146,14 +146,14 @@ class AdaptSettings:
 
 @dataclass(frozen=True)
 class PseudoLabel:
-    """A field of a slide and what is known about it.
+    """The pseudo-labels of a field of a slide.
 
     Attributes:
         density: (H, W, 3) float32 optical density in units of the slide's scale.
         labels: (H, W) int32, sure nuclei 1..n.
         quality: (n + 1,) float32 of each, 1 = as good as required.
         doubtful: (H, W) bool, dark, but no sure nucleus.
-        faint: (H, W) bool, paler than that, but not pale enough to be surely none.
+        faint: (H, W) bool, paler than doubtful, but not pale enough for sure background.
     """
 
     density: NDArray[np.float32]
@@ -232,9 +232,9 @@ def _levels(
 def _usual_area(
     maps: list[NDArray[np.float32]], levels: NDArray, mpp: float, objects: TreeSettings, least: float
 ) -> float:
-    """µm² of the slide's usual nucleus, 0 where hardly any are sure: half of the area of the sure ones is in larger."""
+    """µm², the area that halves the total area of sure nuclei when they are sorted; 0 where hardly any are sure."""
     areas = np.zeros(0)
-    for amount in maps:  # each tree is grown again afterwards: all of them at once would be 32 copies of every field
+    for amount in maps:  # trees are not kept: all at once would need the memory of 32 copies of every field
         labels, quality = best_objects(amount, levels, mpp, objects)
         areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= least] * mpp**2)
     areas = np.sort(areas)
@@ -258,7 +258,7 @@ def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSe
     distance = np.asarray(ndimage.distance_transform_edt(inner), np.float32) + 0.5
     middle = np.asarray(ndimage.maximum(distance, labels, np.arange(len(labelled.quality))), np.float32)
     depth = np.where(nucleus, distance / np.maximum(middle[labels], 0.5), 0)
-    # Beside a sure nucleus what is dark is none of it: as doubt it would push outlines outwards.
+    # Dark pixels beside a sure nucleus count as background: as doubtful ones they would push outlines outwards.
     beside = np.asarray(ndimage.binary_dilation(nucleus, iterations=2), bool)
     weight = np.where(labelled.doubtful & ~beside, settings.doubt, 1)
     weight[labelled.faint & ~beside] = settings.faint
@@ -321,7 +321,7 @@ def _beside(box: tuple[slice, slice], shape: NDArray[np.bool_], rng: np.random.G
     return int(row - shape.shape[0] / 2), int(column - shape.shape[1] / 2)
 
 
-_AROUND = 4.0  # pixels, sigma of the Gaussian over what lies around nuclei
+_AROUND = 4.0  # pixels, sigma of the Gaussian over the surroundings of nuclei
 
 
 def paled(labelled: PseudoLabel, rng: np.random.Generator) -> PseudoLabel:
@@ -347,6 +347,6 @@ def paled(labelled: PseudoLabel, rng: np.random.Generator) -> PseudoLabel:
     factor = kept[labelled.labels] * (1 - hollow[labelled.labels] * depth)
     factor = ndimage.gaussian_filter(factor.astype(np.float32), 0.7)[..., None]
     contrast = labelled.density - around
-    # Only darkness is taken away: what is paler than its surroundings stays.
+    # Only darkness is removed: pixels paler than their surroundings do not change.
     density = np.where(contrast > 0, around + factor * contrast, labelled.density)
     return replace(labelled, density=density.astype(np.float32))

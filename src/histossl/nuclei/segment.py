@@ -30,7 +30,7 @@ from histossl.nuclei.usual import doubt_about_mpp, usual_size
 from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
-"""Of nuclei.csv; status is done or failed."""
+"""Columns of nuclei.csv; status is done or failed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ExportSettings:
 
     Attributes:
         gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
-        parquet: GeoParquet, a row a nucleus.
-        h5ad: AnnData, a row a nucleus with its measures.
+        parquet: GeoParquet, one row per nucleus.
+        h5ad: AnnData, one row of measures per nucleus.
         density: nuclei per mm² of tissue in squares of 100 µm, as a TIFF.
         sheet: a picture of 48 random nuclei with their outlines, for checking.
         zarr: OME-Zarr labels.
@@ -88,13 +88,13 @@ class SegmentJob:
     """One input to segment.
 
     Attributes:
-        slide_id: its name without ending, which those of its files begin with.
+        slide_id: its name without ending; the names of its files begin with it.
         path: of the input.
-        state: of its file when the run began, empty where there was none.
-        out: the folder of what is found.
+        state: state of its file when the run began, empty where there was none.
+        out: the folder of the results.
         mpp_default: µm per pixel where it carries none.
         method: finds nuclei.
-        running: how slides are gone over.
+        running: settings of the segmentation.
         write: which files are written.
     """
 
@@ -205,9 +205,9 @@ def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers 
     """Segment all inputs that are not done, together with other runs on the same folder.
 
     Args:
-        roll: nuclei.csv, shared.
-        jobs: of different names.
-        pool: on a cluster an input is a task; processes here read, part and outline for one input after the other.
+        roll: the shared table nuclei.csv.
+        jobs: the inputs; their names differ.
+        pool: on a cluster each input is a task; processes here read, separate and outline, one input at a time.
 
     Returns:
         The rows of all these inputs.

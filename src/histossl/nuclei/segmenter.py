@@ -33,10 +33,10 @@ Picture = NDArray[Any] | Slide | str | Path
 log = logging.getLogger(__name__)
 
 FORMER_NAMES = {"contrast": SelfTraining.name, "paper": PatchContrast.name}
-"""Of methods, in models that were trained before they were renamed."""
+"""Former names of methods -> names now, for models that were trained before."""
 
 FIELDS = 96
-"""About so many fields of 256 px at 0.5 µm are learned from, whatever the number of slides."""
+"""About how many fields of 256 px at 0.5 µm a training uses, for any number of slides."""
 
 GENERAL = Path(__file__).parent / "general"
 """The model that comes with the package: weights, settings and the model card."""
@@ -53,8 +53,8 @@ class NucleiSegmenter:
         `nuclei = NucleiSegmenter().segment("a.svs")`
 
     Args:
-        learning: how the default method learns.
-        running: how pictures are gone over.
+        learning: settings of the training of the default method.
+        running: settings of the segmentation.
         device: auto, cpu or cuda.
     """
 
@@ -73,11 +73,11 @@ class NucleiSegmenter:
     def fit(
         self, images: Sequence[Picture], mpp: float | Sequence[float] | None = None, **settings: Any
     ) -> NucleiSegmenter:
-        """Learn on pictures, without labels: the ones to be segmented, best of all.
+        """Train on pictures, without labels; best on those that are segmented later.
 
         Args:
-            images: of any sizes.
-            mpp: µm per pixel of all, or of each. Files and open slides know theirs; arrays need it.
+            images: pictures of any sizes.
+            mpp: µm per pixel, one for all or one for each. Files and open slides have it; arrays need it.
             **settings: of `SelfTrainingSettings`, such as `steps=400`, in place of those in `learning`.
 
         Returns:
@@ -86,7 +86,7 @@ class NucleiSegmenter:
         Raises:
             SlideError: an image is not one, cannot be read, or its mpp is not known.
             SettingsError: there is not one mpp for each image; an unknown setting or one out of range.
-            TrainingError: in none of them is there a sure nucleus.
+            TrainingError: no image has a sure nucleus.
         """
         learning = from_dict(SelfTrainingSettings, vars(self.learning) | settings)
         each = list(mpp) if isinstance(mpp, Sequence | np.ndarray) else [mpp] * len(images)
@@ -101,10 +101,10 @@ class NucleiSegmenter:
         return self
 
     def segment(self, image: Picture, mpp: float | None = None) -> Nuclei:
-        """The nuclei of a picture or of a whole slide as outlines and measures.
+        """Find the nuclei of a picture or of a whole slide, as outlines and measures.
 
         Args:
-            image: to look at.
+            image: the picture or slide.
             mpp: µm per pixel; needed for an array, and for a file that carries none.
 
         Returns:

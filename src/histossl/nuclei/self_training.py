@@ -3,7 +3,7 @@
 The pseudo-labels come from hematoxylin alone (`pseudo_labels.py`): objects that are round, sharp and of a nucleus's
 size are sure nuclei, what is pale is sure background, the rest is doubtful and has a low weight. The network cannot
 copy them, because it sees them under changing stain, size and noise; what it finds beyond them (pale nuclei, touching
-ones) and drops from them (dark stroma) is what they have in common. It shares with Boserup and Selvan (NLDL 2023) the
+ones) and drops from them (dark stroma) is what they have in common. It shares with Boserup and Selvan (NLDL 2023) its
 aim alone; docs/nuclei.md says why.
 """
 
@@ -42,7 +42,7 @@ class SelfTraining:
     """A trained network with its settings.
 
     Args:
-        settings: it was trained with.
+        settings: settings that it was trained with.
         network: on any device, with its batch norms.
         device: auto, cpu or cuda, where confidence is computed.
     """
@@ -84,7 +84,7 @@ class SelfTraining:
         """
         density = optical_density(rgb, stains.white) / np.float32(stains.scale)
         height, width = rgb.shape[:2]
-        # Mirrored as far as the network sees: a nucleus at the picture's edge should not look like one beside glass.
+        # Mirrored by the receptive field: a nucleus at the picture's edge should not look like one beside glass.
         pad = [(REACH, REACH + -size % STRIDE) for size in (height, width)]
         x = torch.from_numpy(np.pad(density, (*pad, (0, 0)), mode="symmetric")).permute(2, 0, 1)[None]
         x = x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
@@ -211,9 +211,9 @@ class Batches:
     """Crops of pseudo-labels under changing stain, size and direction; a pure function of the step.
 
     Args:
-        samples: a slide each.
-        settings: of training.
-        teacher: a trained model that has a say in what is sure.
+        samples: fields and stains, one sample per slide.
+        settings: settings of the training.
+        teacher: a trained model that pseudo-labels are combined with.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Batches:
         self.share = area / area.sum()
 
     def digest(self) -> list[float]:
-        """A few sums that tell one set of fields from another."""
+        """A few sums that identify the set of fields."""
         return [round(float(field.sum(dtype=torch.float64)), 3) for field in self.fields]
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
@@ -272,7 +272,7 @@ class Batches:
 
 
 def _copies(labelled: PseudoLabel, settings: PseudoLabelSettings, rng: np.random.Generator) -> list[PseudoLabel]:
-    """The pseudo-labels, a crowded copy of it and a paled one of that."""
+    """The pseudo-labels, a crowded copy of them, and a paled copy of that."""
     copies = [labelled]
     if len(labelled.quality) > 1 and settings.pasted:
         square = labelled.labels.size * MPP**2 / 1e6
@@ -283,7 +283,7 @@ def _copies(labelled: PseudoLabel, settings: PseudoLabelSettings, rng: np.random
 
 
 def _restained(density: Tensor, settings: SelfTrainingSettings, rng: np.random.Generator) -> Tensor:
-    """Every crop under a stain of its own: channels mixed, scaled and shifted, then noise."""
+    """Each crop with its own change of stain: channels mixed, scaled and shifted, then noise."""
     count = len(density)
 
     def normal(*shape: int) -> Tensor:

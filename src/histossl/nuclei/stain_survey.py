@@ -1,4 +1,4 @@
-"""What is known of a slide before its nuclei are: tissue, a sample of fields, stains."""
+"""Surveys a slide before its nuclei are found: tissue, a sample of fields, stains."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from histossl.wsi.tissue import TissueMask, find_tissue
 log = logging.getLogger(__name__)
 
 
-_FIELD = 2000.0  # µm: a picture less wide is a field, all of it is looked at
+_FIELD = 2000.0  # µm; a narrower picture is a field, all of which counts as tissue
 
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """How a slide is gone over. Of these only `instances` changes the result, and `fields` and `seed` its statistics.
+    """How a slide is segmented. Only `instances` changes the result, and `fields` and `seed` through the statistics.
 
     Attributes:
-        tile: pixels at the method's mpp, side of what is worked on at once; memory grows with its square, by about 200
+        tile: pixels at the method's mpp, side of a tile; memory grows with its square, by about 200
             bytes a pixel and process.
-        halo: pixels around it that are looked at too; larger than any nucleus and than what the network sees.
+        halo: pixels around a tile that are read too; larger than any nucleus and than the network's receptive field.
         fields: squares of 256 pixels that stain statistics are taken from.
-        seed: of their places.
-        instances: how confidence becomes nuclei.
+        seed: seed of their coordinates.
+        instances: how nuclei are separated.
     """
 
     tile: int = 1024
@@ -51,7 +51,7 @@ class SegmentSettings:
 
 @dataclass(frozen=True)
 class StainSurvey:
-    """What is known about a slide before its nuclei are.
+    """What is known about a slide before its nuclei are found.
 
     Attributes:
         path: of the slide.

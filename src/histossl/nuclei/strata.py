@@ -1,4 +1,4 @@
-"""Which nuclei are found: recall by the area and by the darkness of the true nucleus."""
+"""Recall by the area and by the darkness of the true nucleus."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class Group:
     Attributes:
         by: area or darkness.
         low, high: µm², or units of the image's median nucleus; low <= value < high.
-        nuclei: how many there are.
+        nuclei: number of true nuclei.
         recall: share matched at IoU > 0.5.
-        missed: share of which less than a tenth is covered by any prediction.
+        missed: share of nuclei that predictions cover by less than a tenth.
     """
 
     by: str

@@ -1,4 +1,4 @@
-"""The tiles of a slide, row by row: read somewhere, through the network here, parted and outlined somewhere."""
+"""Segments the tiles of a slide, row by row: workers read and outline, the network runs in this process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from histossl.nuclei.stain_survey import StainSurvey
 
 _SQUARE = 256  # pixels
-_SQUARES = 32  # that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
+_SQUARES = (
+    32  # squares that are kept for the next tile, 6 MB; a tile of the default size touches five or six in each column
+)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What a square of a slide owns, and what is read for it; (x0, y0, x1, y1) in pixels at the method's mpp."""
+    """The core of a tile, and the rectangle that is read for it; (x0, y0, x1, y1) in pixels at the method's mpp."""
 
     core: tuple[int, int, int, int]
     read: tuple[int, int, int, int]
@@ -126,24 +128,24 @@ def by_row(
             yield task
 
     do = functools.partial(_do, _Pictures(slide, method.mpp) if slide else None)
-    given, more = 0, True  # rows handed out
+    given, more = 0, True  # rows that were yielded
     while more:
         for task, answer in executor.map(do, tasks()):
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, Nuclei):
                 found[task.row].append((task.tile, answer))
-                # All of the rows before are complete, for tiles come back in order.
+                # All rows before are complete, since tiles come back in order.
                 while given < task.row:
                     yield _taken(found, given)
                     given += 1
             else:
                 assert known.stains is not None
-                # A byte is fine enough for a confidence, and a fourth of what travels.
+                # A byte is fine enough for a confidence, and a quarter of the data to send.
                 confidence = np.rint(method.confidence(answer, known.stains, context) * 255).astype(np.uint8)
                 about = (known.stains, method.mpp, settings, _inside(task.tile), method.learned, task.tile.read[:2])
                 parts.append(_Part(task.row, task.tile, (answer, confidence, *about)))
-        more = bool(parts)  # that the network gave after the last tile was read
+        more = bool(parts)  # outlines are left to do after the last tile was read
     for k in range(given, len(rows)):
         yield _taken(found, k)
 
@@ -166,7 +168,7 @@ def _taken(found: list[list[tuple[Tile, Nuclei]]], k: int) -> list[tuple[Tile, N
 
 
 def _inside(tile: Tile) -> tuple[int, int, int, int]:
-    """The core in pixels of what was read."""
+    """The core in pixels of the rectangle that was read."""
     left, top = tile.read[:2]
     x0, y0, x1, y1 = tile.core
     return x0 - left, y0 - top, x1 - left, y1 - top
@@ -175,7 +177,7 @@ def _inside(tile: Tile) -> tuple[int, int, int, int]:
 class _Pictures:
     """Pictures of tiles, composed of squares of a fixed grid.
 
-    A resampled pixel is rounded: read as part of different pictures it would not always be the same.
+    Resampled pixels are rounded, so that a pixel can differ between overlapping pictures that are read separately.
     """
 
     def __init__(self, slide: Slide, mpp: float) -> None:
@@ -202,25 +204,25 @@ def segment_rows(
     slide: Slide | None = None,
     done: int = 0,
 ) -> Iterator[tuple[int, int, Nuclei]]:
-    """The nuclei of a slide, a row of tiles after the other.
+    """Find the nuclei of a slide, one row of tiles after the other.
 
-    `executor` reads tiles, a few ahead, and parts and outlines nuclei; the network runs here. A nucleus belongs to the
-    tile that its centroid lies in.
+    `executor` reads tiles, a few ahead, and separates and outlines nuclei; the network runs here. A nucleus belongs to
+    the tile whose core contains its centroid.
 
     Args:
-        known: its survey.
+        known: the survey of the slide.
         method: finds nuclei.
-        settings: how the slide is gone over; the nuclei do not depend on the tile size.
-        executor: answers in order; only a few tiles are under way at any time.
-        slide: open, where `executor` is this process; elsewhere workers open it by its path.
-        done: rows that are left out.
+        settings: settings of the segmentation; the nuclei do not depend on the tile size.
+        executor: runs a few tiles at a time, and returns them in order.
+        slide: the open slide, where `executor` is this process; None where workers open it by its path.
+        done: number of first rows that are left out.
 
     Yields:
         (row, rows in all, its nuclei in level-0 pixels).
 
     Raises:
         SlideError: the slide is damaged.
-        WorkerDied, WorkerHung: a worker did, over one of its tiles.
+        WorkerDied, WorkerHung: a worker died or hung on one of its tiles.
     """
     rows = tile_rows(known, method.mpp, settings.tile, settings.halo)
     if known.stains is None:

@@ -1,4 +1,4 @@
-"""Whether a slide's nuclei are of usual size: a wrong mpp shows in them before it shows anywhere else."""
+"""Checks whether a slide's nuclei have a usual size; a wrong mpp changes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALLEST, LARGEST = 18.0, 75.0
 """µm², between which the usual nucleus of an image lies where the mpp is right: on MoNuSeg's training images `general`
 has 18.9 to 69, but for four that lie below (12.5 to 17.8)."""
 
-_LEAST = 30  # nuclei below which nothing is said
+_LEAST = 30  # nuclei; with fewer the size is not judged
 
 
 def usual_size(parts: Iterable[Nuclei]) -> float:

@@ -47,7 +47,7 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
     with progress_bar("vectors", len(encoded)) as bar:
         for task, answer in executor.map(vectors_of, tasks):
             bar.advance(1)
-            if isinstance(answer, SettingsError):  # an encoder of other features: no slide is to blame
+            if isinstance(answer, SettingsError):  # an encoder of other features: an error of the study, not of a slide
                 raise answer
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
@@ -66,7 +66,7 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
 
 
 def _features_made(study: Study, rows: list[Row]) -> list[list[str]]:
-    """What the vectors depend on beside the encoder: each slide, its features, and what users wrote about it."""
+    """What the vectors depend on besides the encoder: each slide, its features, and what users wrote about it."""
     return [
         [row["slide_id"], row["patient_id"], str(fingerprints.fingerprint_of(study.features(row["slide_id"])))]
         + [f"{name}={text}" for name, text in row.items() if name not in COLUMNS and text]

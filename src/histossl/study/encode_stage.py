@@ -1,7 +1,7 @@
 """The stages of a study, in order; each is a command, and `run` is all of them.
 
 Every stage reads what the one before has written into the study's folder, keeps what exists, makes what is missing,
-and returns how many things it had to leave out.
+and returns the number of slides or labels that it left out.
 """
 
 from __future__ import annotations
@@ -142,14 +142,14 @@ def _encoded_row(step: Step) -> Row:
 def _to_encode(
     study: Study, rows: list[Row], tile: TileSpec, encoder: TileEncoder, settings: EncodeSettings
 ) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
-    """(The slides that are not encoded, the changes of rows that are not true of what stands)."""
-    stand, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
+    """(The slides that are not encoded, the changes of rows that contradict the files)."""
+    exists, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
     jobs, changes = [], []
     for row in rows:
         if row["status"] == "failed":
             continue
         name = row["slide_id"]
-        there = stand("features", f"{name}.h5") and (not settings.views or stand("views", name))
+        there = exists("features", f"{name}.h5") and (not settings.views or exists("views", name))
         if there and row["status"] == "encoded" and row["made"].endswith(key):
             continue
         job = EncodeJob(

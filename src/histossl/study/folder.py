@@ -1,4 +1,4 @@
-"""The folder of a study: its files, what is done, and what comes next."""
+"""The folder of a study: its files and its state."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _SHOWN = 10  # rows of a study that a notebook shows
 class Study(SharedTable):
     """The paths of all files of a study; makes the folder where there is none.
 
-    Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is the
-    fingerprint of the products, `note` is for readers of the file, `content` the fingerprint of the slide's file, which
-    identifies a slide that was moved.
+    Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is
+    the fingerprint of the products, `note` is for readers of the file, `content` is the fingerprint of the slide's
+    file, which identifies a slide that was moved.
 
     Args:
         folder: of the study.
@@ -51,7 +51,7 @@ class Study(SharedTable):
 
     @property
     def sources(self) -> list[Study]:
-        """Where its slides were shown by several tile encoders or at several magnifications: a study of each."""
+        """One study for each source (tile encoder or magnification); empty where the study has no sources."""
         numbers = [
             int(path.name[7:])
             for path in self.folder.glob("source-*")
@@ -74,7 +74,7 @@ class Study(SharedTable):
         return f"Study({str(self.folder)!r}, {self._told()})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the counts, and the first rows of slides.csv."""
+        """HTML for notebooks: the counts, and the first rows of slides.csv."""
         rows = self.slides()
         shown = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
         head = "".join(f"<th>{name}</th>" for name in shown)
@@ -85,7 +85,7 @@ class Study(SharedTable):
         return f"{title}<table><tr>{head}</tr>{body}</table>{more}" if rows else title
 
     def _told(self) -> str:
-        """How many slides are in which state, and what has been made of them."""
+        """The number of slides in each state, and the products that exist."""
         counts = Counter(row["status"] for row in self.slides())
         told = ", ".join(f"{count} {status or 'not inspected'}" for status, count in counts.items())
         products = (self.tile_encoder, self.slide_encoder, self.embeddings, self.report)
@@ -156,8 +156,8 @@ class Study(SharedTable):
         everything = self.settings()
         if everything.get(stage) == resolved:
             return
-        stands = any(product.iterdir()) if product.is_dir() else product.exists()
-        if stands and stage in everything:
+        exists = any(product.iterdir()) if product.is_dir() else product.exists()
+        if exists and stage in everything:
             changed = differences(everything[stage], resolved)
             if changed:
                 way_out = f"use another --out, or remove {product} to make it anew"
@@ -199,7 +199,8 @@ class Study(SharedTable):
         path = self.folder / "predictions.csv"
         rows = tables.read_rows(path) if path.exists() else []
         told = {row["slide_id"]: row.get("patient_id") or "" for row in rows if "slide_id" in row}
-        told = {slide: patient for slide, patient in told.items() if patient != slide}  # as the probe has the unknown
+        # The probe uses the slide as its patient where none is known.
+        told = {slide: patient for slide, patient in told.items() if patient != slide}
         told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
         return {slide: patient for slide, patient in told.items() if patient}
 
@@ -242,7 +243,7 @@ def slide_names(paths: list[Path]) -> list[tuple[str, str]]:
     Returns:
         (slide_id, complaint) of each file; the complaint is "" unless two files share a name.
     """
-    # Some file systems hold names that differ by case alone to be the same.
+    # Some file systems ignore case in names.
     of_name: dict[str, list[Path]] = {}
     for path in paths:
         of_name.setdefault(path.stem.casefold(), []).append(path)

@@ -15,16 +15,16 @@ from histossl.study.folder import COLUMNS, Row
 from histossl.wsi.content import chosen_picture, content_of
 from histossl.wsi.folders import lies_in
 
-NOT_OURS = "not read: "  # how complaints begin that no opening of the slide can mend
+NOT_OURS = "not read: "  # prefix of complaints that another attempt to open the slide cannot resolve
 
 
 @dataclass
 class Merged:
-    """The rows of a study for the slides at hand.
+    """The rows of a study, with those of the slides that were found first.
 
     Attributes:
-        rows: those of the slides at hand in their order, then those of slides elsewhere, then those of slides gone.
-        said: one line each for slides that were found again elsewhere, copies, and names that are there twice.
+        rows: of the slides that were found, in order, then of slides elsewhere, then of slides that are gone.
+        said: one line each for slides that were moved, copies, and names that occur twice.
     """
 
     rows: list[Row]
@@ -63,7 +63,7 @@ def merge(known: Sequence[Row], paths: Iterable[Path], study: Path) -> Merged:
 class _Merge:
     def __init__(self, known: Sequence[Row], study: Path) -> None:
         self._by_path = _unique([dict(row) for row in known if not lies_in(Path(row["path"]), study)])
-        self._of: dict[Path, Row] = {}  # file at hand -> its row
+        self._of: dict[Path, Row] = {}  # file that was found -> its row
         self._new: list[Path] = []
         self._order: list[Path] = []
         self._elsewhere: list[Row] = []
@@ -72,7 +72,7 @@ class _Merge:
         self._said: list[str] = []
 
     def claim(self, paths: list[Path]) -> None:
-        """Give each file the row that names it; sort the other rows by whether their file is there."""
+        """Give each file the row that names it; sort the other rows by whether their file exists."""
         files = {str(chosen_picture(Path(text))[0]): row for text, row in self._by_path.items()}
         self._order = list(paths)
         for path in paths:
@@ -87,7 +87,7 @@ class _Merge:
         self._same_file()
 
     def _same_file(self) -> None:
-        """A folder that is reached by another way, by a link or a mount, holds the same slides."""
+        """Match files by identity: a folder that is reached through a link or another mount has the same slides."""
         if not (self._new and self._elsewhere):
             return
         real = {os.path.realpath(chosen_picture(Path(row["path"]))[0]): row for row in self._elsewhere}
@@ -132,7 +132,7 @@ class _Merge:
         return found
 
     def _take(self, row: Row, path: Path) -> None:
-        """Make a file that of a row; of several pictures the one that was chosen stays chosen."""
+        """Assign a file to a row; a chosen picture of several stays chosen."""
         _, picture = chosen_picture(Path(row["path"]))
         renamed = folded(path.stem) != folded(_stem(row))
         if renamed:
@@ -143,7 +143,7 @@ class _Merge:
         self._of[path] = row
 
     def name(self) -> None:
-        """Name every slide; what has the name and the content of another one is a copy of it."""
+        """Name every slide; a file with the name and the content of another one is a copy of it."""
         standing: dict[str, list[Row]] = defaultdict(list)
         for row in (*self._of.values(), *self._elsewhere, *self._gone):
             standing[folded(_stem(row))].append(row)
@@ -230,7 +230,7 @@ def _unique(rows: list[Row]) -> dict[str, Row]:
     """Rows by path.
 
     Raises:
-        StudyError: two name one file, and users wrote different things into them.
+        StudyError: two rows name one file, and users wrote different values into them.
     """
     found: dict[str, Row] = {}
     for row in rows:

@@ -28,7 +28,7 @@ from histossl.wsi.tissue import TissueSettings
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """How tissue is found and tiles are laid: the settings of `inspect`."""
+    """How tissue is found and tiles are placed: the settings of `inspect`."""
 
     tissue: TissueSettings
     tile: TileSpec
@@ -70,18 +70,18 @@ def inspect_slides(
         rows = _with_passed(merged.rows, found)
         if rows != known:
             study.write_slides(rows)
-    laying, stand = inspect_fingerprint(tissue, tile), ExistingProducts(study)
+    laying, exists = inspect_fingerprint(tissue, tile), ExistingProducts(study)
     jobs: list[tuple[Row, SurveyJob]] = []
     wrong: list[tuple[Row, Row]] = []
     for row in rows:
         mpp, no_number = _number(row["mpp"])
         if no_number:
             wrong.append((row, failure(f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")))
-        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, stand):
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, exists):
             name, path = row["slide_id"], Path(row["path"])
             job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
             jobs.append((row, replace(job, content=row["content"])))
-    # Before the first product is replaced: what a row says of it does not outlive it.
+    # Before the first product is replaced: a row must not describe a product that no longer exists.
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
     ledger.write("check", wrong)
     _survey(ledger, jobs, workers)
@@ -109,7 +109,7 @@ def _with_passed(rows: list[Row], found: Found) -> list[Row]:
 
 
 def _said(found: Found) -> list[str]:
-    """What lies there beside the slides, in a few lines."""
+    """Notes on the other files in the folder, in a few lines."""
     said = []
     if found.passed:
         kinds = Counter(path.suffix.lower() or "no ending" for path in found.passed)
@@ -148,7 +148,7 @@ def suspicions(rows: Sequence[Row]) -> list[str]:
 
 
 class ExistingProducts:
-    """The products of a study by name, read once: to list 100,000 files is quicker than to ask for each."""
+    """The products of a study by name, read once: to list 100,000 files is faster than to query each."""
 
     def __init__(self, study: Study) -> None:
         self._names = {room: _names(study.folder / room) for room in ("qc", "tiles", "features", "views")}
@@ -166,7 +166,7 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts) -> bool:
+def _surveyed(row: Row, mpp: float | None, laying: str, exists: ExistingProducts) -> bool:
     """Whether a slide's tiles exist, made of the same file with these settings and this mpp."""
     if mpp is None or row["status"] == "failed":
         return False
@@ -175,7 +175,7 @@ def _surveyed(row: Row, mpp: float | None, laying: str, stand: ExistingProducts)
     except HistosslError:
         return False
     name = row["slide_id"]
-    return row["made"].partition("-")[0] == made and stand("qc", f"{name}.jpg") and stand("tiles", f"{name}.h5")
+    return row["made"].partition("-")[0] == made and exists("qc", f"{name}.jpg") and exists("tiles", f"{name}.h5")
 
 
 def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:
@@ -184,7 +184,8 @@ def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executo
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
-                    known = {"content": job.content or _content(job.path)}  # known again once it is put right
+                    # With it the slide keeps its identity once the file is repaired.
+                    known = {"content": job.content or _content(job.path)}
                     shift.finish(job.slide_id, failure(failure_reason(answer, job.path)) | known)
                 else:
                     found = {name: str(value) for name, value in vars(answer).items()}

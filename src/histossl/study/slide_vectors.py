@@ -1,4 +1,4 @@
-"""Features of tiles in, a slide encoder and vectors of slides out, for Python without a study: `pretrain`, `embed`."""
+"""Trains slide encoders and embeds slides in Python, without a study: `pretrain`, `embed`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def pretrain(
     """Train a slide encoder on the features of slides, without labels: two views of a slide should agree.
 
     Args:
-        features: of two slides or more, from `encode`; or whatever `read_features` opens.
-        out: a folder for the encoder, which `SlideEncoder.load` reads back; a training that was interrupted goes on
+        features: features of two slides or more, from `encode`; or anything that `read_features` opens.
+        out: a folder for the encoder, which `SlideEncoder.load` reads back; a training that was interrupted resumes
             from the checkpoints in `logs` beside it. None writes no file.
         device: auto, cpu or cuda.
         **settings: of `PretrainSettings`, such as `epochs=200`, `batch=256`, `seed=0`; those in groups as
@@ -69,17 +69,17 @@ def embed(
     device: str = "auto",
     **settings: Any,
 ) -> AnnData:
-    """One vector a slide.
+    """Embed slides: one vector per slide.
 
     Args:
-        features: from `encode`, of the tile encoder that `encoder` learned from; or whatever `read_features` opens.
+        features: from `encode`, of the tile encoder that `encoder` was trained on; or as `read_features` opens.
         encoder: from `pretrain`, or the folder of one, such as STUDY/slide-encoder.
-        baselines: whether the two vectors that the learned one has to beat are made too.
+        baselines: whether the vectors of the two baselines are made too.
         device: auto, cpu or cuda.
         **settings: of `EmbedSettings`, such as `views=50`, `seed=0`.
 
     Returns:
-        X: (slides, d) float32, of length 1 each. obs: a row a slide, index slide_id. obsm: with `baselines`
+        X: (slides, d) float32, of length 1 each. obs: one row per slide, index slide_id. obsm: with `baselines`
         `mean_pooling`, the mean of the tiles' features, and `untrained_encoder`. uns: all settings.
 
     Raises:

@@ -15,8 +15,8 @@ from histossl.execution.claims import Claim, Claims
 from histossl.execution.journal import Line, caught_up, lines_since
 from histossl.study.folder import existing_study
 
-WINDOW = timedelta(minutes=10)  # that the rate is measured over
-_MOST = 2**20  # bytes of the log that are read for it
+WINDOW = timedelta(minutes=10)  # the rate is measured over it
+_MOST = 2**20  # bytes at the end of the log that are read
 _SHOWN = 5  # failures that are listed
 
 
@@ -91,7 +91,7 @@ def _time(line: Line) -> datetime:
 
 
 def status(study: Path) -> int:
-    """What is done, failed and left of a study, which runs work on it, how fast, and how long it will take.
+    """Show what is done, failed and left of a study, which runs work on it, their speed, and the time left.
 
     Args:
         study: the folder of the study; it may be in use, and its results are only read.

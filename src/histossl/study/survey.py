@@ -1,4 +1,4 @@
-"""A slide in; its row of slides.csv, the places of its tiles and a picture to check them out."""
+"""Surveys a slide: its row of slides.csv, the coordinates of its tiles, and a picture to check them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class SurveyJob:
     """What a worker needs to survey one slide: paths and settings, never open files.
 
     Attributes:
-        slide_id: the name of its outputs.
-        path: of the slide.
-        mpp: the user's word (slides.csv), or None to ask the file.
-        mpp_default: for a file that carries none, or None.
-        tissue, tile: how tissue is found and tiles are laid.
-        tiles_path, qc_path: where the results go.
+        slide_id: name of the slide and of its outputs.
+        path: the file of the slide.
+        mpp: the user's value (slides.csv), or None to read it from the file.
+        mpp_default: value for a file that has none, or None.
+        tissue, tile: how tissue is found and tiles are placed.
+        tiles_path, qc_path: the files to write.
         content: fingerprint of the file when it was last surveyed, or "".
     """
 
@@ -44,7 +44,7 @@ class SurveyJob:
 
 @dataclass(frozen=True)
 class SlideSurvey:
-    """What was found: cells of the slide's row in slides.csv."""
+    """The result of a survey: cells of the slide's row in slides.csv."""
 
     mpp: float
     width: int

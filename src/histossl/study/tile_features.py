@@ -1,4 +1,4 @@
-"""Slides in, features of tiles out, for Python without a study: `encode`, `read_features`, `pretrain_tiles`."""
+"""Encodes slides in Python, without a study: `encode`, `read_features`, `pretrain_tiles`."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class CohortFeatures(Mapping[str, TileFeatures]):
     level-0 pixels.
 
     Attributes:
-        rows: of each slide what slides.csv has: slide_id, path, mpp, width, height, tiles.
-        sources: of each slide where its features and augmented views lie.
+        rows: one row per slide, as in slides.csv: slide_id, path, mpp, width, height, tiles.
+        sources: the files of the features and augmented views of each slide.
         failed: slide_id -> why that slide was left out.
-        settings: of the stages that made the features, by stage.
+        settings: settings of the stages that made the features, by stage.
         start: weights that a slide encoder may begin with, or None.
-        keeps: what must live as long as the features: a temporary folder.
+        keeps: an object that must live as long as the features: a temporary folder.
     """
 
     rows: tuple[Row, ...]
@@ -111,12 +111,12 @@ def encode(
         slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
         encoder: of tiles, from `load_encoder` or `pretrain_tiles`, or a name that `load_encoder` takes; "self" trains
             one on these very slides, without labels.
-        tile: how tiles are laid.
+        tile: how tiles are placed.
         out: a folder for the features, which `read_features` opens again; what exists there is not encoded twice. None
             keeps them in a temporary folder as long as the result is in use.
         tissue: how tissue is found.
-        mpp: µm per level-0 pixel of all slides; goes before what the files say.
-        mpp_default: taken only for files that carry none.
+        mpp: µm per level-0 pixel of all slides; overrides the files.
+        mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
         device: auto, cpu or cuda.
         **settings: of `EncodeSettings`, such as `views=50`, the number of augmented views that `pretrain` learns from;
@@ -167,11 +167,11 @@ def pretrain_tiles(
 
     Args:
         slides: the path of a slide, a folder that is searched with its subfolders, or several paths.
-        tile: how tiles are laid.
+        tile: how tiles are placed.
         out: a folder for the encoder, which `load_encoder` reads back; None writes no file.
         tissue: how tissue is found.
-        mpp: µm per level-0 pixel of all slides; goes before what the files say.
-        mpp_default: taken only for files that carry none.
+        mpp: µm per level-0 pixel of all slides; overrides the files.
+        mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
         device: auto, cpu or cuda.
         **settings: of `TileTrainSettings`, such as `method="moco"`.
@@ -233,7 +233,7 @@ def _opens_in_place(file: Path) -> bool:
 
 
 def _of_arrays(cohort: dict[str, TileFeatures]) -> CohortFeatures:
-    """Features in memory as files in a temporary folder, which all that follows reads."""
+    """Write features in memory to files in a temporary folder, since all later stages read files."""
     if not cohort:
         raise FileFormatError("no slides with features", "pass one slide or more")
     keeps, folder = _folder(None)
@@ -254,7 +254,7 @@ def _hash(values: NDArray) -> str:
 
 
 def _folder(out: str | Path | None) -> tuple[Any, Path]:
-    """What keeps a temporary folder alive, and the folder."""
+    """The object that keeps a temporary folder alive, and the folder."""
     if out is not None:
         return None, Path(out).absolute()
     keeps = tempfile.TemporaryDirectory(prefix="histossl-", ignore_cleanup_errors=True)
@@ -278,7 +278,7 @@ def _lay_tiles(
     mpp: tuple[float | None, float | None],
     readers: Workers | ThreadExecutor,
 ) -> tuple[list[TileSource], dict[str, str]]:
-    """The slides whose tiles are laid, and why the others are not: slide_id -> reason."""
+    """The slides with tiles, and why the others have none: slide_id -> reason."""
     given = [slides] if isinstance(slides, str | Path) else list(slides)
     paths = [file for path in map(Path, given) for file in (find_slides(path) if path.is_dir() else [path])]
     if not paths:
@@ -354,13 +354,13 @@ def _encode(
 def _source(folder: Path, slide_id: str) -> SlideSource:
     """The features of a slide, and its views where they were made with these features."""
     features, views = folder / "features" / f"{slide_id}.h5", folder / "views" / slide_id
-    stand = fingerprints.fingerprint_of(views)
-    stale = stand is not None and stand != fingerprints.fingerprint_of(features)
+    known = fingerprints.fingerprint_of(views)
+    stale = known is not None and known != fingerprints.fingerprint_of(features)
     return SlideSource(slide_id, features, folder / "no-views" / slide_id if stale else views)
 
 
 def _rows(sources: Iterable[SlideSource], known: list[TileSource]) -> tuple[Row, ...]:
-    """Of each slide what slides.csv would have."""
+    """One row per slide, as in slides.csv."""
     slides, rows = {source.slide_id: source for source in known}, []
     for source in sources:
         tiles, slide = read_tiles_of(source.features), slides.get(source.slide_id)

@@ -35,7 +35,7 @@ def picture_slide(image: NDArray[Any], mpp: float, name: str = "image") -> Slide
     """A picture in memory as a slide.
 
     Args:
-        image: (H, W, 3) RGB or (H, W, 4) RGBA, which is composed on white; uint8, uint16 (full range) or floats in
+        image: (H, W, 3) RGB or (H, W, 4) RGBA, which is blended with white; uint8, uint16 (full range) or floats in
             [0, 1].
         mpp: µm per pixel.
         name: name of the slide, for messages.

@@ -162,12 +162,12 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder.
+    """The result of a search for slides below a folder.
 
     Attributes:
-        slides: files that are read, sorted by path.
-        passed: file that is not read and may be meant -> why, as the end of a sentence; sorted by path.
-        links: link -> the slide that it leads to, which is among the slides by its own name.
+        slides: files that can be read, sorted by path.
+        passed: file that is not read but may be a slide -> reason, as the end of a sentence; sorted by path.
+        links: link -> the slide that it leads to, which is listed under its own name.
         others: files of other kinds that are not slides, counted by their ending.
     """
 
@@ -264,7 +264,7 @@ def _files(folder: Path, ours: Path | None) -> Iterator[tuple[str, Path]]:
         if below and (real == study or is_ours(root)):
             folders[:] = []
             continue
-        if real == study or is_ours(root):  # the slides lie in the study's own folder
+        if real == study or is_ours(root):  # the slides are in the study's own folder
             folders[:] = [name for name in folders if name not in _ROOMS and not name.startswith("source-")]
             names = [name for name in names if name != "hits.jpg"]
         mirax = {name[:-5] for name in names if name.lower().endswith(".mrxs")}
@@ -274,7 +274,7 @@ def _files(folder: Path, ours: Path | None) -> Iterator[tuple[str, Path]]:
 
 
 def _pass_over(file: Path, kind: str, found: Found) -> None:
-    """Count a file that is not read; one that may be a slide with the reason."""
+    """Count a file that is not read; keep the reason where it may be a slide."""
     if kind in _UNREAD:
         inner = Path(file.stem).suffix.lower()
         archive = kind in (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
@@ -324,7 +324,7 @@ def is_slide_kind(path: Path) -> bool:
 
 
 def _is_first(path: Path, series: set[bytes]) -> bool:
-    """Whether a DICOM file is the first that was met of its series."""
+    """Whether a DICOM file is the first one found of its series."""
     uid = _dicom_series(path)
     if uid in series:
         return False

@@ -1,4 +1,4 @@
-"""How many µm a pixel is wide: read from whichever field of a file states it, and never guessed."""
+"""Finds the µm per pixel of a slide, in any field of a file that states it; it is never guessed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def stated_mpp(path: Path, properties: dict[str, str], default: float | None) ->
     """
     tags = _tag_mpp(properties)
     for name, stated in _statements(properties):
-        # Readers fill their field from the resolution tags too: then it says no more than these.
+        # Readers fill their field from the resolution tags too: then it adds nothing to these.
         if tags is not None and _alike(stated, tags, 1e-3):
             continue
         for value in stated:
@@ -105,12 +105,12 @@ def _statements(properties: dict[str, str]) -> list[tuple[str, tuple[float, floa
 
 
 def _unit(name: str) -> float | None:
-    """µm of a unit of length, however it is spelt or misspelt."""
+    """µm of a unit of length, in any spelling or misspelling."""
     return _MICROMETRES.get(name.strip().casefold())
 
 
 def _ome_mpp(properties: dict[str, str]) -> tuple[float | None, float | None]:
-    if "ome.Name" in properties:  # the reader knows which of several images is meant
+    if "ome.Name" in properties:  # the reader knows which of several images was chosen
         attributes = {name[4:]: value for name, value in properties.items() if name.startswith("ome.")}
     else:
         images = ome_images(properties.get("tiff.ImageDescription", ""))

@@ -41,7 +41,7 @@ from histossl.wsi.values import (
 class PlainReader:
     """A picture as a slide of one level: decoded at the first read, and kept until the slide is closed.
 
-    Of a TIFF with several pictures it is the largest, or the one that the path names. Turned as its orientation tag
+    In a TIFF with several pictures it is the largest, or the one that the path names. Turned as its orientation tag
     says; values of 16 bits are read with the depth that the camera had.
     """
 
@@ -94,12 +94,12 @@ class PlainReader:
         return self._pixels[y : y + height, x : x + width], float(x), float(y)
 
     def close(self) -> None:
-        """Give back the file and all memory."""
+        """Close the file and free all memory."""
         self.__dict__.pop("_pixels", None)
 
 
 def _picture_header(path: Path) -> tuple[Size, dict[str, str], int, str]:
-    """Size as stored, properties, orientation, and what is to be said."""
+    """Size as stored, properties, orientation, and a note."""
     try:
         picture = _opened(path)
     except UnidentifiedImageError as error:
@@ -120,12 +120,12 @@ def _picture_header(path: Path) -> tuple[Size, dict[str, str], int, str]:
 
 def _opened(path: Path) -> Image.Image:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PLAIN_PIXELS is ours
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PLAIN_PIXELS replaces Pillow's limit
         return Image.open(path)
 
 
 def _decode_picture(path: Path, page: int = 0) -> tuple[NDArray[np.uint8], str]:
-    """The pixels as stored, and what is to be said of their depth."""
+    """The pixels as stored, and a note on their depth."""
     with _opened(path) as picture:
         if page:
             picture.seek(page)
@@ -204,7 +204,7 @@ def _decode_tiff(path: Path) -> tuple[NDArray[np.uint8], str]:
 
 
 def _to_eight_bits(pixels: NDArray[Any], stated: int | None = None) -> tuple[NDArray[np.uint8], str]:
-    """Pixels of any depth as eight bits, and what is to be said of it."""
+    """Pixels of any depth as eight bits, and a note on the depth."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255), ""
     if pixels.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Drawings on matplotlib axes in level-0 pixels, so that a slide, its tiles and its nuclei fit on each other."""
+"""Drawings on matplotlib axes in level-0 pixels, so that a slide, its tiles and its nuclei share the same axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all readers of slides share: levels, refusals, and the pixels of any file as opaque RGB."""
+"""Shared by all readers of slides: levels, errors, and the conversion of pixels to opaque RGB."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_PLAIN_PIXELS = 2**27
 """A plain picture is held in memory whole; a larger one is refused."""
 
 MAX_TILE_PIXELS = 2**26
-"""A tile is decoded whole; one that says it is larger would take the process down that reads it."""
+"""A tile is decoded whole; a larger one could exhaust the memory of the process."""
 
 EIGHT_BITS = "save it as RGB with 8 bits a channel"
 
-# What the readers and the codecs below them raise on files that are cut short, damaged or of another kind.
+# Errors that readers and codecs raise on files that are cut short, damaged or of another kind.
 FILE_ERRORS = (
     tifffile.TiffFileError,
     OSError,
@@ -46,12 +46,12 @@ FILE_ERRORS = (
 
 
 class Refused(Exception):
-    """A reader does not take a file that may be another one's; the text is empty where that is no news."""
+    """A reader does not take a file that another one may read; the text is empty where it need not be reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of a pyramid: its size in its own pixels, and how many level-0 pixels one of them is wide."""
+    """One level of a pyramid: its size in its own pixels, and the width of one of them in level-0 pixels."""
 
     size: Size
     downsample: float

@@ -35,7 +35,7 @@ from histossl.wsi.values import ORIENTATION, orientation_of
 
 __all__ = ["FILE_ERRORS", "MAX_PLAIN_PIXELS", "READERS", "Level", "Reader", "Refused", "check_tiff", "describe_error"]
 
-# It logs what it then raises, or what check_tiff finds.
+# Its log repeats errors that it raises, or that check_tiff finds.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -74,7 +74,7 @@ class Reader(Protocol):
 
 
 _ABUTTING = ("aperio", "generic-tiff")  # vendors whose tiles neither overlap nor are placed one by one
-_APART = 8  # of 255, on average: what a blur changes; other colours or another place change more
+_APART = 8  # of 255, on average: a blur changes less, other colours or another region change more
 
 
 class OpenSlideReader:
@@ -96,7 +96,7 @@ class OpenSlideReader:
         self.vendor = self.properties.get("openslide.vendor", "unknown")
         if self.vendor == "generic-tiff" and "<OME" in self.properties.get("tiff.ImageDescription", ""):
             slide.close()
-            raise Refused  # it would see the first channel of the first level only
+            raise Refused  # it would read the first channel of the first level only
         self.levels = tuple(
             Level(Size(*size), down) for size, down in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         )
@@ -121,7 +121,7 @@ class OpenSlideReader:
             (height, width, 3) uint8 RGB and the true corner (x, y).
         """
         if self._agrees(level):
-            with suppress(*FILE_ERRORS):  # OpenSlide says better what is wrong
+            with suppress(*FILE_ERRORS):  # OpenSlide gives the better error
                 return self._tiles.read(level, x, y, width, height), float(x), float(y)
         return self._composed(level, x, y, width, height)
 
@@ -132,7 +132,7 @@ class OpenSlideReader:
     def _agrees(self, level: int) -> bool:
         """Whether a level's fullest tile, read by itself, shows what OpenSlide shows there.
 
-        At levels whose downsample is no whole number OpenSlide blurs, so colours need not be equal.
+        At levels whose downsample is not a whole number OpenSlide blurs, so colours need not be equal.
         """
         if level not in self._direct:
             self._direct[level] = False
@@ -154,7 +154,7 @@ class OpenSlideReader:
             self._slide = self._open()
             raise OSError(str(error)) from error
         if picture.getchannel("A").getextrema()[0] == 255:
-            picture = picture.convert("RGB")  # Pillow drops what is opaque three times as fast as NumPy
+            picture = picture.convert("RGB")  # Pillow drops the opaque alpha channel three times as fast as NumPy
         return on_white(np.asarray(picture)), corner[0] / down, corner[1] / down
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class TiffSlideReader:
         import tiffslide
 
         with ExitStack() as stack, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of every vendor that it knows in part only
+            warnings.simplefilter("ignore")  # it warns of every vendor that it supports only in part
             slide = stack.enter_context(tiffslide.TiffSlide(path))
             properties = slide.properties
             series = slide.ts_tifffile.series[properties["tiffslide.series-index"]]
@@ -207,7 +207,7 @@ class TiffSlideReader:
             (height, width, 3) uint8 RGB, x and y.
         """
         full, own = self.levels[0].size, self.levels[level].size
-        # It floors x * own / full: the least level-0 position of the pixel that we mean.
+        # tiffslide floors x * own / full: this is the least level-0 coordinate of the requested pixel.
         corner = -(-x * full.width // own.width), -(-y * full.height // own.height)
         pixels = self._slide.read_region(corner, level, (width, height), as_array=True)
         return on_white(pixels), float(x), float(y)
@@ -219,7 +219,7 @@ class TiffSlideReader:
 def _only_picture(path: Path, levels: tuple[Level, ...], number: int | None) -> bool:
     """Whether a library reads the one picture of a TIFF, upright and with all of its levels.
 
-    Where there are others, it may have taken the first for the slide, and the first one's mpp for the slide's.
+    Where there are others, it may have taken the first one, and its mpp, for the slide's.
     """
     if number is not None or not is_tiff(path):
         return False
@@ -280,7 +280,7 @@ _TIFF_TAGS = {256: "width", 257: "height", 270: "description", 273: "list of str
 
 
 def _lost_tags(page: Any, file: Any, form: Any) -> list[int]:
-    """Which of _TIFF_TAGS a directory has and tifffile could not read: it leaves these out without a word."""
+    """Which of _TIFF_TAGS a directory has and tifffile could not read: it leaves these out silently."""
     file.seek(page.offset)
     count = struct.unpack(form.tagnoformat, file.read(form.tagnosize))[0]
     entries = file.read(count * form.tagsize)

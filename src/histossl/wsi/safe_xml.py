@@ -1,4 +1,4 @@
-"""XML from files of unknown origin: read by a parser that takes no document types, so that no entity is expanded."""
+"""Reads XML from files of unknown origin; the parser refuses document types, so that no entity is expanded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xml.parsers import expat
 
 
 class XmlRefused(Exception):
-    """A text is no XML, or declares a document type."""
+    """A text is not XML, or declares a document type."""
 
 
 @dataclass
@@ -17,7 +17,7 @@ class OmeImage:
     Attributes:
         name: of the image.
         pixels: attributes of its Pixels element.
-        ifds: pages of the file that hold it, counted from 0, where it says so.
+        ifds: pages of the file that hold it, counted from 0, where stated.
     """
 
     name: str = ""

@@ -37,7 +37,9 @@ __all__ = ["EXTENSIONS", "MPP_RANGE", "Level", "Slide", "find_slides", "open_sli
 _BLOCK = 2048
 """Side in level pixels of what one step of a read decodes: bounds the memory of a thumbnail of a one-level slide."""
 
-_SHOWN = 8192  # pixels of the coarsest level's longer side, above which a notebook shows no thumbnail by itself
+_SHOWN = (
+    8192  # pixels of the coarsest level's longer side; above it a notebook shows no thumbnail, which would take long
+)
 
 _LARGEST = 10**6  # pixels of a side; a glass slide of 75 mm has less than 10**6 at the finest mpp that is in use
 
@@ -67,11 +69,11 @@ class Slide:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was read otherwise than the file may mean it, a sentence each; of plain pictures known once read."""
+        """Notes on how the file was interpreted, a sentence each; those of plain pictures exist after a read."""
         return tuple(getattr(self._reader, "notes", ()))
 
     def read(self, region: Region, mpp: float) -> NDArray[np.uint8]:
-        """The picture of a region at `mpp`.
+        """Read the picture of a region at `mpp`.
 
         It is resampled from the nearest finer level by a triangle filter as wide as a pixel of the picture (so it does
         not alias), true to the fraction of a pixel: a pixel does not depend on where the region's edges fall, so parts
@@ -134,7 +136,7 @@ class Slide:
         return draw_picture(self.thumbnail(longest), self.size, self.mpp, self.path.name, ax)
 
     def close(self) -> None:
-        """Give back the file and all memory."""
+        """Close the file and free all memory."""
         self._reader.close()
 
     def __enter__(self) -> Slide:
@@ -215,8 +217,8 @@ def open_slide(path: str | Path, mpp: float | None = None, mpp_default: float | 
 
     Args:
         path: the file.
-        mpp: µm per level-0 pixel; goes before whatever the file says.
-        mpp_default: taken only where the file carries none.
+        mpp: µm per level-0 pixel; overrides the file.
+        mpp_default: used only where the file has none.
 
     Returns:
         The open slide; close it, or use it in a `with`.
@@ -284,7 +286,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise SlideError(path, "is a folder, not a slide")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block forever
             raise SlideError(path, "is no file but a pipe or a device")
         with path.open("rb") as handle:
             empty = not handle.read(1)
@@ -292,7 +294,7 @@ def _check_file(path: Path) -> None:
         raise SlideError(path, f"cannot be opened ({error.strerror})", f"check {path}") from error
     if empty:
         raise SlideError(path, "is empty", "copy the file again")
-    with suppress(*FILE_ERRORS):  # what is no TIFF after all: the readers will say
+    with suppress(*FILE_ERRORS):  # not a TIFF after all: the readers report it
         check_tiff(path)
 
 

@@ -1,4 +1,4 @@
-"""Which of the pictures of a TIFF is the slide, and which of its pages are the levels of that one.
+"""Finds the picture of a TIFF that is the slide, and the pages that are its levels.
 
 A file may begin with a macro, a label or a preview, hold its pyramid the wrong way round, or keep its levels in
 SubIFDs. The slide is the largest picture; its levels are the pages that show the same, smaller.
@@ -20,8 +20,8 @@ from histossl.core.errors import SlideError
 from histossl.wsi.geometry import Size
 from histossl.wsi.safe_xml import OmeImage, ome_images
 
-_APART, _ALIKE = 8.0, 0.5  # of 255, and a correlation: what levels of one picture are nearer than, or above
-_PATCH = 8  # pixels of a level that are compared, at least
+_APART, _ALIKE = 8.0, 0.5  # of 255, and a correlation: levels of one picture differ less, and correlate more
+_PATCH = 8  # least number of pixels of a level that are compared
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Picture:
     Attributes:
         number: from 1, in the order of the file.
         size: of its first level.
-        levels: pages of each level, the largest first: one page, or one a colour.
-        name: what the file calls it.
-        image: what OME-XML says of it, or None.
+        levels: pages of each level, the largest first: one page, or one per colour.
+        name: its name in the file.
+        image: its description in OME-XML, or None.
     """
 
     number: int
@@ -49,7 +49,7 @@ class Picture:
 
     @property
     def depth(self) -> int:
-        """Values a pixel."""
+        """Values per pixel."""
         return len(self.levels[0]) * self.page.samplesperpixel
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def pictures_of(tiff: tifffile.TiffFile) -> list[Picture]:
 
 
 def _stated(tiff: Any) -> list[Picture]:
-    """The pictures as OME-XML names them, or as the planes of one colour picture; none where nothing does."""
+    """The pictures as OME-XML names them, or as the planes of one colour picture; none where neither is stated."""
     images = ome_images(tiff.ome_metadata or "") if tiff.is_ome else []
     found = []
     for series in tiff.series if images or _planes(tiff.series[0]) else ():
@@ -134,7 +134,7 @@ def _smaller(page: Any, whole: Any) -> bool:
     if page.imagewidth >= whole.imagewidth:
         return False
     across, down = whole.imagewidth / page.imagewidth, whole.imagelength / page.imagelength
-    # A level's sides are rounded, so that small ones tell the factor less well.
+    # A level's sides are rounded, so that small ones give the factor less exactly.
     return abs(across - down) <= max(across, down) * 1.01 / min(page.imagewidth, page.imagelength) + 1e-9
 
 
@@ -144,7 +144,7 @@ def _is_level(other: Picture, picture: Picture) -> bool:
         return False
     if not (other.page.is_tiled and picture.page.is_tiled):
         return False
-    if other.page.subfiletype & 1:  # it says so itself
+    if other.page.subfiletype & 1:  # the page is marked as a smaller level
         return True
     try:
         return _shows_the_same(other.page, picture.page)
@@ -153,7 +153,7 @@ def _is_level(other: Picture, picture: Picture) -> bool:
 
 
 def _shows_the_same(small: Any, large: Any) -> bool:
-    """Compare some tiles of the large page with their places on the small one: the fullest, and that in the middle."""
+    """Compare two tiles of the large page with the same regions of the small one: the fullest, and the middle one."""
     across, down = -(-large.imagewidth // large.tilewidth), -(-large.imagelength // large.tilelength)
     counts = large.databytecounts[: across * down]
     return all(_agrees(small, large, index) for index in {int(np.argmax(counts)), down // 2 * across + across // 2})
@@ -168,8 +168,8 @@ def _agrees(small: Any, large: Any, index: int) -> bool:
     left, top = round(x * scale), round(y * scale)
     right, bottom = max(left + 1, round((x + width) * scale)), max(top + 1, round((y + height) * scale))
     if min(right - left, bottom - top) < _PATCH:
-        return True  # too small a place to tell them apart
-    size = (right - left) // 2, (bottom - top) // 2  # coarser than either, so that their filters count for less
+        return True  # too small to distinguish them
+    size = (right - left) // 2, (bottom - top) // 2  # coarser than both, so that their filters matter less
     a, b = (_shrunk(part, size) for part in (_region(small, left, top, right, bottom), tile[:height, :width]))
     if large.dtype == np.uint16:
         a, b = (part * (255 / max(1.0, float(a.max()), float(b.max()))) for part in (a, b))

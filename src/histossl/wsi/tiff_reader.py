@@ -1,4 +1,4 @@
-"""A tiled TIFF of any picture, level and depth, where no library reads the picture that is meant."""
+"""Reads tiled TIFFs of any picture, level and depth, where no library reads the chosen picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from histossl.wsi.raster import Level, Refused, is_tiff, on_white, tiff_properti
 from histossl.wsi.tiff_tiles import CACHE_BYTES
 from histossl.wsi.values import ORIENTATION, depth_of, note_of, orientation_of, scaled, stated_top
 
-_LOOKED_AT = 24  # tiles, to know how many of sixteen bits are used
+_LOOKED_AT = 24  # number of tiles that are read to find how many of sixteen bits are used
 
 
 class TiffReader:
@@ -38,7 +38,7 @@ class TiffReader:
             if not (readable and tiled and page.dtype in (np.uint8, np.uint16) and picture.depth in (1, 2, 3, 4)):
                 raise Refused
             if orientation_of(page.tags.valueof(ORIENTATION)) != 1:
-                raise Refused  # turned upright where it is held in memory whole
+                raise Refused  # `PlainReader` holds the picture in memory and turns it
             self._pages = picture.levels
             self._inverted = kind == "MINISWHITE"
             self.vendor = "generic-tiff"
@@ -54,7 +54,7 @@ class TiffReader:
             self._find_depth(stated_top({tag.code: tag.value for tag in page.tags}, _pixels(picture.image)))
 
     def _find_depth(self, stated: int | None) -> None:
-        """What the sixteen bits mean: by the tags, and by tiles of the first level and all of the last."""
+        """Find the bits in use by the tags, some tiles of the first level and all of the last level."""
         highest = 0
         for level in {0, len(self._pages) - 1}:
             for plane, page in enumerate(self._pages[level]):
@@ -116,7 +116,7 @@ class TiffReader:
         return tile[0]
 
     def close(self) -> None:
-        """Give back the file and all memory."""
+        """Close the file and free all memory."""
         self._tiff.close()
         self._decoded.cache_clear()
 

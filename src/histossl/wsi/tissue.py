@@ -1,4 +1,4 @@
-"""Where on a slide there is tissue."""
+"""Finds the tissue on a slide."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from histossl.wsi.slide import Slide
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is looked at, whatever the slide's size
+_LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is analysed, for slides of any size
 _CROP = 2000.0  # µm: smaller fields have no pen marks, and blood in them would look like red ink
-_INK_TOLD = 0.02  # less of a slide is a dot of a pen, and no news
-_DARK = 12.0  # intensities below are a camera's noise, and have no colour
+_INK_TOLD = 0.02  # share of a slide; less is a dot of a pen, which needs no note
+_DARK = 12.0  # intensities below it are a camera's noise, without colour
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class TissueSettings:
     """How tissue is separated from glass.
 
     Attributes:
-        mpp: µm per pixel of the picture that is looked at.
+        mpp: µm per pixel of the picture that is analysed.
         blur: µm, sigma of the Gaussian before judging: about a nucleus, so that cells merge and noise does not count.
-        threshold: of colour plus texture, in units of optical density; lower takes paler tissue, and more dirt.
+        threshold: on colour plus texture, in units of optical density; lower values find paler tissue, and more dirt.
         smallest: µm; pieces with less area than a square of this side are dirt.
         hole: µm; holes with less area than a square of this side belong to the tissue around them.
         pens: whether ink of marker pens is left out.
@@ -67,7 +67,7 @@ class TissueMask:
 
     @property
     def ink_note(self) -> str:
-        """How much was taken for ink and how to have it back, in words; "" where it is next to nothing."""
+        """A note on how much was taken for ink and how to keep it; "" where it is negligible."""
         if self.ink < _INK_TOLD:
             return ""
         return f"{self.ink:.0%} of what is not glass was taken for pen ink; --tissue.pens false takes it for tissue"
@@ -95,16 +95,16 @@ class TissueMask:
 
 
 def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueMask:
-    """The tissue of a slide.
+    """Find the tissue of a slide.
 
     Glass has neither colour nor texture, whatever its brightness, so tissue is where the chroma of the optical density
     (its largest minus its smallest channel, relative to the slide's own glass) plus its local deviation is above an
-    absolute threshold. There is no threshold per slide: a field that is all tissue has nothing to be parted from.
+    absolute threshold. A threshold per slide would fail on a field that is all tissue.
     Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
     alike, red ink green and blue alike.
 
     Args:
-        slide: to look at.
+        slide: the slide.
         settings: how tissue is separated from glass; None takes the defaults.
 
     Returns:
@@ -125,7 +125,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     mask = evidence > settings.threshold
     holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
     mask |= holes & ~_without_small(holes, settings.hole**2 * area)
-    mask = ~_within(~mask, settings.blur / mpp)  # the blur carried the evidence beyond the edge
+    mask = ~_within(~mask, settings.blur / mpp)  # the blur spreads tissue beyond its edge
     before = mask.sum()
     if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
         mask &= ~_ink(density, mpp)
@@ -135,7 +135,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
 
 
 def _picture(slide: Slide, mpp: float) -> tuple[float, NDArray[np.uint8]]:
-    """The slide at `mpp`, or as near to it as keeps the longer side within bounds."""
+    """The slide at `mpp`, or at the nearest mpp that keeps the longer side within bounds."""
     side = max(slide.size.width, slide.size.height) * slide.mpp
     mpp = max(slide.mpp, side / _LONGEST, min(mpp, side / _SHORTEST))
     return mpp, slide.read(Region.whole(slide.size), mpp)
@@ -174,7 +174,7 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     black = (mean > 0.75) & (np.ptp(density, axis=2) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
     stroke = _without_small(cold | black | warm, (150 / mpp) ** 2)
-    # Where a stroke thins out its colour mixes with the glass's.
+    # At the edge of a stroke its colour mixes with that of the glass.
     return _within(stroke, 50 / mpp)
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of a pixel mean: how many of a file's sixteen bits a camera filled, and which way up it was held."""
+"""Interprets stored pixel values: how many of sixteen bits are in use, and the orientation of the picture."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_DEPTHS = (8, 10, 12, 14, 16)  # of cameras
-ORIENTATION = 274  # the tag of TIFF and EXIF
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras
+ORIENTATION = 274  # the orientation tag of TIFF and EXIF
 
 _WAYS = {
     2: "mirrored",
