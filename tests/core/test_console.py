@@ -62,7 +62,7 @@ def test_status_and_inspect_print_no_escape_sequences(tmp_path, capsys):
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(st.characters(codec=None)), min_size=1, max_size=4))
+@given(st.lists(st.text(st.characters(codec=None, exclude_characters="\0")), min_size=1, max_size=4))
 def test_rows_of_any_text_are_the_rows_that_are_read_back(tmp_path_factory, names):
     roll = SharedTable(tmp_path_factory.mktemp("t"), "t.csv", ("slide_id", "path"))
     rows = [{"slide_id": name, "path": str(k)} for k, name in enumerate(names)]
@@ -71,7 +71,7 @@ def test_rows_of_any_text_are_the_rows_that_are_read_back(tmp_path_factory, name
     except UnicodeEncodeError:
         return  # surrogates that no file's name can hold
     roll.write_slides(rows)
-    assert roll.slides() == rows
+    assert [{name: row[name] for name in ("slide_id", "path")} for row in roll.slides()] == rows
     assert tables.read_rows(roll.table) == rows
     # Also for a reader that knows no quotes around a lone carriage return.
     with roll.table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
