@@ -74,10 +74,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written; only for the process that holds the folder alone.
+    """Remove the unfinished files that killed processes left; only for the process that holds the folder alone.
 
-    Looks in the folder, its subfolders, and those of `logs`. Deletes only entries whose names carry the mark of
-    `whole`, never follows a link, and never looks into a linked folder.
+    The folder, its subfolders, and those of `logs` are searched. Only entries whose names have the mark of `whole` are
+    deleted; links are not followed, and linked folders are not entered.
+
+    Args:
+        folder: the folder of a study.
     """
     for where in (folder, *_own_subfolders(folder), *_own_subfolders(folder / "logs")):
         with suppress(OSError), os.scandir(where) as entries:
@@ -89,7 +92,13 @@ def sweep(folder: Path) -> None:
 def is_part(name: str) -> bool:
     """Whether a name is one that `whole` or `whole_folder` gave to an unfinished file.
 
-    Sixteen of its hex digits are a hash of the other sixteen, so that no file of a user is called so by accident.
+    Sixteen of its hex digits are a hash of the other sixteen, so that no file of a user has such a name by accident.
+
+    Args:
+        name: the name without its folder.
+
+    Returns:
+        True for an unfinished file or folder.
     """
     found = _PART.fullmatch(name)
     return found is not None and found[2] == _mark(found[1])

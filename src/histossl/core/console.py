@@ -21,9 +21,15 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-
 
 
 def printable(text: str) -> str:
-    r"""Text that a terminal shows and does not obey: other characters become escapes such as \x1b.
+    r"""Text that a terminal shows and does not interpret: other characters become escapes such as \x1b.
 
     Bytes of a file's name that are not UTF-8 are shown as \xNN.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The text with escapes.
     """
     return _UNPRINTABLE.sub(_escaped, text)
 
@@ -39,11 +45,27 @@ class PrintableConsole(Console):
     """A console whose text passes `printable`, wherever in a table or a bar it comes from."""
 
     def render_str(self, text: str, **more: Any) -> Text:
-        """As of `Console`, with what `printable` makes of the text."""
+        """`Console.render_str` of the printable text.
+
+        Args:
+            text: any text.
+            **more: as of `Console.render_str`.
+
+        Returns:
+            The text as rich renders it.
+        """
         return super().render_str(printable(text), **more)  # before it is laid out: escapes are longer
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As of `Console`; also text that was laid out before passes `printable`."""
+        """`Console.render`, whose segments pass `printable` too, since some text was laid out before.
+
+        Args:
+            renderable: as of `Console.render`.
+            options: as of `Console.render`.
+
+        Yields:
+            The segments.
+        """
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
@@ -53,7 +75,12 @@ answers = PrintableConsole(highlight=False)  # what a command was asked for goes
 
 
 def say(text: str, style: str = "") -> None:
-    """One line to the terminal; `text` is data, never markup."""
+    """Print one line.
+
+    Args:
+        text: data, never markup; line breaks are shown as escapes.
+        style: a style of rich, such as "yellow" or "bold red".
+    """
     console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
@@ -77,7 +104,11 @@ class Bar:
         self._progress.advance(self._task, count)
 
     def say(self, text: str) -> None:
-        """Show a short text behind the bar."""
+        """Show a short text to the right of the bar.
+
+        Args:
+            text: data, never markup; it replaces the text before.
+        """
         self._progress.update(self._task, text=escape(printable(text)))
 
 

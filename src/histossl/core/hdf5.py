@@ -143,7 +143,14 @@ def dataset_of(file: h5py.File, name: str, path: Path, linked: bool = True) -> h
 
 
 def origin_of(path: Path, name: str) -> tuple[Path, str]:
-    """The file and the name under which a data set lies that may be a link to it: (absolute path, name).
+    """Find the file and the name of a data set that may be a link to another file.
+
+    Args:
+        path: the HDF5 file.
+        name: name of the data set or link.
+
+    Returns:
+        (absolute path, name) of the data set itself.
 
     Raises:
         FileFormatError: the file cannot be read.
@@ -185,8 +192,12 @@ def check_dataset(found: h5py.Dataset, said: str) -> None:
 def check_size(found: h5py.Dataset, said: str) -> None:
     """Refuse a data set that would take more memory than `LARGEST`, or far more than it holds on disk.
 
+    Args:
+        found: the data set.
+        said: how the error names it.
+
     Raises:
-        FileFormatError: names the declared shape.
+        FileFormatError: it is too large; names the declared shape.
     """
     items = math.prod(found.shape or (0,))
     size, stored = items * max(4, found.dtype.itemsize), found.id.get_storage_size()
@@ -199,10 +210,17 @@ def check_size(found: h5py.Dataset, said: str) -> None:
 
 
 def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
-    """The attributes of a data set or file that are numbers or text; None stands for large ones and other types.
+    """Read the attributes of a data set or file that are numbers or text.
+
+    Args:
+        item: the data set or group.
+        path: the file, for the errors.
+
+    Returns:
+        Name -> value; None for large values and other types.
 
     Raises:
-        FileFormatError: they cannot be read.
+        FileFormatError: the attributes cannot be read.
     """
     found: dict[str, Any] = {}
     with file_errors(path, AGAIN):
@@ -219,8 +237,16 @@ def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, An
 def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
     """An attribute that must be one finite number above zero.
 
+    Args:
+        about: the attributes, from `read_attributes`.
+        name: name of the attribute.
+        path: the file, for the errors.
+
+    Returns:
+        The number.
+
     Raises:
-        FileFormatError: it is absent or something else; names the file and the attribute.
+        FileFormatError: the attribute is absent or something else; names the file and the attribute.
     """
     return _number(about, name, path, 0.0)
 
@@ -228,8 +254,16 @@ def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
 def number(about: dict[str, Any], name: str, path: Path) -> float:
     """An attribute that must be one finite number.
 
+    Args:
+        about: the attributes, from `read_attributes`.
+        name: name of the attribute.
+        path: the file, for the errors.
+
+    Returns:
+        The number.
+
     Raises:
-        FileFormatError: as `positive_number`.
+        FileFormatError: as of `positive_number`.
     """
     return _number(about, name, path, -math.inf)
 
@@ -246,10 +280,13 @@ def _number(about: dict[str, Any], name: str, path: Path, above: float) -> float
 
 
 def check_tree(path: Path) -> None:
-    """Refuse an HDF5 file in which anything leads to another file or in a circle, or declares more than it holds.
+    """Refuse an HDF5 file with links, external data or cycles, or with data sets that declare more than they hold.
+
+    Args:
+        path: the file.
 
     Raises:
-        FileFormatError: says what.
+        FileFormatError: the file has one of these; says which.
     """
     with open_h5(path) as file, file_errors(path, AGAIN):
         seen: set[tuple[int, ...]] = set()

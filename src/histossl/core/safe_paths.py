@@ -1,8 +1,8 @@
-"""Files of a folder that somebody else may have made: opened by name inside it, never through a link.
+"""Opens files of a folder from an unknown source by their names inside it, never through a link.
 
 A study or an output folder may come from a stranger, so each of its entries is input. Control files (locks, the log,
 claims) and whatever is deleted are reached relative to a handle of the folder and must be regular files or folders.
-Rooms of products (`features`, `views`, ...) may be links to another disk if the user says so outside the study: the
+Subfolders of products (`features`, `views`, ...) may be links to another disk if the user allows it outside the study: the
 environment variable HISTOSSL_LINKS lists the folders that links may lead to.
 """
 
@@ -28,7 +28,14 @@ _MODES = {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_CREAT | os.O_APPEND, "x": os.O
 
 
 def link_refused(path: Path) -> tuple[str, str]:
-    """What to say of an entry that is a link: (what is wrong, what to do)."""
+    """The error texts for an entry that is a link.
+
+    Args:
+        path: the entry.
+
+    Returns:
+        What is wrong, and what to do about it.
+    """
     try:
         where = os.readlink(path)
     except OSError:
@@ -96,7 +103,14 @@ def _check(found: os.stat_result, path: Path, writing: bool) -> None:
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether there is a folder under a path, itself and not by a link."""
+    """Whether a path is a folder itself, not a link to one.
+
+    Args:
+        path: the path.
+
+    Returns:
+        False also where nothing is there.
+    """
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -104,10 +118,14 @@ def is_own_folder(path: Path) -> bool:
 
 
 def delete_in(folder: Path, name: str) -> None:
-    """Delete a file, a link (not what it leads to) or a folder with all that is in it, relative to its folder.
+    """Delete a file, a link (not its target) or a folder with its content, relative to a handle of its parent folder.
+
+    Args:
+        folder: the parent folder.
+        name: name of the entry.
 
     Raises:
-        OSError: as `os.unlink` and `shutil.rmtree`; a link to a folder is never entered.
+        OSError: as of `os.unlink` and `shutil.rmtree`; a link to a folder is never entered.
     """
     with _handle(folder) as at:
         where = folder / name if at is None else name
@@ -123,7 +141,14 @@ def allowed_links() -> list[Path]:
 
 
 def may_lead_to(target: Path) -> bool:
-    """Whether the user has said that links may lead there."""
+    """Whether the user allows links to lead there.
+
+    Args:
+        target: the target of a link, absolute.
+
+    Returns:
+        True inside one of the folders that HISTOSSL_LINKS lists.
+    """
     return any(target == folder or folder in target.parents for folder in allowed_links())
 
 

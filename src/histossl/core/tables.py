@@ -51,20 +51,39 @@ def text_of(cell: str) -> str:
 
 
 def writer(file: IO[str]) -> Any:
-    """As `csv.writer`, with rows that end in a line feed and quotes around cells that hold any end of a line.
+    """`csv.writer`, with rows that end in a line feed and quotes around cells that hold any line break.
 
     csv of Python before 3.13 does not quote a carriage return where rows end in a line feed alone.
+
+    Args:
+        file: the open file.
+
+    Returns:
+        The writer.
     """
     return csv.writer(_LineFeeds(file), lineterminator="\r\n")
 
 
 def dict_writer(file: IO[str], columns: Sequence[str]) -> csv.DictWriter[str]:
-    """As `csv.DictWriter`, with rows and cells as of `writer`; missing cells are empty."""
+    """`csv.DictWriter`, with rows and cells as of `writer`; missing cells are empty.
+
+    Args:
+        file: the open file.
+        columns: the columns, in order.
+
+    Returns:
+        The writer.
+    """
     return csv.DictWriter(_LineFeeds(file), list(columns), restval="", lineterminator="\r\n")
 
 
 def write_frame(path: Path, frame: Any) -> None:
-    """Write a data frame's columns as CSV with cells as of `cell`, six decimals, and rows as of `writer`."""
+    """Write a data frame as CSV with cells as of `cell`, six decimals, and rows as of `writer`.
+
+    Args:
+        path: the file; it is written in place.
+        frame: a pandas DataFrame; its index is not written.
+    """
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         frame.map(cell).to_csv(_LineFeeds(file), index=False, float_format="%.6f", lineterminator="\r\n")
 
