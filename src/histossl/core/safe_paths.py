@@ -2,8 +2,8 @@
 
 A study or an output folder may come from a stranger, so each of its entries is input. Control files (locks, the log,
 claims) and whatever is deleted are reached relative to a handle of the folder and must be regular files or folders.
-Subfolders of products (`features`, `views`, ...) may be links to another disk if the user allows it outside the study: the
-environment variable HISTOSSL_LINKS lists the folders that links may lead to.
+Subfolders of products (`features`, `views`, ...) may be links to another disk if the user allows it outside the study:
+the environment variable HISTOSSL_LINKS lists the folders that links may lead to.
 """
 
 from __future__ import annotations
