@@ -1,5 +1,6 @@
-"""Tiles without labels in, a tile encoder out, in a minute: visual words, and the contrast and colour that they divide
-out, each side with the same weight, without the directions in which another stain would move a slide.
+"""The default tile encoder: visual words joined with contrast and colour, learned without labels in a minute.
+
+Both sides have the same weight, and the directions in which another stain would move a slide are projected out.
 
 Words alone cannot tell tissues that differ in contrast; contrast alone cannot tell textures. The stain is told apart
 from the tissue by staining tiles anew: what a change of stain does to the mean of some tiles of a slide are nuisance
@@ -71,11 +72,12 @@ class Joint(nn.Module):
         self.register_buffer("stain", torch.zeros(self.dim, nuisances))
 
     def forward(self, tiles: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, dim) features without the directions of the stain."""
         rows = self.balanced(tiles)
         return rows - (rows @ self.stain) @ self.stain.T
 
     def balanced(self, tiles: Tensor) -> Tensor:
-        """The same, with the directions of the stain in it."""
+        """(B, 3, H, W) RGB in [0, 1] -> (B, dim) features that still hold the directions of the stain."""
         return (torch.cat(self.words.described(tiles), 1) - self.shift) * self.scale
 
 

@@ -99,6 +99,7 @@ class PatchKMeans(nn.Module):
         return [F.avg_pool2d(amounts[:, stain : stain + 1], scale) for stain in (0, 1) for scale in SCALES]
 
     def forward(self, tiles: Tensor) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count) features."""
         return self.described(tiles)[0]
 
     def described(self, tiles: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,4 @@
-"""What a slide encoder gets after its training, of the whole cohort: prototypes, the scale of its parts, and its rival
-of which nothing was trained.
-"""
+"""What a trained slide encoder gets from the whole cohort: prototypes, the scale of its parts, its untrained rival."""
 
 from __future__ import annotations
 

@@ -129,7 +129,12 @@ def explain_slide(
     """The exact share of every tile in scores of the slide's vector: the vector is a mean over sites of views.
 
     Args:
-        encoder, features, positions, view, settings, slide_id: as of `embed_slide`.
+        encoder: the slide encoder, in evaluation mode.
+        features: (N, D) float32 of the slide's tiles.
+        positions: (N, 2) float32 in tile units, (x, y).
+        view: how views are drawn.
+        settings: how many views, and in which precision.
+        slide_id: seeds the views.
         weights: (vector_dim, C) of C scores.
     """
     given, added = torch.from_numpy(np.asarray(weights, np.float64)), torch.zeros(())

@@ -181,7 +181,10 @@ class SlideEncoder(nn.Module):
         A slide's vector is a sum over sites; each site's part goes to the tiles under it, in equal parts.
 
         Args:
-            features, positions, views, size: as of `forward`.
+            features: (N, in_dim) of the tiles of all views.
+            positions: (N, 2) in tile units.
+            views: (N,) int64, the view of each tile.
+            size: number of views.
             directions: (contrasted_dim, C), the weights of C scores.
 
         Returns:
@@ -202,7 +205,8 @@ class SlideEncoder(nn.Module):
         """The prototypes in a slide, of which the last part of its vector is made; None where there are none.
 
         Args:
-            features, positions: as of `forward`, all tiles of the slide: views would hide who is rare, and where.
+            features: (N, in_dim) of all tiles of the slide; views would hide which tiles are rare, and where.
+            positions: (N, 2) in tile units.
         """
         if self.prototypes is None:
             return None
@@ -313,11 +317,21 @@ class SlideEncoder(nn.Module):
 
 
 def site_indices(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
-    """Sites (N, 3) [view, row, column] of tiles at positions (N, 2) in tile units: rounded down, and moved so that
-    none is negative.
+    """The sites of tiles: positions rounded down, and moved so that none is negative.
 
     A view moves by an even number of rows and columns, which keeps the layer of stride 2 in step; with two to spare
     at the border, so that every coarse site that covers a tile exists. With a hard border only negative ones move.
+
+    Args:
+        positions: (N, 2) in tile units, finite.
+        views: (N,) int, the view of each tile.
+        hard_border: leave positions that are not negative as they are.
+
+    Returns:
+        (N, 3) int64 sites: view, row, column.
+
+    Raises:
+        ValueError: a position is not finite.
     """
     if not np.isfinite(positions).all():
         raise ValueError("the positions of tiles must be finite")

@@ -64,6 +64,7 @@ class Part(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def forward(self, rows: Tensor) -> Tensor:
+        """(N, dim) rows of a part -> (N, dim) on the scale of the cohort; unchanged before `fit`."""
         if not self.fitted:
             return rows
         # On the CPU and in double precision: a slide's bytes depend neither on the device nor on its company.
@@ -71,8 +72,13 @@ class Part(nn.Module):
         return (((rows - centre) @ down) @ up).float()
 
     def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (dim, C) of scores of the mapped part -> the same scores' (dim, C) of the part itself, and (C,), what
-        is to be added.
+        """Weights of scores of the mapped part, as weights of the part itself.
+
+        Args:
+            weights: (dim, C) of C scores.
+
+        Returns:
+            (dim, C) weights and the constants (C,) that are added to the scores.
         """
         if not self.fitted:
             return weights, weights.new_zeros(weights.shape[1])

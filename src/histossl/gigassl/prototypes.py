@@ -135,8 +135,9 @@ def shared_out(scores: Tensor, tiles: Tensor, sites: Tensor, count: int) -> Tens
     """Hand each site's scores (S, C) to the tiles under it in equal parts, (count, C).
 
     Args:
-        scores: by site.
-        tiles, sites: (P,) int64, every pair of a tile and a site that it lies under.
+        scores: (S, C) by site.
+        tiles: (P,) int64, the tile of each pair of a tile and a site above it.
+        sites: (P,) int64, the site of each pair.
         count: number of tiles.
     """
     under = torch.bincount(sites, minlength=len(scores)).to(scores.dtype)
