@@ -71,7 +71,7 @@ def embeddings_table(
     return AnnData(
         X=np.asarray(vectors[names[0]], np.float32),
         obs=obs,
-        var=pd.DataFrame({"part": list(parts)}, index=[str(k) for k in range(len(parts))]) if parts else None,
+        var=pd.DataFrame({"part": list(parts)}, index=pd.Index([str(k) for k in range(len(parts))])) if parts else None,
         obsm=baselines,
         uns={
             "histossl": {

@@ -277,10 +277,8 @@ class Viewer:
         make = lambda gone: self.reader.answer("thumbnail", slide, gone=gone)  # noqa: E731
         try:
             return await self._made(request, self.readers, ("thumbnail", slide), make, "image/jpeg", slide)
-        except SlideError:
-            return Response(status_code=204, headers=_NOT)
-        except HTTPException as error:
-            if error.status_code != 404:
+        except (HTTPException, SlideError) as error:
+            if getattr(error, "status_code", 404) != 404:  # a SlideError has no status
                 raise
             return Response(status_code=204, headers=_NOT)  # a missing picture is no error in a list of slides
 
