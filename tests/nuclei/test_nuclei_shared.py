@@ -196,6 +196,6 @@ def test_ctrl_c_lets_go_of_everything(images, alone, tmp_path):
     screen = run.communicate()[1]
     assert run.returncode == 130, screen
     assert not list(out.glob(".claims/*"))
-    assert "the same command goes on" in screen
+    assert "the same command continues" in screen
     assert nuclei_commands.segment([images], out=out, model="prior", mpp_default=0.4, workers=1) == 1
     assert Counter(row["status"] for row in rows(out).values()) == {"done": COUNT, "failed": 1}
