@@ -25,7 +25,6 @@ from histossl.encoders.tile_stream import TileStream
 
 PLAIN = 6 + 5 * 2 * len(SCALES)
 """Numbers of contrast and colour, see `PatchKMeans.described`."""
-RESTAINED = 3  # times that every slide's tiles are stained anew
 FEW = 4  # tiles that pass at once, so that their maps stay in the processor's cache
 
 
@@ -122,7 +121,7 @@ def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
     for tiles in _slides(stream):
         plain = _encoded(joint, tiles)
         rows.append(plain)
-        for _ in range(RESTAINED if settings.nuisances else 0):
+        if settings.nuisances:
             again = restain(tiles, draw_stain(settings, rng))
             moved.append((_encoded(joint, again) - plain).mean(0))
     every = torch.cat(rows).double()
@@ -144,8 +143,9 @@ def _directions(moved: Tensor, count: int) -> Tensor:
 
 
 def _slides(stream: TileStream) -> Iterator[Tensor]:
-    """(n, 3, H, W) in [0, 1]: tiles of one slide after the other."""
-    for step in range(stream.plan.steps):
+    """(n, 3, H, W) in [0, 1]: tiles of one slide after the other, no more of them than the slides have."""
+    tiles_in_all = sum(len(tiles.xy) for tiles in stream.tiles)
+    for step in range(min(stream.plan.steps, -(-tiles_in_all // stream.plan.batch))):
         tiles = stream(step).permute(0, 3, 1, 2).float() / 255
         each = max(2, stream.plan.batch // stream.plan.slides)
         yield from tiles.split(each)
