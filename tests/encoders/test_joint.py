@@ -21,6 +21,7 @@ class Given:
     """A stream of tiles that lie here: six slides of four."""
 
     def __init__(self, tiles: np.ndarray) -> None:
+        self.total = len(tiles)
         self.tiles, self.plan = torch.from_numpy(tiles), StreamPlan(1, len(tiles), 6, 0)
 
     def __call__(self, step: int) -> torch.Tensor:

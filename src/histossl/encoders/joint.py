@@ -144,8 +144,7 @@ def _directions(moved: Tensor, count: int) -> Tensor:
 
 def _slides(stream: TileStream) -> Iterator[Tensor]:
     """(n, 3, H, W) in [0, 1]: tiles of one slide after the other, no more of them than the slides have."""
-    tiles_in_all = sum(len(tiles.xy) for tiles in stream.tiles)
-    for step in range(min(stream.plan.steps, -(-tiles_in_all // stream.plan.batch))):
+    for step in range(min(stream.plan.steps, -(-stream.total // stream.plan.batch))):
         tiles = stream(step).permute(0, 3, 1, 2).float() / 255
         each = max(2, stream.plan.batch // stream.plan.slides)
         yield from tiles.split(each)

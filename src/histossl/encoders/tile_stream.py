@@ -68,6 +68,7 @@ class TileStream:
     def __init__(self, sources: Sequence[TileSource], plan: StreamPlan, workers: Workers | ThreadExecutor) -> None:
         self.sources, self.plan, self.workers = sources, plan, workers
         self.tiles = [tile_files.read_tiles_of(source.tiles_path) for source in sources]
+        self.total = sum(len(tiles.xy) for tiles in self.tiles)
         self.failures: dict[str, str] = {}
         self._next = -1
         self._answers: Iterator[tuple[ReadJob, NDArray[np.uint8] | Exception]] = iter(())
