@@ -134,6 +134,9 @@ class Held(SlideSource):
 
     tiles: NDArray
 
+    def dim(self) -> int:
+        return self.tiles.shape[1]
+
     def load(self) -> tuple[NDArray, NDArray[np.float32]]:
         return self.tiles[None], IJ[None].astype(np.float32)
 

@@ -184,5 +184,6 @@ def test_a_table_with_paths_for_names_opens_no_other_file(folder, tmp_path):
             assert answer.status in (200, 204, 404, 409)
             assert SECRET.encode() not in answer.body
         assert ask(viewer.app(), f"/slides/{k}/nuclei.json").status == 404
+    names[4] = "café"  # no path of the table has that byte, so a spreadsheet wrote it, in Windows-1252
     assert ask(viewer.app(), "/cohort.json").json()["names"] == names
     viewer.close()
