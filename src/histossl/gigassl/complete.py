@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from histossl.gigassl.embed import fit_parts
 from histossl.gigassl.encoder import SlideEncoder
+from histossl.training.distributed import by_itself
 
 Slides = Callable[[], Iterable[tuple[str, NDArray[np.float32], NDArray[np.float32]]]]
 """Name, features (N, D) and positions (N, 2) of slides, un-augmented, anew at each call."""
@@ -73,7 +74,8 @@ def settle_norms(
         encoder.train()
         device = next(encoder.parameters()).device
         given = torch.from_numpy(np.concatenate(features)).float().to(device)
-        encoder(given, np.concatenate(positions), np.concatenate(views), len(features))
+        with by_itself():  # the first of several processes does this alone
+            encoder(given, np.concatenate(positions), np.concatenate(views), len(features))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     encoder.eval()

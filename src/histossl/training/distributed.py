@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -63,9 +64,22 @@ def process_group(device: str) -> Iterator[bool]:
         distributed.destroy_process_group()
 
 
+_by_itself = ContextVar("by itself", default=False)
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """Within, this process computes alone: batch norms do not wait for processes that do something else."""
+    before = _by_itself.set(True)
+    try:
+        yield
+    finally:
+        _by_itself.reset(before)
+
+
 def is_distributed() -> bool:
-    """Whether this process is connected to others."""
-    return distributed.is_initialized()
+    """Whether this process is connected to others, and computes together with them."""
+    return distributed.is_initialized() and not _by_itself.get()
 
 
 def barrier() -> None:
