@@ -300,7 +300,7 @@ def test_the_paragraph_of_method_tells_every_setting():
     others: dict[str, Any] = {
         "targets": ("grade",), "task": "classes", "hold_out": "sites", "folds": 4, "repeats": 3, "C": 2.0,
         "choose_C": (0.3, 3.0), "balanced": False, "alphas": (0.7,), "shots": (17,), "shots_of": "patients",
-        "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5,
+        "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5, "parts": ("all",),
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(ProbeSettings)}
     said = describe(plain, True, True)

@@ -88,7 +88,7 @@ def test_what_cannot_be_used_is_named(tmp_path):
         "astype": giga(tmp_path / "pickled", np.array(IDS, dtype=object)),
     }
     (tmp_path / "cut.h5ad").write_bytes(b"\x89HDF\r\n")
-    cases["not an AnnData file"] = tmp_path / "cut.h5ad"
+    cases["not a readable HDF5 file"] = tmp_path / "cut.h5ad"
     for what, path in cases.items():
         with pytest.raises(FileFormatError, match=what):
             read_source(path)

@@ -63,7 +63,11 @@ def embeddings_table(
     """
     from anndata import AnnData
 
-    obs = pd.DataFrame(slides).set_index("slide_id").drop(columns=["status", "error", "made"], errors="ignore")
+    obs = (
+        pd.DataFrame(slides)
+        .set_index("slide_id")
+        .drop(columns=["status", "error", "made", "note", "content"], errors="ignore")
+    )
     obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)

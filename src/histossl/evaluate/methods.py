@@ -29,6 +29,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
         f"(histossl {histossl.__version__}).",
         _splits(settings),
         _figures(settings, classes, numbers),
+        *([f"The parts of the vectors ({', '.join(settings.parts)}) are also judged alone."] if settings.parts else []),
         *(METHODS[name] for name in dict.fromkeys(settings.rivals)),
         *([_recipe(Recipe())] if set(settings.rivals) & set(TRAINED) else []),
     ]

@@ -67,7 +67,7 @@ class SharedTable:
         with FolderLock(self.folder, LOCK) as lock:
             if not lock.exclusive(wait=False):
                 if waiting is None:
-                    what = f"{self.folder}: another run is at work on it ({lock.holders()})"
+                    what = f"{self.folder}: another run is using it ({lock.holders()})"
                     raise StudyError(what, "wait for it to end")
                 waiting(lock.holders())
                 lock.exclusive()

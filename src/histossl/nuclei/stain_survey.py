@@ -95,6 +95,9 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
         raise SlideError(slide.path, error.what.partition(": ")[2], error.hint) from error
     if stains is None:
         log.warning("%s: nothing on it is stained, so it has no nuclei", slide.path.name)
+    elif stains.is_one_stain:
+        log.warning("%s: no hematoxylin, so no nuclei are looked for", slide.path.name)
+        stains = None
     elif not stains.has_hematoxylin:
         what = "hardly any red is absorbed, as if there were no hematoxylin: look whether what is found are nuclei"
         log.warning("%s: %s", slide.path.name, what)
