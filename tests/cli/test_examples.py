@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -66,6 +67,7 @@ def kinds(outputs: list[dict]) -> list[list[str]]:
 
 def test_the_notebook_runs_and_shows_what_it_holds(notebook_page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    plt.close("all")  # figures that other tests left open are not the notebook's
     notebook = notebook_page.read()
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = notebook_page.run(notebook)
