@@ -95,7 +95,7 @@ def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings
         raise SlideError(slide.path, error.what.partition(": ")[2], error.hint) from error
     if stains is None:
         log.warning("%s: nothing on it is stained, so it has no nuclei", slide.path.name)
-    elif stains.is_one_stain:
+    elif stains.is_eosin_alone:
         log.warning("%s: no hematoxylin, so no nuclei are looked for", slide.path.name)
         stains = None
     elif not stains.has_hematoxylin:
