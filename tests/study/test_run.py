@@ -90,6 +90,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
                 found.vectors["mean pooling"][list(found.slides.index).index(name)],
                 file["features"][:].mean(0),
                 rtol=1e-5,
+                atol=1e-6,
             )
         views = np.load(study / "views" / name / "features.npy", mmap_mode="r")
         assert views.dtype == np.float16
