@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
@@ -36,9 +35,6 @@ from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings
 from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
-
-if TYPE_CHECKING:
-    pass
 
 
 def train(

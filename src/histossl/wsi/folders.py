@@ -311,18 +311,6 @@ def _content(file: Path) -> str:
     return ""
 
 
-def is_slide_kind(path: Path) -> bool:
-    """Whether a file's ending is that of a slide that cannot be read.
-
-    Args:
-        path: the file.
-
-    Returns:
-        True for such an ending, in upper or lower case.
-    """
-    return path.suffix.lower() in _SLIDES
-
-
 def _is_first(path: Path, series: set[bytes]) -> bool:
     """Whether a DICOM file is the first one found of its series."""
     uid = _dicom_series(path)
