@@ -171,7 +171,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     from histossl.core.errors import SettingsError
 
     class Parser(jsonargparse.ArgumentParser):
-        def format_help(self) -> str:
+        def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
             return _readable(self, super().format_help, stages, ALL_FLAGS in words)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ exact.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,10 @@ class Parts(nn.Module):
             The same shape.
         """
         pieces = rows.split(list(self.lengths.values()), -1)
-        return torch.cat([part(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)], -1)
+        return torch.cat([part(piece) for part, piece in zip(self._parts(), pieces, strict=True)], -1)
+
+    def _parts(self) -> list[Part]:
+        return [cast(Part, self.maps[name]) for name in self.lengths]
 
     def directions(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of scores of the mapped vectors, as weights of the vectors before the map.
@@ -156,7 +160,7 @@ class Parts(nn.Module):
             (d, C) weights and the constants (C,) that are added to the scores.
         """
         pieces = weights.split(list(self.lengths.values()))
-        found = [part.directions(piece) for part, piece in zip(self.maps.values(), pieces, strict=True)]
+        found = [part.directions(piece) for part, piece in zip(self._parts(), pieces, strict=True)]
         return torch.cat([back for back, _ in found]), torch.stack([offset for _, offset in found]).sum(0)
 
     def fit(self, rows: Tensor) -> None:
@@ -165,5 +169,5 @@ class Parts(nn.Module):
         Args:
             rows: (N, d), the cohort's vectors, a row a slide.
         """
-        for part, piece in zip(self.maps.values(), rows.split(list(self.lengths.values()), -1), strict=True):
+        for part, piece in zip(self._parts(), rows.split(list(self.lengths.values()), -1), strict=True):
             part.fit(piece)

@@ -182,9 +182,9 @@ def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
         np.ascontiguousarray(nuclei.measures[:, [MEASURES.index(name) for name in names]]),
         obs=pd.DataFrame({"slide": pd.Categorical([slide] * len(ids))}, index=pd.Index(ids)),
         var=pd.DataFrame({"title": [_TITLES[name] for name in names]}, index=pd.Index(names)),
-        obsm={"spatial": nuclei.measures[:, :2].astype(np.float64)},
         uns={"mpp": mpp},
     )
+    data.obsm["spatial"] = nuclei.measures[:, :2].astype(np.float64)
     with whole(path) as part:
         data.write_h5ad(part)
 
