@@ -36,6 +36,36 @@ def test_a_table_is_read_alike_whoever_saved_it(tmp_path, encoding, separator, c
     assert bool(found.said) == (encoding == "cp1252")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "cells"),
+    [
+        ("gb18030", ["切片1,腺癌", "切片2,正常"]),
+        ("gb18030", ["王-1,a", "李-2,b"]),
+        ("big5", ["切片1,腺癌", "切片2,正常"]),
+        ("cp932", ["スライド1,腺癌", "スライド2,正常"]),
+        ("cp949", ["슬라이드1,선암", "슬라이드2,정상"]),
+        ("cp1251", ["с1,аденокарцинома", "с2,норма"]),
+        ("cp1253", ["s1,αδενοκαρκίνωμα", "s2,φυσιολογικό"]),
+    ],
+)
+def test_an_encoding_that_cannot_be_told_is_refused(tmp_path, encoding, cells):
+    (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode(encoding))
+    with pytest.raises(FileFormatError, match=r"t.csv: its encoding cannot be told: row 2 would read .*CSV UTF-8"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode())
+    assert [",".join(row.values()) for row in read_table(tmp_path / "t.csv").rows.values()] == cells
+
+
+@pytest.mark.parametrize(
+    "text", ["id;µm²\nMüller;3\n", "id,größe\nGRÖSSE,Präparat\n", "id,dx\nSeñora Núñez,épithélial\n", "id,–\na,5 °C\n"]
+)
+def test_western_tables_of_windows_are_read(tmp_path, text):
+    (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
+    found = read_table(tmp_path / "t.csv")
+    assert found.said
+    assert set(text.splitlines()[1].replace(";", ",").split(",")) == set(next(iter(found.rows.values())).values())
+
+
 def test_the_line_that_names_the_separator_is_none_of_the_table(tmp_path):
     (tmp_path / "t.csv").write_text("sep=;\nslide_id;label\na;1,5\nb;2\n")
     found = read_table(tmp_path / "t.csv")

@@ -142,6 +142,9 @@ _NOT_TEXT = (
 )
 _SEP_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
+_GUESSED = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman"}
+_RUN = re.compile("[^\x00-\x7f]{2,}")
+_SIGNS = "µ°²³±·×÷–—‘’“”„…€£§©®\xa0"
 _BYTES = re.compile("[\udc80-\udcff]")
 _UNSEEN = re.compile("[\u200b\u200e\u200f\u2060\ufeff]")
 
@@ -167,9 +170,8 @@ class Table:
     @property
     def said(self) -> tuple[str, ...]:
         """Notes on the reading, such as a guessed encoding."""
-        guessed = self.encoding in ("cp1252", "mac-roman")
-        name = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman"}.get(self.encoding, self.encoding)
-        return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if guessed else ()
+        name = _GUESSED.get(self.encoding)
+        return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if name else ()
 
 
 def decoded(data: bytes) -> tuple[str, str]:
@@ -248,13 +250,28 @@ def _text_of(path: Path, error: type[HistosslError], ours: bool) -> tuple[str, s
             raise error(f"{path.name}: is {kind}, not a table as text", f"open it and {SAVE}")
     try:
         text, encoding = decoded(data)
-        if ours and encoding in ("cp1252", "mac-roman") and _names_files(data):
+        if ours and encoding in _GUESSED and _names_files(data):
             text, encoding = data.decode("utf-8", "surrogateescape"), "utf-8"
     except UnicodeDecodeError as wrong:
         raise error(f"{path.name}: its text cannot be read ({wrong.reason})", SAVE) from wrong
     if "\0" in text:
         raise error(f"{path.name}: holds zero bytes, so it is no text", SAVE)
+    if encoding in _GUESSED and not _looks_western(text):
+        line, shown = next((k, line) for k, line in enumerate(text.splitlines(), 1) if not line.isascii())
+        what = f"{path.name}: its encoding cannot be told: row {line} would read {shown[:60]!r} in {_GUESSED[encoding]}"
+        raise error(what, f"open it in the program that wrote it and {SAVE}")
     return text, encoding
+
+
+def _looks_western(text: str) -> bool:
+    """Whether text from eight-bit bytes is of a Western language: single letters with accents, and common signs.
+
+    Chinese, Japanese, Korean, Cyrillic and Greek encodings give runs of accented letters, or signs amid words.
+    """
+    odd = [char for char in text if not char.isascii()]
+    runs = [run[0] for run in _RUN.finditer(text)]
+    paired = sum(len(run) for run in runs if len(run) > 2 or not run.islower())  # öß is a pair of German
+    return 2 * paired <= len(odd) and 10 * sum(char.isalpha() or char in _SIGNS for char in odd) >= 9 * len(odd)
 
 
 def _names_files(data: bytes) -> bool:
