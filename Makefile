@@ -1,6 +1,8 @@
 # Each target makes its own .venv where there is none, from Python 3.11 and pip alone.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# A process a core, each with whole test files, since what a file's tests share is made once.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all test-lowest check docs bench results clean
 
@@ -13,10 +15,10 @@ demo: .venv/ready
 	$(BIN)/histossl demo --out out/demo
 
 test: .venv/ready
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(PARALLEL)
 
 test-all: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # The lowest versions that pyproject.toml allows, in an environment of their own.
 .lowest/ready: pyproject.toml constraints.txt .ci/lowest.py
@@ -26,7 +28,7 @@ test-all: .venv/ready
 	touch $@
 
 test-lowest: .lowest/ready
-	.lowest/bin/pytest -m "not slow"
+	.lowest/bin/pytest -m "not slow" $(PARALLEL)
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -192,6 +192,7 @@ def test_files_that_fork_and_kill_are_left_out_on_windows_only(shared, monkeypat
     assert first.name in shared.pytest_report_header()
 
 
+@pytest.mark.slow
 def test_the_sdist_passes_tests_of_its_own(tmp_path):
     pytest.importorskip("hatchling", reason="no hatchling (pip install hatchling)")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]

@@ -131,6 +131,7 @@ def test_the_stages_one_by_one_give_the_same_bytes(study, cohort, tmp_path):
     assert digest(out) == digest(study)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(study, cohort, tmp_path):
     out = tmp_path / "study"
     command = [sys.executable, "-m", "histossl", "run", str(cohort / "slides"), "--out", str(out)]
@@ -325,6 +326,7 @@ def test_a_slide_that_comes_later_is_embedded_by_the_encoder_that_stands(study, 
     assert "trained without 1 of 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(cohort, tmp_path):
     """A limit on the size of files stands for the disk: writing fails in the middle of a slide's features."""
     out = tmp_path / "study"

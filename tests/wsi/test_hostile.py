@@ -149,6 +149,7 @@ def test_directories_that_lead_back_to_themselves_come_to_an_end(tmp_path):
     assert isinstance(answer, int | SlideError), answer
 
 
+@pytest.mark.slow
 def test_tiles_that_cannot_be_decoded_are_left_out_up_to_a_share(tmp_path):
     """Against the same slide undamaged: the tiles that stand have the same features, at the same places."""
     from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_slides
