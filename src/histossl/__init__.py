@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from histossl.core.interchange import TileFeatures as TileFeatures
     from histossl.encoders.tile_encoder import load_encoder as load_encoder
     from histossl.evaluate.in_memory import patient_folds as patient_folds
+    from histossl.evaluate.in_memory import patient_vectors as patient_vectors
     from histossl.evaluate.in_memory import probe as probe
     from histossl.evaluate.in_memory import read_embeddings as read_embeddings
     from histossl.evaluate.in_memory import search as search
@@ -55,6 +56,7 @@ _MODULES = {
     "SlideEncoder": "gigassl.encoder",
     "embed": "study.slide_vectors",
     "read_embeddings": "evaluate.in_memory",
+    "patient_vectors": "evaluate.in_memory",
     "probe": "evaluate.in_memory",
     "search": "evaluate.in_memory",
     "patient_folds": "evaluate.in_memory",

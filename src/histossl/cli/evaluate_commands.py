@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table
@@ -13,8 +12,9 @@ from rich.table import Table
 from histossl.core import atomic, tables
 from histossl.core.console import answers, say
 from histossl.core.errors import LabelError, SettingsError
-from histossl.core.names import Known, spellings
+from histossl.core.names import Known
 from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.patients import patients_of
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
@@ -129,7 +129,7 @@ def search(
     source = read_source(vectors, columns=columns)
     table = None if labels is None else read_labels(labels, source.ids, (), source.patients)
     _tell(source, table)
-    query, patients = _row_of(source, slide), _patients(source, table)
+    query, patients = _row_of(source, slide), patients_of(source, table)
     name, values = next(iter(source.vectors.items()))
     hits = nearest(values, patients, query, top)
     found = pd.DataFrame(
@@ -214,14 +214,6 @@ def _row_of(source: Source, slide: str) -> int:
     near = difflib.get_close_matches(slide.casefold(), folded, 3) or list(folded)[:3]
     some = ", ".join(repr(folded[name]) for name in near)
     raise LabelError(f"no slide {slide!r} among {len(source.ids)}", f"there are {some}")
-
-
-def _patients(source: Source, labels: Labels | None) -> np.ndarray:
-    """The patient of each slide as the labels have it, else the source; nobody's slide is a patient of its own."""
-    named = {} if labels is None else labels.table["patient_id"].to_dict()
-    people = [named.get(name) or source.patients.get(name, "").strip() or name for name in source.ids]
-    spelt = spellings(people)
-    return np.array([spelt[name] for name in people])
 
 
 def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:

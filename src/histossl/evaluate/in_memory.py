@@ -17,6 +17,7 @@ from histossl.core.config import from_dict
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import cell
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
+from histossl.evaluate.patients import combine, patients_of
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.search import nearest
 from histossl.evaluate.settings import ProbeResult, ProbeSettings
@@ -100,6 +101,45 @@ def search(
     hits = nearest(next(iter(source.vectors.values())), groups, int(row), top)
     found = [(ids[hit.row], known.get(ids[hit.row], ""), hit.similarity) for hit in hits]
     return pd.DataFrame(found, columns=pd.Index(["slide_id", "patient_id", "similarity"]))
+
+
+@names_arguments
+def patient_vectors(
+    vectors: AnnData | pd.DataFrame | NDArray | str | Path,
+    *,
+    patients: Mapping[str, str] | pd.Series | None = None,
+    weights: str | Mapping[str, float] | pd.Series | None = None,
+) -> AnnData:
+    """Vectors of patients: the weighted mean of the vectors of a patient's slides.
+
+    Args:
+        vectors: as of `probe`.
+        patients: slide_id -> patient, where the vectors do not name them; a slide without one is its own patient.
+        weights: slide_id -> weight, 0 or more: slides of weight 0 are left out; or the name of a column of obs that
+            holds the weights, such as "tiles"; None weights a patient's slides equally.
+
+    Returns:
+        X: (patients, d) float32; obs: index the patients, `slides`, how many were combined; obsm: further vectors.
+
+    Raises:
+        FileFormatError: a slide has no weight, or a weight that is negative or not finite.
+    """
+    from anndata import AnnData
+
+    source = slide_vectors(vectors)
+    source = source if patients is None else replace(source, patients=_patients_of(source, patients))
+    given = _weights_of(vectors, weights) if isinstance(weights, str) else {} if weights is None else dict(weights)
+    share = np.array([given.get(name, np.nan) if given else 1.0 for name in source.ids], np.float64)
+    bad = [name for name, weight in zip(source.ids, share, strict=True) if not 0 <= weight < np.inf]
+    if bad:
+        what = f"{len(bad)} slides have no weight that is 0 or more: {', '.join(map(repr, bad[:3]))}"
+        raise FileFormatError(what, "weight every slide; 0 leaves it out")
+    kept = np.flatnonzero(share > 0)
+    names, groups = np.unique(patients_of(source)[kept], return_inverse=True)
+    means = {name: combine(values[kept], groups, share[kept]) for name, values in source.vectors.items()}
+    (_, first), *others = means.items()
+    obsm: dict[str, Any] = {name.replace(" ", "_"): values for name, values in others}
+    return AnnData(X=first, obs=pd.DataFrame({"slides": np.bincount(groups)}, index=pd.Index(names)), obsm=obsm)
 
 
 @names_arguments
@@ -191,6 +231,13 @@ def _of_anndata(data: AnnData) -> Source:
         return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
 
     return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS))
+
+
+def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:
+    obs = vectors.obs if hasattr(vectors, "obs") else read_embeddings(getattr(vectors, "folder", vectors)).obs
+    if column not in obs:
+        raise FileFormatError(f"no column {column!r} of weights", f"there are {', '.join(map(str, obs.columns))}")
+    return dict(zip(map(str, obs.index), obs[column].astype(float), strict=True))
 
 
 def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dict[str, str]:

@@ -69,7 +69,8 @@ def read_labels(
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
 
-    Columns: `slide_id`; optional `patient_id` and `site`; the targets are `targets` where given, else `label` where
+    Columns: `slide_id`, optional `patient_id` and `site`; or `patient_id` without `slide_id`, then a row holds for all
+    known slides of its patient. The targets are `targets` where given, else `label` where
     there is such a column, else every other column. Text of any encoding and separator, see `read_table`. Every value
     is text: slide "007" stays "007"; numbers written differently ("1", "1.0", "1,0") are one class. Names of slides,
     patients and sites are equal in every spelling with the same `folded` form.
@@ -94,14 +95,17 @@ def read_labels(
     found = read_table(path, LabelError)
     columns, rows = found.columns, found.rows
     slide_column = find_column(columns, SLIDE_COLUMNS)
-    if slide_column is None:
+    patient_column = find_column(columns, PATIENT_COLUMNS)
+    if slide_column is None and patient_column is None:
         raise LabelError(
             f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
         )
-    patient_column = find_column(columns, PATIENT_COLUMNS)
     site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
     names, chosen = _choose_targets(path, columns, {slide_column, patient_column, site_column}, targets)
-    written = unique_lines(path, rows, slide_column)
+    if slide_column is not None:
+        written = unique_lines(path, rows, slide_column)
+    else:
+        written = _lines_by_patient(path, rows, str(patient_column), slide_ids, patients or {})
     spelt = _spelt(path, written, slide_ids)
     absent = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
     lines = {spelt.get(slide, slide): line for slide, line in written.items()}
@@ -113,7 +117,7 @@ def read_labels(
         if slide in known:
             patient, named = _patient(path, line, slide, rows[line].get(patient_column or "", ""), patients or {})
             records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
-            sites[slide] = _known(rows[line].get(site_column or "", "")) or _barcode(slide)[1]
+            sites[slide] = _known(rows[line].get(site_column or "", "")) or barcode(slide)[1]
             if patient_column and not named:
                 unnamed.append(line)
     notes = [f"{path.name}: {what}" for what in (*found.said, *told("slides", spelt))]
@@ -125,6 +129,20 @@ def read_labels(
     complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes))
+
+
+def _lines_by_patient(
+    path: Path, rows: dict[int, dict[str, str]], column: str, slide_ids: Sequence[str], patients: Mapping[str, str]
+) -> dict[str, int]:
+    """Slide -> the line of its patient, in a table with one row a patient; patients without a slide keep their line."""
+    lines = {folded(patient): line for patient, line in unique_lines(path, rows, column, "patient").items()}
+    people = {slide: _known(str(patients.get(slide) or "").strip()) or barcode(slide)[0] for slide in slide_ids}
+    found = {slide: lines[folded(name)] for slide, name in people.items() if folded(name) in lines}
+    if not found:
+        what = f"{path.name}: no column slide_id, and none of its patients is one of the slides' patients"
+        raise LabelError(what, f"name the column of slides slide_id; patients are called {_some(people.values(), 3)}")
+    taken = set(found.values())
+    return found | {rows[line][column]: line for line in lines.values() if line not in taken}
 
 
 def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], count: int) -> list[str]:
@@ -218,13 +236,14 @@ def _choose_targets(
     return ([label], True) if label else (free, False)
 
 
-def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> dict[str, int]:
+def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind: str = "slide") -> dict[str, int]:
     """Find the line of each slide.
 
     Args:
         path: the file, for the errors.
         rows: line number -> column -> text.
         column: the column of slides.
+        kind: what a row is, slide or patient.
 
     Returns:
         Slide -> its line.
@@ -236,10 +255,10 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str) -> di
     for line, row in rows.items():
         lines[folded(row[column])].append(line)
     if "" in lines:
-        raise LabelError(f"{path.name}: no slide_id in {_rows(lines[''])}", "name the slide of these rows")
+        raise LabelError(f"{path.name}: no {kind}_id in {_rows(lines[''])}", f"name the {kind} of these rows")
     twice = [f"{rows[found[0]][column]!r} ({_rows(found)})" for found in lines.values() if len(found) > 1]
     if twice:
-        raise LabelError(f"{path.name}: slides named twice: {_some(twice, quote=False)}", "keep one row a slide")
+        raise LabelError(f"{path.name}: {kind}s named twice: {_some(twice, quote=False)}", f"keep one row a {kind}")
     return {rows[found[0]][column]: found[0] for found in lines.values()}
 
 
@@ -297,7 +316,7 @@ def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[st
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
             "correct one of the two",
         )
-    named = there or here or _barcode(slide)[0]
+    named = there or here or barcode(slide)[0]
     return named or slide, bool(named)
 
 
@@ -305,8 +324,15 @@ def _known(value: str) -> str:
     return "" if value.lower() in EMPTY else value
 
 
-def _barcode(slide: str) -> tuple[str, str]:
-    """Patient and site of a slide with a TCGA barcode, else nothing."""
+def barcode(slide: str) -> tuple[str, str]:
+    """Read a TCGA barcode.
+
+    Args:
+        slide: the name of a slide.
+
+    Returns:
+        The patient and the site, both "" where the name has no barcode.
+    """
     found = BARCODE.match(slide)
     return (found[0], found[0].split("-")[1]) if found else ("", "")
 

@@ -27,6 +27,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
     parts += [
         f"Features are standardised and divided by the root of their number, by the training slides alone "
         f"(histossl {histossl.__version__}).",
+        *([_unit(settings)] if settings.unit == "patient" else []),
         _splits(settings),
         _figures(settings, classes, numbers),
         *([f"The parts of the vectors ({', '.join(settings.parts)}) are also judged alone."] if settings.parts else []),
@@ -34,6 +35,11 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
         *([_recipe(Recipe())] if set(settings.rivals) & set(TRAINED) else []),
     ]
     return " ".join(parts)
+
+
+def _unit(settings: ProbeSettings) -> str:
+    how = {"mean": "equally", "tiles": "in proportion to their numbers of tiles"}[settings.combine]
+    return f"A patient has one label, and as vector the mean of the vectors of all of its slides, weighted {how}."
 
 
 def _classes(settings: ProbeSettings) -> str:
@@ -65,7 +71,7 @@ def _splits(settings: ProbeSettings) -> str:
         "numbers": " Targets are taken as numbers.",
     }[settings.task]
     shots = ", ".join(map(str, sorted(set(settings.shots))))
-    unit = settings.shots_of
+    unit = "patients" if settings.unit == "patient" else settings.shots_of
     drawn = f" From the training folds {shots} {unit}, where there are as many, are drawn in the proportions of the "
     dealt = f"{settings.repeats} times" if settings.repeats > 1 else "once"
     few = f"{drawn}classes, anew in each fold." if shots else ""

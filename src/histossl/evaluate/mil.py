@@ -31,26 +31,27 @@ from histossl.training.loop import Schedule, fit
 Bag = tuple[NDArray[np.float16], NDArray[np.float32]]  # (n, D) features, (n, 2) positions in tile units
 
 
-def read_bags(files: Sequence[Path], recipe: Recipe = Recipe()) -> list[Bag]:
+def read_bags(files: Sequence[Sequence[Path]], recipe: Recipe = Recipe()) -> list[Bag]:
     """Read the tiles of slides, a random `recipe.kept` of them at most, in half precision.
 
     Args:
-        files: features files, one per slide.
+        files: features files of each bag: one of a slide, several of a patient.
         recipe: of the networks.
 
     Returns:
-        One bag per slide, in the order of the files.
+        The bags, in the order of `files`.
 
     Raises:
         FileFormatError: a file is damaged, or the features are of different lengths.
     """
     bags: list[Bag] = []
-    for k, file in enumerate(files):
-        features, positions = plain_tiles(file)
+    for k, some in enumerate(files):
+        parts = [plain_tiles(file) for file in some]
+        if len({part.shape[1] for part, _ in parts} | {bags[0][0].shape[1] if bags else parts[0][0].shape[1]}) > 1:
+            raise FileFormatError(f"{some[0]}: features of another length", "encode all slides with one encoder")
+        features, positions = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         kept = np.sort(np.random.default_rng(k).permutation(len(features))[: recipe.kept])
         bags.append((features[kept].astype(np.float16), positions[kept]))
-        if features.shape[1] != bags[0][0].shape[1]:
-            raise FileFormatError(f"{file}: features of {features.shape[1]} numbers", "encode all with one encoder")
     return bags
 
 

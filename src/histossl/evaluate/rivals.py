@@ -19,6 +19,7 @@ from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.fingerprints import fingerprint_of
 from histossl.core.hdf5 import read_features
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
 from histossl.evaluate.sources import Source
@@ -58,24 +59,46 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
     vectors |= parts_alone(source, settings.parts)
     if pooled := [name for name in wanted if name in POOLED]:
         vectors |= _pooled(source, pooled)
+    source = replace(source, vectors=vectors)
+    labels = replace(labels, sites={**source.sites, **labels.sites})
+    members = {name: [name] for name in source.ids}
+    if settings.unit == "patient":
+        source, labels, members = by_patient(source, labels, settings.combine)
     rivals: dict[str, Rival] = {}
     if "knn" in wanted:
         first = next(iter(source.vectors))
         rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first])
-    trained = [name for name in wanted if name in TRAINED]
-    if trained:
-        from histossl.evaluate.mil import read_bags, trained_rival
+    rivals |= _trained(source, [name for name in wanted if name in TRAINED], members, keep)
+    found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen)
+    return found if settings.unit == "slide" else _counted(found, members)
 
-        if "finetune" in trained and source.encoder is None:
-            raise SettingsError("probe.rivals: finetune needs a pretrained slide encoder", "probe a study that has one")
-        bags = read_bags([source.tiles[name] for name in source.ids])
-        for name in trained:
-            rival = trained_rival(name, bags, source.encoder)
-            rivals[TRAINED[name]] = (
-                rival if keep is None else cached_rival(rival, _made(name, source), source.ids, keep)
-            )
-    labels = replace(labels, sites={**source.sites, **labels.sites})
-    return probe(vectors, source.ids, labels, settings, rivals, source.seen)
+
+def _trained(
+    source: Source, wanted: Sequence[str], members: Mapping[str, Sequence[str]], keep: Path | None
+) -> dict[str, Rival]:
+    """The networks that are trained on labels; `members` names the slides of each row."""
+    if not wanted:
+        return {}
+    from histossl.evaluate.mil import read_bags, trained_rival
+
+    if "finetune" in wanted and source.encoder is None:
+        raise SettingsError("probe.rivals: finetune needs a pretrained slide encoder", "probe a study that has one")
+    bags = read_bags([[source.tiles[slide] for slide in members[name]] for name in source.ids])
+    rivals = {TRAINED[name]: trained_rival(name, bags, source.encoder) for name in wanted}
+    if keep is None:
+        return rivals
+    made = {TRAINED[name]: _made(name, source, members) for name in wanted}
+    return {title: cached_rival(rival, made[title], source.ids, keep) for title, rival in rivals.items()}
+
+
+def _counted(found: ProbeResult, members: Mapping[str, Sequence[str]]) -> ProbeResult:
+    """The result with the numbers of slides, not of patients, as `n_slides`."""
+    pairs = found.predictions[["target", "slide_id"]].drop_duplicates()
+    slides = {str(t): sum(len(members[n]) for n in rows["slide_id"]) for t, rows in pairs.groupby("target")}
+    tables = (
+        t.assign(n_slides=[slides[name] for name in t["target"]]) if len(t) else t for t in (found.table, found.numbers)
+    )
+    return replace(found, **dict(zip(("table", "numbers"), tables, strict=True)))
 
 
 def parts_alone(source: Source, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -127,14 +150,15 @@ def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> R
     return predict
 
 
-def _made(kind: str, source: Source) -> str:
+def _made(kind: str, source: Source, members: Mapping[str, Sequence[str]]) -> str:
     """The fingerprint of all that predictions of a trained rival depend on, except the labels."""
     encoder = ""
     if kind == "finetune" and source.encoder is not None:
         with (source.encoder / "model.safetensors").open("rb") as file:
             encoder = hashlib.file_digest(file, "sha256").hexdigest()
     tiles = {name: fingerprint_of(file) or _stamp(file) for name, file in source.tiles.items()}
-    return fingerprint(kind, Recipe(), histossl.__version__, encoder, tiles)
+    several = [dict(members)] if any(len(slides) > 1 for slides in members.values()) else []
+    return fingerprint(kind, Recipe(), histossl.__version__, encoder, tiles, *several)
 
 
 def _stamp(file: Path) -> list[int]:

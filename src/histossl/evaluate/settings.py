@@ -28,6 +28,8 @@ class ProbeSettings:
         targets: columns of the label table to predict; empty takes `label`, or all columns where there is none.
         task: auto takes a column of more than 20 different numbers (or on more than half of the slides) as numbers, all
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
+        unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
+        combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         folds: folds of the cross-validation; every class needs at least as many patients.
         repeats: how often the patients are distributed over the folds.
@@ -48,6 +50,8 @@ class ProbeSettings:
 
     targets: tuple[str, ...] = ()
     task: str = "auto"
+    unit: str = "slide"
+    combine: str = "mean"
     hold_out: str = "patients"
     folds: int = 5
     repeats: int = 5
@@ -73,13 +77,19 @@ class ProbeSettings:
         if not self.alphas or not all(alpha > 0 for alpha in self.alphas):
             raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
         words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
-        for name, known in (words | {"shots_of": ("slides", "patients")}).items():
+        words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient"), "combine": ("mean", "tiles")}
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"probe.{name} is {getattr(self, name)!r}", f"it must be {' or '.join(known)}")
         if any(n < 2 for n in self.shots):
             raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
         if unknown := [name for name in self.rivals if name not in METHODS]:
             raise SettingsError(f"probe.rivals: no {unknown[0]!r}", f"there are {', '.join(METHODS)}")
+        if self.unit == "patient" and {"sparse", "finetune"} & set(self.rivals):
+            what = "probe.rivals: sparse and finetune see one map of tiles, and a patient has one for each slide"
+            raise SettingsError(what, "leave them out, or --probe.unit slide")
+        if self.unit == "patient" and self.mixed_patients:
+            raise SettingsError("probe.unit is patient, with mixed_patients", "a patient then has one label")
 
 
 @dataclass(frozen=True)

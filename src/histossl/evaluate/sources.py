@@ -37,6 +37,7 @@ class Source:
         paths: slide id -> the slide's file, where known; it need not be there any more.
         pictures: slide id -> an existing picture of the slide.
         tiles: slide id -> the HDF5 file of the features of its tiles, where it exists.
+        tile_counts: slide id -> number of its tiles, where known.
         encoder: the folder of the slide encoder that made the vectors, where it exists.
         parts: name of the part of every number of the first vectors; empty where unknown.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
@@ -53,6 +54,7 @@ class Source:
     paths: dict[str, Path] = field(default_factory=dict)
     pictures: dict[str, Path] = field(default_factory=dict)
     tiles: dict[str, Path] = field(default_factory=dict)
+    tile_counts: dict[str, int] = field(default_factory=dict)
     encoder: Path | None = None
     parts: tuple[str, ...] = ()
     seen: frozenset[str] | None = None
@@ -204,10 +206,19 @@ def _anndata(path: Path) -> Source:
         paths={name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
         pictures=standing["qc"],
         tiles=standing["features"],
+        tile_counts={
+            n: int(float(k)) for n, k in zip(ids, columns.get("tiles", ()), strict=False) if float(k or 0) > 0
+        },
         encoder=encoder if encoder.is_dir() else None,
         parts=parts,
         seen=_seen(encoder / "config.json"),
     )
+
+
+def _counts(ids: Sequence[str], tiles: Sequence[str]) -> dict[str, int]:
+    """Slide -> number of tiles, of the slides of which it is known."""
+    counts = pd.to_numeric(pd.Series(list(tiles), dtype=object), errors="coerce").fillna(0).to_numpy(np.int64)
+    return {name: int(count) for name, count in zip(ids, counts, strict=False) if count > 0}
 
 
 def _seen(config: Path) -> frozenset[str] | None:
@@ -236,7 +247,10 @@ def _folder(folder: Path) -> Source:
     mean = np.stack([rows.mean(axis=0) for rows in features.values()])
     deviation = np.stack([rows.std(axis=0) for rows in features.values()])
     vectors = {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])}
-    return Source(tuple(features), vectors, tiles={file.stem: file for file in files}, passed=passed)
+    counts = {name: len(rows) for name, rows in features.items()}
+    return Source(
+        tuple(features), vectors, tiles={file.stem: file for file in files}, tile_counts=counts, passed=passed
+    )
 
 
 def passed_over(folder: Path, others: Sequence[Path]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def report_study(study: Study) -> None:
             training=_training(log),
             vectors=None if vectors is None else vectors.vectors[GIGA],
             ids=ids,
-            labels=_probed_labels(study),
+            labels=_probed_labels(study, patients),
             probe=_probe(probed),
             slide_bytes=sum(os.path.getsize(row["path"]) for row in encoded if os.path.exists(row["path"])),
             settings=study.settings(),
@@ -97,8 +98,11 @@ def _check_row(row: dict[str, Any]) -> None:
         raise ValueError("a row without names of target and embedding")
 
 
-def _probed_labels(study: Study) -> pd.DataFrame | None:
-    """The labels that the probe used, one column per target, to colour the map of slides."""
+def _probed_labels(study: Study, patients: Mapping[str, str]) -> pd.DataFrame | None:
+    """The labels that the probe used, one column per target, to colour the map of slides.
+
+    Where the probe's unit is the patient, the label is that of all slides of the patient.
+    """
     path = study.folder / "predictions.csv"
     if not path.exists():
         return None
@@ -106,4 +110,9 @@ def _probed_labels(study: Study) -> pd.DataFrame | None:
         table = pd.DataFrame(tables.read_rows(path), columns=pd.Index(["target", "slide_id", "truth"]))
         if table.isna().to_numpy().any():
             raise ValueError("no columns target, slide_id and truth")
-    return table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")
+    found = table.drop_duplicates(["target", "slide_id"]).pivot(index="slide_id", columns="target", values="truth")
+    rows = {
+        slide: patient for slide, patient in patients.items() if slide not in found.index and patient in found.index
+    }
+    of_patients = found.loc[list(rows.values())].set_axis(list(rows)) if rows else found.iloc[:0]
+    return pd.concat([found, of_patients])

@@ -1,0 +1,134 @@
+"""Vectors of patients: those of a patient's slides combined, and one label a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from histossl.core.errors import LabelError
+from histossl.core.names import spellings
+from histossl.evaluate.labels import Labels, barcode
+from histossl.evaluate.sources import Source
+
+
+def combine(values: NDArray, groups: NDArray[np.int64], weights: NDArray | None = None) -> NDArray[np.float32]:
+    """The weighted mean of the rows of each group.
+
+    It is linear: a linear score of the mean is the same mean of the slides' scores, so that the shares of their tiles,
+    weighted in the same way, still add up to it.
+
+    Args:
+        values: (N, d) vectors of slides.
+        groups: (N,) int, 0, 1, ...: the patient of each slide; each number occurs.
+        weights: (N,) ≥ 0, with a positive sum in each group; None weights all slides equally.
+
+    Returns:
+        (groups, d) float32.
+    """
+    weights = np.ones(len(groups)) if weights is None else np.asarray(weights, np.float64)
+    share = weights / np.bincount(groups, weights)[groups]
+    return np.asarray(csr_array((share, (groups, np.arange(len(groups))))) @ values, np.float32)
+
+
+def patients_of(source: Source, labels: Labels | None = None) -> NDArray:
+    """The patient of each slide, in one spelling each.
+
+    Args:
+        source: of the slides.
+        labels: where they name the patient of a slide, they decide.
+
+    Returns:
+        (N,) text: as the labels have it, else the source, else a TCGA barcode; a slide without one is its own patient.
+    """
+    named = {} if labels is None else labels.table["patient_id"].to_dict()
+    people = [named.get(n) or source.patients.get(n, "").strip() or barcode(n)[0] or n for n in source.ids]
+    spelt = spellings(people)
+    return np.array([spelt[name] for name in people])
+
+
+def by_patient(source: Source, labels: Labels, how: str) -> tuple[Source, Labels, dict[str, list[str]]]:
+    """Make a row of each patient: the vectors of all of its slides combined, and its label.
+
+    Slides without a label count too where another slide of the patient has one.
+
+    Args:
+        source: of the slides.
+        labels: of the slides.
+        how: mean: slides count equally; tiles: in proportion to their numbers of tiles.
+
+    Returns:
+        The source and the labels of the patients, the patient being the id; patient -> its slides.
+
+    Raises:
+        LabelError: slides of a patient have different labels; names the rows.
+    """
+    patients = patients_of(source, labels)
+    names, groups = np.unique(patients, return_inverse=True)
+    weights = slide_weights(source, how)
+    members = {str(name): [source.ids[k] for k in np.flatnonzero(groups == g)] for g, name in enumerate(names)}
+    there = {name: [s for s in slides if s in labels.table.index] for name, slides in members.items()}
+    values = {target: _one_each(target, labels, there) for target in labels.targets}
+    table = pd.DataFrame({"patient_id": list(members)} | values, index=pd.Index(list(members), name="slide_id"))
+    table = table.astype(object).where(table.notna(), None)
+    sites = {**source.sites, **labels.sites}
+    found = replace(
+        source,
+        ids=tuple(members),
+        vectors={name: combine(rows, groups, weights) for name, rows in source.vectors.items()},
+        patients={name: name for name in members},
+        sites=_shared(members, sites),
+        seen=None if source.seen is None else frozenset(n for n, s in members.items() if source.seen & set(s)),
+    )
+    lines = {name: labels.lines[slides[0]] for name, slides in there.items() if slides and slides[0] in labels.lines}
+    labelled = table[table[list(labels.targets)].notna().any(axis=1)]
+    return found, replace(labels, table=labelled, sites=found.sites, lines=lines), members
+
+
+def slide_weights(source: Source, how: str) -> NDArray[np.float64] | None:
+    """The weight of each slide among those of its patient.
+
+    Args:
+        source: of the slides.
+        how: mean or tiles.
+
+    Returns:
+        (N,) numbers of tiles, or None for equal weights.
+
+    Raises:
+        LabelError: the number of tiles of some slide is not known.
+    """
+    if how == "mean":
+        return None
+    lost = [name for name in source.ids if not source.tile_counts.get(name)]
+    if lost:
+        what = f"the numbers of tiles of {len(lost)} slides are not known, first {lost[0]!r}"
+        raise LabelError(what, "weight slides equally: --probe.combine mean")
+    return np.array([source.tile_counts[name] for name in source.ids], np.float64)
+
+
+def _one_each(target: str, labels: Labels, there: Mapping[str, Sequence[str]]) -> list[str | None]:
+    """The label of each patient; slides without one do not count."""
+    column = labels.table[target].to_dict()
+    found = {name: dict.fromkeys(v for s in slides if (v := column[s]) is not None) for name, slides in there.items()}
+    torn = [name for name, kinds in found.items() if len(kinds) > 1]
+    if torn:
+        said = []
+        for name in torn[:3]:
+            rows = {kind: labels.where([s for s in there[name] if column[s] == kind]) for kind in found[name]}
+            said.append(f"{name!r} has " + " and ".join(f"{kind!r} in {where}" for kind, where in rows.items()))
+        more = f"; and {len(torn) - 3} more" if len(torn) > 3 else ""
+        raise LabelError(
+            f"{target}: {len(torn)} patients have different labels: {'; '.join(said)}{more}", "correct them"
+        )
+    return [next(iter(kinds), None) for kinds in found.values()]
+
+
+def _shared(members: Mapping[str, Sequence[str]], sites: Mapping[str, str]) -> dict[str, str]:
+    """Patient -> site, for patients all of whose slides are of one site."""
+    of = {name: {sites.get(slide, "") for slide in slides} for name, slides in members.items()}
+    return {name: next(iter(found)) for name, found in of.items() if len(found) == 1 and "" not in found}
