@@ -43,7 +43,7 @@ def table(first, target="label"):
 
 
 def result(tables):
-    return ProbeResult(pd.concat(tables), pd.DataFrame(), pd.DataFrame(), (), (), ProbeSettings())
+    return ProbeResult(pd.concat(tables), pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), (), (), ProbeSettings())
 
 
 def test_the_page_says_what_the_tables_say(pages, tmp_path):

@@ -66,7 +66,7 @@ def probe_vectors(
 
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
-    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
     _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
@@ -83,7 +83,10 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     from histossl.evaluate.given_splits import probe_splits, summary
     from histossl.evaluate.split_files import known_slides, read_splits
 
-    table, named = read_labels(labels, source.ids, settings.targets, source.patients), read_splits(splits)
+    table, named = (
+        read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome),
+        read_splits(splits),
+    )
     _tell(source, table)
     cohort = read_cohort_table(labels)
     known, lost = known_slides(named, set(table.table.index))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _WHOLE = re.compile(r"([0-9]+)\.0+")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero-width characters, direction marks
@@ -82,6 +82,48 @@ def told(kind: str, taken: Mapping[str, str], most: int = 3) -> list[str]:
 def _alike(pair: tuple[str, str]) -> bool:
     a, b = (unicodedata.normalize("NFC", name) for name in pair)
     return a == b
+
+
+def bare(column: str) -> str:
+    """Remove case, spaces, hyphens and underscores from a column's name: `Slide ID` and `slide_id` are the same.
+
+    Args:
+        column: the name as it is written.
+
+    Returns:
+        The name in the form for comparisons.
+    """
+    return re.sub(r"[\s_\-]+", "", column.casefold())
+
+
+def listed(names: Iterable[str], most: int = 5, quote: bool = True) -> str:
+    """Names for a message: the first ones, and how many more there are.
+
+    Args:
+        names: the names.
+        most: how many are written out.
+        quote: whether each is put in quotes.
+
+    Returns:
+        Text such as "'a', 'b' and 3 more".
+    """
+    names = [repr(name) if quote else name for name in names]
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def row_list(lines: Collection[int], more: int = 0) -> str:
+    """Rows of a table for a message.
+
+    Args:
+        lines: numbers of the rows.
+        more: how many further rows there are.
+
+    Returns:
+        Text such as "rows 2, 5 and 3 more".
+    """
+    rest = f" and {more} more" if more > 0 else ""
+    return ("row " if len(lines) == 1 else "rows ") + listed(map(str, lines), quote=False) + rest
 
 
 class Known:

@@ -128,6 +128,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 Row = dict[str, str]
 """A slide: column -> text; slide_id and path are always present."""
 
+EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
 SEPARATORS = ",;\t|"
 SAVE = "save the table as 'CSV UTF-8'"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))

@@ -13,10 +13,9 @@ from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
 from histossl.core.names import spellings, told
-from histossl.core.tables import number, read_table
+from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.labels import (
     BARCODE,
-    EMPTY,
     PATIENT_COLUMNS,
     SCANNER_COLUMNS,
     SITE_COLUMNS,

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core.errors import FileFormatError
-from histossl.evaluate.labels import bare
+from histossl.core.names import bare
 
 _UNNAMED = re.compile(r"(unnamed:?\s*[0-9]*(\.[0-9]+)?|index|level_?[0-9]+|row(_?(number|id|nr|no))?|)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.*?)[_\-. ]?([0-9]+)")

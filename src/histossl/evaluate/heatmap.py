@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
+from histossl.evaluate.cox import prepare_cox, solve_cox
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import prepare, solve
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
-from histossl.evaluate.targets import make_task
+from histossl.evaluate.survival import choose_alpha
+from histossl.evaluate.targets import Task, make_task
 from histossl.gigassl.embed import EmbedSettings, explain_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.views import ViewSettings
@@ -64,6 +66,48 @@ def fit_score(
     return LinearScore(spoken, weights, b - scaler.mean_ @ weights, taught_by)
 
 
+def fit_risk(
+    vectors: NDArray, truth: NDArray[np.float64], patients: NDArray, settings: ProbeSettings, taught_by: str = ""
+) -> LinearScore:
+    """Fit the probe's Cox regression, with its standardisation folded into the weights.
+
+    Args:
+        vectors: (n, d) slide vectors.
+        truth: (n, 2) time and event.
+        patients: (n,) patient of each slide.
+        settings: of the probe.
+        taught_by: the slides, as text.
+
+    Returns:
+        The score `risk`: the log hazard ratio to the mean slide.
+    """
+    scaler = StandardScaler().fit(np.asarray(vectors, np.float64))
+    unit = scaler.scale_ * vectors.shape[1] ** 0.5
+    x = (vectors - scaler.mean_) / unit
+    weights = (solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings)) / unit)[:, None]
+    return LinearScore(("risk",), weights, -scaler.mean_ @ weights, taught_by)
+
+
+def fit_task(
+    task: Task, train: NDArray[np.int64], values: NDArray, settings: ProbeSettings, taught_by: str
+) -> LinearScore:
+    """Fit the linear score of a target with classes or of survival.
+
+    Args:
+        task: the target.
+        train: (m,) the slides of the task that train.
+        values: (n, d) the vectors of its slides.
+        settings: of the probe.
+        taught_by: the slides, as text.
+
+    Returns:
+        The score.
+    """
+    if task.names is None:
+        return fit_risk(values[train], task.truth[train], task.patients[train], settings, taught_by)
+    return fit_score(values[train], task.truth[train], task.names, settings, taught_by)
+
+
 def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[str, dict[str, LinearScore]]:
     """Fit the scores of all slides, each from training slides of other patients.
 
@@ -84,16 +128,16 @@ def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[
     found = {}
     for target in labels.targets:
         task = make_task(target, source.ids, labels, settings)
-        if task.names is None:
+        if task.kind == "numbers":
             raise LabelError(f"{target}: numbers have no classes to explain", "name another with --probe.targets")
         values = vectors[task.rows]
-        everyone = fit_score(values, task.truth, task.names, settings, "all labelled slides")
+        everyone = fit_task(task, np.arange(len(values)), values, settings, "all labelled slides")
         scores = dict.fromkeys(source.ids, everyone)
         for fold in range(settings.folds):
-            train = task.folds[0] != fold
+            train = np.flatnonzero(task.folds[0] != fold)
             words = f"the labelled slides outside of fold {fold + 1}"
-            score = fit_score(values[train], task.truth[train], task.names, settings, words)
-            scores |= dict.fromkeys(task.slides[~train], score)
+            score = fit_task(task, train, values, settings, words)
+            scores |= dict.fromkeys(task.slides[task.folds[0] == fold], score)
         found[target] = scores
     return found
 

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from histossl.core.argument_names import names_arguments
 from histossl.core.config import from_dict
 from histossl.core.errors import FileFormatError, LabelError
-from histossl.core.tables import cell
-from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
+from histossl.core.tables import EMPTY, cell
+from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
 from histossl.evaluate.patients import combine, patients_of
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.search import nearest
@@ -65,7 +65,7 @@ def probe(
         source = replace(source, patients=_patients_of(source, patients))
     if isinstance(labels, str) and labels in getattr(getattr(vectors, "obs", None), "columns", ()):
         labels = vectors.obs[labels]  # type: ignore[union-attr]
-    return probe_with_rivals(source, _labels(labels, source, chosen.targets), chosen)
+    return probe_with_rivals(source, _labels(labels, source, chosen), chosen)
 
 
 @names_arguments
@@ -245,15 +245,15 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
     return source.patients | {name: given[name] for name in source.ids if name in given}
 
 
-def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
+def _labels(labels: Any, source: Source, chosen: ProbeSettings) -> Labels:
     """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
-        return read_labels(labels, source.ids, targets, source.patients)
+        return read_labels(labels, source.ids, chosen.targets, source.patients, chosen.outcome)
     table = _label_table(labels, source)
     with tempfile.TemporaryDirectory(prefix="histossl-") as place:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
-        found = read_labels(path, source.ids, targets, source.patients)
+        found = read_labels(path, source.ids, chosen.targets, source.patients, chosen.outcome)
     return replace(found, lines={})  # these rows are not those of a file of the user
 
 

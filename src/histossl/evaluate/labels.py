@@ -5,22 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from histossl.core.errors import LabelError
-from histossl.core.names import Known, folded, spellings, told
-from histossl.core.tables import Table, number, read_table
+from histossl.core.names import Known, bare, folded, listed, row_list, spellings, told
+from histossl.core.tables import EMPTY, Table, number, read_table
+from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
 SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
-EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Labels:
 
     Attributes:
         table: one row a labelled slide in the order of the file, index `slide_id` (text), columns `patient_id` (text)
-            and one a target: the class as text, None where the slide has no label for that target.
+            and one a target: the class as text (of a survival target the time, "12.5" with an event and "12.5+" without
+            one, see `outcomes.followed`), None where the slide has no label for that target.
         targets: the names of the target columns.
         chosen: whether the targets were named (by setting, or as `label`) rather than found.
         complaints: one line each for what was left out: absent slides, slides without labels, missing patients. The
@@ -37,6 +38,7 @@ class Labels:
         sites: slide -> where it was made, for the slides of which that is known.
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
         notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
+        outcomes: of the targets that are survival, the unit of the time; "" where no column says it.
     """
 
     table: pd.DataFrame
@@ -46,6 +48,7 @@ class Labels:
     sites: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outcomes: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, slides: Sequence[str], most: int = 5) -> str:
         """Name slides by their rows in the file, or by name where they are in no row.
@@ -58,7 +61,7 @@ class Labels:
             Text such as "rows 2, 5 and 3 more".
         """
         lines = [self.lines[slide] for slide in slides if slide in self.lines]
-        return _rows(lines[:most], len(lines) - most) if lines else _some(slides, most)
+        return row_list(lines[:most], len(lines) - most) if lines else listed(slides, most)
 
 
 def read_labels(
@@ -66,6 +69,7 @@ def read_labels(
     slide_ids: Sequence[str],
     targets: Sequence[str] = (),
     patients: Mapping[str, str] | None = None,
+    outcome: tuple[str, str] = ("", ""),
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
 
@@ -82,6 +86,8 @@ def read_labels(
         patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are ignored. Where neither the
             file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site A2),
             and else the slide counts as a patient of its own.
+        outcome: names of the columns of the time and of the event of a survival target; empty to find such pairs, such
+            as os_months and os_event, see `find_outcomes`.
 
     Returns:
         The labels of the known slides, and complaints about rows and slides that were left out.
@@ -98,10 +104,12 @@ def read_labels(
     patient_column = find_column(columns, PATIENT_COLUMNS)
     if slide_column is None and patient_column is None:
         raise LabelError(
-            f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
+            f"{path.name}: no column slide_id among {listed(columns)}", "name the column of slides slide_id"
         )
     site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
-    names, chosen = _choose_targets(path, columns, {slide_column, patient_column, site_column}, targets)
+    free = [column for column in columns if column not in (slide_column, patient_column, site_column)]
+    outcomes = find_outcomes(path.name, free, *outcome)
+    names, chosen = _choose_targets(path, free, outcomes, targets, bool(outcome[0]))
     if slide_column is not None:
         written = unique_lines(path, rows, slide_column)
     else:
@@ -110,8 +118,14 @@ def read_labels(
     absent = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
     lines = {spelt.get(slide, slide): line for slide, line in written.items()}
 
-    values = {name: _classes(path, rows, name) for name in names}
-    records, sites, unnamed, complaints = {}, {}, [], list(absent)
+    followed = {name: read_outcome(path.name, rows, outcomes[name]) for name in names if name in outcomes}
+    values = {name: followed[name][0] if name in followed else _classes(path, rows, name) for name in names}
+    records, sites, unnamed, complaints = (
+        {},
+        {},
+        [],
+        [*absent, *(line for _, said in followed.values() for line in said)],
+    )
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
@@ -128,7 +142,8 @@ def read_labels(
     )
     complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
-    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes))
+    units = {name: outcomes[name].unit for name in followed}
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units)
 
 
 def _lines_by_patient(
@@ -140,7 +155,7 @@ def _lines_by_patient(
     found = {slide: lines[folded(name)] for slide, name in people.items() if folded(name) in lines}
     if not found:
         what = f"{path.name}: no column slide_id, and none of its patients is one of the slides' patients"
-        raise LabelError(what, f"name the column of slides slide_id; patients are called {_some(people.values(), 3)}")
+        raise LabelError(what, f"name the column of slides slide_id; patients are called {listed(people.values(), 3)}")
     taken = set(found.values())
     return found | {rows[line][column]: line for line in lines.values() if line not in taken}
 
@@ -150,14 +165,14 @@ def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Colle
     if not labelled:
         raise LabelError(
             f"{path.name}: none of its {count} slides has both a label and a vector",
-            f"the slides are called {_some(sorted(known))}",
+            f"the slides are called {listed(sorted(known))}",
         )
     found = []
     if unnamed:
-        found.append(f"{path.name}: no patient in {_rows(unnamed)}; each of these slides counts as its own patient")
+        found.append(f"{path.name}: no patient in {row_list(unnamed)}; each of these slides counts as its own patient")
     lost = sorted(known - set(labelled))
     if lost:
-        found.append(f"{path.name}: no label for {len(lost)} of {len(known)} slides: {_some(lost)}")
+        found.append(f"{path.name}: no label for {len(lost)} of {len(known)} slides: {listed(lost)}")
     return found
 
 
@@ -209,31 +224,21 @@ def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
     return next((lowered[bare(name)] for name in names if bare(name) in lowered), None)
 
 
-def bare(column: str) -> str:
-    """Remove case, spaces, hyphens and underscores from a column's name: `Slide ID` and `slide_id` are the same.
-
-    Args:
-        column: the name as it is written.
-
-    Returns:
-        The name in the form for comparisons.
-    """
-    return re.sub(r"[\s_\-]+", "", column.casefold())
-
-
 def _choose_targets(
-    path: Path, columns: Sequence[str], taken: set[str | None], wanted: Sequence[str]
+    path: Path, free: Sequence[str], outcomes: Mapping[str, Outcome], wanted: Sequence[str], named: bool
 ) -> tuple[list[str], bool]:
-    free = [column for column in columns if column not in taken]
-    missing = [name for name in wanted if name not in free]
+    """The targets, and whether they were named; `named` says that the outcomes were."""
+    halves = {column for outcome in outcomes.values() for column in (outcome.time, outcome.event)}
+    offered = [*outcomes, *(column for column in free if column not in halves)]
+    missing = [name for name in wanted if name not in {*offered, *free}]
     if missing:
-        raise LabelError(f"{path.name}: no target {_some(missing)}", f"it has {_some(free)} (--probe.targets)")
-    if wanted:
-        return list(dict.fromkeys(wanted)), True
+        raise LabelError(f"{path.name}: no target {listed(missing)}", f"it has {listed(offered)} (--probe.targets)")
+    if wanted or named:
+        return list(dict.fromkeys(wanted or outcomes)), True
     label = find_column(free, ("label",))
-    if not free:
-        raise LabelError(f"{path.name}: no column of labels beside {_some(columns)}", "add a column label")
-    return ([label], True) if label else (free, False)
+    if not offered:
+        raise LabelError(f"{path.name}: no column of labels", "add a column label")
+    return ([label], True) if label else (offered, False)
 
 
 def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind: str = "slide") -> dict[str, int]:
@@ -255,10 +260,10 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind:
     for line, row in rows.items():
         lines[folded(row[column])].append(line)
     if "" in lines:
-        raise LabelError(f"{path.name}: no {kind}_id in {_rows(lines[''])}", f"name the {kind} of these rows")
-    twice = [f"{rows[found[0]][column]!r} ({_rows(found)})" for found in lines.values() if len(found) > 1]
+        raise LabelError(f"{path.name}: no {kind}_id in {row_list(lines[''])}", f"name the {kind} of these rows")
+    twice = [f"{rows[found[0]][column]!r} ({row_list(found)})" for found in lines.values() if len(found) > 1]
     if twice:
-        raise LabelError(f"{path.name}: {kind}s named twice: {_some(twice, quote=False)}", f"keep one row a {kind}")
+        raise LabelError(f"{path.name}: {kind}s named twice: {listed(twice, quote=False)}", f"keep one row a {kind}")
     return {rows[found[0]][column]: found[0] for found in lines.values()}
 
 
@@ -289,13 +294,13 @@ def absent_slides(
     ]
     if almost:
         raise LabelError(
-            f"{where}: {len(almost)} ids differ from a slide by their extension: {_some(almost, quote=False)}",
+            f"{where}: {len(almost)} ids differ from a slide by their extension: {listed(almost, quote=False)}",
             "write slide_id as slides.csv has it",
         )
     first = next(iter(lines))
     near = difflib.get_close_matches(first, slide_ids, 1)
     hint = f"; nearest to {first!r} is {near[0]!r}" if near else ""
-    return [f"{where}: {len(lines)} {what} are absent ({_rows(list(lines.values()))}): {_some(lines)}{hint}"]
+    return [f"{where}: {len(lines)} {what} are absent ({row_list(list(lines.values()))}): {listed(lines)}{hint}"]
 
 
 def _loose(slide: str) -> str:
@@ -353,7 +358,8 @@ def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int
     if words and numbers:
         kind, few = min(("words", words), ("numbers", numbers), key=lambda pair: len(pair[1]))
         raise LabelError(
-            f"{path.name}: column {name!r} mixes words and numbers: {kind} in {_rows(few)}: {_some(set(few.values()))}",
+            f"{path.name}: column {name!r} mixes words and numbers: {kind} in {row_list(few)}: "
+            + listed(set(few.values())),
             "write all classes in words, or all in numbers",
         )
     spelt = defaultdict(set)
@@ -363,18 +369,7 @@ def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int
     if double:
         lines = [line for line, value in words.items() if value in double[0][1:]]
         raise LabelError(
-            f"{path.name}: column {name!r}: {_some(double[0])} differ only by case ({_rows(lines)})",
+            f"{path.name}: column {name!r}: {listed(double[0])} differ only by case ({row_list(lines)})",
             "spell a class one way",
         )
     return words | numbers
-
-
-def _some(names: Iterable[str], most: int = 5, quote: bool = True) -> str:
-    names = [repr(name) if quote else name for name in names]
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _rows(lines: Collection[int], more: int = 0) -> str:
-    rest = f" and {more} more" if more > 0 else ""
-    return ("row " if len(lines) == 1 else "rows ") + _some(map(str, lines), quote=False) + rest

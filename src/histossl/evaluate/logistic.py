@@ -51,15 +51,42 @@ def prepare(x: NDArray, classes: NDArray, balanced: bool) -> Problem:
     """
     counts = np.bincount(classes)
     weights = (len(classes) / (len(counts) * counts))[classes] if balanced else np.ones(len(classes))
-    x, span = np.ascontiguousarray(x, np.float64), None
-    if len(x) < x.shape[1]:  # the penalty keeps every solution in the span of the slides
-        span, inner = np.linalg.qr(x.T)
-        x = np.ascontiguousarray(inner.T)
+    x, span = in_span(x)
+    axes, spread = principal_axes(x, weights)
+    return Problem(x, span, axes, spread, classes, weights)
+
+
+def in_span(x: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Rows in coordinates of their span, where they are fewer than their numbers: a penalty keeps solutions in it.
+
+    Args:
+        x: (n, d) features of slides.
+
+    Returns:
+        (n, min(n, d)) features, and (d, n) orthonormal, features being found @ span.T; None where n ≥ d.
+    """
+    x = np.ascontiguousarray(x, np.float64)
+    if len(x) >= x.shape[1]:
+        return x, None
+    span, inner = np.linalg.qr(x.T)
+    return np.ascontiguousarray(inner.T), span
+
+
+def principal_axes(x: NDArray[np.float64], weights: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The axes along which weighted features are uncorrelated.
+
+    Args:
+        x: (n, r) features.
+        weights: (n,) ≥ 0.
+
+    Returns:
+        (r, r) orthonormal, the axes as columns, and (r,) the sum of the weighted squares along each.
+    """
     # syrk computes one half of a symmetric matrix, in half of the time.
     (half_product,) = get_blas_funcs(("syrk",), dtype=np.float64)
     gram = half_product(1.0, (x * np.sqrt(weights)[:, None]).T, lower=True)
     spread, axes = eigh(gram, overwrite_a=True, check_finite=False)
-    return Problem(x, span, axes, np.maximum(spread, 0), classes, weights)
+    return axes, np.maximum(spread, 0)
 
 
 def solve(problem: Problem, C: float, most: int = 500, tolerance: float = 1e-8) -> tuple[NDArray, NDArray, bool]:

@@ -11,25 +11,27 @@ if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
 
 
-def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False) -> str:
+def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False, survival: bool = False) -> str:
     """Write a paragraph on the method for a paper, with every setting.
 
     Args:
         settings: of the probe.
         classes: whether some target has classes.
         numbers: whether some target has numbers.
+        survival: whether some target is survival.
 
     Returns:
         One paragraph, without line breaks.
     """
     parts = [_classes(settings)] if classes else []
     parts += [_numbers(settings)] if numbers else []
+    parts += [_survival(settings)] if survival else []
     parts += [
         f"Features are standardised and divided by the root of their number, by the training slides alone "
         f"(histossl {histossl.__version__}).",
         *([_unit(settings)] if settings.unit == "patient" else []),
         _splits(settings),
-        _figures(settings, classes, numbers),
+        _figures(settings, classes, numbers, survival),
         *([f"The parts of the vectors ({', '.join(settings.parts)}) are also judged alone."] if settings.parts else []),
         *(METHODS[name] for name in dict.fromkeys(settings.rivals)),
         *([_recipe(Recipe())] if set(settings.rivals) & set(TRAINED) else []),
@@ -59,6 +61,17 @@ def _numbers(settings: ProbeSettings) -> str:
     )
 
 
+def _survival(settings: ProbeSettings) -> str:
+    grid = ", ".join(f"{alpha:g}" for alpha in settings.alphas)
+    columns = f" of {settings.time} and {settings.event}" if settings.time else ""
+    times = ", ".join(f"{time:g}" for time in settings.horizons) or "the quartiles of the times of the events"
+    return (
+        f"Cox's proportional hazards regression{columns} (Efron's ties, L2 penalty, the one of {grid} with the largest "
+        "cross-validated partial likelihood in 3 folds of the training patients; Breslow's baseline hazard), with "
+        f"survival asked for at {times}."
+    )
+
+
 def _splits(settings: ProbeSettings) -> str:
     whole = {
         "patients": "whole patients",
@@ -76,12 +89,12 @@ def _splits(settings: ProbeSettings) -> str:
     dealt = f"{settings.repeats} times" if settings.repeats > 1 else "once"
     few = f"{drawn}classes, anew in each fold." if shots else ""
     return (
-        f"{settings.folds} folds of {whole}, stratified by class or fifth of the values, dealt "
+        f"{settings.folds} folds of {whole}, stratified by class, fifth of the values or event, dealt "
         f"{dealt} with seed {settings.seed}.{mixed}{kinds}{few}"
     )
 
 
-def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
+def _figures(settings: ProbeSettings, classes: bool, numbers: bool, survival: bool) -> str:
     parts = []
     if classes:
         parts.append(
@@ -93,6 +106,12 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool) -> str:
         parts.append(
             "Spearman's correlation is of predictions from which the mean of their test fold was taken; R² and mean "
             "absolute error are of all slides."
+        )
+    if survival:
+        parts.append(
+            "Harrell's C compares slides within a test fold; Uno's C weights its pairs, AUROC (cumulative, dynamic) "
+            "its cases and the Brier score its slides by the inverse probability of not being censored; Uno's C and the"
+            " integrated Brier score end where a tenth of the slides is still followed."
         )
     parts.append(
         "All are averaged over the repeats; their intervals and those of the differences are the 2.5 and 97.5 "

@@ -93,7 +93,8 @@ class BagTask(nn.Module):
     Args:
         network: (features, positions, views, size) -> (size, dim) vectors.
         dim: length of these vectors.
-        weights: (classes,) of the classes in the cross-entropy; None predicts one number with the squared error.
+        weights: (classes,) of the classes in the cross-entropy; None predicts one number: by the squared error, or
+            where the truth is time and event by Cox's partial likelihood of the batch.
         dropout: probability in front of the last layer, in [0, 1).
     """
 
@@ -118,15 +119,35 @@ class BagTask(nn.Module):
         """Compute the loss.
 
         Args:
-            batch: (features, positions, views, size, truth); truth is (size,) int64 classes or float32 numbers.
+            batch: (features, positions, views, size, truth); truth is (size,) int64 classes or float32 numbers, or
+                (size, 2) float32 time and event.
 
         Returns:
             The loss (), and an empty dictionary of gauges.
         """
         found, truth = self.outputs(batch[:4]), batch[4]
+        if truth.ndim == 2:
+            return cox_loss(found[:, 0], truth), {}
         if self.weights is None:
             return nn.functional.mse_loss(found[:, 0], truth), {}
         return nn.functional.cross_entropy(found, truth, self.weights), {}
+
+
+def cox_loss(risk: Tensor, truth: Tensor) -> Tensor:
+    """The negative log partial likelihood for each event, ties as of Breslow; without an event 0.
+
+    Args:
+        risk: (n,) log hazard ratios.
+        truth: (n, 2) time and event.
+
+    Returns:
+        The loss ().
+    """
+    order = torch.argsort(truth[:, 0], descending=True)
+    time, event = truth[order].T
+    at_risk = torch.logcumsumexp(risk[order], dim=0)
+    at_risk = at_risk[torch.searchsorted(-time.contiguous(), -time.contiguous(), right=True) - 1]
+    return ((at_risk - risk[order]) * event).sum() / event.sum().clamp(min=1)
 
 
 def trained_rival(
@@ -153,7 +174,9 @@ def trained_rival(
 
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         weights, middle, unit = None, 0.0, 1.0
-        if truth.dtype.kind == "f":
+        if truth.ndim == 2:
+            truth = truth.astype(np.float32)
+        elif truth.dtype.kind == "f":
             middle, unit = truth.mean(), truth.std() or 1.0
             truth = ((truth - middle) / unit).astype(np.float32)
         else:

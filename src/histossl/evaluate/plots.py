@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from histossl.core.atomic import whole
+from histossl.evaluate.risk_groups import p_text, risk_groups
 from histossl.evaluate.score import reliability
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     from predictions pooled over folds and averaged over repeats, with more than two classes the mean of one against
     the rest; calibration of the same predictions, the dots larger for more slides; the confusion matrix of the first
     embedding. Targets with numbers get two: Spearman's correlation over the number of labels, and the predictions of
-    the first embedding.
+    the first embedding. Survival gets the C-index over the number of labels, and Kaplan and Meier's curves of the
+    halves of the patients by the risk that the first embedding predicts.
 
     Args:
         result: of `probe`.
@@ -49,15 +51,14 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
     names = file_names([str(name) for name in result.predictions["target"].unique()])
     for target, name in names.items():
         found = _where(result.predictions, "target", target)
-        classes = not result.table.empty and target in set(result.table["target"])
-        rows = _where(result.table if classes else result.numbers, "target", target)
-        figure = Figure(figsize=(16, 4.2) if classes else (9, 4.2), layout="constrained")
+        tables = {"classes": result.table, "numbers": result.numbers, "survival": result.survival}
+        kind = next(kind for kind, t in tables.items() if not t.empty and target in set(t["target"]))
+        rows = _where(tables[kind], "target", target)
+        figure = Figure(figsize=(16, 4.2) if kind == "classes" else (10, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         unit = result.settings.shots_of
-        if classes:
-            _draw_classes(figure, rows, found.dropna(axis=1, how="all"), unit)
-        else:
-            _draw_numbers(figure, rows, found, unit)
+        draw = {"classes": _draw_classes, "numbers": _draw_numbers, "survival": _draw_survival}[kind]
+        draw(figure, rows, found.dropna(axis=1, how="all"), unit)
         first = rows.iloc[0]
         figure.suptitle(
             _escaped(f"{target}: {first['n_slides']} slides of {first['n_patients']} patients"), fontsize=11
@@ -97,6 +98,27 @@ def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     against.spines[["top", "right"]].set_visible(False)
 
 
+def _draw_survival(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit: str) -> None:
+    shots, curves = figure.subplots(1, 2)
+    embeddings = list(dict.fromkeys(rows["embedding"]))
+    _shots(shots, rows, embeddings, "c_index", f"labelled {unit} in training")
+    shots.set_ylabel("Harrell's C, 95 % interval over patients")
+    shots.legend(frameon=False, fontsize=8, loc="best")
+    parted = risk_groups(_where(found, "embedding", embeddings[0]))
+    told = []
+    for group, colour in zip(parted["groups"], (COLOURS[0], COLOURS[1]), strict=True):
+        name = f"{group['name']}: {group['events']} events of {group['patients']}"
+        if group["patients"]:
+            curves.step(group["time"], group["survival"], where="post", color=colour, linewidth=2, label=name)
+        told.append(f"{group['name']}: " + ", ".join(map(str, group["at_risk"])))
+    curves.set(ylim=(0, 1.02), xlim=(0, None), ylabel="without an event", xticks=parted["ticks"])
+    curves.set_xticklabels([f"{tick:.3g}" for tick in parted["ticks"]])
+    curves.set_xlabel("time; at risk at these times: " + "\n".join(told), fontsize=8)
+    curves.set_title(_escaped(f"{embeddings[0]}, patients held out; {p_text(parted['p'])}"), fontsize=9)
+    curves.legend(frameon=False, fontsize=8, loc="best")
+    curves.spines[["top", "right"]].set_visible(False)
+
+
 def file_names(targets: list[str]) -> dict[str, str]:
     """Choose a file name for every target, of letters, digits, - and _; numbered where two would be the same.
 
@@ -134,7 +156,7 @@ def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, w
         marker = MARKERS[k % len(MARKERS)]
         width = 2 if k == 0 else 1.2
         axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_escaped(name))
-    chance = 0.5 if figure == "auroc" else 0.0
+    chance = 0.0 if figure == "spearman" else 0.5
     axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(counts)), counts)
     axes.set_xlim(-0.5, len(counts) - 0.5)

@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 import histossl
@@ -24,9 +24,12 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.methods import describe
 from histossl.evaluate.ridge import ridge
+from histossl.evaluate.risk_groups import risk_groups
+from histossl.evaluate.scaling import inner_folds, scaled
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
-from histossl.evaluate.splits import grouped_folds
+from histossl.evaluate.survival import WITHOUT, fit_survival, no_features, ranks_in_folds, with_survival
+from histossl.evaluate.survival_score import survival_samples
 from histossl.evaluate.targets import Task, labelled, make_task, numbers_of_labels
 
 
@@ -67,7 +70,7 @@ def probe(
             a target that cannot be probed is left out with a complaint as long as another can.
     """
     vectors = {name: _check(name, values, ids) for name, values in embeddings.items()}
-    tables: dict[bool, list[pd.DataFrame]] = {True: [], False: []}
+    tables: dict[str, list[pd.DataFrame]] = {"classes": [], "numbers": [], "survival": []}
     predictions, audit, complaints, failed = [], [], list(labels.complaints), []
     for target in labels.targets:
         try:
@@ -78,7 +81,7 @@ def probe(
             failed.append(str(error))
             continue
         scores, note = _out_of_fold(task, vectors, settings, rivals or {})
-        tables[task.names is not None].append(_score(task, scores, settings))
+        tables[task.kind].append(_score(task, scores, settings))
         predictions.append(_predictions(task, {name: scores[name, n] for name, n in scores if n == "all"}))
         here = (values[task.rows] for values in vectors.values())
         line = audit_line(list(task.slides), task.patients, task.balance(), task.folds, here, task.sites, seen)
@@ -86,9 +89,9 @@ def probe(
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
     complaints += [f"left out: {what}" for what in failed]
-    classes, numbers = (pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables.values())
+    each = [pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables.values()]
     found = pd.concat(predictions, ignore_index=True)
-    return ProbeResult(classes, numbers, found, tuple(audit), tuple(complaints), settings)
+    return ProbeResult(*each, found, tuple(audit), tuple(complaints), settings)
 
 
 def _check(name: str, values: np.ndarray, ids: Sequence[str]) -> np.ndarray:
@@ -106,10 +109,13 @@ def _out_of_fold(
 ) -> tuple[dict[tuple[str, str], np.ndarray], str]:
     """(method, n_labelled) -> (repeats, n, outputs) predictions by models that did not see the patient; a note."""
     counts = numbers_of_labels(task, settings)
+    rivals = dict(rivals) | ({} if task.times is None else {WITHOUT: no_features(task.times)})
     shape = (*task.folds.shape, task.outputs)
     scores = {(name, n): np.empty(shape) for n in counts for name in (*vectors, *rivals)}
     places = [(repeat, fold) for repeat in range(settings.repeats) for fold in range(settings.folds)]
-    fit = _fit_numbers if task.names is None else _fit_classes
+    fit = {"classes": _fit_classes, "numbers": _fit_numbers, "survival": partial(fit_survival, times=task.times)}[
+        task.kind
+    ]
 
     def fit_vectors(place: tuple[int, int]) -> int:
         unfinished, test = 0, np.flatnonzero(task.folds[place[0]] == place[1])
@@ -129,7 +135,8 @@ def _out_of_fold(
         for repeat, fold in places if name in rivals else ():
             test, train = np.flatnonzero(task.folds[repeat] == fold), labelled(task, repeat, fold, n, settings)
             seed = int(np.random.SeedSequence([settings.seed, repeat, fold]).generate_state(1)[0])
-            out[repeat, test] = rivals[name](task.rows[train], task.truth[train], task.rows[test], seed)
+            method = rivals[name] if task.times is None else with_survival(rivals[name], task.times)
+            out[repeat, test] = method(task.rows[train], task.truth[train], task.rows[test], seed)
     return scores, f"; {unfinished} fits did not converge" if unfinished else ""
 
 
@@ -137,7 +144,7 @@ def _fit_classes(
     x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
 ) -> tuple[np.ndarray, bool]:
     """(m, classes) probabilities, and whether the fit converged."""
-    x, x_test = _scaled(x, x_test)
+    x, x_test = scaled(x, x_test)
     C = _choose(x, y, patients, settings) if settings.choose_C else settings.C
     w, b, finished = solve(prepare(x, y, settings.balanced), C)
     return predict(x_test, w, b), finished
@@ -147,11 +154,11 @@ def _fit_numbers(
     x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
 ) -> tuple[np.ndarray, bool]:
     """(m, 1) numbers, and True: ridge regression has a closed form."""
-    x, x_test = _scaled(x, x_test)
+    x, x_test = scaled(x, x_test)
     middle, unit = y.mean(), y.std() or 1.0
     y, alphas = (y - middle) / unit, np.asarray(settings.alphas)
     best = len(alphas) // 2
-    folds = _inner_folds(np.argsort(np.argsort(y)) * 3 // len(y), patients, settings)
+    folds = inner_folds(np.argsort(np.argsort(y)) * 3 // len(y), patients, settings)
     if folds is not None and len(alphas) > 1:
         losses = np.zeros(len(alphas))
         for fold in range(3):
@@ -162,22 +169,9 @@ def _fit_numbers(
     return (x_test @ w + b) * unit + middle, True
 
 
-def _scaled(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scaler, root = StandardScaler().fit(x), x.shape[1] ** 0.5
-    return scaler.transform(x) / root, scaler.transform(x_test) / root
-
-
-def _inner_folds(strata: np.ndarray, patients: np.ndarray, settings: ProbeSettings) -> np.ndarray | None:
-    """(n,) three folds of the training patients, None where they are too few."""
-    try:
-        return grouped_folds(strata, patients, 3, 1, settings.seed, mixed_patients=True)[0]
-    except LabelError:
-        return None
-
-
 def _choose(x: np.ndarray, y: np.ndarray, patients: np.ndarray, settings: ProbeSettings) -> float:
     """The C with the least cross-entropy on patients held out of the training slides; `settings.C` for too few."""
-    folds = _inner_folds(y, patients, settings)
+    folds = inner_folds(y, patients, settings)
     if folds is None:
         return settings.C
     losses = np.zeros(len(settings.choose_C))
@@ -199,7 +193,10 @@ def _score(task: Task, scores: dict[tuple[str, str], np.ndarray], settings: Prob
     reference = next(iter(scores))[0]
     rows, first = [], np.empty(0)
     for (name, n), values in scores.items():
-        found = samples_of(values, task.truth, task.folds, patient, weights, task.names is not None)
+        if task.times is not None:
+            found = survival_samples(values, task.truth, task.folds, patient, weights, task.times)
+        else:
+            found = samples_of(values, task.truth, task.folds, patient, weights, task.names is not None)
         main, *others = found
         first = found[main] if name == reference else first
         row: dict[str, object] = {"target": task.target, "n_labelled": n, "embedding": name}
@@ -219,6 +216,13 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
     for name, values in scores.items():
         mean = values.mean(axis=0)
         about = {"target": task.target, "embedding": name, "slide_id": task.slides, "patient_id": task.patients}
+        if task.times is not None:
+            told = np.where(task.truth[:, 1] > 0, "", "+")
+            about["truth"] = [f"{time:g}{end}" for time, end in zip(task.truth[:, 0], told, strict=True)]
+            about["predicted"] = ranks_in_folds(values[:, :, 0], task.folds)
+            soon = enumerate(task.times.horizons, 1)
+            parts.append(pd.DataFrame(about | {f"s({time:g})": mean[:, k] for k, time in soon}))
+            continue
         if task.names is None:
             parts.append(pd.DataFrame(about | {"truth": task.truth, "predicted": mean[:, 0]}))
             continue
@@ -230,8 +234,8 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
 def write_probe(result: ProbeResult, folder: Path) -> None:
     """Write a probe into a folder; a table without rows is not written.
 
-    The files are probe.csv (the table), numbers.csv, predictions.csv, probe.json (the rest, with the method in words)
-    and the figures.
+    The files are probe.csv (the table), numbers.csv, survival.csv, predictions.csv, probe.json (the rest, with the
+    method in words) and the figures.
 
     Args:
         result: of `probe`.
@@ -242,15 +246,20 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
     """
     from histossl.evaluate.plots import write_figures
 
-    tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "predictions.csv": result.predictions}
+    tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "survival.csv": result.survival}
+    tables["predictions.csv"] = result.predictions
     content = {
         "histossl": histossl.__version__,
         "settings": to_dict(result.settings),
-        "method": describe(result.settings, not result.table.empty, not result.numbers.empty),
+        "method": describe(
+            result.settings, not result.table.empty, not result.numbers.empty, not result.survival.empty
+        ),
         "audit": result.audit,
         "complaints": result.complaints,
         "table": _plain(result.table),
         "numbers": _plain(result.numbers),
+        "survival": _plain(result.survival),
+        "risk_groups": _risk_groups(result),
     }
     for name, table in tables.items():
         if table.empty:
@@ -261,6 +270,18 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
     with whole(Path(folder) / "probe.json") as path:
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     write_figures(result, Path(folder))
+
+
+def _risk_groups(result: ProbeResult) -> dict[str, object]:
+    """Survival target -> the curves of its risk groups by the first embedding."""
+    found = {}
+    for target, rows in result.survival.groupby("target", sort=False) if len(result.survival) else ():
+        chosen = (result.predictions["target"] == target) & (
+            result.predictions["embedding"] == rows["embedding"].iloc[0]
+        )
+        parted = risk_groups(pd.DataFrame(result.predictions[chosen]))
+        found[str(target)] = parted | {"p": None if parted["p"] != parted["p"] else parted["p"]}
+    return found
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, object]]:

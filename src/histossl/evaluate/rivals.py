@@ -95,10 +95,9 @@ def _counted(found: ProbeResult, members: Mapping[str, Sequence[str]]) -> ProbeR
     """The result with the numbers of slides, not of patients, as `n_slides`."""
     pairs = found.predictions[["target", "slide_id"]].drop_duplicates()
     slides = {str(t): sum(len(members[n]) for n in rows["slide_id"]) for t, rows in pairs.groupby("target")}
-    tables = (
-        t.assign(n_slides=[slides[name] for name in t["target"]]) if len(t) else t for t in (found.table, found.numbers)
-    )
-    return replace(found, **dict(zip(("table", "numbers"), tables, strict=True)))
+    every = (found.table, found.numbers, found.survival)
+    tables = [t.assign(n_slides=[slides[name] for name in t["target"]]) if len(t) else t for t in every]
+    return replace(found, table=tables[0], numbers=tables[1], survival=tables[2])
 
 
 def parts_alone(source: Source, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -178,6 +177,8 @@ def neighbours(values: NDArray) -> Rival:
     """
 
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
+        if truth.ndim == 2:
+            raise SettingsError("probe.rivals: knn predicts classes and numbers, not survival", "leave knn out")
         scaler = StandardScaler().fit(values[train])
         x, x_test = scaler.transform(values[train]), scaler.transform(values[test])
         how = {"n_neighbors": min(NEIGHBOURS, len(train)), "weights": "distance", "metric": "cosine"}

@@ -26,6 +26,10 @@ class ProbeSettings:
 
     Args:
         targets: columns of the label table to predict; empty takes `label`, or all columns where there is none.
+        time: the column of the time of a survival target, from the start to the event or to the last contact; empty
+            finds pairs such as os_months and os_event by their names.
+        event: the column that says whether the event happened: 1 or 0, or yes or no in words.
+        horizons: times at which survival is asked for; empty takes the quartiles of the times of the events.
         task: auto takes a column of more than 20 different numbers (or on more than half of the slides) as numbers, all
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
@@ -37,7 +41,8 @@ class ProbeSettings:
         choose_C: values of C to choose among for every fit, by 3 folds of the training patients; empty takes C.
         balanced: weight the classes by the inverse of their frequency. Where they are uneven, probabilities are then
             not shares, which the figures of calibration tell.
-        alphas: penalties of ridge regression to choose among for every fit, by 3 folds of the training patients.
+        alphas: penalties of ridge regression, and of Cox's, to choose among for every fit, by 3 folds of the training
+            patients.
         shots: numbers of labelled slides for the curve of few labels; those that a fold cannot give are left out.
         shots_of: slides, or patients: then `shots` counts patients, all slides of whom are labelled.
         bootstraps: resamples of the patients behind each interval.
@@ -49,6 +54,9 @@ class ProbeSettings:
     """
 
     targets: tuple[str, ...] = ()
+    time: str = ""
+    event: str = ""
+    horizons: tuple[float, ...] = ()
     task: str = "auto"
     unit: str = "slide"
     combine: str = "mean"
@@ -81,6 +89,8 @@ class ProbeSettings:
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"probe.{name} is {getattr(self, name)!r}", f"it must be {' or '.join(known)}")
+        if not all(time > 0 for time in self.horizons):
+            raise SettingsError(f"probe.horizons is {self.horizons}", "each must be positive")
         if any(n < 2 for n in self.shots):
             raise SettingsError(f"probe.shots is {self.shots}", "each must be 2 or more")
         if unknown := [name for name in self.rivals if name not in METHODS]:
@@ -90,6 +100,11 @@ class ProbeSettings:
             raise SettingsError(what, "leave them out, or --probe.unit slide")
         if self.unit == "patient" and self.mixed_patients:
             raise SettingsError("probe.unit is patient, with mixed_patients", "a patient then has one label")
+
+    @property
+    def outcome(self) -> tuple[str, str]:
+        """The columns of time and event, as `read_labels` takes them."""
+        return self.time, self.event
 
 
 @dataclass(frozen=True)
@@ -111,9 +126,14 @@ class ProbeResult:
         numbers: the same of targets with numbers: in the place of `auroc` `spearman`, of what remains when the mean of
             each fold's predictions is taken away, then `difference`, `r2` (1 where all is predicted, 0 where the mean
             does as well) and `mae`, in the target's unit.
+        survival: the same of survival targets: `c_index` (Harrell's, within folds), `difference`; `uno_c`, the same
+            weighted by the inverse probability of having been followed so long; `auroc`, cumulative and dynamic, the
+            mean over the horizons, and `auroc@TIME` at each; `ibs`, the integrated Brier score, in [0, 1], lower is
+            better, which the row of Kaplan and Meier, who know no vector, is to be compared with.
         predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
-            means over the repeats.
+            of survival, `predicted` is the rank of the risk in its fold, in [0, 1], and `s(TIME)` the probability of
+            no event until then; means over the repeats.
         audit: one line per target: classes, patients and sites on both sides, near-duplicate slides.
         complaints: one line each for what was left out.
         settings: the settings of the probe.
@@ -121,6 +141,7 @@ class ProbeResult:
 
     table: pd.DataFrame
     numbers: pd.DataFrame
+    survival: pd.DataFrame
     predictions: pd.DataFrame
     audit: tuple[str, ...]
     complaints: tuple[str, ...]
@@ -129,7 +150,7 @@ class ProbeResult:
     def __repr__(self) -> str:
         from histossl.evaluate.summary import told
 
-        return told(self.table, self.numbers)
+        return told(self.table, self.numbers, self.survival)
 
     def _repr_html_(self) -> str:
         return self.summary().to_html(na_rep="")
@@ -137,11 +158,11 @@ class ProbeResult:
     def summary(self) -> pd.DataFrame:
         """The main score of every method with its 95 % interval, as text; rows: target and number of labels.
 
-        The score is AUROC of targets with classes, and Spearman's correlation of targets with numbers.
+        The score is AUROC of classes, Spearman's correlation of numbers, and Harrell's C of survival.
         """
         from histossl.evaluate.summary import summary_of
 
-        return summary_of(self.table, self.numbers)
+        return summary_of(self.table, self.numbers, self.survival)
 
 
 NEIGHBOURS = 10

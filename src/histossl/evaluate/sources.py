@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
-from histossl.core.names import Known, clashes, spellings, told
+from histossl.core.names import Known, bare, clashes, spellings, told
 from histossl.core.sidecars import files_of
-from histossl.core.tables import number, read_table
+from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
-from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, bare, find_column
+from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, find_column
 from histossl.evaluate.pickled import read_pickled_vectors
 
 

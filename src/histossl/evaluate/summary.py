@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import pandas as pd
 
-SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"))
+SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"), ("c_index", "C-index"))
 _LINES = 6  # targets that are listed
 
 
-def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
+def told(*tables: pd.DataFrame) -> str:
     """Summarise a probe: the first method's score with all labels, beside the best of the others.
 
     Args:
-        classes: `table` of a `ProbeResult`.
-        numbers: `numbers` of a `ProbeResult`.
+        tables: `table`, `numbers` and `survival` of a `ProbeResult`.
 
     Returns:
         "ProbeResult", then one line per target; of many targets only the first ones.
     """
     lines = []
-    for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
+    for table, (score, title) in zip(tables, SCORES, strict=True):
         for target, rows in table.groupby("target", sort=False) if len(table) else ():
             rows = rows[rows["n_labelled"] == "all"]
             first, others = rows.iloc[0], rows.iloc[1:]
@@ -32,18 +31,17 @@ def told(classes: pd.DataFrame, numbers: pd.DataFrame) -> str:
     return "\n  ".join(["ProbeResult", *lines[:_LINES], *more])
 
 
-def summary_of(classes: pd.DataFrame, numbers: pd.DataFrame) -> pd.DataFrame:
+def summary_of(*tables: pd.DataFrame) -> pd.DataFrame:
     """Tabulate scores with intervals as text.
 
     Args:
-        classes: scores of classifications, one row per target, number of labels and embedding.
-        numbers: scores of regressions, in the same form.
+        tables: scores of classes, of numbers and of survival, one row per target, number of labels and embedding.
 
     Returns:
         One row per target and number of labels, one column per embedding; empty without scores.
     """
     parts = []
-    for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
+    for table, (score, title) in zip(tables, SCORES, strict=True):
         if len(table):
             text = table.assign(text=[_text(row, score) for _, row in table.iterrows()], score=title)
             keys = ["target", "score", "n_labelled"]

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.outcomes import followed
 from histossl.evaluate.splits import draw_patients, draw_shots, grouped_folds, site_folds
+from histossl.evaluate.survival_score import Times, times_of
 
 if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
@@ -30,10 +32,13 @@ class Task:
         slides: (n,) text.
         patients: (n,) text.
         sites: (n,) text, or None where the site of some slide is not known.
-        names: (classes,) text, sorted; None where the target is a number.
-        truth: (n,) int class, or (n,) float.
-        strata: (n,) int, what folds and draws are balanced by: the classes, or fifths of the patients' mean values.
+        names: (classes,) text, sorted; None where the target is a number or survival.
+        truth: (n,) int class, (n,) float, or (n, 2) float of survival: time and event.
+        strata: (n,) int, what folds and draws are balanced by: the classes, or fifths of the patients' mean values; of
+            survival thirds of the times of events, and those without an event.
         folds: (repeats, n) int, the fold in which each slide is tested.
+        times: of survival, when it is predicted and scored.
+        unit: of survival, the unit of the time.
     """
 
     target: str
@@ -45,14 +50,25 @@ class Task:
     truth: NDArray
     strata: NDArray[np.int64]
     folds: NDArray[np.int16]
+    times: Times | None = None
+    unit: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What is predicted: classes, numbers or survival."""
+        return "classes" if self.names is not None else "numbers" if self.times is None else "survival"
 
     @property
     def outputs(self) -> int:
-        """The length of a prediction: the number of classes, or 1."""
-        return 1 if self.names is None else len(self.names)
+        """The length of a prediction: the number of classes; 1; or 1, the risk, and the number of times."""
+        return len(self.names) if self.names is not None else 1 if self.times is None else 1 + len(self.times.all)
 
     def balance(self) -> str:
         """The classes and their sizes, or the range of the numbers, as text."""
+        if self.times is not None:
+            ends = f"{int(self.truth[:, 1].sum())} with an event"
+            at = ", ".join(f"{time:g}" for time in self.times.horizons)
+            return f"{ends}, followed to {self.truth[:, 0].max():g} {self.unit}".rstrip() + f", AUROC at {at}"
         if self.names is None:
             return f"numbers from {self.truth.min():g} to {self.truth.max():g}"
         counts = np.bincount(self.truth, minlength=len(self.names))
@@ -82,10 +98,12 @@ def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSe
     known = [labels.sites.get(slide, "") for slide in slides]
     sites = np.array(known, dtype=str) if known and all(known) else None
     try:
-        names, truth = _truth(column.loc[slides].to_numpy(dtype=str), settings.task)
+        values = column.loc[slides].to_numpy(dtype=str)
+        names, truth, strata, times = _described(target, values, patients, labels, settings)
         if names is not None:
             _check_classes(names[truth], patients, slides, labels, settings)
-        strata = _fifths(truth, patients, settings.folds) if names is None else truth
+        if times is not None:
+            _check_outcomes(values, patients, slides, labels)
         if settings.hold_out == "sites":
             _all_known(slides, known)
             assert sites is not None
@@ -96,7 +114,22 @@ def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSe
             )
     except LabelError as error:
         raise LabelError(f"{target}: {error.what}", error.hint) from error
-    return Task(target, rows, slides, patients, sites, names, truth, strata, folds)
+    return Task(
+        target, rows, slides, patients, sites, names, truth, strata, folds, times, labels.outcomes.get(target, "")
+    )
+
+
+def _described(
+    target: str, values: NDArray, patients: NDArray, labels: Labels, settings: ProbeSettings
+) -> tuple[NDArray | None, NDArray, NDArray[np.int64], Times | None]:
+    """The names of the classes, the truth, the strata and the times of a target, as `Task` has them."""
+    if target in labels.outcomes:
+        truth = followed(values)
+        return None, truth, _thirds(truth, patients, settings.folds), times_of(truth, settings.horizons)
+    names, found = _truth(values, settings.task)
+    if names is None:
+        return None, found, _fifths(found, patients, settings.folds), None
+    return names, found, found, None
 
 
 def _truth(values: NDArray, task: str) -> tuple[NDArray | None, NDArray]:
@@ -142,6 +175,38 @@ def _check_classes(
             way_out = f"--probe.folds {count}" if count >= 2 else "label more patients, or leave that class out"
             rows = labels.where(list(slides[classes == name]))
             raise LabelError(f"{settings.folds} folds, but class {name!r} has {count} patients ({rows})", way_out)
+
+
+def _check_outcomes(values: NDArray, patients: NDArray, slides: NDArray, labels: Labels) -> None:
+    """Refuse patients with two outcomes."""
+    of_patient: dict[str, dict[str, list[str]]] = {}
+    for slide, patient, value in zip(slides, patients, values, strict=True):
+        of_patient.setdefault(str(patient), {}).setdefault(str(value), []).append(slide)
+    torn = {patient: found for patient, found in of_patient.items() if len(found) > 1}
+    if torn:
+        some = "; ".join(
+            f"{patient!r} has " + " and ".join(f"{value} in {labels.where(rows)}" for value, rows in found.items())
+            for patient, found in list(torn.items())[:3]
+        )
+        raise LabelError(f"{len(torn)} patients have two outcomes: {some}", "a patient has one time and one event")
+
+
+def _thirds(truth: NDArray, patients: NDArray, folds: int) -> NDArray[np.int64]:
+    """(n,) 0 without an event, else 1 and the third of the time; fewer where a part has fewer patients than folds."""
+    names, first, patient = np.unique(patients, return_index=True, return_inverse=True)
+    time, event = truth[first].T
+    happened, censored = int(event.sum()), int((1 - event).sum())
+    if happened < folds:
+        what = f"{folds} folds, but {happened} of {len(names)} patients have an event"
+        raise LabelError(what, f"--probe.folds {happened}" if happened > 1 else "survival needs patients with an event")
+    parts = min(3, happened // folds)
+    order = np.argsort(np.argsort(np.where(event > 0, time, np.inf), kind="stable"))
+    stratum = np.where(event > 0, 1 + order * parts // happened, 0 if censored >= folds else parts)
+    if len(np.unique(stratum)) < 2:
+        raise LabelError(
+            f"{len(names)} patients are too few for {folds} folds", "fewer --probe.folds, or more patients"
+        )
+    return stratum[patient] - stratum.min()
 
 
 def _numbers(values: NDArray) -> NDArray[np.float64] | None:

@@ -61,7 +61,7 @@ def heatmaps_study(
         raise LabelError(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
-    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)

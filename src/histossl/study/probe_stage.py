@@ -31,7 +31,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
         LabelError: the labels cannot be used, see `read_labels`.
     """
     source = read_source(study.embeddings)
-    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -79,6 +80,30 @@ def shots_chart(
     axes.set_ylabel(name)
     bottom = min(chance - 0.05, np.nanmin([point for line in lines for point in line]) - 0.02) if lines else 0
     axes.set_ylim(max(bottom, 2 * chance - 1), 1.01)
+    return _svg(figure)
+
+
+def survival_chart(groups: Sequence[Mapping[str, Any]], ticks: Sequence[float]) -> Markup:
+    """Kaplan and Meier's curves.
+
+    Args:
+        groups: with `time` and `survival`, the corners of each curve; the first in the second style, the last in the
+            first.
+        ticks: times of the x axis.
+
+    Returns:
+        Inline SVG.
+    """
+    figure, axes = _axes(4.6, 2.9)
+    for k, group in enumerate(reversed(groups)):
+        colour, dashes, _ = _STYLES[k]
+        if group["patients"]:
+            axes.step(group["time"], group["survival"], where="post", color=colour, linestyle=dashes, linewidth=1.6)
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.set_xlim(0)
+    axes.set_ylim(0, 1.01)
+    axes.set_xlabel("time")
+    axes.set_ylabel("without an event")
     return _svg(figure)
 
 

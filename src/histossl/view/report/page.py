@@ -14,7 +14,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from histossl.core.atomic import whole
-from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture
+from histossl.evaluate.risk_groups import p_text
+from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture, survival_chart
 from histossl.view.report.sheets import Sheet
 
 COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
@@ -32,6 +33,15 @@ GAUGES = {
     "effective_rank": "number of directions that the vectors use; 1 is collapse",
     "rate": "learning rate",
     "lr": "learning rate",
+}
+
+
+# Main score -> its title, the second score, its heading, a phrase, and what the target is ("" tells its classes). The
+# first that a row has is its main score.
+KINDS = {
+    "c_index": ("Harrell's C", "ibs", Markup("integrated<br>Brier"), "a C-index of", "survival"),
+    "spearman": ("Spearman's correlation", "r2", "R²", "a Spearman's correlation of", "numbers"),
+    "auroc": ("AUROC", "balanced_accuracy", Markup("balanced<br>accuracy"), "an AUROC of", ""),
 }
 
 
@@ -260,14 +270,16 @@ def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], draw
 
 
 def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    rows = [*content["table"], *content.get("numbers", ())] if content else []
+    rows = [*content["table"], *content.get("numbers", ()), *content.get("survival", ())] if content else []
     if not content or not rows:
         return None
     kinds = ["AUROC"] if content["table"] else []
     kinds += ["Spearman's correlation"] if content.get("numbers") else []
+    kinds += ["Harrell's C"] if content.get("survival") else []
+    curves = content.get("risk_groups") or {}
     return {
         "targets": [
-            _target(name, [row for row in rows if row["target"] == name])
+            _target(name, [row for row in rows if row["target"] == name]) | {"groups": _groups(curves.get(name))}
             for name in dict.fromkeys(row["target"] for row in rows)
         ],
         "figures": " or ".join(kinds),
@@ -278,8 +290,8 @@ def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
-    numbers = "spearman" in table[0]
-    score, second = ("spearman", "r2") if numbers else ("auroc", "balanced_accuracy")
+    score = next(name for name in KINDS if name in table[0])
+    title, second, heading, phrase, kinds = KINDS[score]
     table = [{**row, "score": row[score], "second": row[second]} for row in table]
     counts = list(dict.fromkeys(str(row["n_labelled"]) for row in table))
     embeddings = list(dict.fromkeys(row["embedding"] for row in table))
@@ -292,16 +304,28 @@ def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
             {"name": e, "key": key_line(k), "cells": [at[e, n] for n in counts], "last": at[e, last]}
             for k, e in enumerate(embeddings)
         ],
-        "figure": "a Spearman's correlation of" if numbers else "an AUROC of",
-        "kinds": "numbers" if numbers else f"{table[0]['n_classes']} classes",
-        "second": "R²" if numbers else Markup("balanced<br>accuracy"),
+        "figure": phrase,
+        "kinds": kinds or f"{table[0]['n_classes']} classes",
+        "second": heading,
         "chart": shots_chart(
             counts,
             [[_interval(at[e, n]) for n in counts] for e in embeddings],
-            ("Spearman's correlation", 0.0) if numbers else ("AUROC", 0.5),
+            (title, 0.0 if score == "spearman" else 0.5),
         ),
         "first": at[embeddings[0], last],
         "verdict": _verdict(embeddings[0], [at[e, last] for e in embeddings[1:]]),
+    }
+
+
+def _groups(parted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The curves of the risk groups of a survival target, and the numbers at risk."""
+    if not parted:
+        return None
+    return {
+        "chart": survival_chart(parted["groups"], parted["ticks"]),
+        "p": p_text(float("nan") if parted["p"] is None else parted["p"]),
+        "ticks": [f"{tick:.3g}" for tick in parted["ticks"]],
+        "rows": [group | {"key": key_line(k)} for k, group in enumerate(reversed(parted["groups"]))],
     }
 
 

@@ -82,16 +82,20 @@ def _probe(path: Path) -> dict[str, Any] | None:
         return None
     with file_errors(path, "run `histossl probe` again, or remove it"):
         found = json.loads(path.read_text(encoding="utf-8"))
-        for row in [*found["table"], *found.get("numbers", ())]:
+        for row in [*found["table"], *found.get("numbers", ()), *found.get("survival", ())]:
             _check_row(row)
         return found
 
 
 def _check_row(row: dict[str, Any]) -> None:
     """Raise a ValueError or KeyError where a row of probe.json lacks what the page shows of it."""
-    score, second = ("spearman", "r2") if "spearman" in row else ("auroc", "balanced_accuracy")
-    numbers = [row[name] for name in (score, second, "low", "high", "difference_low", "difference_high")]
-    numbers += [] if "spearman" in row else [row["n_classes"]]
+    from histossl.view.report.page import KINDS
+
+    if not any(name in row for name in KINDS):
+        raise ValueError("a row without a score")
+    score = next(name for name in KINDS if name in row)
+    numbers = [row[name] for name in (score, KINDS[score][1], "low", "high", "difference_low", "difference_high")]
+    numbers += [row["n_classes"]] if score == "auroc" else []
     if not all(value is None or isinstance(value, int | float) for value in numbers):
         raise ValueError(f"a row of {str(row.get('target'))[:40]!r} without numbers")
     if not all(isinstance(row[name], str | int) for name in ("target", "embedding", "n_labelled")):

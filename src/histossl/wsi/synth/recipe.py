@@ -77,6 +77,35 @@ class SynthSettings:
                 raise SettingsError(f"{name} is {getattr(self, name)}", f"it must lie in [{low}, {high}]")
 
 
+HAZARDS = {"composition": 1.2, "lesion": 0.8, "arrangement": 0.0}  # log hazard ratios of the factors
+
+
+def log_hazard(settings: SynthSettings) -> float:
+    """The true log hazard ratio of a slide's patient: the sum of `HAZARDS` over the factors that are 1.
+
+    Args:
+        settings: the slide.
+
+    Returns:
+        The logarithm, to a patient whose factors are all 0.
+    """
+    return sum(hazard * getattr(settings, factor) for factor, hazard in HAZARDS.items())
+
+
+def outcome(settings: SynthSettings) -> tuple[float, int]:
+    """The survival of a slide's patient, the same for all slides of the patient.
+
+    Args:
+        settings: the slide.
+
+    Returns:
+        Months to the event or to the last contact, a tenth or more, and 1 with an event, 0 without.
+    """
+    rng = np.random.default_rng([settings.patient, 202])
+    event, contact = rng.exponential(60.0 / math.exp(log_hazard(settings))), rng.uniform(6.0, 120.0)
+    return max(round(min(event, contact), 1), 0.1), int(event <= contact)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is decided once per slide; its memory is bounded, except for two bytes per patch.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from histossl.core.atomic import whole
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
-from histossl.wsi.synth.recipe import FACTORS, NUCLEI, SynthSettings, plan
+from histossl.wsi.synth.recipe import FACTORS, NUCLEI, SynthSettings, outcome, plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -313,10 +313,11 @@ def write_cohort(
     seed: int = 0,
     truth: bool = False,
 ) -> list[SynthSettings]:
-    """Write a cohort: `slides/*.tiff`, `labels.csv` (slide_id, patient_id, composition, lesion, arrangement).
+    """Write a cohort: `slides/*.tiff`, `labels.csv` with the three factors of each slide, and `survival.csv`.
 
     Each patient has two slides. The three factors belong to the patient. They are independent of each other (every
-    eight patients are a full factorial design) and of the stain, and balanced for an even number of patients.
+    eight patients are a full factorial design) and of the stain, and balanced for an even number of patients. Survival
+    is exponential with the hazard of `recipe.log_hazard`, censored at random.
 
     Args:
         folder: folder to write.
@@ -347,11 +348,13 @@ def write_cohort(
                 write_truth(folder / "truth" / f"{name}.geojson", settings)
             advance()
     patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
-    with whole(folder / "labels.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
-        table = csv.writer(out)
-        table.writerow(["slide_id", "patient_id", *FACTORS])
-        for name, s in zip(names, cohort, strict=True):
-            table.writerow([name, patients[s.patient], *(getattr(s, f) for f in FACTORS)])
+    for kind, columns, told in (
+        ("labels", FACTORS, lambda s: [getattr(s, factor) for factor in FACTORS]),
+        ("survival", ("os_months", "os_event"), outcome),
+    ):
+        with whole(folder / f"{kind}.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
+            rows = ([name, patients[s.patient], *told(s)] for name, s in zip(names, cohort, strict=True))
+            csv.writer(out).writerows([["slide_id", "patient_id", *columns], *rows])
     return cohort
 
 
@@ -385,7 +388,7 @@ def synth(
     """Paint a cohort of hematoxylin-and-eosin slides with known classes and nuclei.
 
     Args:
-        out: folder to write: slides/*.tiff and labels.csv.
+        out: folder to write: slides/*.tiff, labels.csv, and survival.csv, with a known hazard.
         slides: number of slides, two per patient.
         width: level-0 pixels.
         height: level-0 pixels.
