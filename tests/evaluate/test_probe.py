@@ -301,12 +301,11 @@ def test_the_paragraph_of_method_tells_every_setting():
         "targets": ("grade",), "task": "classes", "hold_out": "sites", "folds": 4, "repeats": 3, "C": 2.0,
         "choose_C": (0.3, 3.0), "balanced": False, "alphas": (0.7,), "shots": (17,), "shots_of": "patients",
         "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5, "parts": ("all",),
-        "unit": "patient", "time": "os_months", "event": "os_event", "horizons": (60.0,),
+        "unit": "patient", "site_remedy": "centre", "time": "os_months", "event": "os_event", "horizons": (60.0,),
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(ProbeSettings)} - {"combine"}
     patients = replace(plain, unit="patient")
     assert describe(replace(patients, combine="tiles")) != describe(patients)
-    others["time"] = others.pop("event")  # the two are told together, as a pair
     said = describe(plain, True, True, True)
     told = {name: describe(replace(plain, **{name: value}), True, True, True) for name, value in others.items()}
     assert all(text != said for text in told.values())

@@ -208,6 +208,37 @@ def audit(
     return max(_complain((*lost, *(source.passed if source else ()))), int(leaks))
 
 
+def sites(
+    vectors: Path,
+    *,
+    labels: Path,
+    out: Path | None = None,
+    columns: tuple[str, ...] = (),
+    probe: ProbeSettings = ProbeSettings(),
+) -> int:
+    """How much slide vectors know of the site, beside what they know of the label; as they are and after remedies.
+
+    Args:
+        vectors: a study, .h5ad, .csv or .parquet, a folder of TRIDENT's slide features, or Giga-SSL's embeddings.npy.
+        labels: a CSV with slide_id, site (TCGA barcodes say it themselves), optionally patient_id, and classes.
+        out: a folder for sites.csv.
+        columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
+        probe: how the models are trained and scored.
+    """
+    from histossl.evaluate.site_effects import site_effects
+
+    source = read_source(vectors, columns=columns)
+    table = read_labels(labels, source.ids, probe.targets, source.patients, probe.outcome)
+    _tell(source, table)
+    found, said = site_effects(source, table, probe)
+    _show(found)
+    for line in said:
+        say(line, "yellow" if "CONFOUNDED" in line else "")
+    if out is not None:
+        _write(out / "sites.csv", found)
+    return _complain((*table.complaints, *source.passed))
+
+
 def _row_of(source: Source, slide: str) -> int:
     known = Known(source.ids)
     for name in (slide, Path(slide).stem):

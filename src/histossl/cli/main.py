@@ -48,6 +48,7 @@ COMMANDS = {
         "audit",
         "what a split has on both of its sides: patients, sites, duplicates",
     ),
+    "sites": ("histossl.cli.evaluate_commands", "sites", "how much the vectors know of the site, and what remedies do"),
     "status": ("histossl.study.status", "status", "what is done, which runs work on it, how fast, and the time left"),
     "report": ("histossl.cli.study_commands", "report", "one self-contained page with all results"),
     "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and their overlays, in a browser"),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
@@ -24,6 +26,8 @@ from histossl.evaluate.labels import (
     unique_lines,
 )
 from histossl.evaluate.split_files import SIDES, Split
+
+BEYOND = 0.9  # Cramér's V above which site and class are one
 
 
 def audit_line(
@@ -67,6 +71,28 @@ def audit_line(
         count = len(set(slides) & set(seen))
         said.append(f"{count or 'none'} of the slides seen in pretraining, without labels")
     return "; ".join(said)
+
+
+def confounding(classes: NDArray, sites: NDArray) -> str:
+    """Say how much the site alone tells of the class.
+
+    Args:
+        classes: (N,) the class of each slide.
+        sites: (N,) its site.
+
+    Returns:
+        A sentence with Cramér's V, in [0, 1]; above .9 it begins with CONFOUNDED.
+    """
+    counts = pd.crosstab(classes, sites).to_numpy(np.float64)
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    least = min(counts.shape) - 1
+    v = float(np.sqrt(((counts - expected) ** 2 / expected).sum() / counts.sum() / least)) if least else 0.0
+    if v > BEYOND:
+        return (
+            f"CONFOUNDED with the site (Cramér's V {v:.2f}): each site has almost one class, so that no model and no "
+            "remedy can part the two"
+        )
+    return f"class and site go together with Cramér's V {v:.2f}"
 
 
 def _straddling(groups: np.ndarray, folds: np.ndarray) -> int:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
 
 
+REMEDIED = {
+    "centre": "From the vectors of each site its mean was subtracted, over all of its slides and without labels.",
+    "scale": "The vectors of each site were centred and scaled to the cohort, by all of its slides and without labels.",
+}
+
+
 def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False, survival: bool = False) -> str:
     """Write a paragraph on the method for a paper, with every setting.
 
@@ -29,6 +35,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
     parts += [
         f"Features are standardised and divided by the root of their number, by the training slides alone "
         f"(histossl {histossl.__version__}).",
+        *([REMEDIED[settings.site_remedy]] if settings.site_remedy != "none" else []),
         *([_unit(settings)] if settings.unit == "patient" else []),
         _splits(settings),
         _figures(settings, classes, numbers, survival),
@@ -63,7 +70,7 @@ def _numbers(settings: ProbeSettings) -> str:
 
 def _survival(settings: ProbeSettings) -> str:
     grid = ", ".join(f"{alpha:g}" for alpha in settings.alphas)
-    columns = f" of {settings.time} and {settings.event}" if settings.time else ""
+    columns = f" of {settings.time} and {settings.event}" if any(settings.outcome) else ""
     times = ", ".join(f"{time:g}" for time in settings.horizons) or "the quartiles of the times of the events"
     return (
         f"Cox's proportional hazards regression{columns} (Efron's ties, L2 penalty, the one of {grid} with the largest "

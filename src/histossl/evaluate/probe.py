@@ -18,7 +18,7 @@ from histossl.core.atomic import whole
 from histossl.core.config import to_dict
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import write_frame
-from histossl.evaluate.audit import audit_line
+from histossl.evaluate.audit import audit_line, confounding
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.logistic import predict, prepare, solve
@@ -85,6 +85,8 @@ def probe(
         predictions.append(_predictions(task, {name: scores[name, n] for name, n in scores if n == "all"}))
         here = (values[task.rows] for values in vectors.values())
         line = audit_line(list(task.slides), task.patients, task.balance(), task.folds, here, task.sites, seen)
+        if task.names is not None and task.sites is not None and len(np.unique(task.sites)) > 1:
+            line = f"{line}; {confounding(task.names[task.truth], task.sites)}"
         audit.append(f"{target}: {line}{note}")
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")

@@ -22,6 +22,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
+from histossl.evaluate.site_effects import remedied_source
 from histossl.evaluate.sources import Source
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
@@ -61,6 +62,7 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         vectors |= _pooled(source, pooled)
     source = replace(source, vectors=vectors)
     labels = replace(labels, sites={**source.sites, **labels.sites})
+    source = remedied_source(source, labels.sites, settings.site_remedy)
     members = {name: [name] for name in source.ids}
     if settings.unit == "patient":
         source, labels, members = by_patient(source, labels, settings.combine)

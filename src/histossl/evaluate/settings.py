@@ -35,6 +35,8 @@ class ProbeSettings:
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
         combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
+        site_remedy: none; centre: subtract each site's mean from its vectors, which takes no label; scale: and scale
+            their deviations to the cohort's.
         folds: folds of the cross-validation; every class needs at least as many patients.
         repeats: how often the patients are distributed over the folds.
         C: inverse strength of the L2 penalty.
@@ -61,6 +63,7 @@ class ProbeSettings:
     unit: str = "slide"
     combine: str = "mean"
     hold_out: str = "patients"
+    site_remedy: str = "none"
     folds: int = 5
     repeats: int = 5
     C: float = 10.0
@@ -86,6 +89,7 @@ class ProbeSettings:
             raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
         words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
         words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient"), "combine": ("mean", "tiles")}
+        words |= {"site_remedy": ("none", "centre", "scale")}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"probe.{name} is {getattr(self, name)!r}", f"it must be {' or '.join(known)}")
