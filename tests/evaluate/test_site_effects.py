@@ -55,7 +55,7 @@ def test_means_and_deviations_are_those_of_the_cohort():
         for s in range(3):
             np.testing.assert_allclose(found[sites == s].mean(axis=0), x.mean(axis=0), atol=1e-4)
     deviations = np.stack([remedied(x, sites, "scale")[sites == s].std(axis=0) for s in range(3)])
-    np.testing.assert_allclose(deviations, np.broadcast_to(deviations.mean(axis=0), (3, 8)), rtol=0.02)
+    np.testing.assert_allclose(deviations, np.broadcast_to(deviations.mean(axis=0), (3, 8)), rtol=0.03)
     alone = remedied(x[:4], np.arange(4), "scale")
     assert np.isfinite(alone).all()
 
@@ -63,9 +63,9 @@ def test_means_and_deviations_are_those_of_the_cohort():
 def test_neighbours_by_hand():
     """Four places: neighbours share the site in two of them and the class in the others."""
     rng = np.random.default_rng(2)
-    centres = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]])
+    centres = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
     place = np.repeat(np.arange(4), 14)
-    x = centres[place] + 0.01 * rng.standard_normal((56, 3))
+    x = centres[place] + 0.01 * rng.standard_normal((56, 2))
     sites = place
     found = neighbourhood(x, np.arange(56) % 2, sites, np.arange(56))
     assert found["purity"] == 1

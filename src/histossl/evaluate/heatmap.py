@@ -85,7 +85,7 @@ def fit_risk(
     unit = scaler.scale_ * vectors.shape[1] ** 0.5
     x = (vectors - scaler.mean_) / unit
     weights = (solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings)) / unit)[:, None]
-    return LinearScore(("risk",), weights, -scaler.mean_ @ weights, taught_by)
+    return LinearScore(("risk",), weights, np.zeros(1) - scaler.mean_ @ weights, taught_by)
 
 
 def fit_task(

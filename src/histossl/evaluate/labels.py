@@ -110,22 +110,14 @@ def read_labels(
     free = [column for column in columns if column not in (slide_column, patient_column, site_column)]
     outcomes = find_outcomes(path.name, free, *outcome)
     names, chosen = _choose_targets(path, free, outcomes, targets, bool(outcome[0]))
-    if slide_column is not None:
-        written = unique_lines(path, rows, slide_column)
-    else:
-        written = _lines_by_patient(path, rows, str(patient_column), slide_ids, patients or {})
+    written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
     spelt = _spelt(path, written, slide_ids)
-    absent = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
+    complaints = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
     lines = {spelt.get(slide, slide): line for slide, line in written.items()}
 
-    followed = {name: read_outcome(path.name, rows, outcomes[name]) for name in names if name in outcomes}
-    values = {name: followed[name][0] if name in followed else _classes(path, rows, name) for name in names}
-    records, sites, unnamed, complaints = (
-        {},
-        {},
-        [],
-        [*absent, *(line for _, said in followed.values() for line in said)],
-    )
+    values, said = _values(path, rows, names, outcomes)
+    complaints += said
+    records, sites, unnamed = {}, {}, []
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
@@ -137,19 +129,34 @@ def read_labels(
     notes = [f"{path.name}: {what}" for what in (*found.said, *told("slides", spelt))]
     notes += [f"{path.name}: {what}" for what in _one_spelling(records, sites)]
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
-    table = pd.DataFrame(
-        list(labelled.values()), index=pd.Index(list(labelled), dtype=object, name="slide_id"), dtype=object
-    )
+    index = pd.Index(list(labelled), dtype=object, name="slide_id")
+    table = pd.DataFrame(list(labelled.values()), index=index, dtype=object)
     complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
-    units = {name: outcomes[name].unit for name in followed}
+    units = {name: outcomes[name].unit for name in names if name in outcomes}
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units)
 
 
-def _lines_by_patient(
-    path: Path, rows: dict[int, dict[str, str]], column: str, slide_ids: Sequence[str], patients: Mapping[str, str]
+def _values(
+    path: Path, rows: dict[int, dict[str, str]], names: Sequence[str], outcomes: Mapping[str, Outcome]
+) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """Target -> line -> its value, and complaints about rows that are left out."""
+    followed = {name: read_outcome(path.name, rows, outcomes[name]) for name in names if name in outcomes}
+    values = {name: followed[name][0] if name in followed else _classes(path, rows, name) for name in names}
+    return values, [line for _, said in followed.values() for line in said]
+
+
+def _written(
+    path: Path,
+    rows: dict[int, dict[str, str]],
+    slide_column: str | None,
+    column: str | None,
+    slide_ids: Sequence[str],
+    patients: Mapping[str, str],
 ) -> dict[str, int]:
-    """Slide -> the line of its patient, in a table with one row a patient; patients without a slide keep their line."""
+    """Slide -> its line; in a table with one row a patient that of its patient. Patients without a slide stay."""
+    if slide_column is not None or column is None:
+        return unique_lines(path, rows, str(slide_column))
     lines = {folded(patient): line for patient, line in unique_lines(path, rows, column, "patient").items()}
     people = {slide: _known(str(patients.get(slide) or "").strip()) or barcode(slide)[0] for slide in slide_ids}
     found = {slide: lines[folded(name)] for slide, name in people.items() if folded(name) in lines}

@@ -91,9 +91,10 @@ def probe(
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
     complaints += [f"left out: {what}" for what in failed]
-    each = [pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables.values()]
+    each = (pd.concat(found, ignore_index=True) if found else pd.DataFrame() for found in tables.values())
+    classes, numbers, survival = each
     found = pd.concat(predictions, ignore_index=True)
-    return ProbeResult(*each, found, tuple(audit), tuple(complaints), settings)
+    return ProbeResult(classes, numbers, survival, found, tuple(audit), tuple(complaints), settings)
 
 
 def _check(name: str, values: np.ndarray, ids: Sequence[str]) -> np.ndarray:
@@ -115,9 +116,9 @@ def _out_of_fold(
     shape = (*task.folds.shape, task.outputs)
     scores = {(name, n): np.empty(shape) for n in counts for name in (*vectors, *rivals)}
     places = [(repeat, fold) for repeat in range(settings.repeats) for fold in range(settings.folds)]
-    fit = {"classes": _fit_classes, "numbers": _fit_numbers, "survival": partial(fit_survival, times=task.times)}[
-        task.kind
-    ]
+    fit = _fit_classes if task.names is not None else _fit_numbers
+    if task.times is not None:
+        fit = partial(fit_survival, times=task.times)
 
     def fit_vectors(place: tuple[int, int]) -> int:
         unfinished, test = 0, np.flatnonzero(task.folds[place[0]] == place[1])

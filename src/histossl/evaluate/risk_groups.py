@@ -28,9 +28,9 @@ def risk_groups(found: pd.DataFrame) -> dict[str, Any]:
     from lifelines import KaplanMeierFitter
     from lifelines.statistics import logrank_test
 
-    people = found.groupby("patient_id", sort=True).agg({"truth": "first", "predicted": "mean"})
-    truth = followed(people["truth"].to_numpy(str))
-    high = people["predicted"].to_numpy() > 0.5
+    people = pd.DataFrame(found.groupby("patient_id", sort=True).agg({"truth": "first", "predicted": "mean"}))
+    truth = followed(np.asarray(people["truth"], str))
+    high = np.asarray(people["predicted"], float) > 0.5
     parts = [truth[~high], truth[high]]
     ticks = np.linspace(0, truth[:, 0].max(), TICKS)
     groups = []

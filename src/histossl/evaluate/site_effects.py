@@ -121,14 +121,14 @@ def _site_auroc(
     values: NDArray, slides: list[str], patients: NDArray, sites: NDArray, settings: ProbeSettings
 ) -> dict[str, float]:
     """How well sites are told, of the sites that have a patient for each fold."""
-    people = pd.Series(patients).groupby(sites).nunique()
-    enough = people[people >= settings.folds].index
+    names = np.unique(sites)
+    enough = [name for name in names if len(np.unique(patients[sites == name])) >= settings.folds]
     kept = np.flatnonzero(np.isin(sites, enough))
     if len(enough) < 2:
         what = f"{len(enough)} sites have {settings.folds} patients or more"
         raise LabelError(what, "fewer --probe.folds, or more patients a site")
     ids = [slides[k] for k in kept]
-    table = pd.DataFrame({"patient_id": patients[kept], "site": sites[kept]}, index=ids)
+    table = pd.DataFrame({"patient_id": patients[kept], "site": sites[kept]}, index=pd.Index(ids))
     # A patient may have slides of several sites.
     found = probe({"v": values[kept]}, ids, Labels(table, ("site",)), replace(settings, mixed_patients=True)).table
     return {f"site_{figure}": float(found[figure].iloc[0]) for figure in ("auroc", "low", "high")}

@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,11 @@ def _anndata(path: Path) -> Source:
 
 def _counts(ids: Sequence[str], tiles: Sequence[str]) -> dict[str, int]:
     """Slide -> number of tiles, of the slides of which it is known."""
-    counts = pd.to_numeric(pd.Series(list(tiles), dtype=object), errors="coerce").fillna(0).to_numpy(np.int64)
-    return {name: int(count) for name, count in zip(ids, counts, strict=False) if count > 0}
+    found = {}
+    for name, text in zip(ids, tiles, strict=False):
+        with suppress(ValueError, OverflowError):
+            found[name] = int(number(text))
+    return {name: count for name, count in found.items() if count > 0}
 
 
 def _seen(config: Path) -> frozenset[str] | None:

@@ -134,12 +134,28 @@ def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None)
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
     write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
-    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
+    picture_of(study, heatmap, folder / f"{heatmap.slide_id}.png", slide_path, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
         write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
+
+
+def picture_of(study: Study, heatmap: Heatmap, picture: Path, slide_path: Path | None, target: str) -> None:
+    """Write the picture of a heatmap over its slide, or over white where the slide is not there.
+
+    Args:
+        study: the study that has the tiles of the slide.
+        heatmap: of the slide.
+        picture: the PNG file.
+        slide_path: the file of the slide.
+        target: name of the target, for the title.
+
+    Raises:
+        FileFormatError: the features of its tiles are absent or damaged.
+    """
+    tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
+    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, _thumbnail(slide_path), target)
 
 
 def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:
