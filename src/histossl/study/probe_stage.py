@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from histossl.core.console import say
-from histossl.evaluate.labels import read_labels
+from histossl.core.errors import LabelError
+from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.plots import file_names
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
+from histossl.evaluate.saved_probe import fit_saved
 from histossl.evaluate.settings import ProbeSettings
-from histossl.evaluate.sources import read_source
+from histossl.evaluate.sources import Source, read_source
+from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import Study
 from histossl.study.times import timed
 
@@ -37,8 +44,24 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
+    _save_models(study, source, table, settings)
     for line in result.audit:
         say(line)
     for line in result.complaints:
         say(f"LEFT OUT {line}", "yellow")
     return len(result.complaints)
+
+
+def _save_models(study: Study, source: Source, labels: Labels, settings: ProbeSettings) -> None:
+    """Probes of all targets with classes, trained for `histossl predict`: probe-model/TARGET."""
+    place = study.folder / "probe-model"
+    if place.is_dir():
+        shutil.rmtree(place)
+    if study.sources or not study.slide_encoder.is_dir():
+        return
+    encoder = str(trained_as(study.slide_encoder)["fingerprint"])
+    one_row_a_slide = replace(settings, unit="slide", hold_out="patients", site_remedy="none")
+    for target, name in file_names(list(labels.targets)).items():
+        # Targets of numbers or of survival, and those that cannot be probed, have no saved probe.
+        with suppress(LabelError):
+            fit_saved(source, labels, target, one_row_a_slide, encoder).save(place / name)
