@@ -59,6 +59,7 @@ COMMANDS = {
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
+ANSWERS = ("inspect", "probe", "search", "audit", "status", "doctor")  # commands that take --json
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -122,17 +123,24 @@ def call(name: str, argv: list[str]) -> int:
     Returns:
         The exit code, as of `main`.
     """
-    from histossl.core.console import say
+    from histossl.core import answers
+    from histossl.core.console import say, set_quiet
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
+    as_json = name in ANSWERS and "--json" in argv
+    set_quiet("--quiet" in argv or as_json)
+    answers.begin(as_json)
+    argv = [word for word in argv if word != "--quiet" and not (as_json and word == "--json")]
     # Clusters send SIGTERM to a job that is over its time limit: handle it like Ctrl-C.
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
     try:
         command = getattr(import_module(module), function)
         arguments = parse(name, command, argv)
-        return int(command(**arguments) or 0)
+        code = int(command(**arguments) or 0)
+        answers.finish()
+        return code
     except HistosslError as error:
         say(f"ERROR {error}", "bold red")
         return 2
@@ -144,6 +152,8 @@ def call(name: str, argv: list[str]) -> int:
         say("stopped; the same command continues from here", "yellow")
         return 130
     finally:
+        set_quiet(False)
+        answers.begin(False)
         if ours:
             signal.signal(signal.SIGTERM, before)
 

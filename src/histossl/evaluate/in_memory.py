@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from histossl.core.argument_names import names_arguments
 from histossl.core.config import from_dict
+from histossl.core.embeddings import lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import cell
 from histossl.evaluate.labels import EMPTY, PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
@@ -190,7 +191,8 @@ def _of_anndata(data: AnnData) -> Source:
         values = next((columns[name] for name in names if name in columns), [])
         return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
 
-    return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS))
+    lent = lent_patients(data.uns.get("histossl", {}))
+    return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS), lent=lent)
 
 
 def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dict[str, str]:
@@ -201,12 +203,12 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
 def _labels(labels: Any, source: Source, targets: Sequence[str]) -> Labels:
     """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
-        return read_labels(labels, source.ids, targets, source.patients)
+        return read_labels(labels, source.ids, targets, source.patients, source.lent)
     table = _label_table(labels, source)
     with tempfile.TemporaryDirectory(prefix="histossl-") as place:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
-        found = read_labels(path, source.ids, targets, source.patients)
+        found = read_labels(path, source.ids, targets, source.patients, source.lent)
     return replace(found, lines={})  # these rows are not those of a file of the user
 
 

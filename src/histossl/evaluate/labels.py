@@ -66,6 +66,7 @@ def read_labels(
     slide_ids: Sequence[str],
     targets: Sequence[str] = (),
     patients: Mapping[str, str] | None = None,
+    lent: Collection[str] = (),
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
 
@@ -81,6 +82,7 @@ def read_labels(
         patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are ignored. Where neither the
             file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site A2),
             and else the slide counts as a patient of its own.
+        lent: slides whose patient in `patients` came from earlier labels: the file may name another.
 
     Returns:
         The labels of the known slides, and complaints about rows and slides that were left out.
@@ -92,15 +94,8 @@ def read_labels(
     """
     path = Path(path)
     found = read_table(path, LabelError)
-    columns, rows = found.columns, found.rows
-    slide_column = find_column(columns, SLIDE_COLUMNS)
-    if slide_column is None:
-        raise LabelError(
-            f"{path.name}: no column slide_id among {_some(columns)}", "name the column of slides slide_id"
-        )
-    patient_column = find_column(columns, PATIENT_COLUMNS)
-    site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
-    names, chosen = _choose_targets(path, columns, {slide_column, patient_column, site_column}, targets)
+    rows = found.rows
+    slide_column, patient_column, site_column, names, chosen = _columns(path, found.columns, targets)
     written = unique_lines(path, rows, slide_column)
     spelt = _spelt(path, written, slide_ids)
     absent = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
@@ -111,7 +106,9 @@ def read_labels(
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
-            patient, named = _patient(path, line, slide, rows[line].get(patient_column or "", ""), patients or {})
+            here = _known(rows[line].get(patient_column or "", ""))
+            elsewhere = {} if here and slide in lent else patients or {}
+            patient, named = _patient(path, line, slide, here, elsewhere)
             records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
             sites[slide] = _known(rows[line].get(site_column or "", "")) or _barcode(slide)[1]
             if patient_column and not named:
@@ -125,6 +122,36 @@ def read_labels(
     complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes))
+
+
+def check_labels(path: Path, targets: Sequence[str] = ()) -> None:
+    """Check a table of labels before its slides have vectors: it can be read, and names slides and the targets.
+
+    Args:
+        path: the file.
+        targets: names of the columns to take, as of `read_labels`.
+
+    Raises:
+        LabelError: see `read_labels`.
+    """
+    found = read_table(path, LabelError)
+    slide_column, _, _, names, _ = _columns(path, found.columns, targets)
+    unique_lines(path, found.rows, slide_column)
+    if not any(_classes(path, found.rows, name) for name in names):
+        raise LabelError(f"{path.name}: no label in {_some(names)}", "fill the column")
+
+
+def _columns(
+    path: Path, columns: list[str], targets: Sequence[str]
+) -> tuple[str, str | None, str | None, list[str], bool]:
+    """The columns of slides, patients and sites, the targets, and whether these were named rather than found."""
+    slide = find_column(columns, SLIDE_COLUMNS)
+    if slide is None:
+        what = f"{path.name}: no column slide_id among {_some(columns)}"
+        raise LabelError(what, "name the column of slides slide_id")
+    patient = find_column(columns, PATIENT_COLUMNS)
+    site = find_column([name for name in columns if name not in targets], SITE_COLUMNS)
+    return slide, patient, site, *_choose_targets(path, columns, {slide, patient, site}, targets)
 
 
 def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], count: int) -> list[str]:
@@ -291,7 +318,7 @@ def _loose(slide: str) -> str:
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
     """The patient of a slide, and whether it was named anywhere."""
-    here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
+    there = _known(str(elsewhere.get(slide) or "").strip())
     if here and there and folded(here) != folded(there):
         raise LabelError(
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",

@@ -13,6 +13,7 @@ from histossl.core import atomic, tables
 from histossl.core.config import from_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, LabelError, SlideError, StudyError
+from histossl.core.tables import number
 from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
 from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.labels import read_labels
@@ -22,7 +23,7 @@ from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.slide_sources import plain_tiles
-from histossl.study.folder import Study
+from histossl.study.folder import Row, Study
 from histossl.training.device import pick_device
 from histossl.wsi import tile_files
 from histossl.wsi.slide import open_slide
@@ -61,7 +62,7 @@ def heatmaps_study(
         raise LabelError(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
-    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)
@@ -74,9 +75,10 @@ def heatmaps_study(
         for name in names:
             bar.advance(1)
             try:
+                ground = _thumbnail(rows[name])
                 found = explainer(name, {target: probes[target][name] for target in probes}, vectors[name])
                 for target, heatmap in found.items():
-                    _write(study, target, heatmap, Path(rows[name]["path"]) if rows[name]["path"] else None)
+                    _write(study, target, heatmap, ground)
                     lines += _lines(target, heatmap, probes[target][name])
             except HistosslError as error:
                 say(f"FAILED {error}", "red")
@@ -130,11 +132,11 @@ class Explainer:
         return found
 
 
-def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None) -> None:
+def _write(study: Study, target: str, heatmap: Heatmap, ground: NDArray[np.uint8] | None) -> None:
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
     write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    picture, ground = folder / f"{heatmap.slide_id}.png", _thumbnail(slide_path)
+    picture = folder / f"{heatmap.slide_id}.png"
     write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
@@ -142,14 +144,16 @@ def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None)
         write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
 
 
-def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:
-    """A thumbnail of the slide; None where it cannot be opened: the heatmap is then drawn on white."""
-    if path is None or not path.exists():
+def _thumbnail(row: Row) -> NDArray[np.uint8] | None:
+    """A thumbnail of the slide of a row; None where it cannot be opened: the heatmap is then drawn on white."""
+    path = Path(row["path"])
+    if not row["path"] or not path.exists():
         return None
     try:
-        with open_slide(path) as slide:
+        with open_slide(path, number(row["mpp"]) if row["mpp"].strip() else None, 1.0) as slide:
             return slide.thumbnail(1600)
-    except SlideError:
+    except (SlideError, ValueError) as error:
+        say(f"{row['slide_id']}: its heatmap is drawn on white ({error})", "yellow")
         return None
 
 

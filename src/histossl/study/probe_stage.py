@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from histossl.core.console import say
+from histossl.core.embeddings import write_labels
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
+from histossl.evaluate.summary import show_probe
 from histossl.study.folder import Study
 from histossl.study.times import timed
 
@@ -31,14 +33,15 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
         LabelError: the labels cannot be used, see `read_labels`.
     """
     source = read_source(study.embeddings)
-    table = read_labels(labels, source.ids, settings.targets, source.patients)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
-    for line in result.audit:
-        say(line)
+    people = {str(slide): patient for slide, patient in table.table["patient_id"].items() if patient != slide}
+    write_labels(study.embeddings, people, table.table[list(table.targets)])
+    show_probe(result.table, result.numbers, result.audit, study.folder)
     for line in result.complaints:
         say(f"LEFT OUT {line}", "yellow")
     return len(result.complaints)

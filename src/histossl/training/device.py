@@ -29,7 +29,7 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise SettingsError(f"unknown device {device!r}", "use auto, cpu or cuda") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {device!r} is requested, but torch sees no GPU here", "use device=cpu")
+        raise SettingsError(f"device {device!r} is requested, but torch sees no GPU here", "use --device cpu")
     return found
 
 
