@@ -66,7 +66,7 @@ def audit_line(
     )
     if seen is not None:
         count = len(set(slides) & set(seen))
-        said.append(f"{count or 'none'} of the slides seen in pretraining, without labels")
+        said.append(f"the label-free pretraining used {count or 'none'} of the slides")
     return "; ".join(said)
 
 
@@ -271,5 +271,5 @@ def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_k
     if not twins_known:
         said.append("near-duplicates were not looked for (--vectors)")
     if any(float(str(row["seen_in_pretraining"])) > 0 for row in found):
-        said.append("test slides were seen in pretraining, without labels: say so beside the figure")
+        said.append("the label-free pretraining used test slides: say so beside the figure")
     return said

@@ -297,7 +297,7 @@ def write_zarr(path: Path, nuclei: Nuclei, size: Size, mpp: float) -> None:
             array[k * _BAND : k * _BAND + len(band)] = band
 
 
-def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: int = 2048) -> None:
+def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: int = 4096) -> None:
     """Write a JPEG of the slide with its nuclei: outlines on small slides, dots on large ones.
 
     Args:

@@ -23,7 +23,7 @@ from histossl.core.atomic import whole
 from histossl.core.console import Bar, progress_bar
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
-from histossl.wsi.synth.recipe import FACTORS, NUCLEI, SynthSettings, plan
+from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +182,7 @@ def write_slide(path: str | Path, settings: SynthSettings) -> None:
                 resolution=(1e4 / (settings.mpp * 2**level),) * 2,
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if level else 0,
-                software="histossl synth",
+                software=SOFTWARE,
                 metadata=None,
                 **form,
             )
@@ -342,7 +342,7 @@ def write_cohort(
         table = csv.writer(out)
         table.writerow(["slide_id", "patient_id", *FACTORS])
         for name, s in zip(names, cohort, strict=True):
-            table.writerow([name, patients[s.patient], *(getattr(s, f) for f in FACTORS)])
+            table.writerow([name, patients[s.patient], *(CLASSES[f][getattr(s, f)] for f in FACTORS)])
     return cohort
 
 
