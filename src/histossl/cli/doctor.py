@@ -64,7 +64,7 @@ def doctor(study: Path = Path(".")) -> int:
     """What is installed, what is missing, GPU, disk, memory; exit code 1 if the main job cannot run.
 
     Args:
-        study: the folder of a study, existing or planned: its disk is checked.
+        study: folder of a study, existing or planned: its disk is checked.
 
     Returns:
         The exit code, 0 or 1.

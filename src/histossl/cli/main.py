@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import typing
 from collections.abc import Callable, Iterable
@@ -60,6 +61,28 @@ COMMANDS = {
 }
 ALL_FLAGS = "--help_all"
 ANSWERS = ("inspect", "probe", "search", "audit", "status", "doctor")  # commands that take --json
+EXAMPLES = {
+    "run": "histossl run SLIDES --out STUDY --labels labels.csv",
+    "inspect": "histossl inspect SLIDES --mpp-default 0.5",
+    "encoder pretrain": "histossl encoder pretrain SLIDES --out tile-encoder",
+    "encode": "histossl encode STUDY --workers 4",
+    "features convert": "histossl features convert FEATURES --out FOLDER --to trident",
+    "pretrain": "histossl pretrain FEATURES --out STUDY",
+    "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
+    "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
+    "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
+    "search": "histossl search STUDY slide-1 --labels labels.csv",
+    "audit": "histossl audit split.csv labels.csv --vectors STUDY",
+    "status": "histossl status STUDY",
+    "report": "histossl report STUDY",
+    "view": "histossl view STUDY",
+    "nuclei train": "histossl nuclei train IMAGES --out MODEL",
+    "nuclei segment": "histossl nuclei segment SLIDES --out FOUND",
+    "nuclei score": "histossl nuclei score FOUND TRUTH",
+    "synth": "histossl synth COHORT --slides 12",
+    "demo": "histossl demo --out out/demo",
+    "doctor": "histossl doctor",
+}
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -182,7 +205,8 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
 
     class Parser(jsonargparse.ArgumentParser):
         def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-            return _readable(self, super().format_help, stages, ALL_FLAGS in words)
+            text = _readable(self, super().format_help, stages, ALL_FLAGS in words)
+            return text + _footer(name, [] if ALL_FLAGS in words else stages)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise SettingsError(_short(message, self)) from ex
@@ -199,6 +223,9 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
         parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
         parser.add_argument("--config", action="config", help="a YAML file of flags")
         parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
+        for action in parser._actions:
+            if "--print_config" in action.option_strings:
+                action.help = "print all settings as YAML, for --config"
         for p in flags:
             parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
         for p in lists:
@@ -266,14 +293,24 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
         for action in (action for group in hidden for action in group._group_actions):
             action.help = argparse.SUPPRESS
         parser._action_groups = [group for group in parser._action_groups if group not in hidden]
-    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), whole())
+    about = (parser.description or "").strip()
+    text = whole().replace(f"\n{about.rstrip('.')}:\n", "\narguments:\n")
+    text = text.replace(f"\n{about}\n", "\n" + textwrap.fill(about, 99) + "\n")
+    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
-    text = re.sub(rf"\((required, )?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
-    text = text.replace("(required, )", "(required)")
-    if stages and not everything:
-        text += f"\nSettings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML.\n"
-    return text
+    text = re.sub(rf"\((required,\s+)?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    return re.sub(r"\(required,\s+\)", "(required)", text)
+
+
+def _footer(name: str, stages: list[str]) -> str:
+    """What stands under the flags: an example, and where the rest is."""
+    lines = [f"example: {EXAMPLES[name]}"]
+    if stages:
+        rest = f"Settings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML."
+        lines += textwrap.wrap(rest, 99)
+    lines.append("--quiet prints warnings and errors only" + ("; --json answers scripts." if name in ANSWERS else "."))
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:

@@ -242,7 +242,7 @@ def embed_command(
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
         slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
         embed: how a slide's vector is made.
-        timeout: seconds that a slide may take on a cluster before it is given up.
+        timeout: seconds for a slide on a cluster before it is given up.
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
