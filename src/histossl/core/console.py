@@ -108,8 +108,8 @@ class Bar:
         done: items that are already done.
     """
 
-    def __init__(self, what: str, total: int | None, done: float = 0) -> None:
-        self._what, self._total, self._done, self._begun = what, total, done, done
+    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
+        self._what, self._total, self._done, self._begun = what, total, float(done), done
         self._text, self._start = "", time.monotonic()
         self._shown: tuple[Progress, TaskID] | None = None
 
@@ -119,7 +119,7 @@ class Bar:
         Args:
             progress: rich's display.
         """
-        task = progress.add_task(escape(printable(self._what)), total=self._total, completed=self._done, text="")
+        task = progress.add_task(escape(printable(self._what)), total=self._total, completed=self._begun, text="")
         self._shown = progress, task
 
     def advance(self, count: float) -> None:

@@ -123,15 +123,16 @@ def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) 
 
     data = read_h5ad(path)
     about = data.uns["histossl"]
-    obs = data.obs.drop(columns=[name for name in _listed(about, "labels") if name in data.obs])
+    obs = pd.DataFrame(data.obs).drop(columns=[name for name in _listed(about, "labels") if name in data.obs])
     own = obs["patient_id"].astype(str).mask(obs.index.isin(_listed(about, "patients_of_labels")), "")
     lent = [name for name, patient in own.items() if not patient.strip() and patients.get(str(name))]
     obs["patient_id"] = [patients[name] if name in set(lent) else own[name] for name in obs.index]
     names = {name: f"label_{name}" if name in obs else name for name in map(str, labels.columns)}
     for name, title in names.items():
         values = labels[name].reindex(obs.index)
-        numbers = pd.to_numeric(values, errors="coerce")
-        obs[title] = numbers.astype(float) if numbers.notna().equals(values.notna()) else pd.Categorical(values)
+        numbers = np.asarray(pd.to_numeric(values, errors="coerce"), float)
+        words = np.isnan(numbers) & values.notna().to_numpy()
+        obs[title] = pd.Categorical(values) if words.any() else numbers
     data.obs = obs
     about |= {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
     with atomic.whole(path) as part:

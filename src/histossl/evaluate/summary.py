@@ -71,7 +71,7 @@ def show_probe(classes: pd.DataFrame, numbers: pd.DataFrame, audit: Sequence[str
     rows = []
     for table, (score, title) in zip((classes, numbers), SCORES, strict=True):
         for _, row in table.iterrows():
-            ahead = "" if pd.isna(row["difference"]) else f"{row['difference']:+.2f}"
+            ahead = "" if row["difference"] != row["difference"] else f"{row['difference']:+.2f}"
             if ahead:
                 ahead += f" ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
             rows.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from histossl.core.console import say
 from histossl.core.embeddings import write_labels
 from histossl.evaluate.labels import read_labels
@@ -39,8 +41,8 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
-    people = {str(slide): patient for slide, patient in table.table["patient_id"].items() if patient != slide}
-    write_labels(study.embeddings, people, table.table[list(table.targets)])
+    people = {str(slide): str(name) for slide, name in table.table["patient_id"].items() if name != slide}
+    write_labels(study.embeddings, people, pd.DataFrame(table.table, columns=pd.Index(table.targets)))
     show_probe(result.table, result.numbers, result.audit, study.folder)
     for line in result.complaints:
         say(f"LEFT OUT {line}", "yellow")

@@ -77,7 +77,7 @@ def _painted(rows: list[Row]) -> bool:
     for row in rows[:3]:
         try:
             with TiffFile(row["path"]) as file:
-                found.append(file.pages[0].tags.valueof("Software") == SOFTWARE)
+                found.append(file.pages.first.tags.valueof("Software") == SOFTWARE)
         except READ_ERRORS:  # no TIFF, or moved
             found.append(False)
     return bool(found) and all(found)
