@@ -60,16 +60,27 @@ class TileEncoder:
         name = self.identity["name"]
         return f"TileEncoder({name!r}, tiles{side} -> {self.dim} numbers, {number} on {self.device}{trained})"
 
-    @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
+        return self.on_device(tiles).cpu()
+
+    @torch.inference_mode()
+    def on_device(self, tiles: Tensor) -> Tensor:
+        """Encode tiles, without waiting for the result.
+
+        Args:
+            tiles: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            (B, dim) float32 on `device`.
+        """
         if self.side is not None and tiles.shape[2:] != (self.side, self.side):
             resized = F.interpolate(tiles.float(), (self.side, self.side), mode="bilinear", antialias=True)
             tiles = resized.clamp_(0, 1)
         mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
         std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
         x = (tiles.to(self.device, self.dtype) - mean).mul_(1 / std)
-        return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+        return self.network(x.contiguous(memory_format=torch.channels_last)).float()
 
 
 def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:

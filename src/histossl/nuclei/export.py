@@ -325,23 +325,6 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
         large.save(out, "JPEG", quality=90)
 
 
-def read_geojson(path: Path) -> Nuclei:
-    """Read the outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`.
-
-    Args:
-        path: the file, gzipped or not.
-
-    Returns:
-        The nuclei; all measures but the centroid are zero.
-
-    Raises:
-        LabelError: not a GeoJSON of polygons.
-    """
-    from histossl.nuclei.geojson import read_outlined
-
-    return read_outlined(path).nuclei()
-
-
 def extent(nuclei: Nuclei) -> Region:
     """The smallest region from the corner (0, 0) that holds all nuclei.
 
