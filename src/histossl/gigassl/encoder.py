@@ -55,7 +55,7 @@ class EncoderSettings:
             each set of clusterings: 0 is tiles themselves, 1 about 3x3 of them, 2 about 5x5; ascending.
         normalise: bring the parts of the slide's vector to one scale over the cohort, see `Parts`; otherwise they stand
             behind one another as they are.
-        arch: "neighbours" (learns what neighbouring tiles share, see `Neighbours`), or one that learns by the contrast of
+        arch: "neighbours" (learns what neighbouring tiles share, see `Neighbours`), or one that learns by a contrast of
             slides: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
