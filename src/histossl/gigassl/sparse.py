@@ -140,6 +140,11 @@ class Grid:
         return self._kernel_map(pairs, len(self), identity=True)
 
     @cached_property
+    def surroundings(self) -> KernelMap:
+        """As `neighbours`, but without the site itself."""
+        return replace(self.neighbours, identity=False)
+
+    @cached_property
     def strided(self) -> tuple[Grid, KernelMap]:
         """The grid after a 3x3 layer of stride 2 without padding, and the kernel map of that layer.
 
@@ -197,8 +202,7 @@ class SparseMap:
 
     def centred(self) -> Tensor:
         """(N, C): the difference of each site from the mean of its map."""
-        mean = self.mean()
-        # With one map the mean is broadcast instead of copied to every site: a large slide needs less memory.
+        mean = self.mean()  # of one map it is broadcast, not copied to every site of a large slide
         return self.features - (mean if len(mean) == 1 else mean[self.grid.views])
 
     @classmethod

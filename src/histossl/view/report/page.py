@@ -29,6 +29,7 @@ GAUGES = {
     "spread": "0 is collapse, 1 fills the sphere",
     "matched": "views whose nearest other view is of their own slide",
     "alignment": "distance of the two views of a slide; lower is better",
+    "agreement": "correlation of what tiles are with what their neighbours foretell",
     "uniformity": "how evenly the slides fill the sphere; lower is better",
     "effective_rank": "number of directions that the vectors use; 1 is collapse",
     "rate": "learning rate",
