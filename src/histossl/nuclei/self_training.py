@@ -22,15 +22,14 @@ from torch.nn import functional as F
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.agreement import agreed
+from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.pseudo_labels import (
     MPP,
     PseudoLabel,
     PseudoLabelSettings,
     SelfTrainingSettings,
-    crowd,
     make_pseudo_labels,
-    paled,
     targets,
 )
 from histossl.nuclei.stain import Stains, optical_density
