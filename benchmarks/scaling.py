@@ -190,8 +190,9 @@ def of_training(slides: int = 0) -> None:
         return
     import torch
 
+    from histossl.gigassl.encoder import SlideEncoder
     from histossl.gigassl.pretrain_settings import PretrainSettings
-    from histossl.gigassl.pretrain_task import PretrainTask, draw_batch
+    from histossl.gigassl.pretrain_task import NeighbourTask, draw_batch, draw_windows
     from histossl.study.folder import Study
     from histossl.study.pretrain_stage import SlideSources
 
@@ -199,13 +200,13 @@ def of_training(slides: int = 0) -> None:
     sources = SlideSources(Study(os.environ["VIEWS"]), [f"{k % 64}" for k in range(slides)])
     settings = PretrainSettings(batch=64)
     settings = replace(settings, encoder=replace(settings.encoder, in_dim=VIEWS[2]))
-    task = PretrainTask(settings)
+    task = NeighbourTask(SlideEncoder(settings.encoder))
     adam = torch.optim.Adam(task.parameters())
     start, before = time.perf_counter(), time.process_time()
     reading = 0.0
     for step in range(STEPS):
         begun = time.process_time()
-        batch = draw_batch(step, -(-slides // settings.batch), sources, settings)
+        batch = draw_batch(step, -(-slides // settings.batch), sources, settings, draw_windows)
         reading += time.process_time() - begun
         loss, _ = task(batch)
         adam.zero_grad()

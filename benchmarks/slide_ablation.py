@@ -3,9 +3,10 @@
     python benchmarks/slide_ablation.py STUDY LABELS --out TABLE.csv [--seeds 0 1 2] [--epochs 100] [--batch 256]
         [--only "T = 5" ...]
 
-STUDY holds encoded slides. Every variant differs in one thing from `base`; rows that TABLE.csv holds already are not
-made again. AUROC by a patient-grouped probe, of the whole vector and of its contrasted part alone. What TABLE.csv holds
-is printed in Markdown at the end: the mean over the seeds and their standard deviation.
+STUDY holds encoded slides. `neighbours` is the default; every other variant differs in one thing from `base`, which
+learns by a contrast of slides. Rows that TABLE.csv holds already are not made again. AUROC by a patient-grouped probe,
+of the whole vector and of the part alone that training may move. What TABLE.csv holds is printed in Markdown at the
+end: the mean over the seeds and their standard deviation.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
-from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.pretrain import pretrain_slides
-from histossl.gigassl.pretrain_settings import PretrainSettings
+from histossl.gigassl.pretrain_settings import NEIGHBOURS, PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource, plain_tiles
 from histossl.study.folder import Study
 
@@ -41,6 +42,7 @@ def variants(base: PretrainSettings) -> dict[str, PretrainSettings]:
         return replace(base, encoder=replace(base.encoder, **changes))
 
     return {
+        "neighbours": replace(base, encoder=NEIGHBOURS),
         "base": base,
         "T = 5": view(tiles=5),
         "T = 32": view(tiles=32),
@@ -114,7 +116,7 @@ def main() -> None:
     settings = ProbeSettings(shots=(25, 50), bootstraps=100)
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame(columns=["variant", "seed"])
     for seed in options.seeds:
-        base = PretrainSettings(epochs=options.epochs, batch=options.batch, seed=seed)
+        base = PretrainSettings(epochs=options.epochs, batch=options.batch, seed=seed, encoder=EncoderSettings())
         base = replace(base, view=replace(base.view, tiles=options.tiles))
         for name in options.only:
             if ((done.variant == name) & (done.seed == seed)).any():

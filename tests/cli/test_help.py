@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 
 import pytest
 
@@ -67,3 +68,14 @@ def test_lists_may_be_written_with_commas(words):
 
 def test_a_list_of_one_number():
     assert parse("run", run, ["S", "--out=o", "--probe.shots", "10"])["probe"].shots == (10,)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_is_a_screen_with_an_example_that_is_understood(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = helped(capsys, *name.split(), "--help").splitlines()
+    assert len(lines) <= 42  # those of the example and of --quiet included
+    assert max(map(len, lines)) <= 100
+    [example] = [line.removeprefix("example: histossl ") for line in lines if line.startswith("example: ")]
+    module, function, _ = COMMANDS[name]
+    parse(name, getattr(import_module(module), function), example.split()[len(name.split()) :])

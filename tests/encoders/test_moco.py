@@ -108,7 +108,7 @@ def test_the_queue_holds_the_latest_keys_and_empty_places_do_not_count():
         loss, _ = task((tiles, a, b))
         kept.append(task.queue[:6].clone())
         torch.testing.assert_close(task.queue[6:], before[:10])
-        assert int(task.filled) == min(16, 6 * (k + 1))
+        assert task.filled == min(16, 6 * (k + 1))
     torch.testing.assert_close(task.queue, torch.cat([*reversed(kept)])[:16])
     torch.testing.assert_close(task.queue.norm(dim=1), torch.ones(16))
     loss.backward()
@@ -119,7 +119,7 @@ def test_the_queue_holds_the_latest_keys_and_empty_places_do_not_count():
 def test_the_loss_is_the_paper_s():
     """A loop over queries: -log of the positive's share among the positive, the other keys and the queue."""
     task = MocoTask(SMALL).eval()
-    task.filled.fill_(10)
+    task.filled = 10
     tiles = torch.randint(0, 256, (6, 48, 48, 3), dtype=torch.uint8)
     a, b = (draw_tile_augmentations(SMALL.augment, 6, 48, np.random.default_rng(k)) for k in range(2))
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_the_loss_is_the_paper_s():
 def test_the_momentum_encoder_follows_and_uses_running_averages():
     task = MocoTask(replace(SMALL, momentum=0.5)).train()
     assert not any(module.training for module in task.key.modules())
-    task.seen.fill_(100)
+    task.seen = 100
     with torch.no_grad():
         for p in task.query.parameters():
             p.add_(1)

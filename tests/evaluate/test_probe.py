@@ -289,7 +289,7 @@ def test_the_audit_says_what_was_seen_in_pretraining():
     labels = labels_of(np.arange(40) % 2, np.arange(40))
     ids, x = list(labels.table.index), np.random.default_rng(0).normal(size=(40, 3))
     assert (
-        "12 of the slides seen in pretraining, without labels"
+        "the label-free pretraining used 12 of the slides"
         in probe({"x": x}, ids, labels, QUICK, seen=set(ids[:12]) | {"another"}).audit[0]
     )
     assert "pretraining" not in probe({"x": x}, ids, labels, QUICK).audit[0]

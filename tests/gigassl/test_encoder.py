@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from histossl.core.errors import FileFormatError, SettingsError
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder, site_indices
+from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
 from histossl.gigassl.layers import Projector, from_dense
+from histossl.gigassl.sites import site_indices
 
 ARCHS = ("sparse", "mlp", "attention")
 

@@ -16,6 +16,8 @@ from histossl.cli import nuclei_commands as commands
 from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.nuclei.adapt import _parted, adapt, blended, judge
 from histossl.nuclei.agreement import agreed
+from histossl.nuclei.augment import paled
+from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.pseudo_labels import (
@@ -23,7 +25,7 @@ from histossl.nuclei.pseudo_labels import (
     PseudoLabelSettings,
     SelfTrainingSettings,
     make_pseudo_labels,
-    paled,
+    slide_tree,
     targets,
 )
 from histossl.nuclei.segmenter import GENERAL, NucleiSegmenter, load_method, samples
@@ -136,6 +138,32 @@ def test_paled_nuclei_keep_their_place_and_lose_contrast(sample: Sample) -> None
 
     far = ~ndimage.binary_dilation(inside, iterations=5)
     np.testing.assert_allclose(pale.density[far], labelled.density[far], atol=1e-5)
+
+
+def test_sure_nuclei_support_a_network_and_change_nothing_elsewhere(sample: Sample) -> None:
+    (rgb,), tree = sample.fields, slide_tree(sample.fields, sample.stains, 0.5)
+    (labelled,) = make_pseudo_labels(sample.fields, sample.stains, 0.5)
+    sure = labelled.labels > 0
+    assert sure.any()
+    for level in (0.0, 0.3, 1.0):
+        blank = np.full((2, *rgb.shape[:2]), level, np.float32)
+        kept = blank.copy()
+        raised = with_sure_nuclei(blank, rgb, sample.stains, tree, 0.5)
+        np.testing.assert_array_equal(blank, kept)
+        assert raised.dtype == np.float32
+        np.testing.assert_array_equal(raised[:, ~sure], blank[:, ~sure])
+        odds = np.e * level / (1 - level) if level < 1 else np.inf
+        np.testing.assert_allclose(raised[0][sure], odds / (1 + odds) if level < 1 else 1, rtol=1e-5)
+        np.testing.assert_allclose(raised[1][sure], (level + targets(labelled)[1][sure]) / 2, atol=1e-6)
+
+
+def test_a_field_is_told_by_the_thresholds_of_its_slide(sample: Sample) -> None:
+    """Sure nuclei of a part are those of the whole, away from the cut."""
+    (rgb,), tree = sample.fields, slide_tree(sample.fields, sample.stains, 0.5)
+    blank = np.full((2, *rgb.shape[:2]), 0.4, np.float32)
+    whole = with_sure_nuclei(blank, rgb, sample.stains, tree, 0.5)
+    part = with_sure_nuclei(blank[:, 8:, 12:], rgb[8:, 12:], sample.stains, tree, 0.5)
+    np.testing.assert_array_equal(part[:, 96:-1, 96:-1], whole[:, 104:-1, 108:-1])
 
 
 def test_faint_pixels_weigh_what_they_should(sample: Sample) -> None:

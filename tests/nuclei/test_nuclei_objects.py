@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from histossl.core.errors import SlideError
+from histossl.nuclei.augment import crowd
 from histossl.nuclei.component_tree import TreeSettings, best_objects
 from histossl.nuclei.instances import InstanceSettings, concatenate, label_instances, nuclei_of_tile, outline_instances
 from histossl.nuclei.metrics import score
-from histossl.nuclei.pseudo_labels import PseudoLabelSettings, crowd, make_pseudo_labels, targets
+from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, targets
 from histossl.nuclei.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 from histossl.nuclei.threshold import Prior, PriorSettings
 

@@ -20,6 +20,7 @@ from histossl.nuclei import export
 from histossl.nuclei.instances import Nuclei, concatenate
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import REACH, NucleusNet
+from histossl.nuclei.nuclei_files import read_nuclei
 from histossl.nuclei.partial_results import Parts
 from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
@@ -199,10 +200,10 @@ def test_files_agree_with_each_other(picture: np.ndarray, tmp_path: Path) -> Non
         assert shape.exterior.is_ccw
     assert len({feature["id"] for feature in data["features"]}) == len(nuclei)
     labels = export.label_image(nuclei, slide.size)
-    again = export.label_image(export.read_geojson(path), slide.size)
+    again = export.label_image(read_nuclei(path), slide.size)
     assert score(again, labels).pq > 0.96  # outlines are simplified by a quarter of a pixel
     export.write_geojson(tmp_path / "a.geojson.gz", halves, 0.4)
-    assert export.read_geojson(tmp_path / "a.geojson.gz").points.tolist() == export.read_geojson(path).points.tolist()
+    assert read_nuclei(tmp_path / "a.geojson.gz").points.tolist() == read_nuclei(path).points.tolist()
     export.write_label_tiff(tmp_path / "a.tif", nuclei, slide.size)
     read = tifffile.imread(tmp_path / "a.tif")
     assert read.dtype == np.int32
@@ -234,10 +235,10 @@ def test_no_nuclei_are_valid_files_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "none.geojson").read_text())["features"] == []
     export.write_label_tiff(tmp_path / "none.tif", concatenate([]), Size(7, 5))
     assert tifffile.imread(tmp_path / "none.tif").shape == (5, 7)
-    assert len(export.read_geojson(tmp_path / "none.geojson")) == 0
+    assert len(read_nuclei(tmp_path / "none.geojson")) == 0
     (tmp_path / "bad.geojson").write_text('{"features": [{"geometry": 3}]}')
     with pytest.raises(LabelError):
-        export.read_geojson(tmp_path / "bad.geojson")
+        read_nuclei(tmp_path / "bad.geojson")
 
 
 def test_ids_go_beyond_16_bits() -> None:

@@ -11,7 +11,15 @@ import torch
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError, TrainingError
-from histossl.nuclei.patch_contrast import _agreement, _cleaned, _disc, choose, learn_patch_contrast
+from histossl.nuclei.patch_contrast import (
+    Choice,
+    PatchContrast,
+    _agreement,
+    _cleaned,
+    _disc,
+    choose,
+    learn_patch_contrast,
+)
 from histossl.nuclei.patch_sampling import (
     SIMILARITIES,
     ConfidenceNet,
@@ -187,3 +195,12 @@ def test_agreement_finds_the_best_of_all_thresholds() -> None:
     threshold, dice = _agreement(values, mask)
     assert dice == pytest.approx(max(tried.values()))
     assert tried[threshold] == pytest.approx(dice)
+
+
+def test_a_saved_model_runs_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    PatchContrast(SMALL, ConfidenceNet(SMALL.channels), Choice(1, True)).save(tmp_path)
+    for device in ("cpu", "meta"):
+        found = PatchContrast.load(tmp_path, device)
+        assert {weight.device.type for weight in found.network.parameters()} == {device}
+    with pytest.raises(SettingsError, match="unknown device 'gpu'"):
+        PatchContrast.load(tmp_path, "gpu")

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from histossl.core import atomic, fingerprints
+from histossl.gigassl.encoder import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.gigassl.views import ViewSettings
@@ -44,7 +45,9 @@ def trident(folder: Path, name: str, values: np.ndarray | None = None, xy: np.nd
     write_h5(folder / f"{name}.h5", values, corner.astype(np.int64), about, {})
 
 
-SMALL = PretrainSettings(epochs=30, batch=12, precision="float32", view=ViewSettings(tiles=24))
+SMALL = PretrainSettings(
+    epochs=30, batch=12, precision="float32", view=ViewSettings(tiles=24), encoder=EncoderSettings()
+)
 
 
 def write_source(folder: Path, name: str, rng: np.random.Generator, dim: int = 32, views: int = 4) -> SlideSource:

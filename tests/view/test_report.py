@@ -96,7 +96,7 @@ def page(study, tmp_path):
 
 def test_names_are_shown_and_never_run(page):
     assert "script" not in page.tags
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3  # one of them on the first screen
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.text.count(HOSTILE) > 40
     assert (page.open, page.broken) == ([], [])
@@ -168,7 +168,7 @@ def test_a_large_cohort_stays_a_small_page(tmp_path):
     write_report(tmp_path / "r.html", context)
     page = Page(tmp_path / "r.html")
     assert len(page.source) < 2_500_000
-    assert page.tags.count("img") == PICTURES
+    assert page.tags.count("img") == 2 + PICTURES
     assert page.source.count("<title>slide-") == POINTS
     assert f"and {300 - ROWS} more in slides.csv" in page.text
     assert "300 × no tissue; look at it" in page.text
@@ -193,7 +193,7 @@ def test_five_hundred_slides_with_everything_stay_under_fifteen_megabytes(tmp_pa
     write_report(tmp_path / "r.html", context)
     page = Page(tmp_path / "r.html")
     assert (tmp_path / "r.html").stat().st_size < 15_000_000
-    assert page.tags.count("img") == PICTURES + 4 * 5 + 8 + 8
+    assert page.tags.count("img") == 2 + PICTURES + 4 * 5 + 8 + 8
     assert "123 nuclei" in page.text
 
 
@@ -243,3 +243,26 @@ def test_of_a_large_picture_the_part_is_shown_in_which_there_is_something(tmp_pa
     Image.fromarray(glass[:100, :150]).save(tmp_path / "a.png")
     data = base64.b64decode(small_picture(tmp_path / "a.png", 400, part=True).partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (150, 100)
+
+
+def test_the_first_screen_says_what_not_to_believe(tmp_path):
+    ids = [f"s{k}" for k in range(24)]
+    vectors = np.random.default_rng(0).normal(size=(24, 4))
+    table = pd.DataFrame({"patient_id": ids, "grade": ["low", "high"] * 12}, index=pd.Index(ids))
+    chosen = ProbeSettings(bootstraps=100, repeats=1, shots=())
+    found = probe({"giga-ssl": vectors, "mean pooling": vectors}, ids, Labels(table, ("grade",)), chosen)
+    content = {"table": found.table.to_dict("records"), "method": "Logistic regression."}
+    content["table"][0] |= dict.fromkeys(("difference", "difference_low", "difference_high"))
+    settings = {"inspect": {"tile": {"px": 64, "mpp": 1.0, "min_tissue": 0.5}}, "encode": {"views": 4, "tiles": 9}}
+    write_report(
+        tmp_path / "r.html",
+        ReportInput("t", table_of(ids), probe=content, settings=settings, versions={"histossl": "1.2"}, painted=True),
+    )
+    text = " ".join(Page(tmp_path / "r.html").text.split())
+    assert "The slides are painted by this program" in text
+    assert "There are 24 labelled patients: read the intervals" in text
+    assert "grade: this method is not surely better than mean pooling." in text
+    assert "24 of 24 slides have fewer than 10 tiles" in text
+    assert "Slides were processed with histossl 1.2." in text
+    assert "tiles of 64 x 64 pixels at 1.0 µm per pixel, of which at least 50 % were tissue" in text
+    assert "Lazard T" in text

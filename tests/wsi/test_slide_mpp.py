@@ -90,6 +90,13 @@ def test_an_aperio_mpp_out_of_range_is_an_error(tmp_path):
         open_slide(_stated(tmp_path, description=APERIO.format("MPP = 1000|")), mpp_default=0.5)
 
 
+def test_a_vendors_mpp_out_of_range_is_an_error_where_the_tags_say_the_same(tmp_path):
+    tags = {"resolution": (10, 10), "resolutionunit": "CENTIMETER"}
+    for text in (APERIO.format("MPP = 1000|"), _ome("1000", "1000", "µm").encode()):
+        with pytest.raises(SlideError, match="says 1000"):
+            open_slide(_stated(tmp_path, description=text, **tags), mpp_default=0.5)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 1000.0])
 def test_a_given_mpp_out_of_range_is_an_error(tmp_path, value):
     path = _stated(tmp_path)

@@ -24,6 +24,7 @@ from scipy.ndimage import binary_dilation, find_objects, gaussian_filter
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import (
+    CLASSES,
     FACTORS,
     KINDS,
     NUCLEI,
@@ -346,7 +347,7 @@ def test_a_cohort_on_disk(tmp_path):
     assert len({r["patient_id"] for r in rows}) == 2
     assert [p.stem for p in sorted((tmp_path / "a" / "slides").iterdir())] == [r["slide_id"] for r in rows]
     assert [p.stem for p in sorted((tmp_path / "a" / "truth").iterdir())] == [r["slide_id"] for r in rows]
-    assert [[int(r[f]) for f in FACTORS] for r in rows] == [[getattr(s, f) for f in FACTORS] for s in made]
+    assert [[CLASSES[f].index(r[f]) for f in FACTORS] for r in rows] == [[getattr(s, f) for f in FACTORS] for s in made]
     synth(tmp_path / "b", slides=4, width=600, height=500, seed=9)
     for path in sorted((tmp_path / "b").rglob("*.*")):
         if path.is_file():

@@ -15,7 +15,7 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
-from histossl.core.console import answers
+from histossl.core import answers
 
 # Distribution -> module that the main job imports.
 NEEDED = {
@@ -64,7 +64,7 @@ def doctor(study: Path = Path(".")) -> int:
     """What is installed, what is missing, GPU, disk, memory; exit code 1 if the main job cannot run.
 
     Args:
-        study: the folder of a study, existing or planned: its disk is checked.
+        study: folder of a study, existing or planned: its disk is checked.
 
     Returns:
         The exit code, 0 or 1.
@@ -74,9 +74,10 @@ def doctor(study: Path = Path(".")) -> int:
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
     for found in findings:
         table.add_row(f"[{colours[found.state]}]{found.state}[/]", escape(found.what), escape(found.text))
-    answers.print(table)
+    answers.give("findings", [vars(found) for found in findings], table)
     wrong = [found.what for found in findings if found.state == "missing"]
-    answers.print(f"the main job cannot run: {', '.join(wrong)}" if wrong else "the main job can run", highlight=False)
+    verdict = f"histossl cannot run here: {', '.join(wrong)}" if wrong else "histossl can run here"
+    answers.give("runs", not wrong, verdict)
     return 1 if wrong else 0
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from rich.markup import escape
-from rich.table import Table
 
-from histossl.core import atomic, tables
-from histossl.core.console import answers, say
+from histossl.core import answers, atomic, tables
+from histossl.core.console import say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.core.names import Known
 from histossl.evaluate.labels import Labels, read_labels
@@ -19,6 +19,7 @@ from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
+from histossl.evaluate.summary import show_probe
 from histossl.evaluate.suspicions import check_columns
 
 
@@ -66,15 +67,11 @@ def probe_vectors(
 
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
-    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
     _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
-    for line in result.audit:
-        say(line)
-    for found in (result.table, result.numbers):
-        if not found.empty:
-            _show(found.iloc[:, :9])
+    show_probe((result.table, result.numbers, result.survival), result.audit, out)
     return _complain((*result.complaints, *source.passed))
 
 
@@ -83,16 +80,14 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     from histossl.evaluate.given_splits import probe_splits, summary
     from histossl.evaluate.split_files import known_slides, read_splits
 
-    table, named = (
-        read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome),
-        read_splits(splits),
-    )
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
+    named = read_splits(splits)
     _tell(source, table)
     cohort = read_cohort_table(labels)
     known, lost = known_slides(named, set(table.table.index))
     found = probe_splits(source, table, known, settings)
     _write(out / "splits.csv", found)
-    _show(summary(found))
+    answers.give_rows("splits", _rows(summary(found)))
     told = [split.named_as(cohort.patients).only(cohort.patients) for split in known]
     for line in verdicts([audit_split(split, cohort) for split in told], cohort, False):
         say(line, "yellow" if line.startswith("LEAK") else "")
@@ -130,7 +125,7 @@ def search(
     if top < 1:
         raise SettingsError(f"--top {top}", "ask for one or more")
     source = read_source(vectors, columns=columns)
-    table = None if labels is None else read_labels(labels, source.ids, (), source.patients)
+    table = None if labels is None else read_labels(labels, source.ids, (), source.patients, source.lent)
     _tell(source, table)
     query, patients = _row_of(source, slide), patients_of(source, table)
     name, values = next(iter(source.vectors.items()))
@@ -146,11 +141,11 @@ def search(
     if table is not None:
         for target in table.targets:
             found[target] = table.table[target].reindex(found["slide_id"]).fillna("").to_numpy()
-    say(f"{source.ids[query]} among {len(source.ids)} slides by {name}, without the slides of its own patient")
-    _show(found)
+    say(f"{source.ids[query]} among {len(source.ids)} slides by {name}; {_told_patients(source.ids, patients)}")
+    answers.give_rows("hits", _rows(found))
     scores = None if table is None else retrieval(source.vectors, source.ids, table)
     if scores is not None:
-        _show(scores)
+        answers.give_rows("retrieval", _rows(scores))
     if out is not None:
         rows = [query, *(hit.row for hit in hits)]
         texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
@@ -194,12 +189,13 @@ def audit(
     named, lost = known_slides(read_splits(splits), set(cohort.patients))
     found = [audit_split(s, cohort, sorted(twins), source.seen if source else None) for s in named]
     rows = pd.DataFrame(found)
-    _show(rows.dropna(axis=1, how="all"))
+    answers.give_rows("splits", _rows(rows.dropna(axis=1, how="all")))
     if out is not None:
         _write(out, rows)
     people = len(set(cohort.patients.values()))
     say(f"{len(cohort.patients)} slides of {people} patients, by {cohort.named or 'nothing: each slide is one'}")
     said = verdicts(found, cohort, source is not None)
+    answers.give("verdicts", said)
     for line in said or ["nothing was found against these splits"]:
         say(line, "yellow" if line.startswith("LEAK") else "")
     for line in suspicions(cohort, sorted(twins)):
@@ -228,10 +224,11 @@ def sites(
     from histossl.evaluate.site_effects import site_effects
 
     source = read_source(vectors, columns=columns)
-    table = read_labels(labels, source.ids, probe.targets, source.patients, probe.outcome)
+    table = read_labels(labels, source.ids, probe.targets, source.patients, source.lent, probe.outcome)
     _tell(source, table)
     found, said = site_effects(source, table, probe)
-    _show(found)
+    answers.give_rows("sites", _rows(found))
+    answers.give("confounding", said)
     for line in said:
         say(line, "yellow" if "CONFOUNDED" in line else "")
     if out is not None:
@@ -250,21 +247,22 @@ def _row_of(source: Source, slide: str) -> int:
     raise LabelError(f"no slide {slide!r} among {len(source.ids)}", f"there are {some}")
 
 
+def _told_patients(ids: Sequence[str], patients: np.ndarray) -> str:
+    """Whose slides are left out of a search; where patients are unknown that must be said."""
+    unknown = sum(a == b for a, b in zip(ids, patients, strict=True))
+    if not unknown:
+        return "slides of its own patient are left out"
+    whose = "no patient is known" if unknown == len(ids) else f"the patient of {unknown} slides is unknown"
+    return f"{whose}: each of these slides counts as its own patient (give --labels with a column patient_id)"
+
+
+def _rows(found: pd.DataFrame) -> list[dict]:
+    return [dict(zip(map(str, found.columns), row, strict=True)) for row in found.itertuples(index=False)]
+
+
 def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:
     name = source.ids[row]
     return text, source.pictures.get(name), source.paths.get(name)
-
-
-def _show(found: pd.DataFrame) -> None:
-    table = Table(box=None, header_style="bold")
-    for name in found.columns:
-        table.add_column(escape(str(name)), justify="right" if found[name].dtype.kind in "fiu" else "left")
-    for row in found.itertuples(index=False):
-        cells = (
-            ("" if value != value else f"{value:.3f}") if isinstance(value, float) else str(value) for value in row
-        )
-        table.add_row(*map(escape, cells))
-    answers.print(table, width=200, crop=False)
 
 
 def _write(path: Path, found: pd.DataFrame) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import typing
 from collections.abc import Callable, Iterable
@@ -62,6 +63,29 @@ COMMANDS = {
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
+ANSWERS = ("inspect", "probe", "search", "audit", "status", "doctor")  # commands that take --json
+EXAMPLES = {
+    "run": "histossl run SLIDES --out STUDY --labels labels.csv",
+    "inspect": "histossl inspect SLIDES --mpp-default 0.5",
+    "encoder pretrain": "histossl encoder pretrain SLIDES --out tile-encoder",
+    "encode": "histossl encode STUDY --workers 4",
+    "features convert": "histossl features convert FEATURES --out FOLDER --to trident",
+    "pretrain": "histossl pretrain FEATURES --out STUDY",
+    "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
+    "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
+    "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
+    "search": "histossl search STUDY slide-1 --labels labels.csv",
+    "audit": "histossl audit split.csv labels.csv --vectors STUDY",
+    "status": "histossl status STUDY",
+    "report": "histossl report STUDY",
+    "view": "histossl view STUDY",
+    "nuclei train": "histossl nuclei train IMAGES --out MODEL",
+    "nuclei segment": "histossl nuclei segment SLIDES --out FOUND",
+    "nuclei score": "histossl nuclei score FOUND TRUTH",
+    "synth": "histossl synth COHORT --slides 12",
+    "demo": "histossl demo --out out/demo",
+    "doctor": "histossl doctor",
+}
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -125,17 +149,24 @@ def call(name: str, argv: list[str]) -> int:
     Returns:
         The exit code, as of `main`.
     """
-    from histossl.core.console import say
+    from histossl.core import answers
+    from histossl.core.console import say, set_quiet
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
+    as_json = name in ANSWERS and "--json" in argv
+    set_quiet("--quiet" in argv or as_json)
+    answers.begin(as_json)
+    argv = [word for word in argv if word != "--quiet" and not (as_json and word == "--json")]
     # Clusters send SIGTERM to a job that is over its time limit: handle it like Ctrl-C.
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
     try:
         command = getattr(import_module(module), function)
         arguments = parse(name, command, argv)
-        return int(command(**arguments) or 0)
+        code = int(command(**arguments) or 0)
+        answers.finish()
+        return code
     except HistosslError as error:
         say(f"ERROR {error}", "bold red")
         return 2
@@ -147,6 +178,8 @@ def call(name: str, argv: list[str]) -> int:
         say("stopped; the same command continues from here", "yellow")
         return 130
     finally:
+        set_quiet(False)
+        answers.begin(False)
         if ours:
             signal.signal(signal.SIGTERM, before)
 
@@ -175,7 +208,8 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
 
     class Parser(jsonargparse.ArgumentParser):
         def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-            return _readable(self, super().format_help, stages, ALL_FLAGS in words)
+            text = _readable(self, super().format_help, stages, ALL_FLAGS in words)
+            return text + _footer(name, [] if ALL_FLAGS in words else stages)
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise SettingsError(_short(message, self)) from ex
@@ -192,6 +226,9 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
         parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
         parser.add_argument("--config", action="config", help="a YAML file of flags")
         parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
+        for action in parser._actions:
+            if "--print_config" in action.option_strings:
+                action.help = "print all settings as YAML, for --config"
         for p in flags:
             parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
         for p in lists:
@@ -259,14 +296,24 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
         for action in (action for group in hidden for action in group._group_actions):
             action.help = argparse.SUPPRESS
         parser._action_groups = [group for group in parser._action_groups if group not in hidden]
-    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), whole())
+    about = (parser.description or "").strip()
+    text = whole().replace(f"\n{about.rstrip('.')}:\n", "\narguments:\n")
+    text = text.replace(f"\n{about}\n", "\n" + textwrap.fill(about, 99) + "\n")
+    text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
-    text = re.sub(rf"\((required, )?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
-    text = text.replace("(required, )", "(required)")
-    if stages and not everything:
-        text += f"\nSettings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML.\n"
-    return text
+    text = re.sub(rf"\((required,\s+)?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    return re.sub(r"\(required,\s+\)", "(required)", text)
+
+
+def _footer(name: str, stages: list[str]) -> str:
+    """What stands under the flags: an example, and where the rest is."""
+    lines = [f"example: {EXAMPLES[name]}"]
+    if stages:
+        rest = f"Settings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML."
+        lines += textwrap.wrap(rest, 99)
+    lines.append("--quiet prints warnings and errors only" + ("; --json answers scripts." if name in ANSWERS else "."))
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:

@@ -6,14 +6,14 @@ import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-from rich.markup import escape
-from rich.table import Column, Table
-
+from histossl.cli.first_look import first_look, tell_the_end
+from histossl.core import answers
 from histossl.core.config import fingerprint
-from histossl.core.console import answers, say
+from histossl.core.console import say
 from histossl.core.errors import StudyError
 from histossl.encoders.encode import EncodeSettings, encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
+from histossl.encoders.tile_encoder import TileEncoder
 from histossl.evaluate.settings import ProbeSettings
 from histossl.execution.cluster import Cluster, open_workers, slide_executor
 from histossl.execution.workers import Executor, SerialExecutor, Workers
@@ -66,9 +66,9 @@ def run(
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
         mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
-        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
-            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
-            hf:NAME or torchscript:PATH.
+        encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
+            the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
+            torchscript:PATH; docs/foundation-models.md lists names.
         tissue: how tissue is found.
         tile: how tiles are laid.
         tile_encoder: how `--encoder self` learns.
@@ -83,14 +83,14 @@ def run(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    pretrain.check_files()
+    network = first_look(pretrain, encoder, encode, device, labels, probe)
     study = Study(out)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(_waiting):
             say(f"1/6 inspect   {slides}")
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
         say(f"2/6 encode    {_count(study)} slides")
-        failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device))
+        failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
     with study.lock(_waiting):
         say("3/6 pretrain")
         pretrain_study(study, pretrain, device)
@@ -103,7 +103,7 @@ def run(
             else:
                 say(f"5/6 probe     {labels}")
                 failed += probe_study(study, labels, probe)
-        say(f"done: {study.report}", "green")
+        tell_the_end(study)
     return _code(failed)
 
 
@@ -162,9 +162,9 @@ def encode_command(
 
     Args:
         study: the folder that `inspect --out` made.
-        encoder: of tiles: self (learned on these slides, without labels), random (seeded, the dumb baseline),
-            imagenet, the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME,
-            hf:NAME or torchscript:PATH.
+        encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
+            the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
+            torchscript:PATH; docs/foundation-models.md lists names.
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.
@@ -242,7 +242,7 @@ def embed_command(
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
         slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
         embed: how a slide's vector is made.
-        timeout: seconds that a slide may take on a cluster before it is given up.
+        timeout: seconds for a slide on a cluster before it is given up.
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
@@ -338,6 +338,7 @@ def _encode(
     settings: EncodeSettings,
     pool: Workers | Cluster,
     device: str,
+    loaded: TileEncoder | None = None,
 ) -> int:
     name = str(
         study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
@@ -345,7 +346,7 @@ def _encode(
     with study.share(_waiting):
         # To learn a tile encoder takes one machine, which reads tiles in order.
         with study.learning(_waiting_for_encoder) if encoder == "self" else nullcontext(), Workers() as readers:
-            network = encoder_of(study, encoder, training, settings, readers, device)
+            network = encoder_of(study, encoder, training, settings, readers, device, loaded)
         if isinstance(pool, Cluster):
             made = fingerprint(network.identity)
             built = EncoderName(name, settings.seed, device, settings.precision, made)
@@ -370,13 +371,9 @@ def _code(failed: int) -> int:
 
 
 def _show(study: Study) -> None:
-    table = Table("slide", *(Column(name, justify="right") for name in ("mpp", "width", "height", "tiles")), box=None)
-    table.add_column("what is wrong", style="red", overflow="fold")
+    """slides.csv as a table; without the notes where there are none."""
     rows = study.slides()
-    noted = any(row.get("note") for row in rows)
-    if noted:
-        table.add_column("note", style="yellow", overflow="fold")
-    columns = ("slide_id", "mpp", "width", "height", "tiles", "error", *(("note",) if noted else ()))
-    for row in rows:
-        table.add_row(*(escape(row[name]) for name in columns))
-    answers.print(table)
+    names = {"slide_id": "slide", "mpp": "mpp", "width": "width", "height": "height", "tiles": "tiles"}
+    names |= {"error": "what is wrong"} | ({"note": "note"} if any(row.get("note") for row in rows) else {})
+    shown = [{title: row.get(name, "") for name, title in names.items()} for row in rows]
+    answers.give_rows("slides", shown, {"what is wrong": "red", "note": "yellow"})

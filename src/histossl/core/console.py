@@ -6,8 +6,11 @@ Names of files, columns and hosts are data of strangers: whatever reaches the te
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -71,27 +74,53 @@ class PrintableConsole(Console):
 console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
 answers = PrintableConsole(highlight=False)  # what a command was asked for goes to standard output
 
+BEAT = 30.0  # seconds between two lines of progress where no terminal shows a bar
+_quiet = threading.Event()
+
+
+def set_quiet(quiet: bool) -> None:
+    """Choose whether only warnings and errors are printed.
+
+    Args:
+        quiet: True leaves out progress and lines of success.
+    """
+    _quiet.set() if quiet else _quiet.clear()
+
 
 def say(text: str, style: str = "") -> None:
     """Print one line to the terminal.
 
     Args:
         text: data, never markup; line feeds are shown as escapes.
-        style: of rich, for example `red`.
+        style: of rich, for example `red`; lines without a style and green ones are left out where it is quiet.
     """
+    if _quiet.is_set() and style in ("", "green"):
+        return
     console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
 class Bar:
-    """A progress bar that is shown now.
+    """The progress of a piece of work: a bar on a terminal, else a line every half minute.
 
     Args:
-        progress: rich's display.
-        task: the bar's id in it.
+        what: the work.
+        total: number of items; None where it is unknown.
+        done: items that are already done.
     """
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
+        self._what, self._total, self._done, self._begun = what, total, float(done), done
+        self._text, self._start = "", time.monotonic()
+        self._shown: tuple[Progress, TaskID] | None = None
+
+    def show_in(self, progress: Progress) -> None:
+        """Show the bar on a terminal.
+
+        Args:
+            progress: rich's display.
+        """
+        task = progress.add_task(escape(printable(self._what)), total=self._total, completed=self._begun, text="")
+        self._shown = progress, task
 
     def advance(self, count: float) -> None:
         """Count more items as done.
@@ -99,7 +128,9 @@ class Bar:
         Args:
             count: items since the last call.
         """
-        self._progress.advance(self._task, count)
+        self._done += count
+        if self._shown:
+            self._shown[0].advance(self._shown[1], count)
 
     def say(self, text: str) -> None:
         """Show a short text behind the bar.
@@ -107,12 +138,27 @@ class Bar:
         Args:
             text: data, never markup.
         """
-        self._progress.update(self._task, text=escape(printable(text)))
+        self._text = text
+        if self._shown:
+            self._shown[0].update(self._shown[1], text=escape(printable(text)))
+
+    def line(self) -> str:
+        """The progress as one line, such as `tiles: 120 of 400 (30 %), 4.0/s, 0:01:10 left`."""
+        passed = time.monotonic() - self._start
+        rate = (self._done - self._begun) / passed if passed > 0 else 0.0
+        words = [f"{self._what}: {self._done:,.0f}"]
+        if self._total:
+            words[0] += f" of {self._total:,} ({self._done / self._total:.0%})".replace("%", " %")
+        if rate:
+            words.append(f"{rate:,.1f}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each")
+        if rate and self._total:
+            words.append(f"{timedelta(seconds=round(max(0.0, self._total - self._done) / rate))} left")
+        return ", ".join([*words, *([self._text] if self._text else [])])
 
 
 @contextmanager
 def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True) -> Iterator[Bar]:
-    """Show a bar with counts and the time left; it disappears at the end of the `with` block.
+    """Show the progress of the `with` block: a bar that disappears at its end, or lines where there is no terminal.
 
     Args:
         what: the work, in front of the bar.
@@ -123,12 +169,38 @@ def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True
     Yields:
         The bar, to count on.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
-        yield Bar(progress, progress.add_task(escape(printable(what)), total=total, completed=done, text=""))
+    bar = Bar(what, total, done)
+    if not shown or _quiet.is_set():
+        yield bar
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar.show_in(progress)
+            yield bar
+    else:
+        with _beating(bar):
+            yield bar
+
+
+@contextmanager
+def _beating(bar: Bar) -> Iterator[None]:
+    """A line of progress every half minute, also while one item takes long."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            say(bar.line())
+
+    thread = threading.Thread(target=beat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -110,6 +110,48 @@ def write_embeddings(
         data.write_h5ad(part)
 
 
+def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) -> None:
+    """Add patients and labels to the slides of an AnnData file of ours, in place of those of an earlier call.
+
+    Args:
+        path: the file, as `write_embeddings` wrote it.
+        patients: slide -> patient, of slides of which `slides.csv` names none.
+        labels: index slide_id, one column a target: text, None where a slide has no label. Columns of numbers become
+            numbers, all others categories; a name that the slides already use becomes `label_NAME`.
+    """
+    from anndata import read_h5ad
+
+    data = read_h5ad(path)
+    about = data.uns["histossl"]
+    obs = pd.DataFrame(data.obs).drop(columns=[name for name in _listed(about, "labels") if name in data.obs])
+    own = obs["patient_id"].astype(str).mask(obs.index.isin(_listed(about, "patients_of_labels")), "")
+    lent = [name for name, patient in own.items() if not patient.strip() and patients.get(str(name))]
+    obs["patient_id"] = [patients[name] if name in set(lent) else own[name] for name in obs.index]
+    names = {name: f"label_{name}" if name in obs else name for name in map(str, labels.columns)}
+    for name, title in names.items():
+        values = labels[name].reindex(obs.index)
+        numbers = np.asarray(pd.to_numeric(values, errors="coerce"), float)
+        words = np.isnan(numbers) & values.notna().to_numpy()
+        obs[title] = pd.Categorical(values) if words.any() else numbers
+    data.obs = obs
+    about |= {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
+    with atomic.whole(path) as part:
+        data.write_h5ad(part)
+
+
+def lent_patients(about: Mapping[str, Any]) -> frozenset[str]:
+    """The slides whose patient `write_labels` took from labels.
+
+    Args:
+        about: the entry `histossl` of the file's `uns`.
+    """
+    return frozenset(_listed(about, "patients_of_labels"))
+
+
+def _listed(about: Mapping[str, Any], key: str) -> list[str]:
+    return [str(name) for name in json.loads(str(about.get(key, "[]")))]
+
+
 def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 

@@ -234,30 +234,14 @@ def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, An
     return found
 
 
-def positive_number(about: dict[str, Any], name: str, path: Path) -> float:
-    """An attribute that must be one finite number above zero.
-
-    Args:
-        about: attributes of `read_attributes`.
-        name: of the attribute.
-        path: of the file, for messages.
-
-    Returns:
-        The number.
-
-    Raises:
-        FileFormatError: it is absent or something else; names the file and the attribute.
-    """
-    return _number(about, name, path, 0.0)
-
-
-def number(about: dict[str, Any], name: str, path: Path) -> float:
+def number(about: dict[str, Any], name: str, path: Path, positive: bool = False) -> float:
     """An attribute that must be one finite number.
 
     Args:
         about: attributes of `read_attributes`.
         name: of the attribute.
         path: of the file, for messages.
+        positive: whether it must be above zero.
 
     Returns:
         The number.
@@ -265,17 +249,13 @@ def number(about: dict[str, Any], name: str, path: Path) -> float:
     Raises:
         FileFormatError: it is absent or something else; names the file and the attribute.
     """
-    return _number(about, name, path, -math.inf)
-
-
-def _number(about: dict[str, Any], name: str, path: Path, above: float) -> float:
     try:
         [value] = np.ravel(about[name]).astype(np.float64)
     except (KeyError, ValueError, TypeError, OverflowError):
         value = math.nan
-    if not (math.isfinite(value) and value > above):
+    if not math.isfinite(value) or (positive and value <= 0):
         what = f"{path}: its attribute {name} is {str(about.get(name))[:40]!r}"
-        raise FileFormatError(what, f"it must be a {'positive ' if above == 0 else ''}number; extract the slide anew")
+        raise FileFormatError(what, f"it must be a {'positive ' if positive else ''}number; extract the slide anew")
     return float(value)
 
 

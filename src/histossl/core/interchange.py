@@ -29,7 +29,6 @@ from histossl.core.hdf5 import (
     dataset_of,
     number,
     open_h5,
-    positive_number,
     read_attributes,
 )
 from histossl.core.sidecars import files_of
@@ -124,20 +123,20 @@ def _of_layout(
 
 def _from_trident(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileFeatures:
     side = "extent_level0" if "extent_level0" in about else "patch_size_level0"
-    extent = positive_number(about, side, path)
+    extent = number(about, side, path, positive=True)
     px = _pixels(about, "patch_size", path)
-    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else positive_number(about, "mpp", path)
+    mpp = bag.mpp if bag.mpp is not None or "mpp" not in about else number(about, "mpp", path, positive=True)
     if mpp is None and px and "target_magnification" in about:
-        mpp = px * 10 / positive_number(about, "target_magnification", path) / extent  # 10x is 1 µm per pixel
+        mpp = px * 10 / number(about, "target_magnification", path, positive=True) / extent  # 10x is 1 µm per pixel
     overlap = number(about, "overlap", path) if "overlap" in about else 0.0
     if px and not abs(overlap) < px:
         raise FileFormatError(f"{path}: its attribute overlap is {overlap:g} of {px} pixels", "extract the slide anew")
     stride = extent * (1 - overlap / px) if px else extent
     if "stride_level0" in about:
-        stride = positive_number(about, "stride_level0", path)
+        stride = number(about, "stride_level0", path, positive=True)
     for name in ("level0_width", "level0_height"):
         if name in about:
-            positive_number(about, name, path)
+            number(about, name, path, positive=True)
     in_um = str(about.get("unit", "px")) == "um"
     kept = {name: value for name, value in about.items() if value is not None}
     return replace(bag, extent=extent, px=px, mpp=mpp, attributes=kept, stride=stride, in_um=in_um)
@@ -148,7 +147,7 @@ def _from_clam(bag: TileFeatures, about: dict[str, Any], path: Path) -> TileFeat
     down = np.ravel(about["downsample"])[:1]  # CLAM writes one for each axis
     px = _pixels(about, "patch_size", path)
     assert px is not None
-    extent = px * positive_number({"downsample": down}, "downsample", path)
+    extent = px * number({"downsample": down}, "downsample", path, positive=True)
     return replace(bag, extent=extent, px=px, stride=extent)
 
 
@@ -156,7 +155,7 @@ def _pixels(about: dict[str, Any], name: str, path: Path) -> int | None:
     """A whole number of pixels above zero, or None where there is no such attribute."""
     if name not in about:
         return None
-    value = positive_number(about, name, path)
+    value = number(about, name, path, positive=True)
     if not 1 <= value < 2**31:
         raise FileFormatError(f"{path}: its attribute {name} is {value:g}, no number of pixels", "extract anew")
     return int(value)
@@ -171,7 +170,7 @@ def _from_stamp(
         raise FileFormatError(f"{path}: no places in µm with tile_size_um, as STAMP writes since 2.0", "extract anew")
     xy = _places(content["coords"], path, scale=mpp or 1)
     px = _pixels(top, "tile_size_px", path)
-    extent = positive_number(top, "tile_size_um", path) / (mpp or 1)
+    extent = number(top, "tile_size_um", path, positive=True) / (mpp or 1)
     features = _checked(content["feats"], path)
     return TileFeatures(path.stem, features, xy, extent, px, mpp, stride=extent, in_um=mpp is None, dataset="feats")
 

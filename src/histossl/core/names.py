@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Mapping
 _WHOLE = re.compile(r"([0-9]+)\.0+")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero-width characters, direction marks
 
+BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
+
 
 def folded(name: str) -> str:
     """The normal form of a name: `P01` and `p01 `, `1` and `1.0`, composed and decomposed characters are one.
@@ -94,6 +96,19 @@ def bare(column: str) -> str:
         The name in the form for comparisons.
     """
     return re.sub(r"[\s_\-]+", "", column.casefold())
+
+
+def barcode(slide: str) -> tuple[str, str]:
+    """Read a TCGA barcode.
+
+    Args:
+        slide: the name of a slide.
+
+    Returns:
+        The patient and the site, both "" where the name has no barcode.
+    """
+    found = BARCODE.match(slide)
+    return (found[0], found[0].split("-")[1]) if found else ("", "")
 
 
 def listed(names: Iterable[str], most: int = 5, quote: bool = True) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histossl.core.errors import SettingsError
+from histossl.training.device import sent
 
 # Rows: hematoxylin, eosin, residual; optical densities of red, green, blue (Ruifrok and Johnston, 2001).
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -190,14 +191,14 @@ def augment(tiles: Tensor, t: Augmentation, dtype: torch.dtype = torch.float32) 
         (B, 3, H, W) in [0, 1], channels-last in memory.
     """
     b, h, w, _ = tiles.shape
-    kernel = torch.from_numpy(colour_blur_kernel(t)).to(tiles.device, dtype)
+    kernel = sent(torch.from_numpy(colour_blur_kernel(t)), tiles.device).to(dtype)
     margin = kernel.shape[-1] // 2
     x = tiles.permute(0, 3, 1, 2).float()  # bfloat16 would round the interpolated values
     x = F.grid_sample(
         x, _grid(t, h, w, margin, tiles.device).expand(b, -1, -1, -1), "bilinear", "reflection", align_corners=False
     )
     x = x.to(dtype, memory_format=torch.channels_last)
-    offset = torch.from_numpy(t.colour[:, 3]).to(tiles.device, dtype)
+    offset = sent(torch.from_numpy(t.colour[:, 3]), tiles.device).to(dtype)
     return F.conv2d(x, kernel.to(memory_format=torch.channels_last), offset).clamp_(0, 1)
 
 
@@ -221,7 +222,7 @@ def _grid(t: Augmentation, h: int, w: int, margin: int, device: torch.device) ->
     """Input position of each output pixel; with `margin` pixels on every side, so that the blur has real neighbours."""
     y = (torch.arange(-margin, h + margin, device=device) * 2 + 1) / h - 1
     x = (torch.arange(-margin, w + margin, device=device) * 2 + 1) / w - 1
-    affine = torch.from_numpy(t.affine).to(device)
+    affine = sent(torch.from_numpy(t.affine), device)
     ones = torch.ones(1, 1, device=device)
     points = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None], ones), dim=-1)
     return (points @ affine.T)[None]

@@ -6,6 +6,7 @@ comes with a model is never executed, except TorchScript, which PyTorch interpre
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def load_external(kind: str, name: str) -> ExternalModel:
     except ImportError as error:
         extra = "transformers" if kind == "hf" else kind
         if find_spec(extra) is None:
-            what, hint = "needs a library that is missing", f"pip install 'histossl[{extra}]'"
+            what, hint = "needs a library that is missing", _INSTALL[extra]
         else:  # both import torchvision if it is installed, which fails if it was built for another torch
             what = f"{extra} cannot be imported"
             hint = (
@@ -78,6 +79,11 @@ def load_external(kind: str, name: str) -> ExternalModel:
         raise FileFormatError(f"{kind}:{name}: cannot be loaded ({_first_line(error)})", _HINTS[kind]) from error
 
 
+_INSTALL = {
+    "timm": "timm needs torchvision, and pip may replace your torch to get it: first install the torchvision of your "
+    "torch from the same place as torch (pytorch.org tells the command), then: pip install timm",
+    "transformers": "pip install transformers",
+}
 _UNREACHABLE = (
     "if it is gated, request access on its page and run `hf auth login`; without network, download it elsewhere with "
     "`hf download` and give the folder instead of the name"
@@ -104,6 +110,21 @@ _MPP = {
     "paige-ai/Virchow": 0.5,
     "prov-gigapath/prov-gigapath": 0.5,
 }
+_OF_TRANSFORMERS = ("owkin/phikon", "owkin/phikon-v2")
+
+
+def known_as(name: str) -> str:
+    """The full name of a well-known model, such as `timm:hf-hub:MahmoodLab/UNI` for `uni`; "" where none is near.
+
+    Args:
+        name: what somebody wrote.
+    """
+    short = {full.rpartition("/")[2].casefold(): full for full in _MPP}
+    near = difflib.get_close_matches(name.rpartition("/")[2].casefold(), short, 1)
+    if not near:
+        return ""
+    full = short[near[0]]
+    return f"hf:{full}" if full in _OF_TRANSFORMERS else f"timm:hf-hub:{full}"
 
 
 def _mpp_of(name: str, stated: Any) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from histossl.encoders.augment import Augmentation, augment, to_float
 from histossl.encoders.tile_encoder import TileEncoder
+from histossl.training.device import sent
 
 CACHE_PIXELS = 8 * 224 * 224  # pixels per core and call: few enough that their feature maps stay in the cache
 
@@ -29,7 +30,7 @@ def encode_tiles(encoder: TileEncoder, tiles: Tensor, t: Augmentation | None) ->
 
     def few(part: Tensor) -> Tensor:
         with torch.inference_mode():
-            part = part.to(encoder.device, non_blocking=True)
+            part = sent(part, encoder.device)
             return encoder(to_float(part, encoder.dtype) if t is None else augment(part, t, encoder.dtype))
 
     if encoder.device.type == "cuda":

@@ -23,7 +23,7 @@ from histossl.core.errors import SettingsError
 from histossl.encoders.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
 from histossl.encoders.tile_stream import StreamPlan, TileStream
-from histossl.training.device import keep_buffers, pick_device, pick_dtype
+from histossl.training.device import keep_buffers, pick_device, pick_dtype, sent, unrounded
 from histossl.training.loop import Schedule, fit
 from histossl.training.losses import contrast
 
@@ -96,11 +96,21 @@ class MocoTask(nn.Module):
             )  # type: ignore[call-overload]
             self.register_buffer("queue", F.normalize(torch.randn(settings.queue, settings.projection), dim=1))
         self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.queue: Tensor
-        self.filled: Tensor
-        self.seen: Tensor
+        self.filled = 0  # rows of the queue that hold keys
+        self.seen = 0  # batches
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The counters, which are part of the state. They stay on the CPU, so that no step waits for the device."""
+        return {"filled": self.filled, "seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restore the counters.
+
+        Args:
+            state: what `get_extra_state` returned.
+        """
+        self.filled, self.seen = state["filled"], state["seen"]
 
     @property
     def encoder(self) -> ResNet18:
@@ -133,17 +143,16 @@ class MocoTask(nn.Module):
         """
         tiles, *drawn = batch
         side = view_side(self.settings.augment, tiles.shape[1])
-        with torch.autocast(
-            tiles.device.type, enabled=False
-        ):  # optical densities need more than the eight bits of bfloat16
-            one, other = (normalised(augment_each(tiles, torch.from_numpy(t).to(tiles.device), side)) for t in drawn)
+        with unrounded(tiles.device):  # optical densities need more than the eight bits of bfloat16
+            sampled = [sent(torch.from_numpy(t), tiles.device) for t in drawn]
+            one, other = (normalised(augment_each(tiles, t, side)) for t in sampled)
         with torch.no_grad():
             if self.training and not self.seen:
                 self._start_averages(one)
             self._update_momentum_encoder()
             keys = F.normalize(self.key(other).float(), dim=1)
         queries = F.normalize(self.query(one).float(), dim=1)
-        with torch.autocast(queries.device.type, enabled=False):
+        with unrounded(queries.device):
             similarity = queries @ torch.cat([keys, self.queue]).T
         index = torch.arange(similarity.shape[1], device=similarity.device)
         positives = index == index[: len(keys), None]
@@ -170,7 +179,7 @@ class MocoTask(nn.Module):
         """Move the momentum encoder towards the encoder, in weights and in running averages."""
         self.seen += 1
         # A lower momentum in the first steps, when the encoder changes fast: the initial weights are soon forgotten.
-        keep = torch.clamp(self.seen / (self.seen + 9), max=self.settings.momentum)
+        keep = min(self.seen / (self.seen + 9), self.settings.momentum)
         trained = self.query.state_dict()
         for name, value in self.key.state_dict().items():
             value.copy_(torch.lerp(trained[name], value, keep) if value.is_floating_point() else trained[name])
@@ -178,7 +187,7 @@ class MocoTask(nn.Module):
     def _enqueue(self, keys: Tensor) -> None:
         if len(self.queue):
             self.queue.copy_(torch.cat([keys, self.queue])[: len(self.queue)])
-            self.filled.copy_(torch.clamp(self.filled + len(keys), max=len(self.queue)))
+            self.filled = min(self.filled + len(keys), len(self.queue))
 
 
 def projector(dim: int, projection: int) -> nn.Sequential:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from histossl.core.atomic import whole_folder
 from histossl.core.errors import FileFormatError, SettingsError
-from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
+from histossl.encoders.external import KINDS, hash_of, known_as, load_external, probed_dim
 from histossl.encoders.joint import Joint
 from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
@@ -60,23 +60,34 @@ class TileEncoder:
         name = self.identity["name"]
         return f"TileEncoder({name!r}, tiles{side} -> {self.dim} numbers, {number} on {self.device}{trained})"
 
-    @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, dim) float32 on the CPU."""
+        return self.on_device(tiles).cpu()
+
+    @torch.inference_mode()
+    def on_device(self, tiles: Tensor) -> Tensor:
+        """Encode tiles, without waiting for the result.
+
+        Args:
+            tiles: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            (B, dim) float32 on `device`.
+        """
         if self.side is not None and tiles.shape[2:] != (self.side, self.side):
             resized = F.interpolate(tiles.float(), (self.side, self.side), mode="bilinear", antialias=True)
             tiles = resized.clamp_(0, 1)
         mean = torch.tensor(self.mean, device=self.device, dtype=self.dtype)[:, None, None]
         std = torch.tensor(self.std, device=self.device, dtype=self.dtype)[:, None, None]
         x = (tiles.to(self.device, self.dtype) - mean).mul_(1 / std)
-        return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu()
+        return self.network(x.contiguous(memory_format=torch.channels_last)).float()
 
 
 def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision: str = "auto") -> TileEncoder:
     """A tile encoder, ready to run.
 
     Args:
-        name: `random` (seeded, the dumb baseline), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
+        name: `random` (seeded, untrained), `imagenet` (torchvision's ResNet-18, fetched once and kept), the
             path of a .safetensors file of ResNet-18 weights (torchvision's, MoCo's or ours), `pickle:FILE` for such
             weights in any other file (.pth, .pt, .tar), or a folder of ours with model.safetensors and config.json. Of
             a ResNet-18, all after `layer3` is cut off: dim = 256; visual words have a dim of six times their count. Or
@@ -225,7 +236,9 @@ def read_weights(name: str) -> dict[str, Any]:
     path, pickled = _place_of(name)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
-        hint = "use random, imagenet, the path of weights, or a model of a library: timm:NAME, hf:NAME"
+        known = known_as(name)
+        hint = f"did you mean {known}? " if known else ""
+        hint += "use random, imagenet, the path of weights, or a model of a library: timm:NAME, hf:NAME"
         raise FileFormatError(f"no tile encoder at {path}", hint)
     safe = file.suffix == ".safetensors"
     if not (safe or pickled):

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
-from histossl.core.names import spellings, told
+from histossl.core.names import barcode, spellings, told
 from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.labels import (
-    BARCODE,
     PATIENT_COLUMNS,
     SCANNER_COLUMNS,
     SITE_COLUMNS,
@@ -69,7 +68,7 @@ def audit_line(
     )
     if seen is not None:
         count = len(set(slides) & set(seen))
-        said.append(f"{count or 'none'} of the slides seen in pretraining, without labels")
+        said.append(f"the label-free pretraining used {count or 'none'} of the slides")
     return "; ".join(said)
 
 
@@ -174,7 +173,7 @@ def read_cohort_table(path: Path) -> CohortTable:
         raise LabelError(f"{path.name}: no column slide_id among {', '.join(columns)}", "name the column of slides so")
     lines = unique_lines(path, rows, slide)
     table = {name: rows[line] for name, line in lines.items()}
-    codes = {name: found[0] for name in table if (found := BARCODE.match(name))}
+    codes = {name: barcode(name)[0] for name in table if barcode(name)[0]}
     given = {name: row[patient] for name, row in table.items() if patient and row[patient].lower() not in EMPTY}
     barcodes = {name: code for name, code in codes.items() if name not in given}
     sites = {name: code.split("-")[1] for name, code in codes.items()}
@@ -296,5 +295,5 @@ def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_k
     if not twins_known:
         said.append("near-duplicates were not looked for (--vectors)")
     if any(float(str(row["seen_in_pretraining"])) > 0 for row in found):
-        said.append("test slides were seen in pretraining, without labels: say so beside the figure")
+        said.append("the label-free pretraining used test slides: say so beside the figure")
     return said

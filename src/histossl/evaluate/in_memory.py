@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from histossl.core.argument_names import names_arguments
 from histossl.core.config import from_dict
+from histossl.core.embeddings import lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import EMPTY, cell
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
@@ -230,7 +231,8 @@ def _of_anndata(data: AnnData) -> Source:
         values = next((columns[name] for name in names if name in columns), [])
         return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
 
-    return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS))
+    lent = lent_patients(data.uns.get("histossl", {}))
+    return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS), lent=lent)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:
@@ -248,12 +250,12 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
 def _labels(labels: Any, source: Source, chosen: ProbeSettings) -> Labels:
     """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
-        return read_labels(labels, source.ids, chosen.targets, source.patients, chosen.outcome)
+        return read_labels(labels, source.ids, chosen.targets, source.patients, source.lent, chosen.outcome)
     table = _label_table(labels, source)
     with tempfile.TemporaryDirectory(prefix="histossl-") as place:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
-        found = read_labels(path, source.ids, chosen.targets, source.patients, chosen.outcome)
+        found = read_labels(path, source.ids, chosen.targets, source.patients, source.lent, chosen.outcome)
     return replace(found, lines={})  # these rows are not those of a file of the user
 
 

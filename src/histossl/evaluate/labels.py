@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from histossl.core.errors import LabelError
-from histossl.core.names import Known, bare, folded, listed, row_list, spellings, told
+from histossl.core.names import Known, barcode, bare, folded, listed, row_list, spellings, told
 from histossl.core.tables import EMPTY, Table, number, read_table
 from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
 
@@ -20,7 +19,6 @@ SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-S
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
 SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
-BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def read_labels(
     slide_ids: Sequence[str],
     targets: Sequence[str] = (),
     patients: Mapping[str, str] | None = None,
+    lent: Collection[str] = (),
     outcome: tuple[str, str] = ("", ""),
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
@@ -86,6 +85,7 @@ def read_labels(
         patients: slide_id -> patient_id as known otherwise (slides.csv); empty values are ignored. Where neither the
             file nor this names a patient, a TCGA barcode does (TCGA-A2-A1FZ-01Z-… is patient TCGA-A2-A1FZ of site A2),
             and else the slide counts as a patient of its own.
+        lent: slides whose patient in `patients` came from earlier labels: the file may name another.
         outcome: names of the columns of the time and of the event of a survival target; empty to find such pairs, such
             as os_months and os_event, see `find_outcomes`.
 
@@ -99,17 +99,8 @@ def read_labels(
     """
     path = Path(path)
     found = read_table(path, LabelError)
-    columns, rows = found.columns, found.rows
-    slide_column = find_column(columns, SLIDE_COLUMNS)
-    patient_column = find_column(columns, PATIENT_COLUMNS)
-    if slide_column is None and patient_column is None:
-        raise LabelError(
-            f"{path.name}: no column slide_id among {listed(columns)}", "name the column of slides slide_id"
-        )
-    site_column = find_column([c for c in columns if c not in targets], SITE_COLUMNS)
-    free = [column for column in columns if column not in (slide_column, patient_column, site_column)]
-    outcomes = find_outcomes(path.name, free, *outcome)
-    names, chosen = _choose_targets(path, free, outcomes, targets, bool(outcome[0]))
+    rows = found.rows
+    slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, found.columns, targets, outcome)
     written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
     spelt = _spelt(path, written, slide_ids)
     complaints = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
@@ -121,7 +112,9 @@ def read_labels(
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
-            patient, named = _patient(path, line, slide, rows[line].get(patient_column or "", ""), patients or {})
+            here = _known(rows[line].get(patient_column or "", ""))
+            elsewhere = {} if here and slide in lent else patients or {}
+            patient, named = _patient(path, line, slide, here, elsewhere)
             records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
             sites[slide] = _known(rows[line].get(site_column or "", "")) or barcode(slide)[1]
             if patient_column and not named:
@@ -165,6 +158,38 @@ def _written(
         raise LabelError(what, f"name the column of slides slide_id; patients are called {listed(people.values(), 3)}")
     taken = set(found.values())
     return found | {rows[line][column]: line for line in lines.values() if line not in taken}
+
+
+def check_labels(path: Path, targets: Sequence[str] = (), outcome: tuple[str, str] = ("", "")) -> None:
+    """Check a table of labels before its slides have vectors: it can be read, and names slides and the targets.
+
+    Args:
+        path: the file.
+        targets: names of the columns to take, as of `read_labels`.
+        outcome: the columns of a survival target, as of `read_labels`.
+
+    Raises:
+        LabelError: see `read_labels`.
+    """
+    found = read_table(path, LabelError)
+    slide, patient, _, names, _, outcomes = _columns(path, found.columns, targets, outcome)
+    unique_lines(path, found.rows, str(slide or patient), "slide" if slide else "patient")
+    if not any(_values(path, found.rows, names, outcomes)[0].values()):
+        raise LabelError(f"{path.name}: no label in {listed(names)}", "fill the column")
+
+
+def _columns(
+    path: Path, columns: list[str], targets: Sequence[str], outcome: tuple[str, str]
+) -> tuple[str | None, str | None, str | None, list[str], bool, dict[str, Outcome]]:
+    """The columns of slides, patients and sites, the targets, whether these were named, and the survival targets."""
+    slide, patient = find_column(columns, SLIDE_COLUMNS), find_column(columns, PATIENT_COLUMNS)
+    if slide is None and patient is None:
+        what = f"{path.name}: no column slide_id among {listed(columns)}"
+        raise LabelError(what, "name the column of slides slide_id")
+    site = find_column([name for name in columns if name not in targets], SITE_COLUMNS)
+    free = [name for name in columns if name not in (slide, patient, site)]
+    outcomes = find_outcomes(path.name, free, *outcome)
+    return slide, patient, site, *_choose_targets(path, free, outcomes, targets, bool(outcome[0])), outcomes
 
 
 def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], count: int) -> list[str]:
@@ -322,7 +347,7 @@ def _loose(slide: str) -> str:
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
     """The patient of a slide, and whether it was named anywhere."""
-    here, there = _known(here), _known(str(elsewhere.get(slide) or "").strip())
+    there = _known(str(elsewhere.get(slide) or "").strip())
     if here and there and folded(here) != folded(there):
         raise LabelError(
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
@@ -334,19 +359,6 @@ def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[st
 
 def _known(value: str) -> str:
     return "" if value.lower() in EMPTY else value
-
-
-def barcode(slide: str) -> tuple[str, str]:
-    """Read a TCGA barcode.
-
-    Args:
-        slide: the name of a slide.
-
-    Returns:
-        The patient and the site, both "" where the name has no barcode.
-    """
-    found = BARCODE.match(slide)
-    return (found[0], found[0].split("-")[1]) if found else ("", "")
 
 
 def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from histossl.core.errors import LabelError
-from histossl.core.names import spellings
-from histossl.evaluate.labels import Labels, barcode
+from histossl.core.names import barcode, spellings
+from histossl.evaluate.labels import Labels
 from histossl.evaluate.sources import Source
 
 

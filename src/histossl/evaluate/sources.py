@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.core.embeddings import read_embeddings
+from histossl.core.embeddings import lent_patients, read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
 from histossl.core.names import Known, bare, clashes, spellings, told
@@ -41,6 +41,7 @@ class Source:
         tile_counts: slide id -> number of its tiles, where known.
         encoder: the folder of the slide encoder that made the vectors, where it exists.
         parts: name of the part of every number of the first vectors; empty where unknown.
+        lent: slides whose patient is known from the labels of the last probe; other labels may say otherwise.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         asked: whether the user named these columns.
@@ -58,6 +59,7 @@ class Source:
     tile_counts: dict[str, int] = field(default_factory=dict)
     encoder: Path | None = None
     parts: tuple[str, ...] = ()
+    lent: frozenset[str] = frozenset()
     seen: frozenset[str] | None = None
     columns: tuple[str, ...] = ()
     asked: bool = False
@@ -212,6 +214,7 @@ def _anndata(path: Path) -> Source:
         },
         encoder=encoder if encoder.is_dir() else None,
         parts=parts,
+        lent=lent_patients(data.uns["histossl"]) if ours else frozenset(),
         seen=_seen(encoder / "config.json"),
     )
 

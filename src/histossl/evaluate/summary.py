@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pandas as pd
+
+from histossl.core import answers
+from histossl.core.console import say
 
 SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"), ("c_index", "C-index"))
 _LINES = 6  # targets that are listed
@@ -49,6 +55,40 @@ def summary_of(*tables: pd.DataFrame) -> pd.DataFrame:
             order = list(dict.fromkeys(map(tuple, text[keys].to_numpy())))
             parts.append(text.pivot(index=keys, columns="embedding", values="text").loc[order, methods])
     return pd.concat(parts).rename_axis(columns=None) if parts else pd.DataFrame()
+
+
+def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Path) -> None:
+    """Print the scores of a probe with their intervals, its audit, and where its files lie.
+
+    Args:
+        tables: `table`, `numbers` and `survival` of a `ProbeResult`.
+        audit: a line a target.
+        folder: that holds the files.
+    """
+    rows = []
+    for table, (score, title) in zip(tables, SCORES, strict=True):
+        for _, row in table.iterrows():
+            ahead = "" if row["difference"] != row["difference"] else f"{row['difference']:+.2f}"
+            if ahead:
+                ahead += f" ({row['difference_low']:+.2f} to {row['difference_high']:+.2f})"
+            rows.append(
+                {
+                    "target": row["target"],
+                    "labelled": row["n_labelled"],
+                    "vectors": row["embedding"],
+                    "score": title,
+                    "value (95 % interval)": _text(row, score),
+                    "the first is ahead by": ahead,
+                }
+            )
+    everything = [row for table in tables for row in table.to_dict("records")]
+    answers.give_rows("scores", rows, value=everything)
+    answers.give("audit", list(audit))
+    answers.give("folder", str(folder))
+    for line in audit:
+        say(f"audit of {line}")
+    written = next(name for name, t in zip(("probe", "numbers", "survival"), tables, strict=True) if len(t))
+    say(f"done: {folder / written}.csv", "green")
 
 
 def _text(row: pd.Series, score: str) -> str:

@@ -9,6 +9,8 @@ from histossl.core.console import say
 from histossl.core.errors import HistosslError
 from histossl.core.tables import Row
 
+_EACH = 3  # slides with the same reason that are named one by one
+
 
 def fail(row: Row, error: str) -> None:
     """Mark a slide as failed.
@@ -62,7 +64,7 @@ def failure_reason(error: Exception, path: Path | None = None) -> str:
 
 
 def report_failures(rows: list[Row]) -> int:
-    """Print one line for every failed slide.
+    """Print the failures: a line for each slide, or for all slides with the same reason where there are many.
 
     Args:
         rows: rows of the table.
@@ -71,6 +73,14 @@ def report_failures(rows: list[Row]) -> int:
         The number of failed slides.
     """
     failed = [row for row in rows if row["status"] == "failed"]
+    reasons: dict[str, list[Row]] = {}
     for row in failed:
-        say(f"FAILED {row['error']}", "red")
+        reasons.setdefault(row["error"].partition(": ")[2] or row["error"], []).append(row)
+    for reason, rows_of_it in reasons.items():
+        if len(rows_of_it) > _EACH:
+            some = ", ".join(row["slide_id"] for row in rows_of_it[:_EACH])
+            say(f"FAILED {len(rows_of_it)} slides: {reason} ({some} and {len(rows_of_it) - _EACH} more)", "red")
+        else:
+            for row in rows_of_it:
+                say(f"FAILED {row['error']}", "red")
     return len(failed)

@@ -33,6 +33,8 @@ def complete(
         weights of that seed, whose batch norms have the statistics of the cohort. Scaled in the same way.
     """
     encoder.eval()
+    if encoder.settings.arch == "neighbours":  # its training sees disturbed tiles, and not their mean
+        settle_norms(encoder, slides())
     encoder.fit_prototypes(sample, seed)
     fit_parts(encoder, slides())
     rival = SlideEncoder(encoder.settings, seed=seed).to(next(encoder.parameters()).device)

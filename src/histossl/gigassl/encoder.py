@@ -24,9 +24,11 @@ from histossl.core.atomic import whole_folder
 from histossl.core.config import from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
-from histossl.gigassl.parts import Parts
+from histossl.gigassl.neighbours import Neighbours
+from histossl.gigassl.parts import CONTRASTED, KINDS, Parts
 from histossl.gigassl.prototypes import RUNS, Counted, Prototypes, shared_out
-from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, occupied, view_mean
+from histossl.gigassl.sites import site_indices, tiles_under
+from histossl.gigassl.sparse import Grid, SiteNorm, SparseConv, SparseMap, occupied, view_mean
 
 FORMAT = "histossl slide encoder 1"
 TRAINED, UNTRAINED = "model.safetensors", "untrained.safetensors"
@@ -53,7 +55,8 @@ class EncoderSettings:
             each set of clusterings: 0 is tiles themselves, 1 about 3x3 of them, 2 about 5x5; ascending.
         normalise: bring the parts of the slide's vector to one scale over the cohort, see `Parts`; otherwise they stand
             behind one another as they are.
-        arch: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
+        arch: "neighbours" (learns what neighbouring tiles share, see `Neighbours`), or one that learns by a contrast of
+            slides: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
         hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
             not depend on where a slide's coordinates begin.
         linear: whether tiles of another length than 256 pass a linear layer first, or the stage takes them as they are.
@@ -73,12 +76,16 @@ class EncoderSettings:
     linear: bool = True
 
     def __post_init__(self) -> None:
-        if self.arch not in ("sparse", "mlp", "attention"):
-            raise SettingsError(f"no slide encoder is called {self.arch!r}", "take sparse, mlp or attention")
+        if self.arch not in ("neighbours", "sparse", "mlp", "attention"):
+            raise SettingsError(
+                f"no slide encoder is called {self.arch!r}", "take neighbours, sparse, mlp or attention"
+            )
         if self.inlet not in ("plain", "standard", "centred"):
             raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, standard or centred")
         if self.in_dim < 1 or self.dim < 1:
             raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
+        if self.arch == "neighbours" and self.dim % 2:
+            raise SettingsError(f"encoder.dim of the arch neighbours must be even, got {self.dim}")
         if self.prototypes < 0:
             raise SettingsError(f"encoder.prototypes must not be negative, got {self.prototypes}")
         if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 0:
@@ -131,7 +138,11 @@ class SlideEncoder(nn.Module):
             self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
             width = WIDTH if chosen.linear else chosen.in_dim
             self.linear = SparseConv(chosen.in_dim, width, 1) if chosen.in_dim != width else None
-            self.stage = Stage(width, chosen.dim, spatial=chosen.arch == "sparse")
+            self.stage = (
+                Neighbours(width, chosen.dim)
+                if chosen.arch == "neighbours"
+                else Stage(width, chosen.dim, spatial=chosen.arch == "sparse")
+            )
             self.attention = GatedAttention(chosen.dim) if chosen.arch == "attention" else None
             self.tile_norm = SiteNorm(chosen.in_dim, affine=False) if chosen.tile_mean else None
             self.prototypes = (
@@ -139,7 +150,8 @@ class SlideEncoder(nn.Module):
                 if chosen.prototypes
                 else None
             )
-            self.parts = Parts(chosen.parts) if chosen.normalise else None
+            kinds = KINDS if chosen.arch == "neighbours" else CONTRASTED
+            self.parts = Parts(chosen.parts, kinds) if chosen.normalise else None
 
     def __repr__(self) -> str:
         chosen, weights = self.settings, sum(p.numel() for p in self.parameters())
@@ -193,7 +205,7 @@ class SlideEncoder(nn.Module):
         site_of_tile, tiles = self._placed(features, positions, views, size)
         last = self._looked_at(tiles)
         scores = last.features @ directions[: self.settings.dim] * self._weights(last)[:, None]
-        under, sites = _tiles_under(site_of_tile.cpu().numpy(), tiles.grid, self.stage.pairs(tiles.grid))
+        under, sites = tiles_under(site_of_tile.cpu().numpy(), tiles.grid, self.stage.pairs(tiles.grid))
         shares = shared_out(scores, under.to(scores.device), sites.to(scores.device), len(features))
         if self.tile_norm is not None:
             scores = self.tile_norm(tiles.features) @ directions[self.settings.dim :] * _even(tiles.grid)[:, None]
@@ -261,14 +273,33 @@ class SlideEncoder(nn.Module):
         grid, site_of_tile, counts = occupied(sites, size, features.device)
         return site_of_tile, SparseMap(view_mean(features.to(self.stage.dtype), site_of_tile, counts), grid)
 
+    def moments(self, features: Tensor, positions: Tensor | NDArray, views: Tensor | NDArray, size: int) -> Tensor:
+        """What the loss of the arch `neighbours` is made of, see `Neighbours.moments`.
+
+        Args:
+            features: as `forward` takes them.
+            positions: likewise.
+            views: likewise.
+            size: number of views.
+
+        Returns:
+            (M,) float32.
+        """
+        assert isinstance(self.stage, Neighbours)
+        return self.stage.moments(self._let_in(self._placed(features, positions, views, size)[1]))
+
     def _looked_at(self, tiles: SparseMap) -> SparseMap:
         """The map that is pooled."""
+        return self.stage(self._let_in(tiles))
+
+    def _let_in(self, tiles: SparseMap) -> SparseMap:
+        """The map that the stage sees."""
         rows = tiles.centred() if self.settings.inlet == "centred" else tiles.features
         if self.norm is not None:
             rows = self.norm(rows)
         if self.linear is not None:
             rows = self.linear(rows, tiles.grid.itself)
-        return self.stage(tiles.with_features(rows))
+        return tiles.with_features(rows)
 
     def _weights(self, last: SparseMap) -> Tensor:
         """(S,) of the sites, summing to 1 over a view."""
@@ -334,50 +365,9 @@ class SlideEncoder(nn.Module):
         return encoder.eval()
 
 
-def site_indices(positions: NDArray, views: NDArray, hard_border: bool = False) -> NDArray[np.int64]:
-    """The sites of tiles: positions rounded down, and moved so that none is negative.
-
-    A view moves by an even number of rows and columns, which keeps the layer of stride 2 in step; with two to spare
-    at the border, so that every coarse site that covers a tile exists. With a hard border only negative ones move.
-
-    Args:
-        positions: (N, 2) in tile units, finite.
-        views: (N,) int, the view of each tile.
-        hard_border: leave positions that are not negative as they are.
-
-    Returns:
-        (N, 3) int64 sites: view, row, column.
-
-    Raises:
-        ValueError: a position is not finite.
-    """
-    if not np.isfinite(positions).all():
-        raise ValueError("the positions of tiles must be finite")
-    sites = np.floor(positions).astype(np.int64).reshape(-1, 2)
-    least = np.full((int(views.max(initial=-1)) + 1, 2), np.iinfo(np.int64).max)
-    np.minimum.at(least, views, sites)
-    even = least // 2 * 2
-    shift = -np.minimum(even, 0) if hard_border else 2 - even
-    return np.column_stack([views, sites + shift[views]])
-
-
 def _even(grid: Grid) -> Tensor:
     """(S,): one over the number of sites of the view that each site is on."""
     return (1 / grid.counts)[grid.views]
-
-
-def _tiles_under(site_of_tile: NDArray, grid: Grid, pairs: KernelMap) -> tuple[Tensor, Tensor]:
-    """(tile, last site) for every tile under every last site, both (P,) int64; none of either is left out."""
-    if pairs.identity:
-        return torch.arange(len(site_of_tile)), torch.from_numpy(site_of_tile)
-    counts = np.bincount(site_of_tile, minlength=len(grid))
-    order = np.argsort(site_of_tile, kind="stable")
-    starts = np.cumsum(counts) - counts
-    source, target = pairs.source.cpu().numpy(), pairs.target.cpu().numpy()
-    repeat = counts[source]
-    within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
-    tiles = order[np.repeat(starts[source], repeat) + within]
-    return torch.from_numpy(tiles), torch.from_numpy(np.repeat(target, repeat))
 
 
 def made_before(folder: Path) -> str:

@@ -36,11 +36,18 @@ class Kind:
 
 
 KINDS = {
+    "stage": Kind(1.0, 16, 0.5, False),
+    "mean": Kind(0.3, 32, 0.5, False),
+    "prototypes": Kind(0.9, 16, 0.0, True),
+}
+"""Chosen on slides composed of real lung tiles, two seeds, see docs/methods.md."""
+
+CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
     "prototypes": Kind(0.75, 16, 0.0, True),
 }
-"""Chosen on slides composed of real lung tiles, two seeds, see docs/methods.md."""
+"""The same where the stage learns by a contrast of slides: it then adds next to nothing to the mean of the tiles."""
 
 
 class Part(nn.Module):
@@ -128,12 +135,13 @@ class Parts(nn.Module):
 
     Args:
         lengths: name of each part, in order, and its numbers.
+        kinds: how each is brought to scale.
     """
 
-    def __init__(self, lengths: dict[str, int]) -> None:
+    def __init__(self, lengths: dict[str, int], kinds: dict[str, Kind]) -> None:
         super().__init__()
         self.lengths = lengths
-        self.maps = nn.ModuleDict({name: Part(length, KINDS[name]) for name, length in lengths.items()})
+        self.maps = nn.ModuleDict({name: Part(length, kinds[name]) for name, length in lengths.items()})
 
     def forward(self, rows: Tensor) -> Tensor:
         """Bring vectors to the scale of the cohort, part by part.

@@ -1,4 +1,4 @@
-"""Slides without labels in, a slide encoder out: two views of a slide should agree, those of others not."""
+"""Slides without labels in, a slide encoder out: learned from what neighbouring tiles share, or by contrast."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from histossl.encoders.tile_encoder import read_weights
 from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.gigassl.pretrain_task import PretrainTask, draw_batch, steps_of_an_epoch
+from histossl.gigassl.pretrain_task import (
+    NeighbourTask,
+    PretrainTask,
+    draw_batch,
+    draw_chunk,
+    draw_windows,
+    steps_of_an_epoch,
+)
 from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
 from histossl.training.device import pick_device, pick_dtype
 from histossl.training.distributed import is_rank_zero
@@ -56,10 +63,11 @@ def pretrain_slides(
     where, dtype = hardware(device, settings.precision)
     made = fingerprint(settings, made_of, names, dtype, started)
     about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings), "start": started}
-    task = PretrainTask(settings, encoder)
+    alone = settings.encoder.arch == "neighbours"
+    task = NeighbourTask(encoder) if alone else PretrainTask(settings, encoder)
     outcome = fit(
         task,
-        lambda step: draw_batch(step, per_epoch, sources, settings),
+        lambda step: draw_batch(step, per_epoch, sources, settings, draw_windows if alone else draw_chunk),
         settings.schedule(len(sources)),
         logs,
         made,

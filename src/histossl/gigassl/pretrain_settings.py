@@ -14,6 +14,9 @@ from histossl.gigassl.encoder import EncoderSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.training.loop import Schedule
 
+NEIGHBOURS = EncoderSettings(dim=64, inlet="standard", arch="neighbours")
+"""Learned without a contrast of slides: see `Neighbours`, and docs/methods.md for what it is worth."""
+
 
 @dataclass(frozen=True)
 class PretrainSettings:
@@ -26,7 +29,7 @@ class PretrainSettings:
         rate_batch: the batch that `rate` is meant for: others take more or less in proportion; 0 takes it as it is.
         warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
         weight_decay: on matrices and kernels, decoupled.
-        temperature: of NT-Xent.
+        temperature: of NT-Xent; the arch `neighbours` has none.
         chunk: slides (or one more) that are in memory at once with all that their gradient needs, in each process; 0:
             the batch.
         patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
@@ -54,7 +57,7 @@ class PretrainSettings:
     seed: int = 0
     start: str = "random"
     view: ViewSettings = field(default_factory=ViewSettings)
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    encoder: EncoderSettings = field(default_factory=lambda: NEIGHBOURS)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 2:

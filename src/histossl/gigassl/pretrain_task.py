@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,10 @@ from histossl.gigassl.chunked import encode_twice
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.gauges import effective_rank, gauges
 from histossl.gigassl.layers import Projector
+from histossl.gigassl.neighbours import foretelling, functions
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource
-from histossl.gigassl.views import collate, draw_pair
+from histossl.gigassl.views import collate, disturb, draw_pair, draw_view
 from histossl.training.distributed import gather, rank_and_world_size, rank_counts
 from histossl.training.losses import nt_xent
 
@@ -68,6 +70,55 @@ class PretrainTask(nn.Module):
         """What is too costly to measure at every step: the effective rank of the last batch's slide vectors."""
         assert self.last is not None
         return {"effective_rank": effective_rank(torch.cat(gather_pairs(*self.last)))}
+
+
+class Moments(nn.Module):
+    """An encoder of the arch `neighbours` as its loss sees it.
+
+    Args:
+        encoder: whose `moments` a call gives.
+    """
+
+    def __init__(self, encoder: SlideEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *chunk: Any) -> Tensor:
+        """`SlideEncoder.moments` of a chunk."""
+        return self.encoder.moments(*chunk)
+
+
+class NeighbourTask(nn.Module):
+    """A slide encoder of the arch `neighbours`, and the loss of a batch of views, one of each slide.
+
+    Args:
+        encoder: of that arch.
+    """
+
+    def __init__(self, encoder: SlideEncoder) -> None:
+        super().__init__()
+        self.moments = Moments(encoder)
+        self.last = torch.zeros(())
+
+    def forward(self, batch: tuple[tuple[Chunk, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a whole batch; chunks, where there are several, as in `PretrainTask.forward`.
+
+        Args:
+            batch: this process's chunks as of `draw_batch`, and the number of slides in all processes.
+
+        Returns:
+            The scalar loss over all sites, and the gauges by name.
+        """
+        chunks, _ = batch
+        encode = self.moments if len(chunks) == 1 else partial(encode_twice, self.moments)
+        own = torch.stack([encode(*chunk) for chunk in chunks]).sum(0)
+        every = gather(own[None], [1] * rank_and_world_size()[1]).sum(0)
+        self.last = every.detach()
+        return foretelling(every)
+
+    def measure(self) -> dict[str, Tensor]:
+        """What is too costly to measure at every step: the effective number of functions of a tile."""
+        return {"effective_rank": functions(self.last)}
 
 
 def gather_pairs(views: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
@@ -132,6 +183,36 @@ def draw_chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], sett
         pairs.append(draw_pair(features, positions, settings.view, rng))
     batch = collate([one for one, _ in pairs] + [other for _, other in pairs])
     # Positions stay on the CPU, where the kernel maps are built.
+    return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
+
+
+def draw_windows(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
+    """One view of each of some slides, a quarter as large as the views that make a slide's vector.
+
+    Only near tiles foretell one another, so that many small views teach more than few large ones.
+
+    Args:
+        epoch: from 0 on.
+        slides: (n,) integers, which of `sources`.
+        sources: all slides.
+        settings: of the training.
+
+    Returns:
+        As of `draw_chunk`, n views.
+
+    Raises:
+        FileFormatError: features or views of a slide are absent or damaged.
+    """
+    few = max(1, settings.view.tiles // 4)
+    view = replace(settings.view, tiles=few, windows=min(settings.view.windows, few))
+    views = []
+    for k in slides:
+        features, positions = sources[k].load()
+        rng = np.random.default_rng([settings.seed, epoch, int(k)])
+        chosen = rng.integers(len(features))
+        rows, moved = draw_view(features[chosen], positions[chosen], view, rng)
+        views.append((disturb(rows, view, rng), moved))
+    batch = collate(views)
     return batch.features, batch.positions.numpy(), batch.views.numpy(), batch.size
 
 

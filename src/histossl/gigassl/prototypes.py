@@ -128,7 +128,7 @@ class Counted:
         Roots, as of counts, so that a share that grows from nothing to a hundredth weighs like one that grows from a
         tenth to an eighth.
         """
-        counts = torch.bincount(self.words.flatten(), minlength=self.total)
+        counts = _counts(self.words.flatten(), self.total)
         return (counts.float() / max(1, len(self.words))).sqrt()
 
     def tile_shares(self, directions: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def shared_out(scores: Tensor, tiles: Tensor, sites: Tensor, count: int) -> Tens
         sites: (P,) int64, the site of each pair.
         count: number of tiles.
     """
-    under = torch.bincount(sites, minlength=len(scores)).to(scores.dtype)
+    under = _counts(sites, len(scores)).to(scores.dtype)
     return scores.new_zeros(count, scores.shape[1]).index_add(0, tiles, (scores / under[:, None])[sites])
 
 
@@ -170,8 +170,13 @@ def neighbourhood_mean(rows: Tensor, grid: Grid) -> Tensor:
     """
     pairs = grid.neighbours
     sums = rows.index_add(0, pairs.target, rows.index_select(0, pairs.source))
-    counts = torch.bincount(pairs.target, minlength=len(rows)) + 1
+    counts = _counts(pairs.target, len(rows)) + 1
     return sums / counts[:, None]
+
+
+def _counts(numbers: Tensor, size: int) -> Tensor:
+    """(size,) int64: how often each number occurs. Unlike `torch.bincount`, it does not wait for the GPU."""
+    return numbers.new_zeros(size).index_add_(0, numbers, torch.ones_like(numbers))
 
 
 def _whitening(centred: Tensor, count: int, each: bool) -> Tensor:

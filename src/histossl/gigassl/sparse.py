@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from histossl.gigassl import sparse_buffers
 from histossl.gigassl.sparse_buffers import Rows, Workspace, padded
+from histossl.training.device import rounded_dtype, sent
 from histossl.training.distributed import is_distributed, norm_together
 
 
@@ -139,6 +140,11 @@ class Grid:
         return self._kernel_map(pairs, len(self), identity=True)
 
     @cached_property
+    def surroundings(self) -> KernelMap:
+        """As `neighbours`, but without the site itself."""
+        return replace(self.neighbours, identity=False)
+
+    @cached_property
     def strided(self) -> tuple[Grid, KernelMap]:
         """The grid after a 3x3 layer of stride 2 without padding, and the kernel map of that layer.
 
@@ -164,10 +170,7 @@ class Grid:
         return KernelMap(self._tensor(source), self._tensor(target), counts, len(self), outputs, identity)
 
     def _tensor(self, values: NDArray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values, np.int64))
-        if self.device.type == "cuda":  # only from pinned memory is the copy asynchronous
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return sent(torch.from_numpy(np.ascontiguousarray(values, np.int64)), self.device)
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,7 @@ class SparseMap:
 
     def centred(self) -> Tensor:
         """(N, C): the difference of each site from the mean of its map."""
-        mean = self.mean()
-        # With one map the mean is broadcast instead of copied to every site: a large slide needs less memory.
+        mean = self.mean()  # of one map it is broadcast, not copied to every site of a large slide
         return self.features - (mean if len(mean) == 1 else mean[self.grid.views])
 
     @classmethod
@@ -281,16 +283,17 @@ class SparseConv(nn.Module):
         Returns:
             (kernel.outputs, out) in the dtype of `rows`.
         """
-        return sparse_conv(rows, self._kernel(rows.device.type), kernel)
+        return sparse_conv(rows, self._kernel(rows.device), kernel)
 
-    def _kernel(self, device: str) -> Tensor:
+    def _kernel(self, device: torch.device) -> Tensor:
         """The weight; in inference under autocast a rounded copy, which is cached.
 
         For small batches, rounding the weight takes as long as the products.
         """
-        if not (torch.is_inference_mode_enabled() and torch.is_autocast_enabled(device)):
+        dtype = rounded_dtype(device)
+        if dtype is None or not torch.is_inference_mode_enabled():
             return self.weight.squeeze(1)
-        key = (self.weight.data_ptr(), self.weight._version, torch.get_autocast_dtype(device))
+        key = (self.weight.data_ptr(), self.weight._version, dtype)
         if self._rounded is None or self._rounded[0] != key:
             self._rounded = key, self.weight.squeeze(1).to(key[-1])
         return self._rounded[1]
@@ -328,9 +331,7 @@ def sparse_conv(rows: Tensor, weight: Tensor, kernel: KernelMap) -> Tensor:
     Returns:
         (kernel.outputs, out) in the dtype of `rows`.
     """
-    device = rows.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
-    return _SparseConv.apply(rows, weight, kernel, dtype)
+    return _SparseConv.apply(rows, weight, kernel, rounded_dtype(rows.device) or rows.dtype)
 
 
 def average_pool(rows: Tensor, kernel: KernelMap) -> Tensor:

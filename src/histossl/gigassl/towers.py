@@ -8,7 +8,7 @@ their batch norms, since the statistics of the sources differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -176,7 +176,8 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
 
     Args:
         sources: two or more, in a fixed order; slides are matched by name and need not be in all sources.
-        settings: of the training; `encoder.in_dim` is replaced by the length of each source's features.
+        settings: of the training; `encoder.in_dim` is replaced by the length of each source's features, and the arch
+            `neighbours`, which makes nothing of a second source, by `sparse` with its usual inlet and length.
         logs: folder of log.csv, TensorBoard's files and checkpoints.
         device: auto, cpu or cuda.
 
@@ -185,6 +186,8 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
         FileFormatError: features are damaged or of different encoders in one source, or the weights to start from are
             of another network.
     """
+    if settings.encoder.arch == "neighbours":
+        settings = replace(settings, encoder=replace(settings.encoder, arch="sparse", inlet="centred", dim=128))
     shown = match([source.slides for source in sources])
     per_epoch = steps_of_an_epoch([next(iter(slide.values())).slide_id for slide in shown], settings)
     each = [of_length(settings, source.slides) for source in sources]

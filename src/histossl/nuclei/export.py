@@ -297,7 +297,7 @@ def write_zarr(path: Path, nuclei: Nuclei, size: Size, mpp: float) -> None:
             array[k * _BAND : k * _BAND + len(band)] = band
 
 
-def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: int = 2048) -> None:
+def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: int = 4096) -> None:
     """Write a JPEG of the slide with its nuclei: outlines on small slides, dots on large ones.
 
     Args:
@@ -323,23 +323,6 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
             draw.point((part.measures[:, :2].astype(np.float64) * scale).ravel().tolist(), fill=(0, 90, 40))
     with whole(path) as out:
         large.save(out, "JPEG", quality=90)
-
-
-def read_geojson(path: Path) -> Nuclei:
-    """Read the outlines of the nuclei of a GeoJSON (ours, or QuPath's), see `read_outlined`.
-
-    Args:
-        path: the file, gzipped or not.
-
-    Returns:
-        The nuclei; all measures but the centroid are zero.
-
-    Raises:
-        LabelError: not a GeoJSON of polygons.
-    """
-    from histossl.nuclei.geojson import read_outlined
-
-    return read_outlined(path).nuclei()
 
 
 def extent(nuclei: Nuclei) -> Region:

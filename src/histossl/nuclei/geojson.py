@@ -47,13 +47,14 @@ class Outlined:
         return f"read {', '.join(read) or 'nothing'}" + (f"; left out {', '.join(lost)}" if lost else "")
 
     def nuclei(self) -> Nuclei:
-        """Their outlines; measures are zero but for the centroid."""
-        rings = [np.asarray(shape.exterior.coords, np.float32)[:-1, :2] for shape in self.shapes]
-        if not rings:
+        """Their outlines, holes closed; measures are zero but for the centroid."""
+        if not len(self.shapes):
             return concatenate([])
+        rings = [np.asarray(shape.exterior.coords, np.float32)[:-1, :2] for shape in self.shapes]
+        whole = shapely.polygons(shapely.get_exterior_ring(self.shapes))
         start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
         measures = np.zeros((len(rings), len(MEASURES)), np.float32)
-        measures[:, :2] = [ring.mean(0) for ring in rings]
+        measures[:, :2] = shapely.get_coordinates(shapely.centroid(whole))
         return Nuclei(np.concatenate(rings), start, measures)
 
 

@@ -13,8 +13,10 @@ from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
 from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.morphology import diameters, eccentricities, spreads
 from histossl.nuclei.outline_tracing import trace_outlines
+from histossl.nuclei.pseudo_labels import SlideTree
 from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -279,6 +281,7 @@ def nuclei_of_tile(
     core: tuple[int, int, int, int],
     learned: bool,
     origin: tuple[int, int] = (0, 0),
+    tree: SlideTree | None = None,
 ) -> Nuclei:
     """The nuclei of a tile whose centroids lie in its core: tiles overlap, their cores do not.
 
@@ -291,11 +294,14 @@ def nuclei_of_tile(
         core: x0, y0, x1, y1 in pixels of the tile; x1 and y1 are excluded.
         learned: whether the depth is learned.
         origin: (x, y) of the tile on its slide in pixels.
+        tree: how hematoxylin tells the slide's sure nuclei, which then support the network; None leaves it alone.
 
     Returns:
         The nuclei, in pixels of the tile.
     """
     certain = confidence.astype(np.float32) / np.float32(255)
+    if tree is not None:
+        certain = with_sure_nuclei(certain, rgb, stains, tree, mpp)
     labels = label_instances(certain, mpp, settings, learned, origin)
     if not labels.any():
         return concatenate([])

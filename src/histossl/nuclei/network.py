@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from histossl.core.atomic import whole_folder
 from histossl.core.config import to_dict
 from histossl.core.errors import FileFormatError
+from histossl.training.device import unrounded
 
 FORMAT = "histossl nuclei 1"
 
@@ -44,7 +45,7 @@ class _Depthwise(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
+        with unrounded(input.device):
             return super().forward(input.to(self.weight.dtype))
 
 

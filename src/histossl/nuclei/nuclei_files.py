@@ -11,7 +11,8 @@ import shapely
 
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.nuclei import export
-from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
+from histossl.nuclei.geojson import Outlined, read_outlined
+from histossl.nuclei.instances import Nuclei
 
 
 def read_nuclei(source: str | Path | Iterable[Any]) -> Nuclei:
@@ -29,20 +30,15 @@ def read_nuclei(source: str | Path | Iterable[Any]) -> Nuclei:
         FileFormatError: something in memory is not a polygon.
     """
     if isinstance(source, str | Path):
-        return export.read_geojson(Path(source))
+        return read_outlined(Path(source)).nuclei()
     shapes = list(getattr(source, "geometry", source))
-    rings = []
+    polygons: list[shapely.Polygon] = []
     for k, shape in enumerate(shapes):
         parts = shapely.get_parts(shape) if isinstance(shape, shapely.Polygon | shapely.MultiPolygon) else []
         if not len(parts):
             raise FileFormatError(f"nucleus {k} is a {type(shape).__name__}, not a polygon", "pass shapely polygons")
-        rings += [np.asarray(part.exterior.coords, np.float32)[:-1, :2] for part in parts if not part.is_empty]
-    if not rings:
-        return concatenate([])
-    start = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])]).astype(np.int64)
-    measures = np.zeros((len(rings), len(MEASURES)), np.float32)
-    measures[:, :2] = [shapely.get_coordinates(shapely.centroid(shapely.Polygon(ring)))[0] for ring in rings]
-    return Nuclei(np.concatenate(rings), start, measures)
+        polygons += [part for part in parts if not part.is_empty]
+    return Outlined(np.array(polygons, object)).nuclei()
 
 
 def write_nuclei(nuclei: Nuclei, path: str | Path, mpp: float) -> None:

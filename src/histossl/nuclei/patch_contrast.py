@@ -23,7 +23,7 @@ from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.network import read_model, save_model
 from histossl.nuclei.patch_sampling import ConfidenceNet, PatchContrastSettings, PatchContrastTask
 from histossl.nuclei.stain import Stains, gaussian, optical_density, unmixed
-from histossl.training.device import pick_device
+from histossl.training.device import pick_device, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 
 _EDGE = 4  # pixels of zeros around a map, more than the discs' radii
@@ -52,13 +52,16 @@ class PatchContrast:
         settings: the settings of its training.
         network: the trained network.
         choice: channel and polarity, as `choose` finds them.
+        device: auto, cpu or cuda, where confidence is computed.
     """
 
     name = "patch-contrast"
     learned = False
 
-    def __init__(self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice) -> None:
-        self.settings, self.network, self.choice = settings, network.eval(), choice
+    def __init__(
+        self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice, device: str = "auto"
+    ) -> None:
+        self.settings, self.network, self.choice = settings, network.eval().to(pick_device(device)), choice
 
     @property
     def mpp(self) -> float:
@@ -115,7 +118,7 @@ class PatchContrast:
 
         Args:
             folder: folder of the model.
-            device: not used; the model runs on the CPU.
+            device: auto, cpu or cuda, where the model runs.
 
         Returns:
             The model.
@@ -128,9 +131,10 @@ class PatchContrast:
             settings = from_dict(PatchContrastSettings, config["settings"])
             network = ConfidenceNet(settings.channels)
             network.load_state_dict(weights)
-            return cls(settings, network, from_dict(Choice, config["choice"]))
+            choice = from_dict(Choice, config["choice"])
         except (KeyError, SettingsError, RuntimeError) as error:
             raise FileFormatError(f"no nuclei model can be read from {folder}: {error}") from error
+        return cls(settings, network, choice, device)
 
 
 def choose(network: ConfidenceNet, settings: PatchContrastSettings, fields: Sequence[NDArray[np.uint8]]) -> Choice:
@@ -182,7 +186,8 @@ def _cleaned(values: NDArray[np.float32], settings: PatchContrastSettings) -> ND
 
 def _maps(network: ConfidenceNet, rgb: NDArray[np.uint8], settings: PatchContrastSettings) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return network(_image(rgb, settings)[None])[0].numpy()
+        image = sent(_image(rgb, settings)[None], next(network.parameters()).device)
+        return network(image)[0].cpu().numpy()
 
 
 def _disc(radius: int) -> NDArray[np.bool_]:
@@ -227,12 +232,11 @@ def learn_patch_contrast(
         task = PatchContrastTask(settings, settings.seed * settings.runs + run)
         key = fingerprint(settings, run, crops.digest())
         fit(task, crops, schedule, logs / str(run), key, str(pick_device(device)))
-        network = task.network.cpu()
-        found.append((network, choose(network, settings, some)))
+        found.append((task.network, choose(task.network, settings, some)))
     # Only after the last run: a training that is killed before continues with the checkpoints of all runs.
     for run in range(settings.runs):
         end_of_training(logs / str(run))
-    return PatchContrast(settings, *max(found, key=lambda one: one[1].agreement))
+    return PatchContrast(settings, *max(found, key=lambda one: one[1].agreement), device)
 
 
 class Crops:

@@ -178,17 +178,15 @@ def make_pseudo_labels(
         One pseudo-label per field.
     """
     densities = [optical_density(f, stains.white) for f in fields]
-    maps = [gaussian(concentrations(d, stains)[..., 0], settings.blur / mpp) for d in densities]
+    maps = [hematoxylin(d, stains, mpp, settings) for d in densities]
     values = np.concatenate([m.ravel() for m in maps])
-    levels, least = _levels(maps, values, settings)
     dark = threshold_otsu(values)
     median = np.median(values[values <= dark])
     pale = median + settings.pale * (dark - median)
-    objects = replace(settings.objects, usual=_usual_area(maps, levels, mpp, settings.objects, least))
+    tree = _tree_of(maps, mpp, settings)
     found = []
     for density, amount in zip(densities, maps, strict=True):
-        labels, quality = best_objects(amount, levels, mpp, objects)
-        relative = quality / least
+        labels, relative = tree.objects_of(amount, mpp)
         sure = relative >= 1
         names = (np.cumsum(sure) * sure).astype(np.int32)
         doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
@@ -198,10 +196,39 @@ def make_pseudo_labels(
     return found
 
 
-def usual_area(
+@dataclass(frozen=True)
+class SlideTree:
+    """How the component tree of hematoxylin tells the sure nuclei of a slide; the same for all of its tiles.
+
+    Attributes:
+        levels: thresholds of the tree, rising.
+        least: quality from which an object is sure.
+        objects: the score of an object, with the usual area of the slide's nuclei.
+    """
+
+    levels: NDArray[np.float64]
+    least: float
+    objects: TreeSettings
+
+    def objects_of(self, amount: NDArray[np.float32], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best disjoint objects of a tile.
+
+        Args:
+            amount: (H, W) hematoxylin, as of `hematoxylin`.
+            mpp: µm per pixel.
+
+        Returns:
+            labels: (H, W) int32, 1..n.
+            quality: (n + 1,) float32 of each; from 1 on an object is a sure nucleus.
+        """
+        labels, quality = best_objects(amount, self.levels, mpp, self.objects)
+        return labels, quality / np.float32(self.least)
+
+
+def slide_tree(
     fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
-) -> float:
-    """The usual area of the sure nuclei of a slide.
+) -> SlideTree:
+    """The thresholds of a slide, and the usual area of its sure nuclei.
 
     Args:
         fields: (h, w, 3) uint8 RGB fields of one slide.
@@ -210,33 +237,43 @@ def usual_area(
         settings: how sure nuclei are found.
 
     Returns:
-        The area in µm²; 0 where there are hardly any sure nuclei.
+        The tree; `objects.usual` is the usual area in µm², 0 where there are hardly any sure nuclei.
     """
-    maps = [
-        gaussian(concentrations(optical_density(f, stains.white), stains)[..., 0], settings.blur / mpp) for f in fields
-    ]
-    levels, least = _levels(maps, np.concatenate([m.ravel() for m in maps]), settings)
-    return _usual_area(maps, levels, mpp, settings.objects, least)
+    maps = [hematoxylin(optical_density(f, stains.white), stains, mpp, settings) for f in fields]
+    return _tree_of(maps, mpp, settings)
 
 
-def _levels(
-    maps: list[NDArray[np.float32]], values: NDArray[np.float32], settings: PseudoLabelSettings
-) -> tuple[NDArray, float]:
-    """The thresholds of the tree, and the quality from which an object is sure."""
+def hematoxylin(
+    density: NDArray[np.float32], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
+) -> NDArray[np.float32]:
+    """The smoothed amount of hematoxylin.
+
+    Args:
+        density: (H, W, 3) optical density.
+        stains: stains of the slide.
+        mpp: µm per pixel.
+        settings: the blur.
+
+    Returns:
+        (H, W) float32.
+    """
+    return gaussian(concentrations(density, stains)[..., 0], settings.blur / mpp)
+
+
+def _tree_of(maps: list[NDArray[np.float32]], mpp: float, settings: PseudoLabelSettings) -> SlideTree:
     steepness = np.concatenate([slopes(m).ravel() for m in maps])
     steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
-    low, high = np.quantile(values, [0.1, 0.995])
-    return np.linspace(low, high, settings.levels), steep * settings.quality
+    low, high = np.quantile(np.concatenate([m.ravel() for m in maps]), [0.1, 0.995])
+    tree = SlideTree(np.linspace(low, high, settings.levels), steep * settings.quality, settings.objects)
+    return replace(tree, objects=replace(settings.objects, usual=_usual_area(maps, tree, mpp)))
 
 
-def _usual_area(
-    maps: list[NDArray[np.float32]], levels: NDArray, mpp: float, objects: TreeSettings, least: float
-) -> float:
+def _usual_area(maps: list[NDArray[np.float32]], tree: SlideTree, mpp: float) -> float:
     """µm², the area that halves the total area of sure nuclei when they are sorted; 0 where hardly any are sure."""
     areas = np.zeros(0)
     for amount in maps:  # trees are not kept: all at once would need the memory of 32 copies of every field
-        labels, quality = best_objects(amount, levels, mpp, objects)
-        areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= least] * mpp**2)
+        labels, quality = tree.objects_of(amount, mpp)
+        areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= 1] * mpp**2)
     areas = np.sort(areas)
     total = np.cumsum(areas)
     return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= _SOME else 0.0
@@ -253,11 +290,7 @@ def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSe
         (3, H, W) float32: nucleus (0 or 1), depth inside it (1 in the middle of each nucleus), and weight of the pixel.
     """
     labels = labelled.labels
-    nucleus = labels > 0
-    inner = nucleus & ~find_boundaries(labels, mode="inner")
-    distance = np.asarray(ndimage.distance_transform_edt(inner), np.float32) + 0.5
-    middle = np.asarray(ndimage.maximum(distance, labels, np.arange(len(labelled.quality))), np.float32)
-    depth = np.where(nucleus, distance / np.maximum(middle[labels], 0.5), 0)
+    nucleus, depth = labels > 0, depth_inside(labels)
     # Dark pixels beside a sure nucleus count as background: as doubtful ones they would push outlines outwards.
     beside = np.asarray(ndimage.binary_dilation(nucleus, iterations=2), bool)
     weight = np.where(labelled.doubtful & ~beside, settings.doubt, 1)
@@ -266,87 +299,17 @@ def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSe
     return np.stack([nucleus, depth, weight]).astype(np.float32)
 
 
-def crowd(labelled: PseudoLabel, count: int, rng: np.random.Generator) -> PseudoLabel:
-    """An augmentation: copy some of the surest nuclei so that they touch or overlap others.
+def depth_inside(labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The depth inside of nuclei.
 
     Args:
-        labelled: the pseudo-labels of a field; not changed.
-        count: how many copies to try; copies that would cross the border of the field are dropped.
-        rng: source of randomness.
+        labels: (H, W) int32, 1..n, 0 = none.
 
     Returns:
-        The changed copy; `labelled` itself where no nucleus is suited.
+        (H, W) float32: 1 in the middle of each nucleus, 0 outside.
     """
-    boxes = ndimage.find_objects(labelled.labels)
-    margin = 3
-    height, width = labelled.labels.shape
-    good = [
-        k
-        for k, box in enumerate(boxes, 1)
-        if labelled.quality[k] >= np.median(labelled.quality[1:])
-        and min(box[0].start, box[1].start) >= margin
-        and box[0].stop + margin <= height
-        and box[1].stop + margin <= width
-    ]
-    if not good:
-        return labelled
-    density, labels = labelled.density.copy(), labelled.labels.copy()
-    doubtful, faint = labelled.doubtful.copy(), labelled.faint.copy()
-    quality = list(labelled.quality)
-    for _ in range(count):
-        k, beside = int(rng.choice(good)), boxes[int(rng.integers(len(boxes)))]
-        rows, columns = (slice(s.start - margin, s.stop + margin) for s in boxes[k - 1])
-        turns, mirror = int(rng.integers(4)), int(rng.choice([-1, 1]))
-        shape = np.rot90(labelled.labels[rows, columns] == k, turns)[:, ::mirror]
-        picture = np.rot90(labelled.density[rows, columns], turns)[:, ::mirror]
-        top, left = _beside(beside, shape, rng)
-        if top < 0 or left < 0 or top + shape.shape[0] > height or left + shape.shape[1] > width:
-            continue
-        place = slice(top, top + shape.shape[0]), slice(left, left + shape.shape[1])
-        soft = ndimage.gaussian_filter(shape.astype(np.float32), 0.7)[..., None]
-        density[place] = soft * picture + (1 - soft) * density[place]
-        labels[place][shape] = len(quality)
-        doubtful[place] &= ~shape
-        faint[place] &= ~shape
-        quality.append(labelled.quality[k])
-    return PseudoLabel(density, labels, np.array(quality, np.float32), doubtful, faint)
-
-
-def _beside(box: tuple[slice, slice], shape: NDArray[np.bool_], rng: np.random.Generator) -> tuple[int, int]:
-    """Top and left of a nucleus so that it about touches the one in `box`."""
-    (top, bottom), (left, right) = ((s.start, s.stop) for s in box)
-    reach = np.sqrt(shape.sum() / np.pi) + (bottom - top + right - left) / 4
-    reach, angle = reach * rng.uniform(0.75, 1.15), rng.uniform(0, 2 * np.pi)
-    row, column = (top + bottom) / 2 + reach * np.sin(angle), (left + right) / 2 + reach * np.cos(angle)
-    return int(row - shape.shape[0] / 2), int(column - shape.shape[1] / 2)
-
-
-_AROUND = 4.0  # pixels, sigma of the Gaussian over the surroundings of nuclei
-
-
-def paled(labelled: PseudoLabel, rng: np.random.Generator) -> PseudoLabel:
-    """An augmentation: sure nuclei keep 30 to 100 % of their contrast to their surroundings, some less in the middle.
-
-    Args:
-        labelled: the pseudo-labels of a field; not changed.
-        rng: source of randomness.
-
-    Returns:
-        The copy with another density and the same labels.
-    """
-    count = len(labelled.quality)
-    outside = ndimage.binary_dilation(labelled.labels > 0, iterations=1) == 0
-    weight = ndimage.gaussian_filter(outside.astype(np.float32), _AROUND) + np.float32(1e-3)
-    around = np.stack(
-        [ndimage.gaussian_filter(np.where(outside, labelled.density[..., c], 0), _AROUND) / weight for c in range(3)],
-        -1,
-    )
-    kept, hollow = rng.uniform(0.3, 1, count), rng.uniform(0, 0.6, count) * (rng.random(count) < 0.5)
-    kept[0], hollow[0] = 1, 0
-    depth = targets(labelled)[1]
-    factor = kept[labelled.labels] * (1 - hollow[labelled.labels] * depth)
-    factor = ndimage.gaussian_filter(factor.astype(np.float32), 0.7)[..., None]
-    contrast = labelled.density - around
-    # Only darkness is removed: pixels paler than their surroundings do not change.
-    density = np.where(contrast > 0, around + factor * contrast, labelled.density)
-    return replace(labelled, density=density.astype(np.float32))
+    nucleus = labels > 0
+    inner = nucleus & ~find_boundaries(labels, mode="inner")
+    distance = np.asarray(ndimage.distance_transform_edt(inner), np.float32) + np.float32(0.5)
+    middle = np.asarray(ndimage.maximum(distance, labels, np.arange(labels.max(initial=0) + 1)), np.float32)
+    return np.where(nucleus, distance / np.maximum(middle[labels], np.float32(0.5)), np.float32(0))

@@ -130,7 +130,7 @@ class NucleiSegmenter:
             return label_image(self.segment(slide), slide.size)
 
     def confidence(self, image: Picture, mpp: float | None = None) -> NDArray[np.float32]:
-        """The maps that nuclei are separated on.
+        """The maps of the method; where the slide shows sure nuclei, `segment` raises them before it separates nuclei.
 
         Args:
             image: the picture, as of `segment`.

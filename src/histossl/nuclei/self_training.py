@@ -22,19 +22,18 @@ from torch.nn import functional as F
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.agreement import agreed
+from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.pseudo_labels import (
     MPP,
     PseudoLabel,
     PseudoLabelSettings,
     SelfTrainingSettings,
-    crowd,
     make_pseudo_labels,
-    paled,
     targets,
 )
 from histossl.nuclei.stain import Stains, optical_density
-from histossl.training.device import pick_device, pick_dtype
+from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 
 
@@ -87,12 +86,21 @@ class SelfTraining:
         # Mirrored by the receptive field: a nucleus at the picture's edge should not look like one beside glass.
         pad = [(REACH, REACH + -size % STRIDE) for size in (height, width)]
         x = torch.from_numpy(np.pad(density, (*pad, (0, 0)), mode="symmetric")).permute(2, 0, 1)[None]
-        x = x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            step = 4 // self.settings.turns
-            views = [self._turned(x, turn) for turn in range(0, 4, step)]
-            mean = torch.stack(views).mean(0)[0, :, REACH : REACH + height, REACH : REACH + width]
-        return mean.cpu().numpy()
+        mean = self.confidence_torch(sent(x, self.device))
+        return mean[0, :, REACH : REACH + height, REACH : REACH + width].cpu().numpy()
+
+    @torch.inference_mode()
+    def confidence_torch(self, density: Tensor) -> Tensor:
+        """Run the network, in each of the settings' directions.
+
+        Args:
+            density: (B, 3, H, W) floating, on the device; H and W multiples of `STRIDE`.
+
+        Returns:
+            (B, 2, H, W) float32 on the device, the mean over the directions; right from `REACH` px inside the edge.
+        """
+        x = density.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return torch.stack([self._turned(x, turn) for turn in range(0, 4, 4 // self.settings.turns)]).mean(0)
 
     def _turned(self, x: Tensor, turn: int) -> Tensor:
         logits = self._fast(torch.rot90(x, turn, (2, 3)).contiguous(memory_format=torch.channels_last))

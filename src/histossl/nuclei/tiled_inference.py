@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,11 @@ from numpy.typing import NDArray
 from histossl.execution.workers import Executor, ThreadExecutor
 from histossl.nuclei.instances import InstanceSettings, Nuclei, concatenate, nuclei_of_tile
 from histossl.nuclei.method import Method
+from histossl.nuclei.pseudo_labels import SlideTree, slide_tree
 from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.slide import Slide, open_slide
 from histossl.wsi.tissue import TissueMask
-
-if TYPE_CHECKING:
-    from histossl.nuclei.method import Method
-    from histossl.nuclei.stain_survey import StainSurvey
 
 _SQUARE = 256  # pixels
 _SQUARES = (
@@ -97,6 +93,7 @@ def by_row(
     known: StainSurvey,
     method: Method,
     context: float,
+    tree: SlideTree | None,
     settings: InstanceSettings,
     executor: Executor,
     slide: Slide | None,
@@ -108,6 +105,7 @@ def by_row(
         known: the survey of the slide, with stains.
         method: its network runs here.
         context: what `method.prepare` returned for the slide.
+        tree: the slide's sure nuclei, where the method has learned.
         settings: how nuclei are separated.
         executor: reads and outlines tiles.
         slide: the open slide, or None where each worker opens it itself.
@@ -143,8 +141,8 @@ def by_row(
                 assert known.stains is not None
                 # A byte is fine enough for a confidence, and a quarter of the data to send.
                 confidence = np.rint(method.confidence(answer, known.stains, context) * 255).astype(np.uint8)
-                about = (known.stains, method.mpp, settings, _inside(task.tile), method.learned, task.tile.read[:2])
-                parts.append(_Part(task.row, task.tile, (answer, confidence, *about)))
+                about = (known.stains, method.mpp, settings, _inside(task.tile), method.learned)
+                parts.append(_Part(task.row, task.tile, (answer, confidence, *about, task.tile.read[:2], tree)))
         more = bool(parts)  # outlines are left to do after the last tile was read
     for k in range(given, len(rows)):
         yield _taken(found, k)
@@ -228,8 +226,10 @@ def segment_rows(
     if known.stains is None:
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
+    tree = slide_tree(known.fields, known.stains, method.mpp) if known.stains and method.learned else None
     scale = level0_length(1, method.mpp, known.mpp)
-    for k, found in enumerate(by_row(rows[done:], known, method, context, settings.instances, executor, slide), done):
+    found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
+    for k, found in enumerate(found_rows, done):
         nuclei = concatenate([part.shifted(*tile.read[:2], scale) for tile, part in found])
         yield k, len(rows), _on_tissue(nuclei, known.mask)
 

@@ -29,7 +29,13 @@ from histossl.wsi.tiles import TileSpec
 
 
 def encoder_of(
-    study: Study, name: str, training: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
+    study: Study,
+    name: str,
+    training: TileTrainSettings,
+    encode: EncodeSettings,
+    workers: Workers,
+    device: str,
+    loaded: TileEncoder | None = None,
 ) -> TileEncoder:
     """The tile encoder of a study: by name, or for `self` the one in tile-encoder/, trained if absent.
 
@@ -42,6 +48,7 @@ def encoder_of(
         encode: seed and precision of the encoder.
         workers: read the tiles for the training.
         device: where the encoder runs, or "auto".
+        loaded: the encoder of that name, where it was loaded before.
 
     Returns:
         The encoder.
@@ -52,7 +59,7 @@ def encoder_of(
     if name == "self":
         _pretrain_tiles(study, training, workers, device)
         name = str(study.tile_encoder)
-    found = load_encoder(name, encode.seed, device, encode.precision)
+    found = loaded or load_encoder(name, encode.seed, device, encode.precision)
     shown = study.settings().get("inspect", {}).get("tile", {}).get("mpp")
     if found.mpp and shown and not 0.9 < found.mpp / shown < 1.1:
         say(f"{name} was trained on tiles of {found.mpp:g} µm per pixel, these are of {shown:g} (--tile.mpp)", "yellow")

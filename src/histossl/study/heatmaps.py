@@ -13,6 +13,7 @@ from histossl.core import atomic, tables
 from histossl.core.config import from_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, LabelError, SlideError, StudyError
+from histossl.core.tables import number
 from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
 from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.labels import read_labels
@@ -22,7 +23,7 @@ from histossl.gigassl.embed import EmbedSettings
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.slide_sources import plain_tiles
-from histossl.study.folder import Study
+from histossl.study.folder import Row, Study
 from histossl.training.device import pick_device
 from histossl.wsi import tile_files
 from histossl.wsi.slide import open_slide
@@ -61,7 +62,7 @@ def heatmaps_study(
         raise LabelError(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
-    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)
@@ -74,9 +75,10 @@ def heatmaps_study(
         for name in names:
             bar.advance(1)
             try:
+                ground = thumbnail(rows[name])
                 found = explainer(name, {target: probes[target][name] for target in probes}, vectors[name])
                 for target, heatmap in found.items():
-                    _write(study, target, heatmap, Path(rows[name]["path"]) if rows[name]["path"] else None)
+                    _write(study, target, heatmap, ground)
                     lines += _lines(target, heatmap, probes[target][name])
             except HistosslError as error:
                 say(f"FAILED {error}", "red")
@@ -130,42 +132,51 @@ class Explainer:
         return found
 
 
-def _write(study: Study, target: str, heatmap: Heatmap, slide_path: Path | None) -> None:
+def _write(study: Study, target: str, heatmap: Heatmap, ground: NDArray[np.uint8] | None) -> None:
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
     write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    picture_of(study, heatmap, folder / f"{heatmap.slide_id}.png", slide_path, target)
+    picture_of(study, heatmap, folder / f"{heatmap.slide_id}.png", ground, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
         write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
 
 
-def picture_of(study: Study, heatmap: Heatmap, picture: Path, slide_path: Path | None, target: str) -> None:
+def picture_of(study: Study, heatmap: Heatmap, picture: Path, ground: NDArray[np.uint8] | None, target: str) -> None:
     """Write the picture of a heatmap over its slide, or over white where the slide is not there.
 
     Args:
         study: the study that has the tiles of the slide.
         heatmap: of the slide.
         picture: the PNG file.
-        slide_path: the file of the slide.
+        ground: (h, w, 3) of the whole slide, or None.
         target: name of the target, for the title.
 
     Raises:
         FileFormatError: the features of its tiles are absent or damaged.
     """
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
-    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, _thumbnail(slide_path), target)
+    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
 
 
-def _thumbnail(path: Path | None) -> NDArray[np.uint8] | None:
-    """A thumbnail of the slide; None where it cannot be opened: the heatmap is then drawn on white."""
-    if path is None or not path.exists():
+def thumbnail(row: Row) -> NDArray[np.uint8] | None:
+    """A thumbnail of a slide for a heatmap.
+
+    Args:
+        row: of slides.csv.
+
+    Returns:
+        (h, w, 3); None where the slide cannot be opened: the heatmap is then drawn on white.
+    """
+    path = Path(row["path"])
+    if not row["path"] or not path.exists():
         return None
     try:
-        with open_slide(path) as slide:
+        with open_slide(path, number(row["mpp"]) if row["mpp"].strip() else None, 1.0) as slide:
             return slide.thumbnail(1600)
-    except SlideError:
+    except (SlideError, ValueError) as error:
+        say(f"{row['slide_id']}: its heatmap is drawn on white ({error})", "yellow")
         return None
 
 

@@ -19,7 +19,7 @@ from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
 from histossl.wsi.content import chosen_picture, content_of
-from histossl.wsi.folders import Found, is_ours, lies_in, look_for_slides
+from histossl.wsi.folders import NOT_SLIDES, Found, is_ours, lies_in, look_for_slides
 from histossl.wsi.mpp import jumps
 from histossl.wsi.slide import slide_state
 from histossl.wsi.tiles import TileSpec
@@ -55,6 +55,9 @@ def inspect_slides(
         StudyError: there are no slides, or the study was made with other settings.
     """
     place = Path(os.path.abspath(slides))
+    if place.is_file() and place.suffix.lower() in NOT_SLIDES:
+        hint = "give a slide or a folder of slides; a table of labels goes to --labels"
+        raise StudyError(f"{slides}: a {place.suffix.lower()} file is no slide", hint)
     found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
     if not found.slides and not found.passed:
         told = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))

@@ -13,6 +13,7 @@ from histossl.core.config import from_dict
 from histossl.core.console import say
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import HistosslError, StudyError
+from histossl.core.tables import Row
 from histossl.encoders.encode import EncodeSettings, encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.evaluate.saved_probe import Prediction, SavedProbe
@@ -22,7 +23,7 @@ from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.embed_stage import embed_study
 from histossl.study.encode_stage import encode_study, encoder_of
 from histossl.study.folder import Study
-from histossl.study.heatmaps import Explainer, picture_of
+from histossl.study.heatmaps import Explainer, picture_of, thumbnail
 from histossl.study.import_features import take_encoder
 from histossl.study.inspect_stage import InspectSettings, inspect_slides
 from histossl.study.remote_tasks import GIGA
@@ -116,21 +117,22 @@ def judge(new: Study, probe: SavedProbe, coverage: float, device: str) -> Iterat
     """
     found = read_embeddings(new.embeddings)
     explainer = Explainer(new, device)
-    paths = {row["slide_id"]: row["path"] for row in new.slides()}
+    rows = {row["slide_id"]: row for row in new.slides()}
     for name, vector in zip(map(str, found.slides.index), found.vectors[GIGA], strict=True):
         said = probe.predict(np.asarray(vector), name, coverage)
-        drawn = _drawn(new, explainer, probe, name, vector, paths.get(name, ""))
-        thumbnail = new.qc(name)
-        yield Judged(name, said, drawn, thumbnail if thumbnail.is_file() else None)
+        drawn = _drawn(new, explainer, probe, rows[name], vector)
+        tiles = new.qc(name)
+        yield Judged(name, said, drawn, tiles if tiles.is_file() else None)
 
 
-def _drawn(new: Study, explainer: Explainer, probe: SavedProbe, name: str, vector: NDArray, path: str) -> Path | None:
+def _drawn(new: Study, explainer: Explainer, probe: SavedProbe, row: Row, vector: NDArray) -> Path | None:
     """The heatmap of a slide; None where the vector cannot be explained."""
+    name = row["slide_id"]
     try:
         heatmap = explainer(name, {probe.target: probe.score}, vector)[probe.target]
     except HistosslError as error:
         say(f"{name}: no heatmap ({error})", "yellow")
         return None
     picture = new.folder / "predictions" / f"{name}.png"
-    picture_of(new, heatmap, picture, Path(path) if path else None, probe.target)
+    picture_of(new, heatmap, picture, thumbnail(row), probe.target)
     return picture

@@ -7,7 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from histossl.core.console import say
+from histossl.core.embeddings import write_labels
 from histossl.core.errors import LabelError
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.plots import file_names
@@ -16,6 +19,7 @@ from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.saved_probe import fit_saved
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source
+from histossl.evaluate.summary import show_probe
 from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import Study
 from histossl.study.times import timed
@@ -38,15 +42,16 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
         LabelError: the labels cannot be used, see `read_labels`.
     """
     source = read_source(study.embeddings)
-    table = read_labels(labels, source.ids, settings.targets, source.patients, settings.outcome)
+    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
     _save_models(study, source, table, settings)
-    for line in result.audit:
-        say(line)
+    people = {str(slide): str(name) for slide, name in table.table["patient_id"].items() if name != slide}
+    write_labels(study.embeddings, people, pd.DataFrame(table.table, columns=pd.Index(table.targets)))
+    show_probe((result.table, result.numbers, result.survival), result.audit, study.folder)
     for line in result.complaints:
         say(f"LEFT OUT {line}", "yellow")
     return len(result.complaints)

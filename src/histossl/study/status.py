@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from histossl.core.console import answers
+from histossl.core import answers
 from histossl.execution.claims import Claim, Claims
 from histossl.execution.journal import Line, caught_up, lines_since
 from histossl.study.folder import existing_study
@@ -103,15 +103,23 @@ def status(study: Path) -> int:
         StudyError: the folder is not a study.
     """
     found = status_of(study)
+    done, known = found.tiles
+    owners: dict[str, list[str]] = {}
+    for claim in found.running:
+        who = f"process {claim.owner.pid} on {claim.owner.host}" if claim.owner else "a run that has just begun"
+        owners.setdefault(who, []).append(claim.name)
+    facts = {"slides": dict(found.slides), "tiles": {"encoded": done, "known": known}, "running": owners}
+    facts |= {"tiles_per_second": found.rate, "seconds_left": found.left, "limit": found.limit}
+    answers.give("status", facts | {"failures": found.failures}, _table(found, owners))
+    return 0
+
+
+def _table(found: Status, owners: dict[str, list[str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     done, known = found.tiles
     total = sum(found.slides.values())
     table.add_row("slides", f"{total:,}: " + ", ".join(f"{n:,} {state}" for state, n in sorted(found.slides.items())))
     table.add_row("tiles", f"{done:,} of {known:,} encoded")
-    owners: dict[str, list[str]] = {}
-    for claim in found.running:
-        who = f"process {claim.owner.pid} on {claim.owner.host}" if claim.owner else "a run that has just begun"
-        owners.setdefault(who, []).append(claim.name)
     for who, names in sorted(owners.items()):
         table.add_row("running", escape(f"{who}: {', '.join(names)}"))
     if not owners:
@@ -126,5 +134,4 @@ def status(study: Path) -> int:
         table.add_row("failed", escape(error), style="red")
     if len(found.failures) > _SHOWN:
         table.add_row("", f"and {len(found.failures) - _SHOWN:,} more, see slides.csv")
-    answers.print(table)
-    return 0
+    return table

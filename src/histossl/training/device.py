@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 
 import torch
+from torch import Tensor
 
 from histossl.core.errors import SettingsError
 
@@ -29,7 +30,7 @@ def pick_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise SettingsError(f"unknown device {device!r}", "use auto, cpu or cuda") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device {device!r} is requested, but torch sees no GPU here", "use device=cpu")
+        raise SettingsError(f"device {device!r} is requested, but torch sees no GPU here", "use --device cpu")
     return found
 
 
@@ -56,6 +57,47 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in ("float32", "bfloat16"):
         raise SettingsError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
     return getattr(torch, precision)
+
+
+def unrounded(device: torch.device) -> contextlib.AbstractContextManager:
+    """Suspend autocast.
+
+    Args:
+        device: of the tensors.
+
+    Returns:
+        A context in which products are computed in the precision of their factors.
+    """
+    # torch knows no autocast on the device of the tests, "meta", and raises when asked for it.
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def rounded_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast rounds the factors of products to.
+
+    Args:
+        device: of the tensors.
+
+    Returns:
+        The dtype; None where autocast is off.
+    """
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device without waiting for the copy.
+
+    Args:
+        tensor: on the CPU.
+        device: where it is needed.
+
+    Returns:
+        The tensor on the device.
+    """
+    if device.type == "cuda":  # only from pinned memory is the copy asynchronous
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def keep_buffers() -> None:

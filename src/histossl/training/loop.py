@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from histossl.core import atomic
@@ -163,7 +164,7 @@ def fit(
     log = Log(logs, step, writes=fabric.is_global_zero)
     model.train()
     with progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
-        for batch in _batches_ahead(batch_of, run, schedule):
+        for batch in _batches_ahead(batch_of, run, schedule, fabric.device.type == "cuda"):
             for group in opt.param_groups:
                 group["lr"] = rate_at(step, schedule, run.ending)
             loss, gauges = model(fabric.to_device(batch))
@@ -190,16 +191,21 @@ def fit(
     return outcome if best else replace(outcome, kept=outcome.steps)
 
 
-def _batches_ahead(batch_of: Callable[[int], Any], run: Run, schedule: Schedule) -> Iterator[Any]:
-    """Batches of the remaining steps; a thread makes each one while the step before it runs."""
+def _batches_ahead(batch_of: Callable[[int], Any], run: Run, schedule: Schedule, pinned: bool) -> Iterator[Any]:
+    """Batches of the remaining steps; a thread makes each one, in pinned memory if asked, while the last step runs."""
+
+    def made(step: int) -> Any:
+        batch = batch_of(step)
+        return apply_to_collection(batch, Tensor, Tensor.pin_memory) if pinned else batch
+
     step = run.start
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(batch_of, step) if step < schedule.end(run.ending) else None
+        coming = thread.submit(made, step) if step < schedule.end(run.ending) else None
         while coming is not None and step < schedule.end(run.ending):
             batch = coming.result()
             step += 1
             # Whether this step runs is known only after the one before it; a batch too many is dropped.
-            coming = thread.submit(batch_of, min(step, schedule.steps - 1))
+            coming = thread.submit(made, min(step, schedule.steps - 1))
             yield batch
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from histossl.training.device import unrounded
+
 
 def contrast(similarity: Tensor, positives: Tensor, candidates: Tensor) -> Tensor:
     """The mean over all positive pairs (i, j) of: logsumexp of s[i, k] over the candidates k of i, minus s[i, j].
@@ -47,7 +49,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"two views must be of one shape (B, d), got {tuple(a.shape)} and {tuple(b.shape)}")
-    with torch.autocast(a.device.type, enabled=False):
+    with unrounded(a.device):
         views = torch.cat([a, b])
         views = F.normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
         similarity = views @ views.t() / temperature

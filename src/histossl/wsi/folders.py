@@ -88,7 +88,7 @@ _UNREAD = (
 )
 _SLIDES = frozenset(ending for ending, why in _UNREAD.items() if "slide of a kind" in why)
 # Files that accompany slides and studies, and are not slides.
-_OTHER = frozenset(
+NOT_SLIDES = frozenset(
     [
         ".csv",
         ".tsv",
@@ -278,11 +278,11 @@ def _pass_over(file: Path, kind: str, found: Found) -> None:
     if kind in _UNREAD:
         inner = Path(file.stem).suffix.lower()
         archive = kind in (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
-        if archive and kind == ".gz" and inner in _OTHER:
+        if archive and kind == ".gz" and inner in NOT_SLIDES:
             found.others[kind] += 1
         else:
             found.passed[file] = _UNREAD[kind]
-    elif kind in _OTHER:
+    elif kind in NOT_SLIDES:
         found.others[kind] += 1
     else:
         what = _content(file)

@@ -24,6 +24,8 @@ _VENDOR_FIELDS = (
     ("aperio.MPP", "aperio.MPP"),
     ("ventana.ScanRes", "ventana.ScanRes"),
 )
+# Readers fill these from the resolution tags too: where both are alike, they add nothing to the tags.
+_FROM_TAGS = ("openslide.mpp-x", "tiffslide.mpp-x", "ImageJ scale")
 # Keys are casefolded, which makes one of the two signs for µ; "âμm" is µm in UTF-8 that was read as Latin-1.
 _MICROMETRES = dict.fromkeys(
     ["μm", "um", "âμm", "\\u00b5m", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"], 1.0
@@ -62,8 +64,7 @@ def stated_mpp(path: Path, properties: dict[str, str], default: float | None) ->
     """
     tags = _tag_mpp(properties)
     for name, stated in _statements(properties):
-        # Readers fill their field from the resolution tags too: then it adds nothing to these.
-        if tags is not None and _alike(stated, tags, 1e-3):
+        if name in _FROM_TAGS and tags is not None and _alike(stated, tags, 1e-3):
             continue
         for value in stated:
             if not usable(value):

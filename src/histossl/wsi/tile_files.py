@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
 from histossl.core.errors import FileFormatError, file_errors
-from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, positive_number, read_attributes
+from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, read_attributes
 from histossl.wsi.geometry import Size
 
 if TYPE_CHECKING:
@@ -132,13 +132,13 @@ def read_tiles_of(path: Path) -> Tiles:
         side = "extent_level0" if "extent_level0" in attrs else "patch_size_level0"
         if not {side, "level0_width", "level0_height"} <= set(attrs):
             raise FileFormatError(f"{path}: `coords` lacks patch_size_level0 or the slide's size", "encode it anew")
-        extent = positive_number(attrs, side, path)
-        width, height = (positive_number(attrs, name, path) for name in ("level0_width", "level0_height"))
+        extent = number(attrs, side, path, positive=True)
+        width, height = (number(attrs, name, path, positive=True) for name in ("level0_width", "level0_height"))
         stride = extent
         if "stride_level0" in attrs:
-            stride = positive_number(attrs, "stride_level0", path)
+            stride = number(attrs, "stride_level0", path, positive=True)
         elif "patch_size" in attrs and "overlap" in attrs:
-            stride = extent * (1 - number(attrs, "overlap", path) / positive_number(attrs, "patch_size", path))
+            stride = extent * (1 - number(attrs, "overlap", path) / number(attrs, "patch_size", path, positive=True))
         if not stride > 0 or coords.ndim != 2 or coords.shape[1] != 2:
             raise FileFormatError(f"{path}: a stride of {stride:g}, coords {coords.shape}", "encode it anew")
         made, in_um = str(read_attributes(file, path).get("fingerprint", "")), str(attrs.get("unit", "px")) == "um"

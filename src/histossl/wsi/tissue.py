@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is analysed, for slides of any size
 _CROP = 2000.0  # µm: smaller fields have no pen marks, and blood in them would look like red ink
 _INK_TOLD = 0.02  # share of a slide; less is a dot of a pen, which needs no note
+_EVEN = 0.03, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _DARK = 12.0  # intensities below it are a camera's noise, without colour
 
 
@@ -101,7 +102,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     (its largest minus its smallest channel, relative to the slide's own glass) plus its local deviation is above an
     absolute threshold. A threshold per slide would fail on a field that is all tissue.
     Marker pens are left out of slides of at least 2 mm: H&E absorbs green most, blue and green ink red, black ink all
-    alike, red ink green and blue alike.
+    alike, red ink green and blue alike. Special stains may do so, too; but ink is even where tissue is not.
 
     Args:
         slide: the slide.
@@ -167,15 +168,34 @@ def _blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """(h, w) where marker pens were: H&E absorbs green most, ink of other colours something else."""
+    """(h, w) where marker pens were: of a colour that H&E has not, and as even as no tissue is.
+
+    Special stains have the colours of ink, and their density varies with the structure under them.
+    """
     red, green, blue = np.moveaxis(density, 2, 0)
     mean = density.mean(2)
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
     black = (mean > 0.75) & (np.ptp(density, axis=2) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
-    stroke = _without_small(cold | black | warm, (150 / mpp) ** 2)
-    # At the edge of a stroke its colour mixes with that of the glass.
+    coloured = _without_small(cold | black | warm, (150 / mpp) ** 2)
+    if not coloured.any():
+        return coloured
+    # At the edge of a stroke its colour mixes with that of the glass, and its density with the glass's.
+    inner = ~_within(~coloured, max(1.0, 20 / mpp))
+    # Ink over tissue shows some of its structure, but is denser than tissue alone.
+    even = inner & (_variation(density, inner, 20 / mpp) < np.clip(mean / 10, *_EVEN))
+    most = _blurred(even.astype(np.float32), 60 / mpp) > 0.5 * _blurred(inner.astype(np.float32), 60 / mpp)
+    stroke = _without_small(coloured & most, (150 / mpp) ** 2)
     return _within(stroke, 50 / mpp)
+
+
+def _variation(density: NDArray[np.float32], where: NDArray[np.bool_], sigma: float) -> NDArray[np.float32]:
+    """(h, w) the local standard deviation over the local mean under a Gaussian window, of the pixels in `where`."""
+    weight = where.astype(np.float32)[..., None]
+    total = np.maximum(_blurred(weight, sigma), 1e-6)
+    mean = _blurred(weight * density, sigma) / total
+    variance = np.maximum(_blurred(weight * density**2, sigma) / total - mean**2, 0)
+    return np.sqrt(variance.mean(2)) / np.maximum(mean.mean(2), 1e-6)
 
 
 def _within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:

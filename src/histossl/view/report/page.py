@@ -16,7 +16,8 @@ from markupsafe import Markup
 from histossl.core.atomic import whole
 from histossl.evaluate.risk_groups import p_text
 from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture, survival_chart
-from histossl.view.report.sheets import Sheet
+from histossl.view.report.sheets import HEATMAPS, Sheet
+from histossl.view.report.short import GIGA_SSL, cautions, methods, named
 
 COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
 PICTURES = 24  # in the QC sheet
@@ -29,6 +30,7 @@ GAUGES = {
     "spread": "0 is collapse, 1 fills the sphere",
     "matched": "views whose nearest other view is of their own slide",
     "alignment": "distance of the two views of a slide; lower is better",
+    "agreement": "correlation of what tiles are with what their neighbours foretell",
     "uniformity": "how evenly the slides fill the sphere; lower is better",
     "effective_rank": "number of directions that the vectors use; 1 is collapse",
     "rate": "learning rate",
@@ -64,6 +66,7 @@ class ReportInput:
         versions: program -> version.
         durations: stage -> seconds.
         sheets: sheets of example pictures.
+        painted: whether the slides are synthetic.
     """
 
     title: str
@@ -79,6 +82,7 @@ class ReportInput:
     versions: Mapping[str, str] = field(default_factory=dict)
     durations: Mapping[str, float] = field(default_factory=dict)
     sheets: Sequence[Sheet] = ()
+    painted: bool = False
 
 
 def write_report(path: Path, context: ReportInput) -> None:
@@ -101,15 +105,22 @@ def write_report(path: Path, context: ReportInput) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _size, "time": _time, "figure": _figure}
+    environment.filters |= {"size": _size, "time": _time, "figure": _figure, "named": named}
     slides = _records(context.slides)
+    whole_slides = [row for row in slides if row["status"] != "failed"]
+    sheets = [found for found in map(_sheet, context.sheets) if found["shown"]]
+    pictures = _pictures(context.qc, slides)
     page = environment.get_template("page.html.j2").render(
         title=context.title,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         summary=_summary(context, slides),
         slides=_slides(slides),
-        pictures=_pictures(context.qc, slides),
-        sheets=[found for found in map(_sheet, context.sheets) if found["shown"]],
+        pictures=pictures,
+        first=_first_pictures(sheets, pictures["shown"]),
+        cautions=cautions(whole_slides, [_tiles(row) for row in whole_slides], context.probe, context.painted),
+        methods=methods(context.settings, context.versions, context.probe),
+        citation=GIGA_SSL,
+        sheets=sheets,
         training=_training(context.training),
         maps=_maps(context, slides),
         probe=_probe(context.probe),
@@ -170,6 +181,15 @@ def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str,
     drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
     shown = [{"slide": slide, "tiles": tiles.get(slide, 0), "uri": uri} for slide, uri in drawn if uri]
     return {"shown": shown, "more": max(0, len(there) - PICTURES)}
+
+
+def _first_pictures(sheets: Sequence[Mapping[str, Any]], qc: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Two pictures for the first screen: what a classifier looked at, else tissue and tiles of the largest slides."""
+    explained = next((sheet["shown"] for sheet in sheets if sheet["title"] == HEATMAPS), [])
+    if explained:
+        return [{"uri": one["uri"], "caption": one["caption"], "note": one["note"]} for one in explained[:2]]
+    largest = sorted(qc, key=lambda one: -one["tiles"])[:2]
+    return [{"uri": one["uri"], "caption": one["slide"], "note": "tissue and tiles"} for one in largest]
 
 
 def _sheet(sheet: Sheet) -> dict[str, Any]:
@@ -342,7 +362,7 @@ def _verdict(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
         word = "is ahead of" if (low or 0) > 0 else "is behind" if (high or 0) < 0 else "cannot be told apart from"
         found[word].append(row["embedding"])
     parts = [f"{word} {' and '.join(names)}" for word, names in found.items() if names]
-    return f"With all labels, {first} {', and '.join(parts)}, at 95 %." if parts else ""
+    return f"With all labels, {named(first)} {', and '.join(parts)}, at 95 %." if parts else ""
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = ""):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from histossl.core import tables
 
+HEATMAPS = "What the classifier looked at"
 ROWS, HITS, PICTURES = 4, 4, 8  # query slides, similar slides of each; pictures in the other sheets
 
 
@@ -92,7 +93,7 @@ def heatmaps_sheet(study: Path) -> Sheet | None:
         for path in _some(sorted(folder.glob("*.png")), each)
     ]
     text = "What each tile adds to the score of the likeliest class: red speaks for it, blue against."
-    return Sheet("What the classifier looked at", text, shown, "wide") if shown else None
+    return Sheet(HEATMAPS, text, shown, "wide") if shown else None
 
 
 def nuclei_sheet(study: Path) -> Sheet | None:

@@ -13,10 +13,11 @@ import pandas as pd
 
 from histossl.core import tables
 from histossl.core.embeddings import read_embeddings
-from histossl.core.errors import FileFormatError, file_errors
-from histossl.study.folder import COLUMNS, Study
+from histossl.core.errors import READ_ERRORS, FileFormatError, file_errors
+from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA
 from histossl.study.times import stage_times
+from histossl.wsi.synth.recipe import SOFTWARE
 
 
 def report_study(study: Study) -> None:
@@ -64,8 +65,23 @@ def report_study(study: Study) -> None:
             },
             durations=stage_times(study),
             sheets=[sheet for sheet in sheets if sheet],
+            painted=_painted(encoded),
         ),
     )
+
+
+def _painted(rows: list[Row]) -> bool:
+    """Whether the slides are of `histossl synth`; three of them speak for all."""
+    from tifffile import TiffFile
+
+    found = []
+    for row in rows[:3]:
+        try:
+            with TiffFile(row["path"]) as file:
+                found.append(file.pages.first.tags.valueof("Software") == SOFTWARE)
+        except READ_ERRORS:  # no TIFF, or moved
+            found.append(False)
+    return bool(found) and all(found)
 
 
 def _training(log: Path) -> pd.DataFrame | None:

@@ -6,7 +6,7 @@ import { Heat, Nuclei, Tiles, Tissue } from "./layers.js";
 const slide = Number(location.pathname.split("/").pop());
 const base = `${slide}`;
 const canvas = element("canvas", { id: "overlay", "aria-hidden": "true" });
-const LAYERS = { tissue: ["Tissue", Tissue], tiles: ["Tiles", Tiles], heat: ["What its tiles say of", Heat], nuclei: ["Nuclei", Nuclei] };
+const LAYERS = { tissue: ["Tissue", Tissue], tiles: ["Tiles", Tiles], heat: ["Heatmap of", Heat], nuclei: ["Nuclei", Nuclei] };
 const ORDER = ["heat", "tiles", "nuclei", "tissue"];
 const shown = new Map(), coming = new Coming();
 let viewer, facts;
@@ -147,7 +147,7 @@ function tell(words) {
     const rows = predictions.filter((one) => one.target === target);
     byId("predictions").append(element("table", {},
       element("caption", {}, `${target}: labelled ${rows[0].truth}`),
-      element("thead", {}, element("tr", {}, element("th", {}, "by"), element("th", {}, "predicted"), element("th", {}, "probability"))),
+      element("thead", {}, element("tr", {}, element("th", {}, "by"), element("th", {}, "predicted"), element("th", {}, "its probability"))),
       element("tbody", {}, ...rows.map((one, k) => {
         const share = one.shares[one.predicted], bar = element("span", { class: "bar" });
         bar.style.width = `${100 * (share ?? 0)}%`;

@@ -1,9 +1,10 @@
 """Paints hematoxylin-and-eosin slides whose nuclei, tissue and classes are known, of any size, in constant memory."""
 
-from histossl.wsi.synth.recipe import FACTORS, KINDS, NUCLEI, SynthSettings
+from histossl.wsi.synth.recipe import CLASSES, FACTORS, KINDS, NUCLEI, SynthSettings
 from histossl.wsi.synth.write import nuclei_in, paint_region, synth, write_cohort, write_slide, write_truth
 
 __all__ = [
+    "CLASSES",
     "FACTORS",
     "KINDS",
     "NUCLEI",

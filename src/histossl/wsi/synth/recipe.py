@@ -13,7 +13,14 @@ from histossl.core.errors import SettingsError
 
 KINDS = ("stroma", "gland", "lymphoid", "adipose", "nest", "lesion")
 NUCLEI = ("stromal", "epithelial", "lymphocyte", "tumour", "atypical")
-FACTORS = ("composition", "lesion", "arrangement")
+# Factor -> the names of its values 0 and 1, in alphabetical order.
+CLASSES = {
+    "composition": ("more glands", "more lymphocytes"),
+    "lesion": ("absent", "present"),
+    "arrangement": ("at random", "clustered"),
+}
+FACTORS = tuple(CLASSES)
+SOFTWARE = "histossl synth"  # the tag of painted TIFFs
 
 # Shares of the first five kinds, without the lesion; one row per value of the factor `composition`.
 _SHARES = np.array([[0.16, 0.36, 0.10, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])

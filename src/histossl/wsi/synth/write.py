@@ -11,7 +11,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.atomic import whole
+from histossl.core.console import Bar, progress_bar
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
-from histossl.wsi.synth.recipe import FACTORS, NUCLEI, SynthSettings, outcome, plan
+from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, outcome, plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +166,7 @@ def write_slide(path: str | Path, settings: SynthSettings) -> None:
     form: dict[str, Any] = jpeg if settings.quality else {"photometric": "rgb", "compression": "deflate"}
     with (
         whole(Path(path)) as part,
-        _progress(f"painting {Path(path).name}", tiles, settings.width * settings.height > _LONG_PX) as advance,
+        progress_bar(f"painting {Path(path).name}", tiles, shown=settings.width * settings.height > _LONG_PX) as bar,
         ExitStack() as opened,
         tifffile.TiffWriter(part, bigtiff=True) as tiff,
     ):
@@ -174,14 +175,14 @@ def write_slide(path: str | Path, settings: SynthSettings) -> None:
             halves = _Halves(part.parent, size)
             opened.enter_context(halves.file)
             tiff.write(
-                _encoded(draw, size, halves, settings.quality, advance),
+                _encoded(draw, size, halves, settings.quality, bar),
                 shape=(*size.shape, 3),
                 dtype=np.uint8,
                 tile=(_TILE, _TILE),
                 resolution=(1e4 / (settings.mpp * 2**level),) * 2,
                 resolutionunit="CENTIMETER",
                 subfiletype=1 if level else 0,
-                software="histossl synth",
+                software=SOFTWARE,
                 metadata=None,
                 **form,
             )
@@ -201,7 +202,7 @@ def _encoded(
     size: Size,
     halves: _Halves,
     quality: int,
-    advance: Callable[[], None],
+    bar: Bar,
 ) -> Iterator[bytes]:
     """The encoded tiles of a level, row-major; stores them at half size for the next level."""
     import imagecodecs
@@ -217,7 +218,7 @@ def _encoded(
         return bytes(imagecodecs.jpeg8_encode(pixels, level=quality, **colours))
 
     for data in _in_order(encode, range(rows * columns)):
-        advance()
+        bar.advance(1)
         yield data
 
 
@@ -232,16 +233,6 @@ def _in_order(function: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-@contextmanager
-def _progress(title: str, total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
 
 
 def write_truth(path: str | Path, settings: SynthSettings) -> int:
@@ -341,15 +332,15 @@ def write_cohort(
     folder = Path(folder)
     cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um), seed)
     names = [f"slide-{k:03d}" for k in range(1, slides + 1)]
-    with _progress("painting slides", slides, slides > 1) as advance:
+    with progress_bar("painting slides", slides, shown=slides > 1) as bar:
         for name, settings in zip(names, cohort, strict=True):
             write_slide(folder / "slides" / f"{name}.tiff", settings)
             if truth:
                 write_truth(folder / "truth" / f"{name}.geojson", settings)
-            advance()
+            bar.advance(1)
     patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
     for kind, columns, told in (
-        ("labels", FACTORS, lambda s: [getattr(s, factor) for factor in FACTORS]),
+        ("labels", FACTORS, lambda s: [CLASSES[factor][getattr(s, factor)] for factor in FACTORS]),
         ("survival", ("os_months", "os_event"), outcome),
     ):
         with whole(folder / f"{kind}.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
