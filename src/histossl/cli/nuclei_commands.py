@@ -34,6 +34,7 @@ from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
 from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings
+from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
 
 
@@ -72,7 +73,9 @@ def segment(
     out: Path,
     model: str = "general",
     adapt: bool = False,
+    areas: Path | None = None,
     mpp_default: float | None = None,
+    area: AreaSettings = AreaSettings(),
     self_training: SelfTrainingSettings = SelfTrainingSettings(),
     adapting: AdaptSettings = AdaptSettings(),
     running: SegmentSettings = SegmentSettings(),
@@ -92,7 +95,10 @@ def segment(
             prior (a threshold, no learning), or a folder that `nuclei train` wrote.
         adapt: train on from the model on the inputs first, and take the result where it is judged better, without
             labels; else the model stands.
+        areas: a folder of the areas that nuclei are looked for in: GeoJSON of QuPath or mask images, named as the
+            slides; see docs/how-to/areas.md.
         mpp_default: µm per pixel of images that carry none.
+        area: which of the areas count, and what happens to slides without any.
         self_training: how `self` learns.
         adapting: how `adapt` does.
         running: how slides are gone over.
@@ -104,6 +110,8 @@ def segment(
         device: auto, cpu or cuda.
     """
     files = [Path(os.path.abspath(file)) for file in inputs_beside(_files(inputs), inputs, out)]
+    given = AreaFolder(areas, area).chosen(files) if areas else {}
+    files = [file for file in files if not areas or file in given]
     twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
@@ -124,7 +132,9 @@ def segment(
     built(method)  # a model that cannot be read is told before any slide is
     with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
         jobs = [
-            SegmentJob(file.stem, file, state_of(file), roll.folder, mpp_default, method, running, write)
+            SegmentJob(
+                file.stem, file, state_of(file), roll.folder, mpp_default, method, running, write, given.get(file)
+            )
             for file in files
         ]
         rows = segment_inputs(roll, jobs, pool)
