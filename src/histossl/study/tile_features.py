@@ -150,7 +150,7 @@ def encode(
         failed |= _encode(cut, folder, encoder, chosen, readers)
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
-    made_with = {"inspect": to_dict(InspectSettings(tissue, tile))}
+    made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(area)} if areas else {})}
     made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
     return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
