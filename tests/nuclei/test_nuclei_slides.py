@@ -28,6 +28,7 @@ from histossl.nuclei.self_training import Batches, Sample, SelfTraining
 from histossl.nuclei.stain_survey import SegmentSettings, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
+from histossl.wsi.areas import SlideAreas
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import open_slide
@@ -353,3 +354,17 @@ def test_gradients_in_bfloat16_are_the_same_every_time() -> None:
         logits.float().square().mean().backward()
         seen.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     assert all(torch.equal(seen[0], other) for other in seen)
+
+
+def test_nuclei_are_looked_for_inside_areas_alone(picture: np.ndarray, tmp_path: Path) -> None:
+    slide, area = picture_slide(picture, 0.4), shapely.box(200, 150, 600, 500)
+    path = tmp_path / "image.geojson"
+    path.write_text(json.dumps({"type": "Feature", "geometry": shapely.geometry.mapping(area), "properties": {}}))
+    found = []
+    for areas in (None, SlideAreas((path,))):
+        nuclei = segment_slide(slide, survey(slide, 0.5, SegmentSettings(), areas), Prior(), SegmentSettings())
+        found.append(nuclei.measures[:, :2])
+    inside = shapely.contains_xy(area.buffer(-2), found[0])
+    assert 10 < len(found[1]) < len(found[0])
+    assert shapely.contains_xy(area.buffer(2), found[1]).all()
+    assert len(found[1]) == pytest.approx(inside.sum(), rel=0.15)  # stains are those of the area

@@ -34,6 +34,7 @@ from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
 from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
 from histossl.nuclei.stain_survey import SegmentSettings
+from histossl.wsi.areas import AreaFolder, AreaSettings, SlideAreas
 from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
 
 
@@ -72,7 +73,9 @@ def segment(
     out: Path,
     model: str = "general",
     adapt: bool = False,
+    areas: Path | None = None,
     mpp_default: float | None = None,
+    area: AreaSettings = AreaSettings(),
     self_training: SelfTrainingSettings = SelfTrainingSettings(),
     adapting: AdaptSettings = AdaptSettings(),
     running: SegmentSettings = SegmentSettings(),
@@ -92,7 +95,10 @@ def segment(
             prior (a threshold, no learning), or a folder that `nuclei train` wrote.
         adapt: train on from the model on the inputs first, and take the result where it is judged better, without
             labels; else the model stands.
+        areas: a folder of the areas that nuclei are looked for in: GeoJSON of QuPath or mask images, named as the
+            slides; see docs/how-to/areas.md.
         mpp_default: µm per pixel of images that carry none.
+        area: which of the areas count, and what happens to slides without any.
         self_training: how `self` learns.
         adapting: how `adapt` does.
         running: how slides are gone over.
@@ -103,10 +109,8 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    files = [Path(os.path.abspath(file)) for file in inputs_beside(_files(inputs), inputs, out)]
-    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in files).items() if count > 1)
-    if twice:
-        raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
+    given = _with_areas(inputs_beside(_files(inputs), inputs, out), AreaFolder(areas, area) if areas else None)
+    files = list(given)
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
     roll = SharedTable(out, "nuclei.csv", COLUMNS)
@@ -123,10 +127,8 @@ def segment(
         method = _named(model, device)
     built(method)  # a model that cannot be read is told before any slide is
     with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
-        jobs = [
-            SegmentJob(file.stem, file, state_of(file), roll.folder, mpp_default, method, running, write)
-            for file in files
-        ]
+        about = roll.folder, mpp_default, method, running, write
+        jobs = [SegmentJob(file.stem, file, state_of(file), *about, own) for file, own in given.items()]
         rows = segment_inputs(roll, jobs, pool)
     failed = sum(row["status"] == "failed" for row in rows)
     say(f"done: {sum(int(row['nuclei'] or 0) for row in rows)} nuclei in {len(rows) - failed} images, {out}", "green")
@@ -205,6 +207,16 @@ def _files(inputs: Sequence[Path]) -> list[Path]:
     if not files:
         raise SettingsError("no images or slides there", f"formats are {', '.join(sorted(EXTENSIONS))}")
     return files
+
+
+def _with_areas(found: Sequence[Path], areas: AreaFolder | None) -> dict[Path, SlideAreas | None]:
+    """The inputs and their areas, None where all tissue counts; no two of them are called the same."""
+    files = [Path(os.path.abspath(file)) for file in found]
+    given = areas.chosen(files) if areas else dict.fromkeys(files)
+    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in given).items() if count > 1)
+    if twice:
+        raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
+    return given
 
 
 def _waiting(holder: str) -> None:

@@ -32,6 +32,7 @@ from histossl.study.remote_tasks import EncoderName, encode_on
 from histossl.training import distributed
 from histossl.training.device import pick_device
 from histossl.view.report.study_report import report_study
+from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -41,8 +42,10 @@ def run(
     *,
     out: Path,
     labels: Path | None = None,
+    areas: Path | None = None,
     mpp_default: float | None = None,
     encoder: str = "self",
+    area: AreaSettings = AreaSettings(),
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
     tile_encoder: TileTrainSettings = TileTrainSettings(),
@@ -65,10 +68,13 @@ def run(
         slides: a folder of slides, searched with its subfolders, or one slide.
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
+        areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
+            docs/how-to/areas.md.
         mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
         encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
             the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
             torchscript:PATH; docs/foundation-models.md lists names.
+        area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.
         tile: how tiles are laid.
         tile_encoder: how `--encoder self` learns.
@@ -84,11 +90,11 @@ def run(
         device: auto, cpu or cuda.
     """
     network = first_look(pretrain, encoder, encode, device, labels, probe)
-    study = Study(out)
+    study, drawn = Study(out), AreaFolder(areas, area) if areas else None
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(_waiting):
             say(f"1/6 inspect   {slides}")
-            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
         say(f"2/6 encode    {_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
     with study.lock(_waiting):
@@ -118,7 +124,9 @@ def _report_in_any_case(study: Study) -> ExitStack:
 def inspect(
     slides: Path,
     out: Path | None = None,
+    areas: Path | None = None,
     mpp_default: float | None = None,
+    area: AreaSettings = AreaSettings(),
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
     workers: int | None = None,
@@ -131,7 +139,10 @@ def inspect(
     Args:
         slides: a folder of slides, or one slide.
         out: the folder of the study; without it nothing stays.
+        areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
+            docs/how-to/areas.md.
         mpp_default: µm per pixel of slides that carry none.
+        area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.
         tile: how tiles are laid.
         workers: processes that read slides.
@@ -139,10 +150,11 @@ def inspect(
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
     """
+    drawn = AreaFolder(areas, area) if areas else None
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         study = Study(Path(str(folder)))
         with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
         _show(study)
     return _code(failed)
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +13,9 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import LabelError
 from histossl.nuclei.instances import MEASURES, Nuclei, concatenate
+from histossl.wsi.geojson import GEOJSON_HINT, read_features
 
 _NO_NUCLEI = ("annotation", "tmacore", "tma core", "tma_core", "root", "pathannotationobject", "pathrootobject", "tile")
-_FEWEST, _UNPACKED = 2**26, 40  # bytes that a gzipped file may unpack to: at least, and for each of its own
-_HINT = "give a FeatureCollection as QuPath writes it"
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def read_outlined(path: Path) -> Outlined:
     Raises:
         LabelError: not a GeoJSON of polygons; or it holds only features that are not nuclei.
     """
-    features = _features(path)
+    features = read_features(path)
     shapes: list[Any] = []
     read: Counter[str] = Counter()
     left: Counter[str] = Counter()
@@ -96,37 +91,13 @@ def read_outlined(path: Path) -> Outlined:
     except (
         ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, shapely.errors.ShapelyError,
     ) as error:  # fmt: skip
-        raise LabelError(f"{path}: no GeoJSON of polygons ({error})", _HINT) from error
+        raise LabelError(f"{path}: no GeoJSON of polygons ({error})", GEOJSON_HINT) from error
     if not shapes and left:
         lost = ", ".join(f"{count} {why}" for why, count in left.items())
         raise LabelError(f"{path}: holds no nuclei, only {lost}", "export detections or cells with their nuclei")
     polygons = np.empty(len(shapes), object)
     polygons[:] = shapes
     return Outlined(polygons, read, left)
-
-
-def _features(path: Path) -> list[dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-        text = (_unpacked(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-        found = json.loads(text)
-        if isinstance(found, dict) and "features" not in found and found.get("type") != "FeatureCollection":
-            found = [found] if found.get("type") == "Feature" else [{"geometry": found, "properties": {}}]
-        features = found["features"] if isinstance(found, dict) else found
-        if not isinstance(features, list) or not all(isinstance(feature, dict) for feature in features):
-            raise ValueError("its features are no list")
-        return features
-    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError, MemoryError, zlib.error) as error:
-        raise LabelError(f"{path}: no GeoJSON of polygons ({error})", _HINT) from error
-
-
-def _unpacked(data: bytes) -> bytes:
-    """Gzipped bytes, up to far more than outlines unpack to: some six times their size."""
-    most = _FEWEST + _UNPACKED * len(data)
-    text = gzip.GzipFile(fileobj=io.BytesIO(data)).read(most + 1)
-    if len(text) > most:
-        raise ValueError("it unpacks to far more than outlines do")
-    return text
 
 
 def _nucleus_of(feature: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:

@@ -70,7 +70,7 @@ class Parts:
                 raise FileFormatError(f"{self.path(row)}: damaged ({error})", "remove it and start again") from error
 
 
-def parts_key(known: StainSurvey, state: str, method_key: str, settings: SegmentSettings) -> str:
+def parts_key(known: StainSurvey, state: str, method_key: str, settings: SegmentSettings, areas: str = "") -> str:
     """A fingerprint of everything that the nuclei of a slide depend on.
 
     Args:
@@ -78,8 +78,9 @@ def parts_key(known: StainSurvey, state: str, method_key: str, settings: Segment
         state: state of the slide's file, see `slide_state`.
         method_key: fingerprint of the method and its weights.
         settings: settings of the segmentation.
+        areas: fingerprint of the user's areas, or "".
 
     Returns:
         The fingerprint.
     """
-    return fingerprint(str(known.path), state, known.mpp, method_key, settings)
+    return fingerprint(str(known.path), state, known.mpp, method_key, settings, *([areas] if areas else []))

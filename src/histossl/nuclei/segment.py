@@ -27,6 +27,7 @@ from histossl.nuclei.partial_results import Parts, parts_key
 from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, SurveyTask, survey_there
 from histossl.nuclei.tiled_inference import segment_rows
 from histossl.nuclei.usual import doubt_about_mpp, usual_size
+from histossl.wsi.areas import SlideAreas
 from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
@@ -96,6 +97,7 @@ class SegmentJob:
         method: finds nuclei.
         running: settings of the segmentation.
         write: which files are written.
+        areas: the user's areas, outside of which no nuclei are looked for.
     """
 
     slide_id: str
@@ -106,11 +108,13 @@ class SegmentJob:
     method: MethodName
     running: SegmentSettings
     write: ExportSettings
+    areas: SlideAreas | None = None
 
     @property
     def made(self) -> str:
         """The fingerprint of its files."""
-        return fingerprint(str(self.path), self.state, self.mpp_default, self.method.key, self.running, self.write)
+        about = str(self.path), self.state, self.mpp_default, self.method.key, self.running, self.write
+        return fingerprint(*about, *([self.areas.made] if self.areas else []))
 
     def file(self, ending: str) -> Path:
         """The path of one of its files.
@@ -152,8 +156,9 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
         WorkerDied, WorkerHung: a worker died or hung on it.
     """
     start, method = time.monotonic(), built(job.method)
-    known = result_of(executor, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running))
-    parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running)}")
+    known = result_of(executor, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running, job.areas))
+    drawn = job.areas.made if job.areas else ""
+    parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running, drawn)}")
     done, found = parts.done(), 0
     with progress_bar(job.path.name, None, done, shown) as bar:
         for row, _, nuclei in segment_rows(known, method, job.running, executor, None, done):
@@ -169,6 +174,7 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
         say(f"{job.path.name}: {doubt}", "yellow")
     parts.remove()
     square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
+    square *= float(known.mask.mask.mean()) if job.areas else 1
     seconds = time.monotonic() - start
     told = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
     return told | {"status": "done", "error": "", "made": job.made}

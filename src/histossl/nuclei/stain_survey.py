@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from histossl.core.errors import SettingsError, SlideError
 from histossl.nuclei.instances import InstanceSettings
 from histossl.nuclei.stain import Stains, estimate_stains, sample_fields
+from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.slide import Slide, open_slide
 from histossl.wsi.tissue import TissueMask, find_tissue
 
@@ -70,21 +71,26 @@ class StainSurvey:
     stains: Stains | None
 
 
-def survey(slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings()) -> StainSurvey:
+def survey(
+    slide: Slide, mpp: float, settings: SegmentSettings = SegmentSettings(), areas: SlideAreas | None = None
+) -> StainSurvey:
     """Find the tissue of a slide, read a sample of fields, and estimate the stains.
 
     Args:
         slide: the slide.
         mpp: µm per pixel of the fields.
         settings: number of fields, and seed of their choice.
+        areas: the user's areas, outside of which no nuclei are looked for; None for all tissue.
 
     Returns:
         The survey; its stains are None where there is no tissue, or nothing is stained.
 
     Raises:
-        SlideError: the slide cannot be read, or is greyscale.
+        SlideError: the slide cannot be read, is greyscale, or its areas do not fit it.
     """
     mask = _tissue(slide)
+    if areas:
+        mask = restrict(mask, slide, areas)
     rng = np.random.default_rng(settings.seed)
     fields = sample_fields(slide, mask, mpp, settings.fields, rng)
     if not fields:
@@ -115,6 +121,7 @@ class SurveyTask:
     mpp_default: float | None
     mpp: float
     settings: SegmentSettings = SegmentSettings()
+    areas: SlideAreas | None = None
 
 
 def survey_there(task: SurveyTask) -> StainSurvey:
@@ -130,7 +137,7 @@ def survey_there(task: SurveyTask) -> StainSurvey:
         SlideError: the slide cannot be opened or read, or is greyscale.
     """
     with open_slide(task.path, mpp_default=task.mpp_default) as slide:
-        return survey(slide, task.mpp, task.settings)
+        return survey(slide, task.mpp, task.settings, task.areas)
 
 
 def _tissue(slide: Slide) -> TissueMask:

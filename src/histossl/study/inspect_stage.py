@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from histossl.core.config import to_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, SlideError, StudyError
 from histossl.core.names import folded
@@ -18,6 +19,7 @@ from histossl.execution.workers import Executor
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
+from histossl.wsi.areas import AreaFolder, SlideAreas
 from histossl.wsi.content import chosen_picture, content_of
 from histossl.wsi.folders import NOT_SLIDES, Found, is_ours, lies_in, look_for_slides
 from histossl.wsi.mpp import jumps
@@ -35,7 +37,13 @@ class InspectSettings:
 
 
 def inspect_slides(
-    study: Study, slides: Path, mpp_default: float | None, tissue: TissueSettings, tile: TileSpec, workers: Executor
+    study: Study,
+    slides: Path,
+    mpp_default: float | None,
+    tissue: TissueSettings,
+    tile: TileSpec,
+    workers: Executor,
+    areas: AreaFolder | None = None,
 ) -> int:
     """Open every slide, find its tissue and place its tiles: slides.csv, tiles/ and qc/.
 
@@ -46,6 +54,7 @@ def inspect_slides(
         tissue: how tissue is found.
         tile: size and distance of the tiles.
         workers: survey the slides.
+        areas: the user's areas that tiles are laid in; None lays them on all tissue.
 
     Returns:
         The number of slides that failed.
@@ -54,6 +63,44 @@ def inspect_slides(
         SettingsError: `mpp_default` is out of range.
         StudyError: there are no slides, or the study was made with other settings.
     """
+    found = _found(study, slides)
+    given = _given(found, study, areas) if areas else {}
+    if areas and areas.settings.missing == "skip":
+        found = replace(found, slides=[path for path in found.slides if path.stem in given])
+    settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(areas.settings)} if areas else {})
+    study.settle("inspect", settings, study.folder / "tiles")
+    ledger = Journal(study)
+    with study.writing():
+        known = study.slides()
+        merged = merge(known, found.slides, study.folder)
+        rows = _with_passed(merged.rows, found)
+        if rows != known:
+            study.write_slides(rows)
+    jobs: list[tuple[Row, SurveyJob]] = []
+    wrong: list[tuple[Row, Row]] = []
+    laying, exists = inspect_fingerprint(tissue, tile), ExistingProducts(study)
+    for row in rows:
+        name, path = row["slide_id"], Path(row["path"])
+        mpp, complaint = _checked(row, given, areas)
+        if complaint:
+            wrong.append((row, failure(complaint)))
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, given.get(path.stem), exists):
+            job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
+            jobs.append((row, replace(job, content=row["content"], areas=given.get(path.stem))))
+    # Before the first product is replaced: a row must not describe a product that no longer exists.
+    wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
+    ledger.write("check", wrong)
+    _survey(ledger, jobs, workers)
+    failed = report_failures(rows)
+    for line in (*merged.said, *_said(found)):
+        say(f"note: {line}", "yellow")
+    for line in suspicions(rows):
+        say(f"SUSPECT {line}", "yellow")
+    return failed
+
+
+def _found(study: Study, slides: Path) -> Found:
+    """The slides in the folder, or the one slide."""
     place = Path(os.path.abspath(slides))
     if place.is_file() and place.suffix.lower() in NOT_SLIDES:
         hint = "give a slide or a folder of slides; a table of labels goes to --labels"
@@ -65,35 +112,24 @@ def inspect_slides(
         raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
     if found.slides == [place] and (lies_in(place, study.folder) or any(map(is_ours, place.parents))):
         raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
-    study.settle("inspect", InspectSettings(tissue, tile), study.folder / "tiles")
-    ledger = Journal(study)
-    with study.writing():
-        known = study.slides()
-        merged = merge(known, found.slides, study.folder)
-        rows = _with_passed(merged.rows, found)
-        if rows != known:
-            study.write_slides(rows)
-    laying, exists = inspect_fingerprint(tissue, tile), ExistingProducts(study)
-    jobs: list[tuple[Row, SurveyJob]] = []
-    wrong: list[tuple[Row, Row]] = []
-    for row in rows:
-        mpp, no_number = _number(row["mpp"])
-        if no_number:
-            wrong.append((row, failure(f"slides.csv: mpp {row['mpp']!r} is not a number; correct it")))
-        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, exists):
-            name, path = row["slide_id"], Path(row["path"])
-            job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
-            jobs.append((row, replace(job, content=row["content"])))
-    # Before the first product is replaced: a row must not describe a product that no longer exists.
-    wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
-    ledger.write("check", wrong)
-    _survey(ledger, jobs, workers)
-    failed = report_failures(rows)
-    for line in (*merged.said, *_said(found)):
-        say(f"note: {line}", "yellow")
-    for line in suspicions(rows):
-        say(f"SUSPECT {line}", "yellow")
-    return failed
+    return found
+
+
+def _given(found: Found, study: Study, areas: AreaFolder) -> dict[str, SlideAreas]:
+    """The areas of the slides that have any, by the names of the slides' files; says what does not match."""
+    stems = [path.stem for path in found.slides]
+    given, strangers = areas.of([*stems, *(Path(row["path"]).stem for row in study.slides())])
+    if not given:
+        what = f"{areas.folder}: none of its files is of one of {len(stems)} slides ({strangers[0]} is not)"
+        raise StudyError(what, "name each file as its slide, such as slide-1.geojson")
+    if strangers:
+        some = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        say(f"note: {len(strangers)} files of areas are of none of the slides: {some}", "yellow")
+    lacking = sum(stem not in given for stem in stems)
+    if lacking and areas.settings.missing != "refuse":
+        what = "are skipped" if areas.settings.missing == "skip" else "count whole"
+        say(f"note: {lacking} slides that have no area {what}", "yellow")
+    return given
 
 
 def _with_passed(rows: list[Row], found: Found) -> list[Row]:
@@ -169,12 +205,12 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _surveyed(row: Row, mpp: float | None, laying: str, exists: ExistingProducts) -> bool:
-    """Whether a slide's tiles exist, made of the same file with these settings and this mpp."""
+def _surveyed(row: Row, mpp: float | None, laying: str, areas: SlideAreas | None, exists: ExistingProducts) -> bool:
+    """Whether a slide's tiles exist, made of the same file with these settings, this mpp and these areas."""
     if mpp is None or row["status"] == "failed":
         return False
     try:
-        made = survey_fingerprint(slide_state(Path(row["path"])), mpp, laying)
+        made = survey_fingerprint(slide_state(Path(row["path"])), mpp, laying, areas)
     except HistosslError:
         return False
     name = row["slide_id"]
@@ -202,6 +238,17 @@ def _content(path: Path) -> str:
         return content_of(path)
     except SlideError:
         return ""
+
+
+def _checked(row: Row, given: dict[str, SlideAreas], areas: AreaFolder | None) -> tuple[float | None, str]:
+    """The mpp in a row, None where it has none; and what is wrong with the row, else ""."""
+    mpp, no_number = _number(row["mpp"])
+    path = Path(row["path"])
+    if no_number:
+        return mpp, f"slides.csv: mpp {row['mpp']!r} is not a number; correct it"
+    if areas and areas.settings.missing != "whole" and path.stem not in given and not row["error"].startswith(NOT_OURS):
+        return mpp, f"{path.name}: {areas.lacking(path.stem)}"
+    return mpp, ""
 
 
 def _number(text: str) -> tuple[float | None, bool]:

@@ -11,6 +11,7 @@ from histossl.core import atomic
 from histossl.core.config import fingerprint
 from histossl.core.errors import SlideError
 from histossl.wsi import tile_files
+from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.content import content_of
 from histossl.wsi.slide import open_slide, slide_state
 from histossl.wsi.tiles import TileSpec, qc_picture, tile_grid
@@ -29,6 +30,7 @@ class SurveyJob:
         tissue, tile: how tissue is found and tiles are placed.
         tiles_path, qc_path: the files to write.
         content: fingerprint of the file when it was last surveyed, or "".
+        areas: the user's areas that tiles are laid in; None lays them on all tissue.
     """
 
     slide_id: str
@@ -40,6 +42,7 @@ class SurveyJob:
     tiles_path: Path
     qc_path: Path
     content: str = ""
+    areas: SlideAreas | None = None
 
 
 @dataclass(frozen=True)
@@ -68,18 +71,22 @@ def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
     return fingerprint(tissue, tile)
 
 
-def survey_fingerprint(state: str, mpp: float, laying: str) -> str:
+def survey_fingerprint(state: str, mpp: float, laying: str, areas: SlideAreas | None = None) -> str:
     """The fingerprint of a slide's tiles.
 
     Args:
         state: the state of the file, see `slide_state`.
         mpp: the µm per pixel that are used.
         laying: the `inspect_fingerprint` of the settings.
+        areas: the user's areas; their files count by content.
 
     Returns:
-        The fingerprint.
+        The fingerprint; without areas the same as in studies that know none.
+
+    Raises:
+        LabelError: a file of areas cannot be read.
     """
-    return fingerprint(state, mpp, laying)
+    return fingerprint(state, mpp, laying, *([areas.made] if areas else []))
 
 
 def survey_slide(job: SurveyJob) -> SlideSurvey:
@@ -92,12 +99,15 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         What its row of slides.csv holds.
 
     Raises:
-        SlideError: the slide cannot be opened, has no usable mpp, holds no tile of tissue, or is changed while it is
-            read.
+        SlideError: the slide cannot be opened, has no usable mpp, holds no tile of tissue, its areas do not fit it, or
+            it is changed while it is read.
+        LabelError: a file of areas cannot be read.
     """
     state = slide_state(job.path)
     with open_slide(job.path, job.mpp, job.mpp_default) as slide:
         mask = find_tissue(slide, job.tissue)
+        if job.areas:
+            mask = restrict(mask, slide, job.areas)
         grid = tile_grid(slide, mask, job.tile)
         picture = Image.fromarray(qc_picture(slide, mask, grid))
         with atomic.whole(job.qc_path) as part:
@@ -108,7 +118,7 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
             raise SlideError(job.path, f"no tile of tissue found{inked}", hint)
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
-        made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile))
+        made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile), job.areas)
         with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
             pass
         content = content_of(job.path)

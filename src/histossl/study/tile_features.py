@@ -35,6 +35,7 @@ from histossl.study.folder import Study, slide_names
 from histossl.study.import_features import check_coordinates
 from histossl.study.inspect_stage import InspectSettings
 from histossl.study.survey import SurveyJob, survey_slide
+from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.slide import find_slides
 from histossl.wsi.tile_files import read_tiles_of
 from histossl.wsi.tiles import TileSpec
@@ -99,6 +100,8 @@ def encode(
     *,
     out: str | Path | None = None,
     tissue: TissueSettings = TissueSettings(),
+    areas: str | Path | None = None,
+    area: AreaSettings = AreaSettings(),
     mpp: float | None = None,
     mpp_default: float | None = None,
     workers: int = 0,
@@ -115,6 +118,8 @@ def encode(
         out: a folder for the features, which `read_features` opens again; what exists there is not encoded twice. None
             keeps them in a temporary folder as long as the result is in use.
         tissue: how tissue is found.
+        areas: a folder of the areas that count, a GeoJSON or mask image or several a slide, named as the slide.
+        area: which of these areas count, and what happens to slides without any.
         mpp: µm per level-0 pixel of all slides; overrides the files.
         mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
@@ -128,13 +133,14 @@ def encode(
 
     Raises:
         SlideError: not one slide can be encoded.
-        SettingsError: an unknown setting or one out of range, or two slides of one name.
+        SettingsError: an unknown setting or one out of range, two slides of one name, or no such areas.
         FileFormatError: the encoder cannot be loaded.
     """
     chosen = from_dict(EncodeSettings, {"views": 0, **settings})
     keeps, folder = _folder(out)
     with _readers(workers) as readers:
-        cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers)
+        drawn = AreaFolder(Path(areas), area) if areas is not None else None
+        cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers, drawn)
         if encoder == "self":
             encoder = _trained(cut, TileTrainSettings(), folder / "tile-encoder", readers, device)
         start = None
@@ -144,7 +150,7 @@ def encode(
         failed |= _encode(cut, folder, encoder, chosen, readers)
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
-    made_with = {"inspect": to_dict(InspectSettings(tissue, tile))}
+    made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(area)} if areas else {})}
     made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
     return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
@@ -277,6 +283,7 @@ def _lay_tiles(
     tissue: TissueSettings,
     mpp: tuple[float | None, float | None],
     readers: Workers | ThreadExecutor,
+    areas: AreaFolder | None = None,
 ) -> tuple[list[TileSource], dict[str, str]]:
     """The slides with tiles, and why the others have none: slide_id -> reason."""
     given = [slides] if isinstance(slides, str | Path) else list(slides)
@@ -286,11 +293,17 @@ def _lay_tiles(
     names = slide_names(paths)
     if complaint := next((complaint for _, complaint in names if complaint), ""):
         raise SettingsError(complaint)
-    jobs = [
-        SurveyJob(name, path.absolute(), *mpp, tissue, tile, folder / "tiles" / f"{name}.h5", folder / f"qc/{name}.jpg")
-        for (name, _), path in zip(names, paths, strict=True)
-    ]
-    cut, failed = [], {}
+    given, _ = areas.of(name for name, _ in names) if areas else ({}, [])
+    jobs, cut, failed = [], [], {}
+    for (name, _), path in zip(names, paths, strict=True):
+        places = folder / "tiles" / f"{name}.h5", folder / f"qc/{name}.jpg"
+        job = SurveyJob(name, path.absolute(), *mpp, tissue, tile, *places, areas=given.get(name))
+        if job.areas or not areas or areas.settings.missing == "whole":
+            jobs.append(job)
+        elif areas.settings.missing == "refuse":
+            failed[name] = f"{path.name}: {areas.lacking(name)}"
+    if not jobs:
+        raise SlideError(paths[0], f"none of {len(paths)} slides has an area", "name the files of areas as the slides")
     with progress_bar("slides", len(jobs)) as bar:
         for job, answer in readers.map(survey_slide, jobs):
             if isinstance(answer, Exception):

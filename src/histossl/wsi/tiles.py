@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
+from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
 from histossl.wsi.slide import Slide
@@ -122,7 +124,7 @@ class TileGrid:
         return (self.region(k) for k in range(len(self)))
 
 
-def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
+def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec, areas: Sequence[str | Path] = ()) -> TileGrid:
     """The tiles of a regular grid, from the slide's top-left corner, that hold enough tissue.
 
     Tiles lie inside the slide. A slide that is smaller than a tile still has one along that side, which extends beyond
@@ -133,10 +135,16 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec) -> TileGrid:
         slide: the slide.
         mask: its tissue, from `find_tissue`.
         spec: size, resolution and least tissue of the tiles.
+        areas: GeoJSON files and mask images of the areas that tissue counts in; none for the whole slide.
 
     Returns:
         The grid, in the order of (row, column); empty where there is no tissue.
+
+    Raises:
+        SlideError: the areas do not fit the slide, or hold no tissue.
     """
+    if areas:
+        mask = restrict(mask, slide, SlideAreas(tuple(map(Path, areas))))
     extent = level0_length(spec.px, spec.mpp, slide.mpp)
     stride = level0_length(spec.px - spec.overlap, spec.mpp, slide.mpp)
     if spec.mpp < 0.8 * slide.mpp:

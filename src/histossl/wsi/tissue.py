@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LONGEST, _SHORTEST = 2048, 512  # pixels of the picture that is analysed, for slides of any size
 _CROP = 2000.0  # µm: smaller fields have no pen marks, and blood in them would look like red ink
 _INK_TOLD = 0.02  # share of a slide; less is a dot of a pen, which needs no note
-_EVEN = 0.03, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
+_EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _DARK = 12.0  # intensities below it are a camera's noise, without colour
 
 
@@ -183,7 +183,7 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     # At the edge of a stroke its colour mixes with that of the glass, and its density with the glass's.
     inner = ~_within(~coloured, max(1.0, 20 / mpp))
     # Ink over tissue shows some of its structure, but is denser than tissue alone.
-    even = inner & (_variation(density, inner, 20 / mpp) < np.clip(mean / 10, *_EVEN))
+    even = inner & (_variation(density, inner, 20 / mpp) < np.clip(mean / 12, *_EVEN))
     most = _blurred(even.astype(np.float32), 60 / mpp) > 0.5 * _blurred(inner.astype(np.float32), 60 / mpp)
     stroke = _without_small(coloured & most, (150 / mpp) ** 2)
     return _within(stroke, 50 / mpp)
