@@ -88,7 +88,8 @@ def embed_new(
     if encoder == "self" and not study.tile_encoder.is_dir():
         what = f"{study.folder}: has no tile-encoder/ of its own"
         raise StudyError(what, "name the tile encoder that its slides were encoded with: --encoder")
-    laid = from_dict(InspectSettings, told["inspect"])
+    # Areas that were drawn on the study's own slides are none of these slides'.
+    laid = from_dict(InspectSettings, {name: told["inspect"][name] for name in ("tissue", "tile")})
     settings = {name: value for name, value in told["encode"].items() if name != "encoder"}
     how = replace(from_dict(EncodeSettings, settings), views=0)
     with new.lock(), Workers() as pool:
