@@ -38,7 +38,7 @@ def test_the_remedies_take_out_the_site_and_leave_the_label():
     before, centred, scaled = (rows.loc[name] for name in rows.index)
     assert before["site_auroc"] > 0.95
     assert before["purity"] > before["expected_purity"] + 0.3
-    assert abs(scaled["site_auroc"] - 0.5) < 0.08
+    assert scaled["site_auroc"] < 0.55
     assert centred["site_auroc"] < before["site_auroc"]
     assert scaled["auroc"] > before["auroc"] - 0.02
     assert scaled["robustness"] > before["robustness"] + 0.2

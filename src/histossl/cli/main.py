@@ -38,8 +38,6 @@ COMMANDS = {
         "probe_vectors",
         "a linear classifier on the vectors, and on those of the baselines",
     ),
-    "predict": ("histossl.cli.predict_command", "predict", "judge new slides by a saved probe, a page a slide"),
-    "export": ("histossl.cli.predict_command", "export", "a model with its card, for other groups"),
     "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.cli.evaluate_commands",

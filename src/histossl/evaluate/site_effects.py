@@ -85,11 +85,12 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
 
     Returns:
         One row a target and remedy: `site_auroc` with `site_low`, `site_high`: sites told from the vectors of patients
-        held out, .5 where they know nothing of it; `purity`: share of the nearest slides of other patients that are of
-        the slide's own site, and `expected_purity`, what it would be if they were drawn among those of its own class;
-        `robustness`: among the nearest that share either the class or the site and not both, the share of those with
-        the class (PathoROB); `auroc` with `low`, `high` of the label with patients held out, and `auroc_new_sites`, the
-        same with whole sites held out, empty where that is impossible. And one sentence a target on confounding.
+        held out, .5 where they know nothing of it, and less after a remedy, whose means are of these patients too;
+        `purity`: share of the nearest slides of other patients that are of the slide's own site, and `expected_purity`,
+        what it would be if they were drawn among those of its own class; `robustness`: among the nearest that share
+        either the class or the site and not both, the share of those with the class (PathoROB); `auroc` with `low`,
+        `high` of the label with patients held out, and `auroc_new_sites`, the same with whole sites held out, empty
+        where that is impossible. And one sentence a target on confounding.
 
     Raises:
         LabelError: fewer than two sites with enough patients, or no target with classes.

@@ -15,21 +15,7 @@ from histossl.core.errors import StudyError
 from histossl.core.tables import Row
 from histossl.execution.shared_table import SharedTable
 
-ROOMS = frozenset(
-    {
-        "features",
-        "heatmaps",
-        "logs",
-        "nuclei",
-        "predictions",
-        "probe-model",
-        "qc",
-        "slide-encoder",
-        "tile-encoder",
-        "tiles",
-        "views",
-    }
-)
+ROOMS = frozenset({"features", "heatmaps", "logs", "nuclei", "qc", "slide-encoder", "tile-encoder", "tiles", "views"})
 """Folders of a study that may be links, to folders which HISTOSSL_LINKS allows."""
 
 COLUMNS = (

@@ -75,7 +75,7 @@ def heatmaps_study(
         for name in names:
             bar.advance(1)
             try:
-                ground = thumbnail(rows[name])
+                ground = _thumbnail(rows[name])
                 found = explainer(name, {target: probes[target][name] for target in probes}, vectors[name])
                 for target, heatmap in found.items():
                     _write(study, target, heatmap, ground)
@@ -136,39 +136,16 @@ def _write(study: Study, target: str, heatmap: Heatmap, ground: NDArray[np.uint8
     tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
     folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
     write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    picture_of(study, heatmap, folder / f"{heatmap.slide_id}.png", ground, target)
+    picture = folder / f"{heatmap.slide_id}.png"
+    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
         say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
         write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
 
 
-def picture_of(study: Study, heatmap: Heatmap, picture: Path, ground: NDArray[np.uint8] | None, target: str) -> None:
-    """Write the picture of a heatmap over its slide, or over white where the slide is not there.
-
-    Args:
-        study: the study that has the tiles of the slide.
-        heatmap: of the slide.
-        picture: the PNG file.
-        ground: (h, w, 3) of the whole slide, or None.
-        target: name of the target, for the title.
-
-    Raises:
-        FileFormatError: the features of its tiles are absent or damaged.
-    """
-    tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
-    write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
-
-
-def thumbnail(row: Row) -> NDArray[np.uint8] | None:
-    """A thumbnail of a slide for a heatmap.
-
-    Args:
-        row: of slides.csv.
-
-    Returns:
-        (h, w, 3); None where the slide cannot be opened: the heatmap is then drawn on white.
-    """
+def _thumbnail(row: Row) -> NDArray[np.uint8] | None:
+    """A thumbnail of the slide of a row; None where it cannot be opened: the heatmap is then drawn on white."""
     path = Path(row["path"])
     if not row["path"] or not path.exists():
         return None

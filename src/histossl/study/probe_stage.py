@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from histossl.core.console import say
 from histossl.core.embeddings import write_labels
-from histossl.core.errors import LabelError
-from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.plots import file_names
+from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
-from histossl.evaluate.saved_probe import fit_saved
 from histossl.evaluate.settings import ProbeSettings
-from histossl.evaluate.sources import Source, read_source
+from histossl.evaluate.sources import read_source
 from histossl.evaluate.summary import show_probe
-from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import Study
 from histossl.study.times import timed
 
@@ -48,25 +41,9 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
-    _save_models(study, source, table, settings)
     people = {str(slide): str(name) for slide, name in table.table["patient_id"].items() if name != slide}
     write_labels(study.embeddings, people, pd.DataFrame(table.table, columns=pd.Index(table.targets)))
     show_probe((result.table, result.numbers, result.survival), result.audit, study.folder)
     for line in result.complaints:
         say(f"LEFT OUT {line}", "yellow")
     return len(result.complaints)
-
-
-def _save_models(study: Study, source: Source, labels: Labels, settings: ProbeSettings) -> None:
-    """Probes of all targets with classes, trained for `histossl predict`: probe-model/TARGET."""
-    place = study.folder / "probe-model"
-    if place.is_dir():
-        shutil.rmtree(place)
-    if study.sources or not study.slide_encoder.is_dir():
-        return
-    encoder = str(trained_as(study.slide_encoder)["fingerprint"])
-    one_row_a_slide = replace(settings, unit="slide", hold_out="patients", site_remedy="none")
-    for target, name in file_names(list(labels.targets)).items():
-        # Targets of numbers or of survival, and those that cannot be probed, have no saved probe.
-        with suppress(LabelError):
-            fit_saved(source, labels, target, one_row_a_slide, encoder).save(place / name)
