@@ -28,6 +28,7 @@ from histossl.study.import_features import FeatureOrigin, import_features, take_
 from histossl.study.inspect_stage import inspect_slides
 from histossl.study.pretrain_stage import pretrain_study
 from histossl.study.probe_stage import probe_study
+from histossl.study.qc_sheet import write_sheet
 from histossl.study.remote_tasks import EncoderName, encode_on
 from histossl.training import distributed
 from histossl.training.device import pick_device
@@ -129,6 +130,7 @@ def inspect(
     area: AreaSettings = AreaSettings(),
     tissue: TissueSettings = TissueSettings(),
     tile: TileSpec = TileSpec(),
+    sheet: Path | None = None,
     workers: int | None = None,
     timeout: float = 900,
     scheduler: str = "",
@@ -145,6 +147,7 @@ def inspect(
         area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.
         tile: how tiles are laid.
+        sheet: a PNG of all slides with their tissue and tiles, those that look wrong first.
         workers: processes that read slides.
         timeout: seconds that a worker process may take for a slide before it is killed, and the slide given up.
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
@@ -156,6 +159,8 @@ def inspect(
         with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
         _show(study)
+        if sheet is not None and (left := write_sheet(study, sheet)):
+            say(f"note: {left} slides without anything odd are not in {sheet}", "yellow")
     return _code(failed)
 
 

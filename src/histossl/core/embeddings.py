@@ -113,6 +113,8 @@ def write_embeddings(
 def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) -> None:
     """Add patients and labels to the slides of an AnnData file of ours, in place of those of an earlier call.
 
+    A file that has them already stays as it is, to the byte.
+
     Args:
         path: the file, as `write_embeddings` wrote it.
         patients: slide -> patient, of slides of which `slides.csv` names none.
@@ -133,8 +135,12 @@ def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) 
         numbers = np.asarray(pd.to_numeric(values, errors="coerce"), float)
         words = np.isnan(numbers) & values.notna().to_numpy()
         obs[title] = pd.Categorical(values) if words.any() else numbers
+    told = {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
+    same = obs.astype(str).equals(pd.DataFrame(data.obs).astype(str))
+    if same and all(str(about.get(key)) == text for key, text in told.items()):
+        return
     data.obs = obs
-    about |= {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
+    about |= told
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 
