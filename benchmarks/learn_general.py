@@ -125,6 +125,8 @@ def trained(asked: argparse.Namespace, stage: Stage, number: int, before: SelfTr
         steps=stage.steps,
         rate=stage.rate,
         strength=stage.strength,
+        turns=1,
+        support=True,
         pseudo_labels=labels,
     )
     samples = organs(asked.data, asked.mpp, stage.balance) + lymphoma(asked.data) + slide(asked.data)

@@ -28,6 +28,11 @@ class Method(Protocol):
         """Whether the depth is learned; otherwise it is the distance to the outline."""
         ...
 
+    @property
+    def supported(self) -> bool:
+        """Whether the sure nuclei of a slide support what the method finds there (`evidence.py`)."""
+        ...
+
     def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
         """Measure the number that `confidence` needs of a slide, such as a threshold.
 

@@ -57,6 +57,7 @@ class PatchContrast:
 
     name = "patch-contrast"
     learned = False
+    supported = False
 
     def __init__(
         self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice, device: str = "auto"

@@ -85,6 +85,8 @@ class SelfTrainingSettings:
         zoom: crops are scaled by a factor of up to e^zoom up or down.
         noise: sigma of noise on the optical density.
         turns: quarter turns over which confidence is averaged: 1, 2 or 4.
+        support: whether the sure nuclei of a slide support the network there (`evidence.py`); for a network that
+            learned elsewhere.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         widths: channels of the network at full, half and quarter resolution.
         seed: of all that is random.
@@ -102,6 +104,7 @@ class SelfTrainingSettings:
     zoom: float = 0.3
     noise: float = 0.02
     turns: int = 2
+    support: bool = False
     precision: str = "auto"
     widths: tuple[int, int, int] = (12, 24, 32)
     seed: int = 0

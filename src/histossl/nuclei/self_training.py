@@ -52,6 +52,7 @@ class SelfTraining:
 
     def __init__(self, settings: SelfTrainingSettings, network: NucleusNet, device: str = "auto") -> None:
         self.settings, self.network = settings, network.eval()
+        self.supported = settings.support
         self.device = pick_device(device)
         self.dtype = pick_dtype(settings.precision, self.device)
         fast = network.folded().to(device=self.device, dtype=self.dtype).requires_grad_(False)

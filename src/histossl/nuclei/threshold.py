@@ -44,6 +44,7 @@ class Prior:
     name = "prior"
     mpp = 0.5
     learned = False
+    supported = False
 
     def __init__(self, settings: PriorSettings = PriorSettings()) -> None:
         self.settings = settings

@@ -105,7 +105,7 @@ def by_row(
         known: the survey of the slide, with stains.
         method: its network runs here.
         context: what `method.prepare` returned for the slide.
-        tree: the slide's sure nuclei, where the method has learned.
+        tree: the slide's sure nuclei, where they support the method.
         settings: how nuclei are separated.
         executor: reads and outlines tiles.
         slide: the open slide, or None where each worker opens it itself.
@@ -226,7 +226,7 @@ def segment_rows(
     if known.stains is None:
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
-    tree = slide_tree(known.fields, known.stains, method.mpp) if known.stains and method.learned else None
+    tree = slide_tree(known.fields, known.stains, method.mpp) if known.stains and method.supported else None
     scale = level0_length(1, method.mpp, known.mpp)
     found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
     for k, found in enumerate(found_rows, done):
