@@ -17,7 +17,7 @@ from rich.table import Table
 
 from histossl.core import answers
 
-# Distribution -> module that the main job imports.
+# Distribution -> module that `histossl run` imports.
 NEEDED = {
     "torch": "torch",
     "lightning-fabric": "lightning_fabric",
@@ -51,7 +51,7 @@ class Finding:
 
     Attributes:
         what: what was checked.
-        state: "ok", "note" or "missing"; the main job cannot run if anything is missing.
+        state: "ok", "note" or "missing"; `histossl run` cannot work if anything is missing.
         text: version, amount or advice.
     """
 
@@ -61,7 +61,7 @@ class Finding:
 
 
 def doctor(study: Path = Path(".")) -> int:
-    """What is installed, what is missing, GPU, disk, memory; exit code 1 if the main job cannot run.
+    """What is installed, what is missing, GPU, disk, memory; exit code 1 if histossl cannot run here.
 
     Args:
         study: folder of a study, existing or planned: its disk is checked.
