@@ -6,8 +6,8 @@ Each STUDY is embedded, each LABELS the table of its slides: `slide_id`, `patien
 share no source tile), and the columns of --tasks. Plain scikit-learn logistic regression (L2, C = 10, balanced classes)
 on rows of length 1 and on standardised rows; the better of the two is given, for every vector alike. AUROC with 25, 50
 and all labels, and the squared correlation (R²) that a ridge regression reaches of `fraction` where there is one.
-Beside the vector: each part alone, mean pooling, and the like-for-like rival of which no weight was trained. Last, the
-trained minus the untrained vector, with a 95 % interval from resampled patients.
+Beside the vector: each part alone, mean pooling, the like-for-like rival of which no weight was trained, and the vector
+without its stage. Last, the vector minus either of these, with a 95 % interval from resampled patients.
 """
 
 from __future__ import annotations
@@ -126,14 +126,19 @@ def main() -> None:
         table = pd.read_csv(labels, dtype={"slide_id": str, "patient_id": str}).set_index("slide_id")
         table = table.loc[list(source.ids)]
         vectors = source.vectors | (parts_alone(source, ("all",)) if source.parts else {})
+        if "stage" in source.parts:
+            rest = np.flatnonzero(np.array(source.parts) != "stage")
+            vectors["without its stage"] = vectors["giga-ssl"][:, rest]
         rows = judged(vectors, table, options.tasks, options.draws)
         print(f"{study}: {len(table)} slides, {options.draws} draws")
         shown = pd.DataFrame(rows).drop(columns=["scores", "way"])
-        print(shown.pivot(index="vector", columns=["task", "labels"], values="figure").loc[list(vectors)].round(3))
-        if {"giga-ssl", "untrained encoder"} <= set(vectors):
+        shown = shown.pivot(index="vector", columns=["task", "labels"], values="figure").loc[list(vectors)]
+        print(shown.round(3).to_string())
+        for rival in (name for name in ("untrained encoder", "without its stage") if name in vectors):
+            print(f"giga-ssl minus {rival}:")
             for task in (task for task in options.tasks if table[task].nunique() == 2):
                 for count in SHOTS:
-                    print(ahead(rows, table, task, count or "all", ("giga-ssl", "untrained encoder")))
+                    print("  " + ahead(rows, table, task, count or "all", ("giga-ssl", rival)))
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
     Args:
         sources: two or more, in a fixed order; slides are matched by name and need not be in all sources.
         settings: of the training; `encoder.in_dim` is replaced by the length of each source's features, and the arch
-            `neighbours`, which makes nothing of a second source, by `sparse` with its usual inlet and length.
+            `neighbours`, which makes nothing of a second source, by `sparse` with its usual inlet.
         logs: folder of log.csv, TensorBoard's files and checkpoints.
         device: auto, cpu or cuda.
 
@@ -187,7 +187,7 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
             of another network.
     """
     if settings.encoder.arch == "neighbours":
-        settings = replace(settings, encoder=replace(settings.encoder, arch="sparse", inlet="centred", dim=128))
+        settings = replace(settings, encoder=replace(settings.encoder, arch="sparse", inlet="centred"))
     shown = match([source.slides for source in sources])
     per_epoch = steps_of_an_epoch([next(iter(slide.values())).slide_id for slide in shown], settings)
     each = [of_length(settings, source.slides) for source in sources]
