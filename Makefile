@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core, each with whole test files, since what a file's tests share is made once.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all test-lowest check docs bench results clean
+.PHONY: demo test test-all test-lowest check fuzz audit docs bench results clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,19 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Ten minutes of changed files for every reader; Linux only.
+fuzz: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	mkdir -p out/fuzz
+	cd out/fuzz && ../../$(BIN)/python ../../.ci/fuzz.py 10
+
+# Known vulnerabilities of the pinned versions; out/sbom.json lists them all (CycloneDX).
+audit:
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	mkdir -p out
+	.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --format cyclonedx-json --output out/sbom.json
+
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -48,4 +61,4 @@ results: .venv/ready
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf .venv .lowest out
+	rm -rf .venv .lowest .audit out

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 # What exists on POSIX systems only. Tests that kill, fork or bound processes use it on purpose.
-POSIX_ONLY = re.compile(r"\bos\.(fork|geteuid|killpg|mkfifo)\b|\bsignal\.SIGKILL\b|(?m:^import (fcntl|resource)$)")
+POSIX_ONLY = re.compile(
+    r"\bos\.(fork|geteuid|killpg|mkfifo)\b|\bsignal\.SIGKILL\b|(?m:^import (fcntl|resource)$)|support.killing"
+)
 
 
 @pytest.fixture(scope="session")

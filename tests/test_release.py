@@ -100,6 +100,28 @@ def test_the_citation_names_the_software_and_both_papers():
         assert {"type", "title", "authors", "year"} <= set(work)
 
 
+def test_the_conda_recipe_needs_what_the_package_needs():
+    text = (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
+    assert f'version = "{histossl.__version__}"' in text
+    needed = dict(
+        re.findall(r"^    - ([\w-]+) >=(\S+)", text.partition("  run:")[2].partition("test:")[0], re.MULTILINE)
+    )
+    assert needed.pop("python") == PROJECT["requires-python"].removeprefix(">=")
+    assert needed.pop("openslide")
+    others = {"torch": "pytorch", "matplotlib": "matplotlib-base", "docstring-parser": "docstring_parser"}
+    wanted = dict(re.match(r"([\w-]+)>=([^;\s]+)", line).groups() for line in PROJECT["dependencies"])
+    wanted.pop("openslide-bin")
+    assert needed == {others.get(name, name).lower(): least for name, least in wanted.items()}
+
+
+def test_the_image_is_built_from_what_it_copies():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = " ".join(re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE)).split()
+    assert all((ROOT / name).exists() for name in copied)
+    needed = {*PROJECT["license-files"], "pyproject.toml", "README.md", ".ci", "src", "constraints.txt"}
+    assert needed <= set(copied)
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_have_jobs_with_the_least_permissions(path):
     flow = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
-import multiprocessing
 import os
-import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -24,36 +22,21 @@ from histossl.core import fingerprints
 from histossl.study.folder import Study
 from histossl.study.status import status_of
 from histossl.wsi.synth import SynthSettings, write_slide
+from support import killing
+from support.killing import digest, kill_at_random
 
 SLIDES = 4
 FLAGS = ["--tile.px=32", "--tile.mpp=1.0", "--workers=1"]
 ENCODE = ["--encode.views=2", "--encode.tiles=8", "--encode.batch=8", "--device=cpu", "--workers=1"]
 
-# Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
-server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["histossl.cli.study_commands", "histossl.study.status"])
 
-
-def both(slides: str, out: str) -> None:
-    """Two stages as `run` does them, quietly, in a process of its own."""
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
-        main(["inspect", slides, "--out", out, *FLAGS])
-        sys.exit(main(["encode", out, *ENCODE]))
+def both(slides: Path, out: Path) -> list[list[str]]:
+    """Two stages as `run` does them."""
+    return [["inspect", str(slides), "--out", str(out), *FLAGS], ["encode", str(out), *ENCODE]]
 
 
 def child(slides: Path, out: Path):
-    process = server.Process(target=both, args=(str(slides), str(out)))
-    process.start()
-    return process
-
-
-def digest(study: Path) -> dict[str, str]:
-    """Every file of a study but its log and its locks, with no claim and nothing half-written among them."""
-    return {
-        str(path.relative_to(study)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(study.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
-    }
+    return killing.child(*both(slides, out))
 
 
 def lines(study: Path) -> list[dict]:
@@ -90,40 +73,16 @@ def test_two_runs_share_the_slides(slides, undisturbed, tmp_path):
     assert all(line["seconds"] >= 0 and line["tiles"] > 0 and line["row"]["made"] for line in lines(out))
 
 
-def kill_at_random(slides: Path, out: Path, undisturbed: Path, rounds: int, seed: int) -> int:
-    """Begin, kill, begin again; every study that comes to its end is compared. Returns how many did."""
-    rng, ended, span = random.Random(seed), 0, 4.0
-    for _ in range(rounds):
-        start = time.monotonic()
-        process = child(slides, out)
-        process.join(rng.uniform(0, span))
-        if process.is_alive():
-            workers = psutil.Process(process.pid).children()
-            victim = rng.choice([process.pid, *(worker.pid for worker in workers)])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
-            if victim != process.pid:
-                process.join()
-        process.join()
-        if process.exitcode == 0:
-            span = max(0.5, 1.2 * (time.monotonic() - start))
-            assert digest(out) == digest(undisturbed)
-            shutil.rmtree(out)
-            ended += 1
-    while (process := child(slides, out)).join() or process.exitcode != 0:
-        pass  # a slide whose worker was killed twice is begun anew
-    assert digest(out) == digest(undisturbed)
-    return ended + 1
-
-
 def test_killed_at_random_moments_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
-    kill_at_random(slides, tmp_path / "study", undisturbed, rounds=4, seed=1)
+    out = tmp_path / "study"
+    kill_at_random(lambda: child(slides, out), out, digest(undisturbed), rounds=4, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_two_hundred_times_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
-    assert kill_at_random(slides, tmp_path / "study", undisturbed, rounds=200, seed=2) > 5
+    out = tmp_path / "study"
+    assert kill_at_random(lambda: child(slides, out), out, digest(undisturbed), rounds=200, seed=2) > 5
 
 
 def test_a_run_that_was_killed_leaves_its_slides_to_another_that_goes_on(slides, undisturbed, tmp_path):
@@ -202,13 +161,39 @@ def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(slides, undisturbed, 
     assert status_of(out).slides == Counter(encoded=SLIDES)
 
 
+def with_few_handles(*commands: list[str]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    killing.quietly(*commands)
+
+
+def test_sixty_four_file_handles_are_enough(slides, undisturbed, tmp_path):
+    process = killing.server.Process(target=with_few_handles, args=both(slides, tmp_path / "study"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert digest(tmp_path / "study") == digest(undisturbed)
+
+
+def test_of_two_runs_of_different_settings_one_is_refused_or_waits(slides, undisturbed, tmp_path):
+    """The features that stand are those of one of the two, whichever came first."""
+    out = tmp_path / "study"
+    inspect, encode = both(slides, out)
+    others = [killing.child(inspect, command) for command in (encode, [*encode, "--encode.views=1"])]
+    for process in others:
+        process.join()
+    assert sorted(process.exitcode for process in others) in ([0, 0], [0, 2])
+    views = {len(np.load(path, mmap_mode="r")) for path in out.glob("views/*/features.npy")}
+    assert len(views) == 1
+    assert status_of(out).slides == Counter(encoded=SLIDES)
+
+
 def test_a_slide_that_changes_or_vanishes_is_not_encoded_with_the_tiles_of_another(slides, tmp_path, capsys):
     own, out = tmp_path / "slides", tmp_path / "study"
     shutil.copytree(slides, own)
     assert main(["inspect", str(own), "--out", str(out), *FLAGS]) == 0
     os.utime(own / "s1.tiff")
     (own / "s2.tiff").unlink()
-    process = server.Process(target=both, args=(str(own), str(out)))  # inspects anew
+    process = killing.server.Process(target=killing.quietly, args=both(own, out))  # inspects anew
     assert main(["encode", str(out), *ENCODE]) == 1
     rows = {row["slide_id"]: row for row in Study(out).slides()}
     assert {name: row["status"] for name, row in rows.items()} == {

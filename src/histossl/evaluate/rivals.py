@@ -18,6 +18,7 @@ from histossl.core.config import fingerprint
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.fingerprints import fingerprint_of
 from histossl.core.hdf5 import read_features
+from histossl.core.npy import read_npy
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
@@ -142,7 +143,7 @@ def cached_rival(rival: Rival, made: str, ids: Sequence[str], folder: Path) -> R
         sides = [[ids[int(row)] for row in rows] for rows in (train, test)]
         path = folder / f"{fingerprint(made, *sides, truth.tolist(), seed)}.npy"
         if path.exists():
-            return np.load(path, allow_pickle=False)
+            return np.array(read_npy(path, "remove it"))
         found = rival(train, truth, test, seed)
         with whole(path) as part:
             np.save(part, found)

@@ -19,6 +19,7 @@ from histossl.core.embeddings import lent_patients, read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
 from histossl.core.names import Known, bare, clashes, spellings, told
+from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
 from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
@@ -293,14 +294,10 @@ def _features(path: Path) -> NDArray[np.float32]:
 def _arrays(path: Path) -> Source:
     folder = path if path.is_dir() else path.parent
     place = folder / "embeddings.npy" if path.is_dir() else path
-    try:
-        values = np.load(place, allow_pickle=False)
-        ids = np.load(folder / "ids.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        # An array of objects is a pickle, which can execute code.
-        hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
-        hint += "a dictionary of vectors is a pickle, and is read only with --pickles true"
-        raise FileFormatError(f"{folder}: not arrays of vectors and ids ({error})", hint) from error
+    # An array of objects is a pickle, which can execute code.
+    hint = "it needs embeddings.npy (N, d) and ids.npy (N,) of text (save ids with np.save(..., ids.astype(str))); "
+    hint += "a dictionary of vectors is a pickle, and is read only with --pickles true"
+    values, ids = read_npy(place, hint), read_npy(folder / "ids.npy", hint)
     if ids.ndim != 1 or values.dtype.kind not in "fiu":
         raise FileFormatError(f"{folder}: {ids.shape} ids, embeddings of {values.dtype}", "(N,) text and (N, d) floats")
     return Source(tuple(str(name) for name in ids), {place.stem: values.astype(np.float32)})

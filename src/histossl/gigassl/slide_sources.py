@@ -13,6 +13,7 @@ from torch import Tensor
 
 from histossl.core import fingerprints, hdf5
 from histossl.core.errors import FileFormatError
+from histossl.core.npy import read_npy
 from histossl.wsi import tile_files
 from histossl.wsi.geometry import tile_units
 
@@ -43,11 +44,7 @@ class SlideSource:
         if not self.views.is_dir():
             with hdf5.open_h5(self.features) as file:
                 return int(hdf5.dataset_of(file, "features", self.features).shape[-1])
-        path = self.views / "features.npy"
-        try:
-            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[-1])
-        except (OSError, ValueError, IndexError) as error:
-            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
+        return self._views()[0].shape[2]
 
     def load(self) -> tuple[NDArray, NDArray[np.float32]]:
         """(K, n, D) features, memory-mapped where they can be, and (K, n, 2) positions in tile units.
@@ -58,15 +55,19 @@ class SlideSource:
         if not self.views.is_dir():
             features, positions = plain_tiles(self.features)
             return features[None], positions[None]
-        try:
-            features = np.load(self.views / "features.npy", mmap_mode="r", allow_pickle=False)
-            coords = np.load(self.views / "coords.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{self.views}: damaged ({error})", "remove it and encode again") from error
-        if features.ndim != 3 or coords.shape != (*features.shape[:2], 2):
-            raise FileFormatError(f"{self.views}: {features.shape} features, {coords.shape} coords", "encode again")
+        features, coords = self._views()
         stride = fingerprints.read_made(self.views)["stride_level0"]
         return features, tile_units(coords.reshape(-1, 2), stride).reshape(coords.shape)
+
+    def _views(self) -> tuple[NDArray, NDArray]:
+        """(K, n, D) floating features and (K, n, 2) integer coords, memory-mapped."""
+        hint = f"remove {self.views} and encode again"
+        features, coords = (read_npy(self.views / f"{name}.npy", hint) for name in ("features", "coords"))
+        shapes = features.ndim == 3 and coords.shape == (*features.shape[:2], 2)
+        if not shapes or features.dtype.kind != "f" or coords.dtype.kind not in "iu":
+            what = f"{self.views}: {features.shape} features of {features.dtype}, {coords.shape} coords of "
+            raise FileFormatError(f"{what}{coords.dtype}", hint)
+        return features, coords
 
 
 def plain_tiles(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from histossl.core.console import progress_bar
 from histossl.core.errors import FileFormatError, HistosslError, SettingsError, StudyError
 from histossl.core.interchange import TileFeatures, attributes_of, read_tile_features
 from histossl.core.names import folded
+from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
 from histossl.encoders.external import hash_of
 from histossl.execution.failures import fail, failure_reason, report_failures
@@ -178,7 +179,7 @@ def _import_one(study: Study, row: Row, path: Path, origin: FeatureOrigin, spati
         bag = check_coordinates(_placed(read_tile_features(path, mpp, in_um=True), path, spatial), path, origin.stride)
         _write(study, bag, path, fingerprint(*of, bag.mpp))
     about = _attributes(features)
-    values = np.load(views / "features.npy", mmap_mode="r", allow_pickle=False)
+    values = read_npy(views / "features.npy", f"remove {views}")
     row |= {"width": str(about["level0_width"]), "height": str(about["level0_height"]), "tiles": str(values.shape[1])}
     row |= {"mpp": row["mpp"] or repr(float(about["mpp"])) if "mpp" in about else "", "status": "encoded"}
     return values.shape[2]

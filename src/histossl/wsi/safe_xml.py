@@ -17,12 +17,12 @@ class OmeImage:
     Attributes:
         name: of the image.
         pixels: attributes of its Pixels element.
-        ifds: pages of the file that hold it, counted from 0, where stated.
+        ifds: ranges of the pages of the file that hold it, counted from 0, where stated.
     """
 
     name: str = ""
     pixels: dict[str, str] = field(default_factory=dict)
-    ifds: list[int] = field(default_factory=list)
+    ifds: list[range] = field(default_factory=list)
 
 
 def elements(text: str) -> list[tuple[str, dict[str, str]]]:
@@ -74,8 +74,13 @@ def ome_images(text: str) -> list[OmeImage]:
             images.append(OmeImage(attributes.get("Name", "")))
         elif name == "Pixels" and images:
             images[-1].pixels = attributes
-        elif name == "TiffData" and images and attributes.get("IFD", "0").isdigit():
-            count = attributes.get("PlaneCount", "1")
-            first = int(attributes.get("IFD", "0"))
-            images[-1].ifds += range(first, first + (int(count) if count.isdigit() else 1))
+        elif name == "TiffData" and images:
+            first, count = _count(attributes.get("IFD", "0")), _count(attributes.get("PlaneCount", "1"))
+            if first is not None:
+                images[-1].ifds.append(range(first, first + (1 if count is None else count)))
     return images
+
+
+def _count(text: str) -> int | None:
+    """A number of at most nine digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -96,7 +96,8 @@ def _stated(tiff: Any) -> list[Picture]:
             if level.axes == series.axes
         )
         page = levels[0][0]
-        own = [image for image in images if page.index in image.ifds] or images[series.index : series.index + 1]
+        listed = [image for image in images if any(page.index in pages for pages in image.ifds)]
+        own = listed or images[series.index : series.index + 1]
         image = own[0] if own else None
         size = Size(page.imagewidth, page.imagelength)
         found.append(Picture(len(found) + 1, size, levels, image.name if image else "", image))

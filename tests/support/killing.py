@@ -1,0 +1,86 @@
+"""Kills runs at random moments, and compares what they end with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+
+from histossl.cli.main import main
+
+# Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["histossl.cli.study_commands", "histossl.cli.nuclei_commands", "histossl.study.status"])
+
+
+def quietly(*commands: list[str]) -> None:
+    """Run commands in this process, one after the other, and end it with the exit code of the last."""
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):
+        sys.exit([main(command) for command in commands][-1])
+
+
+def child(*commands: list[str]) -> BaseProcess:
+    """A process that runs commands; it has begun."""
+    process = server.Process(target=quietly, args=commands)
+    process.start()
+    return process
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file of a folder but logs and locks."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+        and not path.name.startswith("events.out")
+    }  # fmt: skip
+
+
+def kill_at_random(
+    begin: Callable[[], BaseProcess], out: Path, undisturbed: Mapping[str, str], rounds: int, seed: int
+) -> int:
+    """Begin, kill, begin again; every folder that comes to its end is compared, and removed.
+
+    Args:
+        begin: starts a process that writes into `out`.
+        out: the folder.
+        undisturbed: `digest` of a folder that nobody disturbed.
+        rounds: starts that may be killed, the process itself or one of its workers.
+        seed: of the moments and the victims.
+
+    Returns:
+        How many came to their end.
+    """
+    rng, ended, span = random.Random(seed), 0, 4.0
+    for _ in range(rounds):
+        start = time.monotonic()
+        process = begin()
+        process.join(rng.uniform(0, span))
+        if process.is_alive():
+            workers = psutil.Process(process.pid).children()
+            victim = rng.choice([process.pid, *(worker.pid for worker in workers)])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            if victim != process.pid:
+                process.join()
+        process.join()
+        if process.exitcode == 0:
+            span = max(0.5, 1.2 * (time.monotonic() - start))
+            assert digest(out) == undisturbed
+            shutil.rmtree(out)
+            ended += 1
+    while (process := begin()).join() or process.exitcode != 0:
+        pass  # a slide whose worker was killed twice is begun anew
+    assert digest(out) == undisturbed
+    return ended + 1
