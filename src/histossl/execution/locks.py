@@ -95,6 +95,10 @@ class FolderLock:
         names = [line for line in self._lines() if line]
         return "; ".join(names)[:_LONGEST] or "unknown"
 
+    def others(self) -> str:
+        """As `holders`, without this process; "" where there is none."""
+        return "; ".join(line for line in self._lines() if line not in ("", _me()))[:_LONGEST]
+
     def sign(self) -> None:
         """Write the name of this process into the file; the caller is the only one who writes."""
         me = _me()

@@ -97,6 +97,11 @@ class SharedTable:
             with self._signed(lock):
                 yield
 
+    def others(self) -> str:
+        """Within `share` or `lock`: the names of the other runs that hold the folder; "" where there is none."""
+        with FolderLock(self.folder, LOCK) as lock:
+            return lock.others()
+
     @contextmanager
     def learning(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Within `share`: one run learns what all runs need, while the others wait; later runs find it done.

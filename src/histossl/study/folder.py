@@ -150,19 +150,25 @@ class Study(SharedTable):
             product: the file or folder that the stage makes.
 
         Raises:
-            StudyError: `product` exists and was made with other settings; the message names each of them.
+            StudyError: `product` exists and was made with other settings, or another run is about to make it with
+                others; the message names each of them.
         """
         resolved = settings if isinstance(settings, dict) else to_dict(settings)
-        everything = self.settings()
-        if everything.get(stage) == resolved:
-            return
-        exists = any(product.iterdir()) if product.is_dir() else product.exists()
-        if exists and stage in everything:
-            changed = differences(everything[stage], resolved)
+        with self.writing():  # of two runs that begin at once, one sees what the other has written down
+            everything = self.settings()
+            if everything.get(stage) == resolved:
+                return
+            changed = differences(everything[stage], resolved) if stage in everything else []
             if changed:
-                way_out = f"use another --out, or remove {product} to make it anew"
-                raise StudyError(f"{self.folder}: made with other settings ({stage}: {', '.join(changed)})", way_out)
-        self.note(stage, resolved)
+                exists = any(product.iterdir()) if product.is_dir() else product.exists()
+                told = f"({stage}: {', '.join(changed)})"
+                if exists:
+                    way_out = f"use another --out, or remove {product} to make it anew"
+                    raise StudyError(f"{self.folder}: made with other settings {told}", way_out)
+                if others := self.others():
+                    what = f"{self.folder}: another run is using it with other settings {told}: {others}"
+                    raise StudyError(what, "wait for it to end, or use another --out")
+            self._write_settings(everything | {stage: resolved})
 
     def note(self, stage: str, settings: Any) -> None:
         """Write the settings of a stage to settings.json, in place of earlier ones.
@@ -171,9 +177,12 @@ class Study(SharedTable):
             stage: name of the stage.
             settings: a dataclass of settings, or a dict.
         """
-        with self.writing(), atomic.whole(self.folder / "settings.json") as part:
-            everything = self.settings()
-            everything[stage] = settings if isinstance(settings, dict) else to_dict(settings)
+        with self.writing():
+            resolved = settings if isinstance(settings, dict) else to_dict(settings)
+            self._write_settings(self.settings() | {stage: resolved})
+
+    def _write_settings(self, everything: dict[str, Any]) -> None:
+        with atomic.whole(self.folder / "settings.json") as part:
             part.write_text(json.dumps(everything, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
