@@ -226,7 +226,7 @@ def pretrain_command(
     with distributed.process_group(pick_device(device).type) as first, opened.lock() if first else nullcontext():
         if out is not None and first:
             origins = [FeatureOrigin(folder, stride, mpp, slides) for folder in study]
-            failed = _adopt(opened, origins, spatial=pretrain.encoder.arch == "sparse")
+            failed = _adopt(opened, origins, spatial=pretrain.encoder.arch in ("neighbours", "sparse"))
         distributed.barrier()
         (multi_source.pretrain_sources if opened.sources else pretrain_study)(opened, pretrain, device)
         if out is not None and first:
