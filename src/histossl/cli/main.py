@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import inspect
+import io
 import os
 import re
 import signal
@@ -15,6 +17,7 @@ import threading
 import typing
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ EXAMPLES = {
     "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
     "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
     "search": "histossl search STUDY slide-1 --labels labels.csv",
+    "sites": "histossl sites STUDY --labels labels.csv",
     "audit": "histossl audit split.csv labels.csv --vectors STUDY",
     "status": "histossl status STUDY",
     "report": "histossl report STUDY",
@@ -108,7 +112,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = " ".join(argv[:2]) if " ".join(argv[:2]) in COMMANDS else argv[0]
     if name in COMMANDS:
-        return call(name, argv[len(name.split()) :])
+        words = argv[len(name.split()) :]
+        if {"-h", "--help"} & set(words):
+            sys.stdout.write(saved_help(name).read_text(encoding="utf-8"))
+            return 0
+        return call(name, words)
     if any(command.startswith(f"{name} ") for command in COMMANDS):  # a topic, such as `nuclei`
         if argv[1:] and argv[1] not in ("-h", "--help"):
             sys.stderr.write(f"histossl: no command {' '.join(argv[:2])!r}{_nearest(' '.join(argv[:2]), COMMANDS)}\n")
@@ -130,6 +138,32 @@ def overview(topic: str = "") -> str:
     lines = [f"  {name:<{width}}  {about}" for name, about in commands.items()]
     head = f"usage: histossl {topic}COMMAND ...\n\nLearning from histopathology slides without labels.\n\ncommands:\n"
     return head + "\n".join(lines) + "\n\n`histossl COMMAND --help` shows the flags of a command.\n"
+
+
+def saved_help(name: str) -> Path:
+    """The file of the text of `histossl NAME --help`, as `.ci/help_pages.py` writes it.
+
+    To make the text takes seconds, since settings lie beside what computes with them.
+
+    Args:
+        name: one of COMMANDS.
+    """
+    return Path(__file__).parent / "help" / f"{name.replace(' ', '-')}.txt"
+
+
+def made_help(name: str) -> str:
+    """Make the text of `histossl NAME --help` from the command's signature and settings.
+
+    Args:
+        name: one of COMMANDS.
+
+    Returns:
+        The text, in lines of at most 100 characters where COLUMNS is 100.
+    """
+    module, function, _ = COMMANDS[name]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        parse(name, getattr(import_module(module), function), ["--help"])
+    return text.getvalue()
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ def run(
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
         areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
             docs/how-to/areas.md.
-        mpp_default: µm per pixel of slides that carry none; slides.csv's mpp column overrides it slide by slide.
+        mpp_default: µm per pixel of slides that have none in their file or in slides.csv.
         encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
             the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
             torchscript:PATH; docs/foundation-models.md lists names.
@@ -84,8 +84,7 @@ def run(
         embed: how a slide's vector is made.
         probe: how the linear classifier is trained and scored.
         workers: processes that read slides; by default one a core, at most eight.
-        timeout: seconds that a worker process may take for a slide's inspection or a batch of tiles before it is
-            killed, and the slide given up.
+        timeout: seconds that a worker may take for a slide or a batch of tiles before it is killed.
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
