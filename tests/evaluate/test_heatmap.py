@@ -95,8 +95,8 @@ def test_a_study_s_heatmaps_add_up_and_find_the_place(study):
     with (heat / "scores.csv").open() as file:
         scores = {row["slide_id"]: row for row in csv.DictReader(file)}
     assert len(scores) == 10
-    assert scores["s 9"]["taught_by"] == "all labelled slides"
-    assert {row["taught_by"][-6:] for name, row in scores.items() if name != "s 9"} == {"fold 1", "fold 2"}
+    assert scores["s 9"]["trained_on"] == "all labelled slides"
+    assert {row["trained_on"][-6:] for name, row in scores.items() if name != "s 9"} == {"fold 1", "fold 2"}
     for name, row in scores.items():
         with (heat / "label" / f"{name}.csv").open() as file:
             tiles = list(csv.DictReader(file))

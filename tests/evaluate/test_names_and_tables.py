@@ -10,7 +10,7 @@ import pytest
 
 from histossl.cli.main import main
 from histossl.core.errors import FileFormatError, LabelError
-from histossl.core.names import Known, clashes, folded, spellings, told
+from histossl.core.names import Known, clashes, folded, spelling_notes, spellings
 from histossl.core.tables import number, read_table
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.sources import read_source
@@ -33,7 +33,7 @@ def test_a_table_is_read_alike_whoever_saved_it(tmp_path, encoding, separator, c
     assert found.columns == ROWS[0]
     assert [row["slide_id"] for row in found.rows.values()] == ["Müller-1", "plain"]
     assert [number(row["größe"]) for row in found.rows.values()] == [0.5, 1.25]
-    assert bool(found.said) == (encoding == "cp1252")
+    assert bool(found.notes) == (encoding == "cp1252")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,9 @@ def test_a_table_is_read_alike_whoever_saved_it(tmp_path, encoding, separator, c
 )
 def test_an_encoding_that_cannot_be_told_is_refused(tmp_path, encoding, cells):
     (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode(encoding))
-    with pytest.raises(FileFormatError, match=r"t.csv: its encoding cannot be told: row 2 would read .*CSV UTF-8"):
+    with pytest.raises(
+        FileFormatError, match=r"t.csv: its encoding cannot be spelling_notes: row 2 would read .*CSV UTF-8"
+    ):
         read_table(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode())
     assert [",".join(row.values()) for row in read_table(tmp_path / "t.csv").rows.values()] == cells
@@ -62,7 +64,7 @@ def test_an_encoding_that_cannot_be_told_is_refused(tmp_path, encoding, cells):
 def test_western_tables_of_windows_are_read(tmp_path, text):
     (tmp_path / "t.csv").write_bytes(text.encode("cp1252"))
     found = read_table(tmp_path / "t.csv")
-    assert found.said
+    assert found.notes
     assert set(text.splitlines()[1].replace(";", ",").split(",")) == set(next(iter(found.rows.values())).values())
 
 
@@ -113,7 +115,7 @@ def test_different_names_stay_different(one, other):
 def test_spellings_prefer_what_no_spreadsheet_wrote_and_are_said_once():
     taken = spellings(["1.0", "1", "P1", "p1"])
     assert taken == {"1.0": "1", "1": "1", "P1": "P1", "p1": "P1"}
-    (line,) = told("patients", taken)
+    (line,) = spelling_notes("patients", taken)
     assert "'1.0' as '1'" in line
 
 

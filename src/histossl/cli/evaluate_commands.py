@@ -88,8 +88,8 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     found = probe_splits(source, table, known, settings)
     _write(out / "splits.csv", found)
     answers.give_rows("splits", _rows(summary(found)))
-    told = [split.named_as(cohort.patients).only(cohort.patients) for split in known]
-    for line in verdicts([audit_split(split, cohort) for split in told], cohort, False):
+    matched = [split.named_as(cohort.patients).only(cohort.patients) for split in known]
+    for line in verdicts([audit_split(split, cohort) for split in matched], cohort, False):
         say(line, "yellow" if line.startswith("LEAK") else "")
     return _complain((*table.complaints, *lost, *source.passed))
 
@@ -194,13 +194,13 @@ def audit(
         _write(out, rows)
     people = len(set(cohort.patients.values()))
     say(f"{len(cohort.patients)} slides of {people} patients, by {cohort.named or 'nothing: each slide is one'}")
-    said = verdicts(found, cohort, source is not None)
-    answers.give("verdicts", said)
-    for line in said or ["nothing was found against these splits"]:
+    notes = verdicts(found, cohort, source is not None)
+    answers.give("verdicts", notes)
+    for line in notes or ["nothing was found against these splits"]:
         say(line, "yellow" if line.startswith("LEAK") else "")
     for line in suspicions(cohort, sorted(twins)):
         say(f"SUSPECT {line}", "yellow")
-    leaks = any(line.startswith("LEAK") for line in said)
+    leaks = any(line.startswith("LEAK") for line in notes)
     return max(_complain((*lost, *(source.passed if source else ()))), int(leaks))
 
 
@@ -226,10 +226,10 @@ def sites(
     source = read_source(vectors, columns=columns)
     table = read_labels(labels, source.ids, probe.targets, source.patients, source.lent, probe.outcome)
     _tell(source, table)
-    found, said = site_effects(source, table, probe)
+    found, notes = site_effects(source, table, probe)
     answers.give_rows("sites", _rows(found))
-    answers.give("confounding", said)
-    for line in said:
+    answers.give("confounding", notes)
+    for line in notes:
         say(line, "yellow" if "CONFOUNDED" in line else "")
     if out is not None:
         _write(out / "sites.csv", found)

@@ -113,23 +113,23 @@ def segment(
     files = list(given)
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
-    roll = SharedTable(out, "nuclei.csv", COLUMNS)
+    shared = SharedTable(out, "nuclei.csv", COLUMNS)
     if adapt and model in ("self", "prior"):
         raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
     if adapt or model == "self":
         # One run learns, the others wait for its model.
-        with roll.share(_waiting), roll.learning(_waiting_for_model), Workers(workers, timeout) as readers:
+        with shared.share(_waiting), shared.learning(_waiting_for_model), Workers(workers, timeout) as readers:
             if adapt:
-                method = adapted_here(files, roll.folder, mpp_default, _named(model, device), adapting, readers)
+                method = adapted_here(files, shared.folder, mpp_default, _named(model, device), adapting, readers)
             else:
-                method = learned_here(files, roll.folder, mpp_default, self_training, device, readers)
+                method = learned_here(files, shared.folder, mpp_default, self_training, device, readers)
     else:
         method = _named(model, device)
     built(method)  # a model that cannot be read is told before any slide is
-    with roll.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
-        about = roll.folder, mpp_default, method, running, write
+    with shared.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
+        about = shared.folder, mpp_default, method, running, write
         jobs = [SegmentJob(file.stem, file, state_of(file), *about, own) for file, own in given.items()]
-        rows = segment_inputs(roll, jobs, pool)
+        rows = segment_inputs(shared, jobs, pool)
     failed = sum(row["status"] == "failed" for row in rows)
     say(f"done: {sum(int(row['nuclei'] or 0) for row in rows)} nuclei in {len(rows) - failed} images, {out}", "green")
     return 1 if failed else 0
@@ -260,12 +260,12 @@ def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
     a, b = _labels_in(prediction), _labels_in(truth)
     if set(a) != set(b):
         lost, extra = sorted(set(b) - set(a)), sorted(set(a) - set(b))
-        told = [
+        details = [
             f"{len(names)} only in {path}: {', '.join(names[:3])}"
             for names, path in ((lost, truth), (extra, prediction))
             if names
         ]
-        raise LabelError(f"the two folders do not match ({'; '.join(told)})", "files are matched by their names")
+        raise LabelError(f"the two folders do not match ({'; '.join(details)})", "files are matched by their names")
     return [(name, a[name], b[name]) for name in sorted(b)]
 
 
@@ -298,8 +298,8 @@ def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_labels(path: Path) -> np.ndarray | Outlined:
     if path.name.endswith((".geojson", ".geojson.gz", ".json")):
         found = read_outlined(path)
-        if told := found.said():
-            say(f"note: {path}: {told}", "yellow")
+        if details := found.note():
+            say(f"note: {path}: {details}", "yellow")
         return found
     from skimage.io import imread
 

@@ -133,10 +133,10 @@ def adapted_here(
         except TrainingError as error:
             say(f"{error.what}: {method.name} stands as it is", "yellow")
             return method
-        told = f"(sure nuclei found {result.before.sure:.3f} before, {result.after.sure:.3f} after; found again in "
-        told += f"another stain {result.before.steady:.3f} before, {result.after.steady:.3f} after)"
+        gain = f"(sure nuclei found {result.before.sure:.3f} before, {result.after.sure:.3f} after; found again in "
+        gain += f"another stain {result.before.steady:.3f} before, {result.after.steady:.3f} after)"
         what = "adapting helped" if result.helped else f"adapting did not help, {method.name} stands as it is"
-        say(f"{what} {told}, {time.monotonic() - start:.0f} s")
+        say(f"{what} {gain}, {time.monotonic() - start:.0f} s")
         result.model.save(folder)
         with atomic.whole(made) as part:
             part.write_text(json.dumps(key), "utf-8")

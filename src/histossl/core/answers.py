@@ -67,12 +67,12 @@ def give_rows(
         return
     cells = {str(column): [_cell(row[column]) for row in rows] for column in rows[0]}
     widths = {column: max(len(column), *map(_width, texts)) for column, texts in cells.items()}
-    room, shown = answers.width if answers.is_terminal else sum(widths.values()) + 2 * len(widths), []
+    width, shown = answers.width if answers.is_terminal else sum(widths.values()) + 2 * len(widths), []
     for column, wide in widths.items():
         needed = min(wide, max(_FOLDS, len(column))) + 2
-        if needed > room and shown:
+        if needed > width and shown:
             break
-        room -= needed
+        width -= needed
         shown.append(column)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in shown:

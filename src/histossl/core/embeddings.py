@@ -135,12 +135,12 @@ def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) 
         numbers = np.asarray(pd.to_numeric(values, errors="coerce"), float)
         words = np.isnan(numbers) & values.notna().to_numpy()
         obs[title] = pd.Categorical(values) if words.any() else numbers
-    told = {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
+    texts = {"labels": json.dumps(list(names.values())), "patients_of_labels": json.dumps(lent)}
     same = obs.astype(str).equals(pd.DataFrame(data.obs).astype(str))
-    if same and all(str(about.get(key)) == text for key, text in told.items()):
+    if same and all(str(about.get(key)) == text for key, text in texts.items()):
         return
     data.obs = obs
-    about |= told
+    about |= texts
     with atomic.whole(path) as part:
         data.write_h5ad(part)
 

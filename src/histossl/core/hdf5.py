@@ -172,29 +172,29 @@ def _check_target(target: Path, link: h5py.ExternalLink, path: Path) -> None:
         dataset_of(file, name, target)
 
 
-def check_dataset(found: h5py.Dataset, said: str) -> None:
+def check_dataset(found: h5py.Dataset, label: str) -> None:
     """Refuse a data set whose values lie in other files, or that declares more than it can hold.
 
     Args:
         found: opened; its values are not read.
-        said: names it in messages.
+        label: names it in messages.
 
     Raises:
         FileFormatError: as above, or its values are no numbers.
     """
     if found.is_virtual or found.external:
-        raise FileFormatError(f"{said} takes its values from other files", "give a file that holds them itself")
+        raise FileFormatError(f"{label} takes its values from other files", "give a file that holds them itself")
     if found.shape is None or found.dtype.kind not in "fiu":
-        raise FileFormatError(f"{said} holds {found.dtype}, which are no numbers")
-    check_size(found, said)
+        raise FileFormatError(f"{label} holds {found.dtype}, which are no numbers")
+    check_size(found, label)
 
 
-def check_size(found: h5py.Dataset, said: str) -> None:
+def check_size(found: h5py.Dataset, label: str) -> None:
     """Refuse a data set that would take more memory than `LARGEST`, or far more than it holds on disk.
 
     Args:
         found: the data set.
-        said: its name for messages.
+        label: its name for messages.
 
     Raises:
         FileFormatError: it, or one of its chunks, is too large; names the declared shape.
@@ -202,11 +202,11 @@ def check_size(found: h5py.Dataset, said: str) -> None:
     items = math.prod(found.shape or (0,))
     size, stored = items * max(4, found.dtype.itemsize), found.id.get_storage_size()
     if size > LARGEST:
-        raise FileFormatError(f"{said} declares {found.shape}, {size / 2**30:,.1f} GiB", "no slide has as many")
+        raise FileFormatError(f"{label} declares {found.shape}, {size / 2**30:,.1f} GiB", "no slide has as many")
     if size > _SMALL and size > stored * _MOST_PACKED:
-        raise FileFormatError(f"{said} declares {found.shape} and holds {stored} bytes", "extract the slide anew")
+        raise FileFormatError(f"{label} declares {found.shape} and holds {stored} bytes", "extract the slide anew")
     if found.chunks and math.prod(found.chunks) * found.dtype.itemsize > _LARGEST_CHUNK:
-        raise FileFormatError(f"{said} has chunks of {found.chunks}", "write it in chunks of hundreds of rows")
+        raise FileFormatError(f"{label} has chunks of {found.chunks}", "write it in chunks of hundreds of rows")
 
 
 def read_attributes(item: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
@@ -274,17 +274,17 @@ def check_tree(path: Path) -> None:
         while todo:
             group, depth = todo.pop()
             for name in group:
-                said = f"{path}: {str(group.name).rstrip('/')}/{name}"[:300]
+                label = f"{path}: {str(group.name).rstrip('/')}/{name}"[:300]
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise FileFormatError(f"{said} is a link", "it must hold all that is in it itself")
+                    raise FileFormatError(f"{label} is a link", "it must hold all that is in it itself")
                 item = group[name]
                 where = h5o.get_info(item.id).addr
                 if where in seen or depth > _DEEPEST or len(seen) > _MOST_OBJECTS:
-                    raise FileFormatError(f"{said} leads in a circle, or too deep", "write the file anew")
+                    raise FileFormatError(f"{label} leads in a circle, or too deep", "write the file anew")
                 seen.add(where)
                 if isinstance(item, h5py.Group):
                     todo.append((item, depth + 1))
                 elif isinstance(item, h5py.Dataset):
                     if item.is_virtual or item.external:
-                        raise FileFormatError(f"{said} takes its values from other files", "write the file anew")
-                    check_size(item, said)
+                        raise FileFormatError(f"{label} takes its values from other files", "write the file anew")
+                    check_size(item, label)

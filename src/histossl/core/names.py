@@ -61,7 +61,7 @@ def clashes(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(first, name) for name, first in spellings(names).items() if name != first]
 
 
-def told(kind: str, taken: Mapping[str, str], most: int = 3) -> list[str]:
+def spelling_notes(kind: str, taken: Mapping[str, str], most: int = 3) -> list[str]:
     """Note the names that were read as another spelling.
 
     Args:

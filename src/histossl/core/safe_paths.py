@@ -166,7 +166,7 @@ def refuse_links(folder: Path, names: Iterable[str], rooms: frozenset[str] = fro
     Raises:
         StudyError: a link that is not allowed; the message names it and where it leads.
     """
-    told = []
+    notes = []
     for name in (*names, *sorted(rooms)):
         path = folder / name
         if not path.is_symlink():
@@ -176,5 +176,5 @@ def refuse_links(folder: Path, names: Iterable[str], rooms: frozenset[str] = fro
             raise StudyError(*link_refused(path))
         if not (target.is_dir() and may_lead_to(target)):
             raise StudyError(link_refused(path)[0], f"if you made it on purpose: {LINKS}={target} histossl ...")
-        told.append(f"{path} is a link to {target}, as {LINKS} allows")
-    return told
+        notes.append(f"{path} is a link to {target}, as {LINKS} allows")
+    return notes

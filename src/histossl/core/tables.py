@@ -169,7 +169,7 @@ class Table:
     header: int = 1
 
     @property
-    def said(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """Notes on the reading, such as a guessed encoding."""
         name = _GUESSED.get(self.encoding)
         return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if name else ()

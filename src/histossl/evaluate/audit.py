@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
-from histossl.core.names import barcode, spellings, told
+from histossl.core.names import barcode, spelling_notes, spellings
 from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.labels import (
     PATIENT_COLUMNS,
@@ -56,20 +56,20 @@ def audit_line(
     pairs = sorted({pair for values in vectors for pair in near_duplicates(values)})
     pairs = [(a, b) for a, b in pairs if patient[a] != patient[b]]
     some = ", ".join(f"{slides[a]} ~ {slides[b]}" for a, b in pairs[:3])
-    said = [
+    notes = [
         f"{len(slides)} slides of {patient.max() + 1} patients ({balance})",
         f"{_straddling(patients, folds) or 'no'} patients on both sides of a fold",
     ]
     if sites is not None:
         of = len(np.unique(sites))
-        said.append(f"{_straddling(sites, folds) or 'none'} of {of} sites on both sides")
-    said.append(
+        notes.append(f"{_straddling(sites, folds) or 'none'} of {of} sites on both sides")
+    notes.append(
         f"{len(pairs)} pairs of near-duplicate slides of different patients ({some})" if pairs else "no near-duplicates"
     )
     if seen is not None:
         count = len(set(slides) & set(seen))
-        said.append(f"the label-free pretraining used {count or 'none'} of the slides")
-    return "; ".join(said)
+        notes.append(f"the label-free pretraining used {count or 'none'} of the slides")
+    return "; ".join(notes)
 
 
 def confounding(classes: NDArray, sites: NDArray) -> str:
@@ -182,7 +182,7 @@ def read_cohort_table(path: Path) -> CohortTable:
     classes = {label: {n: row[label] for n, row in table.items() if row[label].lower() not in EMPTY}} if label else {}
     patients = {name: name for name in table} | barcodes | given
     people, places = spellings(patients.values()), spellings(sites.values())
-    notes = (*read.said, *told("patients", people), *told("sites", places))
+    notes = (*read.notes, *spelling_notes("patients", people), *spelling_notes("sites", places))
     named = " and ".join([*([patient] if given and patient else []), *(["TCGA barcodes"] if barcodes else [])])
     return CohortTable(
         {name: people[patient] for name, patient in patients.items()},
@@ -273,7 +273,7 @@ def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_k
     Returns:
         One sentence per finding.
     """
-    said = []
+    notes = []
     for column, what in (
         ("slides_shared", "slides are on both sides"),
         ("patients_shared", "patients are on both sides"),
@@ -282,18 +282,18 @@ def verdicts(found: Sequence[Mapping[str, object]], cohort: CohortTable, twins_k
         hit = [row for row in found if row[column]]
         if hit:
             worst = max(hit, key=lambda row: float(str(row[column])))
-            said.append(
+            notes.append(
                 f"LEAK in {len(hit)} of {len(found)} splits {what}, {worst[column]} of them in {worst['split']}"
             )
     shares = [float(str(row["test_leaked"])) for row in found]
     if any(shares):
-        said.append(f"{min(shares):.1%} to {max(shares):.1%} of the test slides have their patient in training")
+        notes.append(f"{min(shares):.1%} to {max(shares):.1%} of the test slides have their patient in training")
     if not cohort.named:
-        said.append("no patients are known, each slide counts as its own: nothing can be said of patients")
+        notes.append("no patients are known, each slide counts as its own: nothing can be said of patients")
     if cohort.sites and all(row["sites"] == row["sites_shared"] for row in found):
-        said.append("every site that is tested also trains: the figure says nothing about other hospitals")
+        notes.append("every site that is tested also trains: the figure says nothing about other hospitals")
     if not twins_known:
-        said.append("near-duplicates were not looked for (--vectors)")
+        notes.append("near-duplicates were not looked for (--vectors)")
     if any(float(str(row["seen_in_pretraining"])) > 0 for row in found):
-        said.append("the label-free pretraining used test slides: say so beside the figure")
-    return said
+        notes.append("the label-free pretraining used test slides: say so beside the figure")
+    return notes

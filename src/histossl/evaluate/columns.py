@@ -58,13 +58,13 @@ class Vector:
     Attributes:
         columns: its names, in order.
         values: (N, d) float32.
-        said: one line each for columns that were left out, and for a vector that was not declared.
+        notes: one line each for columns that were left out, and for a vector that was not declared.
         declared: whether its columns share a prefix and are numbered, or were named by the user.
     """
 
     columns: tuple[str, ...]
     values: NDArray[np.float32]
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     declared: bool
 
 
@@ -87,7 +87,7 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
     """
     names = [str(column) for column in numbers.columns]
     values = numbers.to_numpy(np.float64)
-    left, said = list(range(len(names))), []
+    left, notes = list(range(len(names))), []
     if wanted:
         left = [k for k in left if names[k] in wanted or prefix_of(names[k]) in wanted]
         if not left:
@@ -97,17 +97,17 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
             gone = [k for k in left if k in odd]
             if gone:
                 some = _some([names[k] or "without a name" for k in gone])
-                said.append(f"{name}: left out of the vector: {what} {some}")
+                notes.append(f"{name}: left out of the vector: {what} {some}")
                 left = [k for k in left if k not in odd]
         left, more = _declared(name, names, left)
-        said += more
+        notes += more
     if not left:
-        why = "; ".join(said) or "it has none"
+        why = "; ".join(notes) or "it has none"
         raise FileFormatError(f"{name}: no column of numbers is left that is a vector: {why}", "name them: --columns")
     declared = bool(wanted) or len({prefix_of(names[k]) for k in left} - {None}) == 1
     if not declared:
-        said += _undeclared(name, [names[k] for k in left], values[:, left])
-    return Vector(tuple(names[k] for k in left), values[:, left].astype(np.float32), tuple(said), declared)
+        notes += _undeclared(name, [names[k] for k in left], values[:, left])
+    return Vector(tuple(names[k] for k in left), values[:, left].astype(np.float32), tuple(notes), declared)
 
 
 def prefix_of(column: str) -> str | None:
@@ -211,7 +211,7 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def check_against_label(
-    name: str, columns: Sequence[str], values: NDArray, truth: NDArray, target: str, asked: bool
+    name: str, columns: Sequence[str], values: NDArray, truth: NDArray, target: str, named: bool
 ) -> list[str]:
     """Refuse a vector of which one column is the label, or ranks the slides by it.
 
@@ -221,7 +221,7 @@ def check_against_label(
         values: (n, d) of the slides that have the label.
         truth: (n,) int classes, or float numbers.
         target: name of the label.
-        asked: the columns were named by the user: those that rank by the label are then only reported.
+        named: the columns were named by the user: those that rank by the label are then only reported.
 
     Returns:
         One line each for columns that are suspect and were requested.
@@ -237,7 +237,7 @@ def check_against_label(
     if equal:
         some = _some([columns[k] for k in equal])
         raise FileFormatError(f"{name}: column {some} is the label {target!r} itself, in all {len(truth)} slides", hint)
-    if ranked and not asked:
+    if ranked and not named:
         some = _some([columns[k] for k in ranked])
         what = f"{name}: column {some} alone ranks all {len(truth)} slides by the label {target!r}: is it made from it?"
         raise FileFormatError(what, hint)

@@ -30,13 +30,13 @@ class LinearScore:
         names: the class of each logit: with two classes one logit for the second by name, with more one for each.
         weights: (d, C) float64.
         intercept: (C,) float64.
-        taught_by: the slides that it was trained on, as text for people.
+        trained_on: the slides that it was trained on, as text for people.
     """
 
     names: tuple[str, ...]
     weights: NDArray[np.float64]
     intercept: NDArray[np.float64]
-    taught_by: str = ""
+    trained_on: str = ""
 
     def __call__(self, vectors: NDArray) -> NDArray[np.float64]:
         """Logits (N, C) of vectors (N, d)."""
@@ -44,7 +44,7 @@ class LinearScore:
 
 
 def fit_score(
-    vectors: NDArray, classes: NDArray[np.int64], names: NDArray, settings: ProbeSettings, taught_by: str = ""
+    vectors: NDArray, classes: NDArray[np.int64], names: NDArray, settings: ProbeSettings, trained_on: str = ""
 ) -> LinearScore:
     """Fit the probe's logistic regression, with its standardisation folded into the weights.
 
@@ -53,7 +53,7 @@ def fit_score(
         classes: (n,) int, 0, 1, ...; each class occurs.
         names: (classes,) names of the classes.
         settings: of the probe; `C` and `balanced` are used.
-        taught_by: the slides, as text.
+        trained_on: the slides, as text.
 
     Returns:
         The score.
@@ -63,11 +63,11 @@ def fit_score(
     w, b, _ = solve(prepare((vectors - scaler.mean_) / unit, classes, settings.balanced), settings.C)
     weights = w / unit[:, None]
     spoken = tuple(map(str, names[1:] if len(names) == 2 else names))
-    return LinearScore(spoken, weights, b - scaler.mean_ @ weights, taught_by)
+    return LinearScore(spoken, weights, b - scaler.mean_ @ weights, trained_on)
 
 
 def fit_risk(
-    vectors: NDArray, truth: NDArray[np.float64], patients: NDArray, settings: ProbeSettings, taught_by: str = ""
+    vectors: NDArray, truth: NDArray[np.float64], patients: NDArray, settings: ProbeSettings, trained_on: str = ""
 ) -> LinearScore:
     """Fit the probe's Cox regression, with its standardisation folded into the weights.
 
@@ -76,7 +76,7 @@ def fit_risk(
         truth: (n, 2) time and event.
         patients: (n,) patient of each slide.
         settings: of the probe.
-        taught_by: the slides, as text.
+        trained_on: the slides, as text.
 
     Returns:
         The score `risk`: the log hazard ratio to the mean slide.
@@ -85,11 +85,11 @@ def fit_risk(
     unit = scaler.scale_ * vectors.shape[1] ** 0.5
     x = (vectors - scaler.mean_) / unit
     weights = (solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings)) / unit)[:, None]
-    return LinearScore(("risk",), weights, np.zeros(1) - scaler.mean_ @ weights, taught_by)
+    return LinearScore(("risk",), weights, np.zeros(1) - scaler.mean_ @ weights, trained_on)
 
 
 def fit_task(
-    task: Task, train: NDArray[np.int64], values: NDArray, settings: ProbeSettings, taught_by: str
+    task: Task, train: NDArray[np.int64], values: NDArray, settings: ProbeSettings, trained_on: str
 ) -> LinearScore:
     """Fit the linear score of a target with classes or of survival.
 
@@ -98,14 +98,14 @@ def fit_task(
         train: (m,) the slides of the task that train.
         values: (n, d) the vectors of its slides.
         settings: of the probe.
-        taught_by: the slides, as text.
+        trained_on: the slides, as text.
 
     Returns:
         The score.
     """
     if task.names is None:
-        return fit_risk(values[train], task.truth[train], task.patients[train], settings, taught_by)
-    return fit_score(values[train], task.truth[train], task.names, settings, taught_by)
+        return fit_risk(values[train], task.truth[train], task.patients[train], settings, trained_on)
+    return fit_score(values[train], task.truth[train], task.names, settings, trained_on)
 
 
 def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[str, dict[str, LinearScore]]:

@@ -185,10 +185,10 @@ def read_embeddings(path: str | Path) -> AnnData:
     if file.suffix == ".h5ad":
         return read_h5ad(file)
     columns = {"patient_id": source.patients, "site": source.sites}
-    told = {name: [of.get(slide, "") for slide in source.ids] for name, of in columns.items() if of}
+    values_of = {name: [of.get(slide, "") for slide in source.ids] for name, of in columns.items() if of}
     (_, first), *others = source.vectors.items()
     further: dict[str, Any] = {name.replace(" ", "_"): values for name, values in others}
-    return AnnData(X=first, obs=pd.DataFrame(told, index=pd.Index(source.ids)), obsm=further)
+    return AnnData(X=first, obs=pd.DataFrame(values_of, index=pd.Index(source.ids)), obsm=further)
 
 
 def slide_vectors(vectors: Vectors) -> Source:
@@ -227,12 +227,12 @@ def _of_anndata(data: AnnData) -> Source:
     ids = tuple(map(str, data.obs_names))
     columns = {str(name).lower(): data.obs[name].astype(str).tolist() for name in data.obs.columns}
 
-    def told(names: Sequence[str]) -> dict[str, str]:
+    def values_of(names: Sequence[str]) -> dict[str, str]:
         values = next((columns[name] for name in names if name in columns), [])
         return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
 
     lent = lent_patients(data.uns.get("histossl", {}))
-    return Source(ids, found, patients=told(PATIENT_COLUMNS), sites=told(SITE_COLUMNS), lent=lent)
+    return Source(ids, found, patients=values_of(PATIENT_COLUMNS), sites=values_of(SITE_COLUMNS), lent=lent)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from histossl.core.errors import LabelError
-from histossl.core.names import Known, barcode, bare, folded, listed, row_list, spellings, told
+from histossl.core.names import Known, barcode, bare, folded, listed, row_list, spelling_notes, spellings
 from histossl.core.tables import EMPTY, Table, number, read_table
 from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
 
@@ -106,8 +106,8 @@ def read_labels(
     complaints = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
     lines = {spelt.get(slide, slide): line for slide, line in written.items()}
 
-    values, said = _values(path, rows, names, outcomes)
-    complaints += said
+    values, notes = _values(path, rows, names, outcomes)
+    complaints += notes
     records, sites, unnamed = {}, {}, []
     known = set(slide_ids)
     for slide, line in lines.items():
@@ -119,7 +119,7 @@ def read_labels(
             sites[slide] = _known(rows[line].get(site_column or "", "")) or barcode(slide)[1]
             if patient_column and not named:
                 unnamed.append(line)
-    notes = [f"{path.name}: {what}" for what in (*found.said, *told("slides", spelt))]
+    notes = [f"{path.name}: {what}" for what in (*found.notes, *spelling_notes("slides", spelt))]
     notes += [f"{path.name}: {what}" for what in _one_spelling(records, sites)]
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
     index = pd.Index(list(labelled), dtype=object, name="slide_id")
@@ -136,7 +136,7 @@ def _values(
     """Target -> line -> its value, and complaints about rows that are left out."""
     followed = {name: read_outcome(path.name, rows, outcomes[name]) for name in names if name in outcomes}
     values = {name: followed[name][0] if name in followed else _classes(path, rows, name) for name in names}
-    return values, [line for _, said in followed.values() for line in said]
+    return values, [line for _, notes in followed.values() for line in notes]
 
 
 def _written(
@@ -216,7 +216,7 @@ def _one_spelling(records: dict[str, dict], sites: dict[str, str]) -> list[str]:
         row["patient_id"] = patients[row["patient_id"]]
     for slide, site in sites.items():
         sites[slide] = places.get(site, site)
-    return [*told("patients", patients), *told("sites", places)]
+    return [*spelling_notes("patients", patients), *spelling_notes("sites", places)]
 
 
 def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[str, str]:

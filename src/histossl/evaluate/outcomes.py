@@ -111,10 +111,10 @@ def read_outcome(where: str, rows: dict[int, dict[str, str]], outcome: Outcome) 
     happened = _events(where, {line: events[line] for line in both}, outcome.event)
     nothing = [line for line in both if values[line] == 0]
     found = {line: f"{values[line]!r}{'' if happened[line] else '+'}" for line in both if values[line] > 0}
-    said = [f"{where}: no {outcome.time} or no {outcome.event} in {row_list(half[:3], len(half) - 3)}"] if half else []
+    notes = [f"{where}: no {outcome.time} or no {outcome.event} in {row_list(half[:3], len(half) - 3)}"] if half else []
     if nothing:
-        said.append(f"{where}: {outcome.time} is 0, nobody was followed, in {row_list(nothing[:3], len(nothing) - 3)}")
-    return found, said
+        notes.append(f"{where}: {outcome.time} is 0, nobody was followed, in {row_list(nothing[:3], len(nothing) - 3)}")
+    return found, notes
 
 
 def _times(where: str, cells: dict[int, str], outcome: Outcome) -> dict[int, float]:

@@ -117,13 +117,13 @@ def _one_each(target: str, labels: Labels, there: Mapping[str, Sequence[str]]) -
     found = {name: dict.fromkeys(v for s in slides if (v := column[s]) is not None) for name, slides in there.items()}
     torn = [name for name, kinds in found.items() if len(kinds) > 1]
     if torn:
-        said = []
+        conflicts = []
         for name in torn[:3]:
             rows = {kind: labels.where([s for s in there[name] if column[s] == kind]) for kind in found[name]}
-            said.append(f"{name!r} has " + " and ".join(f"{kind!r} in {where}" for kind, where in rows.items()))
+            conflicts.append(f"{name!r} has " + " and ".join(f"{kind!r} in {where}" for kind, where in rows.items()))
         more = f"; and {len(torn) - 3} more" if len(torn) > 3 else ""
         raise LabelError(
-            f"{target}: {len(torn)} patients have different labels: {'; '.join(said)}{more}", "correct them"
+            f"{target}: {len(torn)} patients have different labels: {'; '.join(conflicts)}{more}", "correct them"
         )
     return [next(iter(kinds), None) for kinds in found.values()]
 

@@ -105,15 +105,15 @@ def _draw_survival(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit
     shots.set_ylabel("Harrell's C, 95 % interval over patients")
     shots.legend(frameon=False, fontsize=8, loc="best")
     parted = risk_groups(_where(found, "embedding", embeddings[0]))
-    told = []
+    at_risk = []
     for group, colour in zip(parted["groups"], (COLOURS[0], COLOURS[1]), strict=True):
         name = f"{group['name']}: {group['events']} events of {group['patients']}"
         if group["patients"]:
             curves.step(group["time"], group["survival"], where="post", color=colour, linewidth=2, label=name)
-        told.append(f"{group['name']}: " + ", ".join(map(str, group["at_risk"])))
+        at_risk.append(f"{group['name']}: " + ", ".join(map(str, group["at_risk"])))
     curves.set(ylim=(0, 1.02), xlim=(0, None), ylabel="without an event", xticks=parted["ticks"])
     curves.set_xticklabels([f"{tick:.3g}" for tick in parted["ticks"]])
-    curves.set_xlabel("time; at risk at these times: " + "\n".join(told), fontsize=8)
+    curves.set_xlabel("time; at risk at these times: " + "\n".join(at_risk), fontsize=8)
     curves.set_title(_escaped(f"{embeddings[0]}, patients held out; {p_text(parted['p'])}"), fontsize=9)
     curves.legend(frameon=False, fontsize=8, loc="best")
     curves.spines[["top", "right"]].set_visible(False)

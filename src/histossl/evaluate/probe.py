@@ -220,8 +220,8 @@ def _predictions(task: Task, scores: dict[str, np.ndarray]) -> pd.DataFrame:
         mean = values.mean(axis=0)
         about = {"target": task.target, "embedding": name, "slide_id": task.slides, "patient_id": task.patients}
         if task.times is not None:
-            told = np.where(task.truth[:, 1] > 0, "", "+")
-            about["truth"] = [f"{time:g}{end}" for time, end in zip(task.truth[:, 0], told, strict=True)]
+            endings = np.where(task.truth[:, 1] > 0, "", "+")
+            about["truth"] = [f"{time:g}{end}" for time, end in zip(task.truth[:, 0], endings, strict=True)]
             about["predicted"] = ranks_in_folds(values[:, :, 0], task.folds)
             soon = enumerate(task.times.horizons, 1)
             parts.append(pd.DataFrame(about | {f"s({time:g})": mean[:, k] for k, time in soon}))

@@ -152,9 +152,9 @@ class ProbeResult:
     settings: ProbeSettings
 
     def __repr__(self) -> str:
-        from histossl.evaluate.summary import told
+        from histossl.evaluate.summary import in_words
 
-        return told(self.table, self.numbers, self.survival)
+        return in_words(self.table, self.numbers, self.survival)
 
     def _repr_html_(self) -> str:
         return self.summary().to_html(na_rep="")

@@ -99,13 +99,13 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
     labels = replace(labels, sites=sites)
     plain = replace(settings, shots=(), rivals=(), parts=(), hold_out="patients")
     name = next(iter(source.vectors))
-    rows, said = [], []
+    rows, notes = [], []
     for target in labels.targets:
         task = make_task(target, source.ids, labels, plain)
         if task.names is None or task.sites is None:
             why = "has no classes" if task.names is None else "has slides without a site"
             raise LabelError(f"{target} {why}", "name another with --probe.targets, or add a column site")
-        said.append(f"{target}: {confounding(task.names[task.truth], task.sites)}")
+        notes.append(f"{target}: {confounding(task.names[task.truth], task.sites)}")
         one = replace(labels, targets=(target,), chosen=True)
         for how, title in REMEDIES.items():
             values = remedied(source.vectors[name][task.rows], task.sites, how)
@@ -115,7 +115,7 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
             found = probe({name: values}, list(task.slides), one, plain).table.iloc[0]
             row |= {figure: found[figure] for figure in ("auroc", "low", "high")}
             rows.append(row | {"auroc_new_sites": _new_sites(values, list(task.slides), one, task.sites, plain)})
-    return pd.DataFrame(rows), said
+    return pd.DataFrame(rows), notes
 
 
 def _site_auroc(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from histossl.core.embeddings import lent_patients, read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
-from histossl.core.names import Known, bare, clashes, spellings, told
+from histossl.core.names import Known, bare, clashes, spelling_notes, spellings
 from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
 from histossl.core.tables import EMPTY, number, read_table
@@ -45,7 +45,7 @@ class Source:
         lent: slides whose patient is known from the labels of the last probe; other labels may say otherwise.
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
-        asked: whether the user named these columns.
+        named: whether the user named these columns.
         notes: one line each for what was left out or not read as it is written.
         passed: one line each for files that were not read.
     """
@@ -63,7 +63,7 @@ class Source:
     lent: frozenset[str] = frozenset()
     seen: frozenset[str] | None = None
     columns: tuple[str, ...] = ()
-    asked: bool = False
+    named: bool = False
     notes: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
 
@@ -136,7 +136,7 @@ def side_by_side(source: Source, other: Source, name: str) -> Source:
     title = title if title not in source.vectors else f"{title} ({name})"
     if title in source.vectors:
         raise FileFormatError(f"both files call their vectors {title!r}", "rename one of the files")
-    notes = (*source.notes, *other.notes, *told("slides of the two files", spelt))
+    notes = (*source.notes, *other.notes, *spelling_notes("slides of the two files", spelt))
     vectors = {**source.vectors, title: values[[row[spelt[slide]] for slide in source.ids]]}
     return replace(source, vectors=vectors, notes=notes)
 
@@ -153,12 +153,12 @@ def _checked(path: Path, source: Source) -> Source:
         raise FileFormatError(f"{path}: slides whose names differ by their spelling alone: {some}", "rename them")
     people = spellings(patient.strip() for patient in source.patients.values())
     places = spellings(site.strip() for site in source.sites.values())
-    said = (*told("patients", people), *told("sites", places))
+    notes = (*spelling_notes("patients", people), *spelling_notes("sites", places))
     source = replace(
         source,
         patients={slide: people[patient.strip()] for slide, patient in source.patients.items()},
         sites={slide: places[site.strip()] for slide, site in source.sites.items()},
-        notes=(*source.notes, *(f"{path.name}: {what}" for what in said)),
+        notes=(*source.notes, *(f"{path.name}: {what}" for what in notes)),
     )
     for name, values in source.vectors.items():
         if values.ndim != 2 or len(values) != len(source.ids):
@@ -198,9 +198,9 @@ def _anndata(path: Path) -> Source:
     patients = None if patient is None else [p if p.lower() not in EMPTY else "" for p in columns[patient]]
     sites = () if site is None else columns[site]
     rooms = {
-        room: {n: path.parent / room / f"{n}{end}" for n in ids} for room, end in (("qc", ".jpg"), ("features", ".h5"))
+        part: {n: path.parent / part / f"{n}{end}" for n in ids} for part, end in (("qc", ".jpg"), ("features", ".h5"))
     }
-    standing = {room: {n: file for n, file in files.items() if file.is_file()} for room, files in rooms.items()}
+    standing = {part: {n: file for n, file in files.items() if file.is_file()} for part, files in rooms.items()}
     encoder = path.parent / "slide-encoder"
     return Source(
         tuple(ids),
@@ -304,7 +304,7 @@ def _arrays(path: Path) -> Source:
 
 
 def _table(path: Path, wanted: Sequence[str] = ()) -> Source:
-    table, said = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
+    table, notes = _parquet(path) if path.suffix.lower() == ".parquet" else _text(path)
     columns = [str(name) for name in table.columns]
     slide, patient, site = (find_column(columns, n) for n in (SLIDE_COLUMNS, PATIENT_COLUMNS, SITE_COLUMNS))
     if slide is None:
@@ -315,7 +315,7 @@ def _table(path: Path, wanted: Sequence[str] = ()) -> Source:
         words = [name for name in words if name in wanted]
     elif len(words) < len(numbers.columns) and _numbered(numbers.columns):
         lost = [name for name in words if prefix_of(name) is None]
-        said += [f"{path.name}: left out of the vector: columns of text, {', '.join(lost[:3])}"] if lost else []
+        notes += [f"{path.name}: left out of the vector: columns of text, {', '.join(lost[:3])}"] if lost else []
         words = [name for name in words if name not in lost]
     if words or numbers.empty:
         raise FileFormatError(
@@ -332,8 +332,8 @@ def _table(path: Path, wanted: Sequence[str] = ()) -> Source:
         patients,
         {name: place for name, place in known.items() if place},
         columns=found.columns,
-        asked=bool(wanted),
-        notes=(*said, *found.said),
+        named=bool(wanted),
+        notes=(*notes, *found.notes),
     )
 
 
@@ -358,7 +358,7 @@ def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
             cells[name] = words if bare(name) in names else [_number_or_nan(word) for word in words]
         except ValueError:
             cells[name] = words
-    return pd.DataFrame(cells), [f"{path.name}: {what}" for what in found.said]
+    return pd.DataFrame(cells), [f"{path.name}: {what}" for what in found.notes]
 
 
 def _number_or_nan(word: str) -> float:

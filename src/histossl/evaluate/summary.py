@@ -14,7 +14,7 @@ SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"), ("c_index", "C-index"))
 _LINES = 6  # targets that are listed
 
 
-def told(*tables: pd.DataFrame) -> str:
+def in_words(*tables: pd.DataFrame) -> str:
     """Summarise a probe: the first method's score with all labels, beside the best of the others.
 
     Args:

@@ -105,5 +105,5 @@ def check_columns(source: Source, labels: Labels) -> list[str]:
         except ValueError:
             truth = np.unique(words, return_inverse=True)[1]
         rows = values[[row_of[slide] for slide in map(str, column.index)]]
-        found += check_against_label(name, source.columns, rows, truth, target, source.asked)
+        found += check_against_label(name, source.columns, rows, truth, target, source.named)
     return found

@@ -32,12 +32,12 @@ class Journal:
     """A table of slides and its log, kept consistent.
 
     Args:
-        roll: the table; the caller holds its lock, alone or shared.
+        shared: the table; the caller holds its lock, alone or shared.
         seconds: least time between two writes of the table; it is also at least fifty times as long as one write takes.
     """
 
-    def __init__(self, roll: SharedTable, seconds: float = 5) -> None:
-        self.roll, self.seconds = roll, seconds
+    def __init__(self, shared: SharedTable, seconds: float = 5) -> None:
+        self.shared, self.seconds = shared, seconds
         self._read = self._size()
         self.rows = self.flush()
 
@@ -56,8 +56,8 @@ class Journal:
             row |= changes
             one = about | {"pid": me.pid, "stage": stage, "slide_id": row["slide_id"], "path": row["path"]}
             text += _text(one | more | {"row": changes})
-        with self.roll.writing():
-            append(self.roll, text)
+        with self.shared.writing():
+            append(self.shared, text)
         if time.monotonic() > self._due:
             self.flush()
 
@@ -66,7 +66,7 @@ class Journal:
         size, mine = self._size(), this_process().token
         if size <= self._read:
             return []
-        with _open_log(self.roll, "rb") as file:
+        with _open_log(self.shared, "rb") as file:
             file.seek(self._read)
             text = file.read(size - self._read)
         whole = text.rpartition(b"\n")[0]
@@ -76,27 +76,27 @@ class Journal:
     def flush(self) -> list[Row]:
         """Update the table from the log of all runs; returns its rows."""
         start = time.monotonic()
-        with self.roll.writing():
-            rows, behind = caught_up(self.roll)
+        with self.shared.writing():
+            rows, behind = caught_up(self.shared)
             if behind:
-                self.roll.write_slides(rows)
-                append(self.roll, _text({"kept": True}))
+                self.shared.write_slides(rows)
+                append(self.shared, _text({"kept": True}))
         now = time.monotonic()
         self._due = now + max(self.seconds, 50 * (now - start))
         return rows
 
     def _size(self) -> int:
         try:
-            return self.roll.log.stat().st_size
+            return self.shared.log.stat().st_size
         except FileNotFoundError:
             return 0
 
 
-def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
+def caught_up(shared: SharedTable) -> tuple[list[Row], bool]:
     """The table, with the changes that were logged after it was last written.
 
     Args:
-        roll: the table.
+        shared: the table.
 
     Returns:
         The rows, and whether the log has such changes.
@@ -104,8 +104,8 @@ def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
     Raises:
         StudyError: the table cannot be read.
     """
-    rows = roll.slides()
-    lines = lines_since(roll, lambda line: "kept" in line)
+    rows = shared.slides()
+    lines = lines_since(shared, lambda line: "kept" in line)
     if lines:
         by_path = {row["path"]: row for row in rows}
         for line in lines:
@@ -115,11 +115,11 @@ def caught_up(roll: SharedTable) -> tuple[list[Row], bool]:
     return rows, bool(lines)
 
 
-def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
+def lines_since(shared: SharedTable, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:
     """The last lines of the log about slides.
 
     Args:
-        roll: the table.
+        shared: the table.
         stop: called from the last line backwards; the first line for which it is true ends the search.
         most: bytes of the log to read at most, roughly; None reads all of it.
 
@@ -128,7 +128,7 @@ def lines_since(roll: SharedTable, stop: Callable[[Line], bool], most: int | Non
     """
     found: list[Line] = []
     try:
-        with _open_log(roll, "rb") as file:
+        with _open_log(shared, "rb") as file:
             for text in _backwards(file, most):
                 line = parsed(text)
                 if line and stop(line):
@@ -155,20 +155,20 @@ def _backwards(file: IO[bytes], most: int | None) -> Iterator[bytes]:
         yield rest
 
 
-def append(roll: SharedTable, text: str) -> None:
+def append(shared: SharedTable, text: str) -> None:
     """Append lines to a log; the caller must hold `SharedTable.writing`.
 
     Args:
-        roll: the table.
+        shared: the table.
         text: whole lines.
     """
-    with _open_log(roll, "a+b") as file:
+    with _open_log(shared, "a+b") as file:
         # A full disk may have cut the last line short.
         file.write(("" if _ends_whole(file) else "\n").encode() + text.encode("utf-8", "surrogateescape"))
 
 
-def _open_log(roll: SharedTable, mode: str) -> IO[bytes]:
-    return safe_paths.open_in(roll.folder, roll.log.name, mode)
+def _open_log(shared: SharedTable, mode: str) -> IO[bytes]:
+    return safe_paths.open_in(shared.folder, shared.log.name, mode)
 
 
 def _text(line: Line) -> str:
@@ -218,15 +218,15 @@ class StageQueue(Generic[J]):
     """A run's share of a stage: claims slides one by one, logs their results and releases them.
 
     Args:
-        ledger: the journal of the table.
+        journal: the journal of the table.
         stage: name of the stage.
         jobs: (row of the table, job) of all slides that are not done; other runs may do some of them.
     """
 
-    def __init__(self, ledger: Journal, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
-        self.ledger, self.stage = ledger, stage
+    def __init__(self, journal: Journal, stage: str, jobs: Sequence[tuple[Row, J]]) -> None:
+        self.journal, self.stage = journal, stage
         self.left = {row["slide_id"]: (row, job) for row, job in jobs}
-        self.claims = Claims(ledger.roll.claims)
+        self.claims = Claims(journal.shared.claims)
         self._begun: dict[str, float] = {}
 
     def __enter__(self) -> StageQueue[J]:
@@ -235,7 +235,7 @@ class StageQueue(Generic[J]):
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self.ledger.flush()
+            self.journal.flush()
             self.claims.sweep()
         finally:
             self.claims.__exit__(*exc)
@@ -256,7 +256,7 @@ class StageQueue(Generic[J]):
     def listen(self) -> list[Row]:
         """The rows of slides that other runs have finished since the last call."""
         found = []
-        for line in self.ledger.news():
+        for line in self.journal.news():
             name = line.get("slide_id", "")
             if line.get("stage") == self.stage and name in self.left and line.get("path") == self.left[name][0]["path"]:
                 row, _ = self.left.pop(name)
@@ -275,7 +275,7 @@ class StageQueue(Generic[J]):
         row, _ = self.left.pop(name)
         seconds = round(time.monotonic() - self._begun[name], 2)
         tiles = int(changes.get("tiles") or row.get("tiles") or 0)
-        self.ledger.write(self.stage, [(row, changes)], tiles=tiles, seconds=seconds, **more)
+        self.journal.write(self.stage, [(row, changes)], tiles=tiles, seconds=seconds, **more)
         self.claims.release(name)
 
     def _offers(self) -> Iterator[J]:

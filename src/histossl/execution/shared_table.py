@@ -47,12 +47,12 @@ class SharedTable:
         self.linked = self._refuse_links(rooms)
 
     def _refuse_links(self, rooms: frozenset[str]) -> list[str]:
-        told = safe_paths.refuse_links(self.folder, (*_OWN_NAMES, self.table.name), rooms)
-        for room in ("logs", "heatmaps"):  # their subfolders are few, and files are written into them
-            folder = self.folder / room
+        notes = safe_paths.refuse_links(self.folder, (*_OWN_NAMES, self.table.name), rooms)
+        for subfolder in ("logs", "heatmaps"):  # their subfolders are few, and files are written into them
+            folder = self.folder / subfolder
             if safe_paths.is_own_folder(folder):
                 safe_paths.refuse_links(folder, sorted(os.listdir(folder)))
-        return told
+        return notes
 
     @contextmanager
     def lock(self, waiting: Callable[[str], None] | None = None) -> Iterator[None]:

@@ -32,11 +32,11 @@ class Outlined:
     read: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
 
-    def said(self) -> str:
+    def note(self) -> str:
         """What was read and what was left out, as text; "" where each feature is one nucleus."""
-        told = [f"{count} {kind}" for kind, count in self.read.items() if kind != "detections"]
+        details = [f"{count} {kind}" for kind, count in self.read.items() if kind != "detections"]
         lost = [f"{count} {why}" for why, count in self.left.items()]
-        if not told and not lost:
+        if not details and not lost:
             return ""
         read = [f"{count} {kind}" for kind, count in self.read.items()]
         return f"read {', '.join(read) or 'nothing'}" + (f"; left out {', '.join(lost)}" if lost else "")

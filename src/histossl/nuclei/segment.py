@@ -176,8 +176,8 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
     square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
     square *= float(known.mask.mask.mean()) if job.areas else 1
     seconds = time.monotonic() - start
-    told = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
-    return told | {"status": "done", "error": "", "made": job.made}
+    cells = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
+    return cells | {"status": "done", "error": "", "made": job.made}
 
 
 def _write(job: SegmentJob, known: StainSurvey, parts: Parts) -> int:
@@ -207,11 +207,11 @@ def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
             write_sheet(job.file("-sheet.jpg"), slide, concatenate(list(parts)), rng)
 
 
-def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
+def segment_inputs(shared: SharedTable, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
     """Segment all inputs that are not done, together with other runs on the same folder.
 
     Args:
-        roll: the shared table nuclei.csv.
+        shared: the shared table nuclei.csv.
         jobs: the inputs; their names differ.
         pool: on a cluster each input is a task; processes here read, separate and outline, one input at a time.
 
@@ -221,16 +221,16 @@ def segment_inputs(roll: SharedTable, jobs: Sequence[SegmentJob], pool: Workers 
     Raises:
         SettingsError: the table has another input of the same name.
     """
-    ledger = Journal(roll)
-    with roll.writing():
-        known = roll.slides()
+    journal = Journal(shared)
+    with shared.writing():
+        known = shared.slides()
         rows = _merged(known, jobs)
         if rows != known:
-            roll.write_slides(rows)
+            shared.write_slides(rows)
     by_path = {row["path"]: row for row in rows}
     mine = [(by_path[str(job.path)], job) for job in jobs]
     left = [(row, job) for row, job in mine if not _stands(row, job)]
-    with StageQueue(ledger, "nuclei", left) as shift:
+    with StageQueue(journal, "nuclei", left) as shift:
         for offers in shift.rounds():
             for job, answer in _segmented(offers, pool):
                 if isinstance(answer, Exception):

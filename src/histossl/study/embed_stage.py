@@ -33,8 +33,8 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
     Returns:
         The number of slides that failed.
     """
-    ledger = Journal(study)
-    rows = ledger.rows
+    journal = Journal(study)
+    rows = journal.rows
     encoded = {row["slide_id"]: row for row in rows if row["status"] == "encoded"}
     encoder = str(trained_as(study.slide_encoder)["fingerprint"])
     if old := made_before(study.slide_encoder):
@@ -51,10 +51,10 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
                 raise answer
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
-                ledger.write("embed", [(encoded[task.slide_id], failure(failure_reason(answer, task.features)))])
+                journal.write("embed", [(encoded[task.slide_id], failure(failure_reason(answer, task.features)))])
             else:
                 vectors[task.slide_id] = answer
-    ledger.flush()
+    journal.flush()
     kept = [name for name in encoded if name in vectors]
     if not kept:
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")

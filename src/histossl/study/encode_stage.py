@@ -80,11 +80,11 @@ def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers,
         if new:
             say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         return
-    told = study.settings().get("inspect", {}).get("tile")
-    if not isinstance(told, dict):
+    saved = study.settings().get("inspect", {}).get("tile")
+    if not isinstance(saved, dict):
         what = f"{study.folder}: settings.json does not say how its tiles were laid"
         raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
-    tile = from_dict(TileSpec, told)
+    tile = from_dict(TileSpec, saved)
     sources = [
         TileSource(row["slide_id"], Path(row["path"]), float(row["mpp"]), tile, study.tiles(row["slide_id"]))
         for row in slides
@@ -114,30 +114,30 @@ def encode_study(
     Raises:
         StudyError: it was not inspected, or made with other settings.
     """
-    told = study.settings().get("inspect", {}).get("tile")
-    if not isinstance(told, dict):
+    saved = study.settings().get("inspect", {}).get("tile")
+    if not isinstance(saved, dict):
         what = f"{study.folder}: settings.json does not say how its tiles were laid"
         raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
-    tile = from_dict(TileSpec, told)
+    tile = from_dict(TileSpec, saved)
     study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
-    ledger = Journal(study)
-    rows = ledger.rows
+    journal = Journal(study)
+    rows = journal.rows
     jobs, changes = _to_encode(study, rows, tile, encoder, settings)
-    ledger.write("check", changes)
+    journal.write("check", changes)
     total = sum(int(row["tiles"]) for row, _ in jobs)
-    pace = Throughput("GPU" if encoder.device.type == "cuda" else "CPU")
-    with StageQueue(ledger, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
+    speed = Throughput("GPU" if encoder.device.type == "cuda" else "CPU")
+    with StageQueue(journal, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
         for mine in shift.rounds():
             for step in encoded(mine):
-                pace.add(step.tiles, step.waited, step.read, step.cpu)
+                speed.add(step.tiles, step.waited, step.read, step.cpu)
                 name = step.job.slide_id
                 if step.error is not None:
                     give_up_on_disk(step.error)
                     shift.finish(name, failure(failure_reason(step.error, step.job.path)))
                 elif step.finished:
-                    shift.finish(name, _encoded_row(step), lost=step.lost, limit=pace.limit)
+                    shift.finish(name, _encoded_row(step), lost=step.lost, limit=speed.limit)
                 bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
-                bar.say(f"{pace.rate:.0f} tiles/s, {name}, {pace.limit}")
+                bar.say(f"{speed.rate:.0f} tiles/s, {name}, {speed.limit}")
     return report_failures(rows)
 
 

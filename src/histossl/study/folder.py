@@ -87,10 +87,10 @@ class Study(SharedTable):
     def _told(self) -> str:
         """The number of slides in each state, and the products that exist."""
         counts = Counter(row["status"] for row in self.slides())
-        told = ", ".join(f"{count} {status or 'not inspected'}" for status, count in counts.items())
+        known = ", ".join(f"{count} {status or 'not inspected'}" for status, count in counts.items())
         products = (self.tile_encoder, self.slide_encoder, self.embeddings, self.report)
         there = ", ".join(path.name for path in products if path.exists())
-        return f"{counts.total()} slides{f': {told}' if told else ''}{f'; {there}' if there else ''}"
+        return f"{counts.total()} slides{f': {known}' if known else ''}{f'; {there}' if there else ''}"
 
     def qc(self, slide_id: str) -> Path:
         """The path of the picture of a slide's tissue and tiles.
@@ -136,10 +136,10 @@ class Study(SharedTable):
         """
         return self._of("views", slide_id, "")
 
-    def _of(self, room: str, slide_id: str, suffix: str) -> Path:
+    def _of(self, subfolder: str, slide_id: str, suffix: str) -> Path:
         if not slide_id or "/" in slide_id or "\\" in slide_id or "\0" in slide_id or slide_id in (".", ".."):
             raise StudyError(f"{self.table}: {slide_id!r} cannot name a slide", "a slide_id is a file's name")
-        return self.folder / room / f"{slide_id}{suffix}"
+        return self.folder / subfolder / f"{slide_id}{suffix}"
 
     def settle(self, stage: str, settings: Any, product: Path) -> None:
         """Write down a stage's settings; refuse others than those that made the existing files.
@@ -161,12 +161,12 @@ class Study(SharedTable):
             changed = differences(everything[stage], resolved) if stage in everything else []
             if changed:
                 exists = any(product.iterdir()) if product.is_dir() else product.exists()
-                told = f"({stage}: {', '.join(changed)})"
+                known = f"({stage}: {', '.join(changed)})"
                 if exists:
                     way_out = f"use another --out, or remove {product} to make it anew"
-                    raise StudyError(f"{self.folder}: made with other settings {told}", way_out)
+                    raise StudyError(f"{self.folder}: made with other settings {known}", way_out)
                 if others := self.others():
-                    what = f"{self.folder}: another run is using it with other settings {told}: {others}"
+                    what = f"{self.folder}: another run is using it with other settings {known}: {others}"
                     raise StudyError(what, "wait for it to end, or use another --out")
             self._write_settings(everything | {stage: resolved})
 
@@ -207,11 +207,11 @@ class Study(SharedTable):
         """Slide id -> patient, as slides.csv has it, else the labels of the last probe; unknown ones are left out."""
         path = self.folder / "predictions.csv"
         rows = tables.read_rows(path) if path.exists() else []
-        told = {row["slide_id"]: row.get("patient_id") or "" for row in rows if "slide_id" in row}
+        known = {row["slide_id"]: row.get("patient_id") or "" for row in rows if "slide_id" in row}
         # The probe uses the slide as its patient where none is known.
-        told = {slide: patient for slide, patient in told.items() if patient != slide}
-        told |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
-        return {slide: patient for slide, patient in told.items() if patient}
+        known = {slide: patient for slide, patient in known.items() if patient != slide}
+        known |= {row["slide_id"]: patient for row in self.slides() if (patient := row["patient_id"].strip())}
+        return {slide: patient for slide, patient in known.items() if patient}
 
     def encoded(self) -> list[Row]:
         """The rows of slides whose features exist.

@@ -85,7 +85,7 @@ def heatmaps_study(
                 failed += 1
     with atomic.whole(study.folder / "heatmaps" / "scores.csv") as part, part.open("w", newline="") as file:
         writer = tables.writer(file)
-        writer.writerow(["target", "slide_id", "class", "logit", "taught_by"])
+        writer.writerow(["target", "slide_id", "class", "logit", "trained_on"])
         writer.writerows(map(tables.cell, line) for line in lines)
     for line in table.complaints:
         say(f"LEFT OUT {line}", "yellow")
@@ -159,6 +159,6 @@ def _thumbnail(row: Row) -> NDArray[np.uint8] | None:
 
 def _lines(target: str, heatmap: Heatmap, score: LinearScore) -> list[list[str]]:
     return [
-        [target, heatmap.slide_id, name, f"{logit:.6f}", score.taught_by]
+        [target, heatmap.slide_id, name, f"{logit:.6f}", score.trained_on]
         for name, logit in zip(heatmap.names, heatmap.logits, strict=True)
     ]

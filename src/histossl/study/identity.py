@@ -24,11 +24,11 @@ class Merged:
 
     Attributes:
         rows: of the slides that were found, in order, then of slides elsewhere, then of slides that are gone.
-        said: one line each for slides that were moved, copies, and names that occur twice.
+        notes: one line each for slides that were moved, copies, and names that occur twice.
     """
 
     rows: list[Row]
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def merge(known: Sequence[Row], paths: Iterable[Path], study: Path) -> Merged:
@@ -235,12 +235,12 @@ def _unique(rows: list[Row]) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for row in rows:
         other = found.setdefault(row["path"], row)
-        told = [
+        fields = [
             {name: text for name, text in one.items() if name in ("patient_id", "mpp") or name not in COLUMNS}
             for one in (row, other)
         ]
-        if told[0] != told[1]:
-            names = sorted(name for name in told[0] if told[0].get(name) != told[1].get(name))
+        if fields[0] != fields[1]:
+            names = sorted(name for name in fields[0] if fields[0].get(name) != fields[1].get(name))
             what = f"slides.csv: two rows name {row['path']} and differ in {', '.join(names)}"
             raise StudyError(what, "leave the one that is right")
     return found

@@ -69,7 +69,7 @@ def inspect_slides(
         found = replace(found, slides=[path for path in found.slides if path.stem in given])
     settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(areas.settings)} if areas else {})
     study.settle("inspect", settings, study.folder / "tiles")
-    ledger = Journal(study)
+    journal = Journal(study)
     with study.writing():
         known = study.slides()
         merged = merge(known, found.slides, study.folder)
@@ -89,10 +89,10 @@ def inspect_slides(
             jobs.append((row, replace(job, content=row["content"], areas=given.get(path.stem))))
     # Before the first product is replaced: a row must not describe a product that no longer exists.
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
-    ledger.write("check", wrong)
-    _survey(ledger, jobs, workers)
+    journal.write("check", wrong)
+    _survey(journal, jobs, workers)
     failed = report_failures(rows)
-    for line in (*merged.said, *_said(found)):
+    for line in (*merged.notes, *_notes(found)):
         say(f"note: {line}", "yellow")
     for line in suspicions(rows):
         say(f"SUSPECT {line}", "yellow")
@@ -107,8 +107,8 @@ def _found(study: Study, slides: Path) -> Found:
         raise StudyError(f"{slides}: a {place.suffix.lower()} file is no slide", hint)
     found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
     if not found.slides and not found.passed:
-        told = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
-        what = f"{slides}: no slides in it" + (f", only files of other kinds ({told})" if told else "")
+        counted = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
+        what = f"{slides}: no slides in it" + (f", only files of other kinds ({counted})" if counted else "")
         raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
     if found.slides == [place] and (lies_in(place, study.folder) or any(map(is_ours, place.parents))):
         raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
@@ -147,21 +147,23 @@ def _with_passed(rows: list[Row], found: Found) -> list[Row]:
     return rows + more
 
 
-def _said(found: Found) -> list[str]:
+def _notes(found: Found) -> list[str]:
     """Notes on the other files in the folder, in a few lines."""
-    said = []
+    notes = []
     if found.passed:
         kinds = Counter(path.suffix.lower() or "no ending" for path in found.passed)
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        said.append(f"passed over: {len(found.passed)} files that may be slides ({told}); see what is wrong with each")
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        notes.append(
+            f"passed over: {len(found.passed)} files that may be slides ({counted}); see what is wrong with each"
+        )
     if found.links:
         some = ", ".join(f"{link} to {target.name}" for link, target in list(found.links.items())[:3])
         more = f" and {len(found.links) - 3} more" if len(found.links) > 3 else ""
-        said.append(f"links to slides that are there by their own names were not read: {some}{more}")
+        notes.append(f"links to slides that are there by their own names were not read: {some}{more}")
     if found.others:
-        told = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(8))
-        said.append(f"files of other kinds: {told}")
-    return said
+        counted = ", ".join(f"{count} {kind}" for kind, count in found.others.most_common(8))
+        notes.append(f"files of other kinds: {counted}")
+    return notes
 
 
 def suspicions(rows: Sequence[Row]) -> list[str]:
@@ -177,24 +179,26 @@ def suspicions(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.get("content") and row["status"] != "failed":
             holding[row["content"]].append(row["slide_id"])
-    said = [
+    notes = [
         f"{' and '.join(names[:3])} hold the same: if they are one slide, leave one, or give them one patient_id"
         for names in holding.values()
         if len(names) > 1
     ]
     mpps = {row["slide_id"]: number(row["mpp"]) for row in rows if row["mpp"] and row["status"] != "failed"}
-    return said + jumps(mpps)
+    return notes + jumps(mpps)
 
 
 class ExistingProducts:
     """The products of a study by name, read once: to list 100,000 files is faster than to query each."""
 
     def __init__(self, study: Study) -> None:
-        self._names = {room: _names(study.folder / room) for room in ("qc", "tiles", "features", "views")}
+        self._names = {
+            subfolder: _names(study.folder / subfolder) for subfolder in ("qc", "tiles", "features", "views")
+        }
 
-    def __call__(self, room: str, name: str) -> bool:
+    def __call__(self, subfolder: str, name: str) -> bool:
         """Whether a subfolder has that file."""
-        return name in self._names[room]
+        return name in self._names[subfolder]
 
 
 def _names(folder: Path) -> set[str]:
@@ -217,8 +221,8 @@ def _surveyed(row: Row, mpp: float | None, laying: str, areas: SlideAreas | None
     return row["made"].partition("-")[0] == made and exists("qc", f"{name}.jpg") and exists("tiles", f"{name}.h5")
 
 
-def _survey(ledger: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:
-    with StageQueue(ledger, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
+def _survey(journal: Journal, jobs: list[tuple[Row, SurveyJob]], workers: Executor) -> None:
+    with StageQueue(journal, "inspect", jobs) as shift, progress_bar("slides", len(jobs)) as bar:
         for mine in shift.rounds():
             for job, answer in workers.map(survey_slide, mine):
                 if isinstance(answer, Exception):

@@ -67,8 +67,8 @@ def status_of(folder: Path, now: datetime | None = None) -> Status:
     running = [claim for claim in Claims(study.claims).all() if claim.alive]  # not entered, so nothing is written
     now = now or datetime.now(UTC)
     recent = lines_since(study, lambda line: "time" in line and _time(line) < now - WINDOW, _MOST)
-    told = {"time", "stage", "seconds", "tiles", "limit"}
-    recent = [line for line in recent if told <= set(line) and line["stage"] == "encode"]
+    needed = {"time", "stage", "seconds", "tiles", "limit"}
+    recent = [line for line in recent if needed <= set(line) and line["stage"] == "encode"]
     encoded = [line for line in recent if line["row"].get("status") == "encoded"]
     rate = 0.0
     if encoded:

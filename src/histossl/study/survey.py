@@ -123,6 +123,6 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
             pass
         content = content_of(job.path)
         changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
-        told = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
-        note = "; ".join(filter(None, told))
+        remarks = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
+        note = "; ".join(filter(None, remarks))
         return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content)

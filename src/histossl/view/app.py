@@ -75,7 +75,7 @@ class Viewer:
         study: the study to show.
         nuclei: folder of nuclei, one file per slide.
         threads: number of threads that read slides; None takes two to four, by the cores.
-        room: bytes of pictures that are kept in memory.
+        capacity: bytes of pictures that are kept in memory.
         processes: read in worker processes with limits, as the command does; otherwise in the threads themselves.
 
     Raises:
@@ -87,7 +87,7 @@ class Viewer:
         study: Study,
         nuclei: Path,
         threads: int | None = None,
-        room: int = 64 * 2**20,
+        capacity: int = 64 * 2**20,
         processes: bool = False,
     ) -> None:
         self.study = study
@@ -96,7 +96,7 @@ class Viewer:
         local = LocalReader(study, self.cohort, nuclei)
         self.reader = ProcessReader(study, self.cohort, nuclei, self.threads) if processes else local
         self.shelf, self.overlays = local.shelf, local.overlays
-        self.kept = PictureCache(room)
+        self.kept = PictureCache(capacity)
         self.readers = ThreadPoolExecutor(self.threads, "read")
         # For what takes long or much memory. Threads that wait for processes cost nothing.
         self.alone = ThreadPoolExecutor(4 if processes else 1, "alone")

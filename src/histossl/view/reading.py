@@ -43,11 +43,11 @@ class SlideCache:
     """Open slides for many threads: one thread at a time uses an open slide, and few idle slides stay open.
 
     Args:
-        room: bytes that idle slides may take, roughly; a plain picture counts with all of its pixels.
+        capacity: bytes that idle slides may take, roughly; a plain picture counts with all of its pixels.
     """
 
-    def __init__(self, room: int = 256 * 2**20) -> None:
-        self._room = room
+    def __init__(self, capacity: int = 256 * 2**20) -> None:
+        self._capacity = capacity
         self._idle: OrderedDict[int, tuple[int, Slide]] = OrderedDict()
         self._serial = 0
         self._guard = threading.Lock()
@@ -99,7 +99,7 @@ class SlideCache:
         with self._guard:
             self._serial += 1
             self._idle[self._serial] = key, slide
-            while len(self._idle) > 1 and sum(_weight(s) for _, s in self._idle.values()) > self._room:
+            while len(self._idle) > 1 and sum(_weight(s) for _, s in self._idle.values()) > self._capacity:
                 self._idle.popitem(last=False)[1][1].close()
 
 
@@ -111,11 +111,11 @@ class PictureCache:
     """The latest responses, within a number of bytes; for many threads.
 
     Args:
-        room: bytes that the responses may take.
+        capacity: bytes that the responses may take.
     """
 
-    def __init__(self, room: int) -> None:
-        self._room, self._bytes = room, 0
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._bytes = capacity, 0
         self._guard = threading.Lock()
         self._answers: OrderedDict[object, bytes] = OrderedDict()
 
@@ -143,7 +143,7 @@ class PictureCache:
         with self._guard:
             self._bytes += len(answer) - len(self._answers.pop(key, b""))
             self._answers[key] = answer
-            while self._bytes > self._room:
+            while self._bytes > self._capacity:
                 self._bytes -= len(self._answers.popitem(last=False)[1])
 
     def __len__(self) -> int:

@@ -65,11 +65,11 @@ def ome_images(text: str) -> list[OmeImage]:
     if "<" not in text or "OME" not in text:
         return []
     try:
-        told = elements(text)
+        parsed = elements(text)
     except XmlRefused:
         return []
     images: list[OmeImage] = []
-    for name, attributes in told:
+    for name, attributes in parsed:
         if name == "Image":
             images.append(OmeImage(attributes.get("Name", "")))
         elif name == "Pixels" and images:

@@ -310,9 +310,9 @@ def _reader(path: Path) -> Reader:
             raise
         except FILE_ERRORS as error:
             reasons[name] = describe_error(error)
-    told = [f"{name}: {text}" for name, text in reasons.items() if text]
+    details = [f"{name}: {text}" for name, text in reasons.items() if text]
     raise SlideError(
         path,
-        f"is no slide or picture that {', '.join(READERS)} can read" + (f" ({'; '.join(told)})" if told else ""),
+        f"is no slide or picture that {', '.join(READERS)} can read" + (f" ({'; '.join(details)})" if details else ""),
         "the file is damaged, cut short, or of another kind",
     )

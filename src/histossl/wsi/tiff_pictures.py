@@ -241,5 +241,5 @@ def chosen(path: Path, pictures: Sequence[Picture], number: int | None) -> tuple
     if not others:
         return largest, channels
     rest = ", ".join(map(str, others[:4])) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-    told = f"of its {len(pictures)} pictures the largest is read, {largest}; the others: {rest}"
-    return largest, f"{told}; {channels}" if channels else told
+    note = f"of its {len(pictures)} pictures the largest is read, {largest}; the others: {rest}"
+    return largest, f"{note}; {channels}" if channels else note

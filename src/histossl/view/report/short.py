@@ -77,9 +77,9 @@ def methods(settings: Mapping[str, Any], versions: Mapping[str, str], probe: Map
     """
     tile = settings.get("inspect", {}).get("tile", {})
     encode, pretrain = settings.get("encode", {}), settings.get("pretrain", {})
-    said = str((probe or {}).get("method", ""))
+    method = str((probe or {}).get("method", ""))
     if not (tile and encode):
-        return said
+        return method
     name = str(encode.get("encoder", {}).get("name", ""))
     own = "a tile encoder that was trained on these slides without labels"
     encoder = own if name == "model.safetensors" and "tile-encoder" in settings else f"the tile encoder {name}"
@@ -95,4 +95,4 @@ def methods(settings: Mapping[str, Any], versions: Mapping[str, str], probe: Map
             f"of {encode.get('tiles')} tiles a slide, {pretrain.get('epochs')} epochs, "
             f"batches of {pretrain.get('batch')})."
         )
-    return " ".join([*lines, said]).strip()
+    return " ".join([*lines, method]).strip()

@@ -339,12 +339,12 @@ def write_cohort(
                 write_truth(folder / "truth" / f"{name}.geojson", settings)
             bar.advance(1)
     patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
-    for kind, columns, told in (
+    for kind, columns, values_of in (
         ("labels", FACTORS, lambda s: [CLASSES[factor][getattr(s, factor)] for factor in FACTORS]),
         ("survival", ("os_months", "os_event"), outcome),
     ):
         with whole(folder / f"{kind}.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
-            rows = ([name, patients[s.patient], *told(s)] for name, s in zip(names, cohort, strict=True))
+            rows = ([name, patients[s.patient], *values_of(s)] for name, s in zip(names, cohort, strict=True))
             csv.writer(out).writerows([["slide_id", "patient_id", *columns], *rows])
     return cohort
 
