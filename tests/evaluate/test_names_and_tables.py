@@ -50,9 +50,7 @@ def test_a_table_is_read_alike_whoever_saved_it(tmp_path, encoding, separator, c
 )
 def test_an_encoding_that_cannot_be_told_is_refused(tmp_path, encoding, cells):
     (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode(encoding))
-    with pytest.raises(
-        FileFormatError, match=r"t.csv: its encoding cannot be spelling_notes: row 2 would read .*CSV UTF-8"
-    ):
+    with pytest.raises(FileFormatError, match=r"t.csv: its encoding cannot be told: row 2 would read .*CSV UTF-8"):
         read_table(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes("\n".join(["slide_id,label", *cells, ""]).encode())
     assert [",".join(row.values()) for row in read_table(tmp_path / "t.csv").rows.values()] == cells

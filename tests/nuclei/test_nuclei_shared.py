@@ -187,6 +187,7 @@ def test_a_cluster_finds_the_same_and_an_input_that_hangs_is_given_up(images, al
     assert Counter(row["status"] for row in found.values()) == {"done": COUNT - 1, "failed": 2}
 
 
+@pytest.mark.slow
 def test_ctrl_c_lets_go_of_everything(images, alone, tmp_path):
     out = tmp_path / "out"
     run = begin(images, out, "--model=prior")

@@ -213,7 +213,9 @@ def _with_areas(found: Sequence[Path], areas: AreaFolder | None) -> dict[Path, S
     """The inputs and their areas, None where all tissue counts; no two of them are called the same."""
     files = [Path(os.path.abspath(file)) for file in found]
     given = areas.chosen(files) if areas else dict.fromkeys(files)
-    twice = sorted(stem for stem, count in Counter(folded(file.stem) for file in given).items() if count > 1)
+    twice = sorted(
+        stem for stem, count in Counter(folded(file.stem) for file in files if file in given).items() if count > 1
+    )
     if twice:
         raise SettingsError(f"several inputs are called {', '.join(twice[:3])}", "segment them into different folders")
     return given

@@ -60,6 +60,24 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         raise SettingsError(f"{kind.__name__}: {error}") from error
 
 
+def overridden(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as plain values with some of them replaced, groups of settings one by one.
+
+    Args:
+        defaults: of `to_dict`.
+        values: field -> value, or -> a dictionary of some of the fields of a group.
+
+    Returns:
+        The same as `defaults`, but for what `values` names.
+    """
+    both = {
+        name: overridden(defaults[name], value)
+        for name, value in values.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return {**defaults, **values, **both}
+
+
 def _restore(hint: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value)

@@ -257,7 +257,7 @@ def _text_of(path: Path, error: type[HistosslError], ours: bool) -> tuple[str, s
         raise error(f"{path.name}: its text cannot be read ({wrong.reason})", SAVE) from wrong
     if "\0" in text:
         raise error(f"{path.name}: holds zero bytes, so it is no text", SAVE)
-    if encoding in _GUESSED and not _looks_western(text):
+    if encoding in _GUESSED and not ours and not _looks_western(text):
         line, shown = next((k, line) for k, line in enumerate(text.splitlines(), 1) if not line.isascii())
         what = f"{path.name}: its encoding cannot be told: row {line} would read {shown[:60]!r} in {_GUESSED[encoding]}"
         raise error(what, f"open it in the program that wrote it and {SAVE}")

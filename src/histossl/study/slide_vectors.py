@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histossl.core.argument_names import names_arguments
-from histossl.core.config import fingerprint, from_dict, to_dict
+from histossl.core.config import fingerprint, from_dict, overridden, to_dict
 from histossl.core.console import progress_bar
 from histossl.core.embeddings import embeddings_table
 from histossl.core.interchange import TileFeatures
@@ -52,7 +52,8 @@ def pretrain(
         FileFormatError: features are damaged, or of different tile encoders.
         SettingsError: an unknown setting or one out of range.
     """
-    chosen, cohort = from_dict(PretrainSettings, settings), read_features(features)
+    cohort = read_features(features)
+    chosen = from_dict(PretrainSettings, overridden(to_dict(PretrainSettings()), settings))
     with tempfile.TemporaryDirectory(prefix="histossl-") as place:
         folder = Path(out or Path(place) / "slide-encoder").absolute()
         logs = folder.parent / "logs" / folder.name
