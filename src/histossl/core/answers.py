@@ -67,12 +67,13 @@ def give_rows(
         return
     cells = {str(column): [_cell(row[column]) for row in rows] for column in rows[0]}
     widths = {column: max(len(column), *map(_width, texts)) for column, texts in cells.items()}
-    width, shown = answers.width if answers.is_terminal else sum(widths.values()) + 2 * len(widths), []
+    whole = max(1, sum(widths.values()) + 2 * len(widths))
+    left, shown = answers.width if answers.is_terminal else whole, []
     for column, wide in widths.items():
         needed = min(wide, max(_FOLDS, len(column))) + 2
-        if needed > width and shown:
+        if needed > left and shown:
             break
-        width -= needed
+        left -= needed
         shown.append(column)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in shown:
@@ -88,9 +89,7 @@ def give_rows(
         )
     for texts in zip(*(cells[column] for column in shown), strict=True):
         table.add_row(*map(escape, texts))
-    answers.print(
-        table, width=None if answers.is_terminal else max(1, sum(widths.values()) + 2 * len(widths)), crop=False
-    )
+    answers.print(table, width=None if answers.is_terminal else whole, crop=False)
     if lost := [column for column in cells if column not in shown]:
         answers.print(escape(f"not shown for want of room: {', '.join(lost)} (a wider window, or --json)"))
 

@@ -86,7 +86,6 @@ _UNREAD = (
         "is a picture of a kind that is not read; save it as TIFF or PNG",
     )
 )
-_SLIDES = frozenset(ending for ending, why in _UNREAD.items() if "slide of a kind" in why)
 # Files that accompany slides and studies, and are not slides.
 NOT_SLIDES = frozenset(
     [
