@@ -99,11 +99,18 @@ def test_a_run_that_was_killed_leaves_its_slides_to_another_that_goes_on(slides,
     assert digest(out) == digest(undisturbed)
 
 
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored, and so would the tests' children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_cleanly_before_the_work_is_done(slides, undisturbed, tmp_path):
     for attempt in range(20):  # on a busy machine a run may end before it hears
         out = tmp_path / f"study{attempt}"
         command = [sys.executable, "-m", "histossl", "inspect", str(slides), "--out", str(out), *FLAGS]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed_ctrl_c
+        )
         while not ((out / "log.jsonl").exists() and lines(out)):
             time.sleep(0.001)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes get it

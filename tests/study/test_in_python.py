@@ -176,7 +176,7 @@ def test_reprs_are_short(study, encoder, vectors, cohort):
     assert repr(study).endswith("slide-encoder, embeddings.h5ad, report.html)")
     assert "8 slides: 8 encoded" in repr(study)
     assert study._repr_html_().count("<tr>") == 9
-    assert repr(encoder).startswith("SlideEncoder(sparse, tiles of 420 numbers -> slides of ")
+    assert repr(encoder).startswith("SlideEncoder(neighbours, tiles of 420 numbers -> slides of ")
     assert repr(encoder).endswith("trained on 8 slides)")
     result = hs.probe(vectors, cohort / "labels.csv", **PROBE)
     assert len(repr(result).splitlines()) == 4

@@ -150,7 +150,7 @@ def test_tissue_and_tiles_are_those_of_the_study(app, folder, viewer):
 # ---- bounds
 
 
-def test_what_is_kept_stays_within_its_room():
+def test_what_is_kept_stays_within_its_capacity():
     kept = PictureCache(1000)
     for k in range(50):
         kept.put(k, bytes(100))
@@ -163,7 +163,7 @@ def test_what_is_kept_stays_within_its_room():
 
 
 def test_fifty_requests_at_once_open_no_more_slides_than_there_are_threads(folder, monkeypatch):
-    viewer = Viewer(Study(folder), folder / "nuclei", threads=3, room=1)
+    viewer = Viewer(Study(folder), folder / "nuclei", threads=3, capacity=1)
     import histossl.view.reading as reading
 
     opened, closed = [], []
@@ -188,7 +188,7 @@ def test_fifty_requests_at_once_open_no_more_slides_than_there_are_threads(folde
 def test_idle_slides_are_closed_when_there_are_many(tmp_path):
     for k in range(5):
         Image.new("RGB", (100, 100)).save(tmp_path / f"{k}.png")
-    shelf = SlideCache(room=3 * 100 * 100 * 3)
+    shelf = SlideCache(capacity=3 * 100 * 100 * 3)
     held = []
     for k in range(5):
         with shelf.slide(SlideRef(k, tmp_path / f"{k}.png", 1.0)) as slide:
