@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -36,6 +38,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
     Returns:
         The Fabric object, launched where torchrun started several processes.
     """
+    from lightning_fabric import Fabric  # here, since it imports torch's compiler, which takes seconds
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # at INFO it repeats the settings on every start
     kind = "cuda" if device.startswith("cuda") else "cpu"
     if rank_and_world_size()[1] == 1:
