@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histossl.gigassl.embed import EmbedSettings, embed_slide
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.views import ViewSettings
 
 TILES, SIDE, VIEWS, VIEW = 2000, 80, 50, ViewSettings(tiles=5, windows=0)

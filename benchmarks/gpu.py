@@ -36,7 +36,8 @@ from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold
 from histossl.encoders.tile_encoder import TileEncoder
 from histossl.evaluate.mil import AttentionPool, BagTask
 from histossl.gigassl.embed import EmbedSettings, embed_slide
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask
 from histossl.gigassl.views import ViewSettings

@@ -25,7 +25,8 @@ from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain import pretrain_slides
 from histossl.gigassl.pretrain_settings import NEIGHBOURS, PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource, plain_tiles

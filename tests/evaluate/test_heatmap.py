@@ -20,7 +20,8 @@ from histossl.evaluate.heatmap import Heatmap, fit_score
 from histossl.evaluate.heatmap_files import _painted, write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.wsi.geometry import Size
 

@@ -16,7 +16,7 @@ sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 import numpy as np
 import torch
 from support.features import SMALL, write_source
-from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain import PretrainTask, pretrain_slides
 
 out = Path(sys.argv[2])

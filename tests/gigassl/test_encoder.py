@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from histossl.core.errors import FileFormatError, SettingsError
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.layers import Projector, from_dense
 from histossl.gigassl.sites import site_indices
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from histossl.evaluate.rivals import parts_alone
 from histossl.evaluate.sources import Source
 from histossl.gigassl.complete import complete
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
-from histossl.gigassl.encoder import UNTRAINED, EncoderSettings, SlideEncoder, made_before
+from histossl.gigassl.encoder import UNTRAINED, SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings, made_before
 from histossl.gigassl.parts import KINDS, Kind, Part
+from histossl.gigassl.pretrain_settings import NEIGHBOURS
 from histossl.gigassl.views import ViewSettings
 
 SMALL = EncoderSettings(in_dim=16, dim=8, prototypes=6)
@@ -130,11 +133,13 @@ def test_features_of_another_length_are_refused(both: tuple[SlideEncoder, SlideE
 
 def test_an_encoder_made_before_opens_and_says_what_is_old(tmp_path: Path) -> None:
     """As a file of that time: no scales, no parts; tiles themselves, 3x3 and 5x5 of them."""
-    old = SlideEncoder(EncoderSettings(in_dim=16, dim=8, prototypes=6, scales=(0, 2, 4), normalise=False))
+    chosen = EncoderSettings(in_dim=16, dim=8, prototypes=6, scales=(0, 2, 4), stage_scales=(), normalise=False)
+    old = SlideEncoder(chosen)
     old.save(tmp_path / "e")
     file = tmp_path / "e" / "config.json"
     config = json.loads(file.read_text())
-    del config["settings"]["scales"], config["settings"]["normalise"]
+    for name in ("scales", "stage_scales", "normalise"):
+        del config["settings"][name]
     file.write_text(json.dumps(config))
     found = SlideEncoder.load(tmp_path / "e")
     assert found.settings == old.settings
@@ -142,6 +147,30 @@ def test_an_encoder_made_before_opens_and_says_what_is_old(tmp_path: Path) -> No
     assert found.settings.part_names == ("stage",) * 8 + ("mean",) * 16 + ("prototypes",) * (3 * 4 * 6)
     SlideEncoder(SMALL).save(tmp_path / "new")
     assert made_before(tmp_path / "new") == made_before(tmp_path / "nothing") == ""
+
+
+def test_an_encoder_made_before_the_stage_had_prototypes_opens_and_says_so(tmp_path: Path) -> None:
+    old = SlideEncoder(replace(NEIGHBOURS, in_dim=16, dim=8, prototypes=6, stage_scales=()))
+    old.save(tmp_path / "e")
+    file = tmp_path / "e" / "config.json"
+    config = json.loads(file.read_text())
+    del config["settings"]["stage_scales"]
+    file.write_text(json.dumps(config))
+    assert set(SlideEncoder.load(tmp_path / "e").settings.part_names) == {"stage", "mean", "prototypes"}
+    assert made_before(tmp_path / "e").endswith("no prototypes of what the stage learned")
+
+
+def test_the_rival_counts_the_same_tiles_and_has_a_stage_of_its_own() -> None:
+    slides = cohort(6)
+    encoder = SlideEncoder(replace(NEIGHBOURS, in_dim=16, dim=8, prototypes=6), seed=5)  # as if training had moved it
+    rival = complete(encoder, [(torch.from_numpy(xs), at) for _, xs, at in slides], lambda: slides, seed=3)
+    assert encoder.prototypes is not None
+    assert rival.prototypes is not None
+    assert encoder.stage_prototypes is not None
+    assert rival.stage_prototypes is not None
+    assert torch.equal(encoder.prototypes.centres, rival.prototypes.centres)
+    assert not torch.equal(encoder.stage_prototypes.centres, rival.stage_prototypes.centres)
+    assert rival.stage_prototypes.centres.abs().amax() < 1e6  # found, as those of the trained
 
 
 def test_parts_can_be_judged_by_themselves() -> None:

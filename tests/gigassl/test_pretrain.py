@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.gigassl import pretrain_task
 from histossl.gigassl.embed import EmbedSettings, embed_slide, mean_pool
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.gauges import effective_rank, gauges
 from histossl.gigassl.pretrain import pretrain_slides
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as

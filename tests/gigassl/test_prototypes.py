@@ -8,7 +8,8 @@ import torch
 
 from histossl.core.errors import SettingsError
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.prototypes import RUNS, neighbourhood_mean
 from histossl.gigassl.sparse import SparseMap
 from histossl.gigassl.views import ViewSettings

@@ -16,7 +16,8 @@ from histossl.core.embeddings import Embeddings, read_embeddings
 from histossl.core.errors import TrainingError
 from histossl.gigassl import pretrain_settings, pretrain_task
 from histossl.gigassl.embed import EmbedSettings, embed_slide
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource, plain_tiles
 from histossl.gigassl.towers import Features, Towers, draw_across, match, pretrain_towers

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from histossl.core import atomic, fingerprints
-from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.gigassl.views import ViewSettings

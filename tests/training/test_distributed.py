@@ -17,7 +17,7 @@ from torch import nn
 
 from histossl.core.errors import TrainingError
 from histossl.gigassl import pretrain_task
-from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain import pretrain_slides
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask

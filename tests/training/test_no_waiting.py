@@ -29,7 +29,8 @@ from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import ResNet18, fold_batch_norms
 from histossl.encoders.tile_encoder import TileEncoder
 from histossl.evaluate.mil import AttentionPool, BagTask
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import PretrainTask
 from histossl.gigassl.towers import Towers

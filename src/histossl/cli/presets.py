@@ -6,7 +6,7 @@ from typing import Any
 
 from histossl.encoders.encode import EncodeSettings
 from histossl.gigassl.embed import EmbedSettings
-from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.wsi.tiles import TileSpec

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from histossl.core.errors import FileFormatError
 from histossl.evaluate.settings import Recipe, Rival
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.layers import GatedAttention, view_sum
 from histossl.gigassl.slide_sources import plain_tiles
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseMap
@@ -214,7 +215,8 @@ def _network(kind: str, in_dim: int, encoder: Path | None, recipe: Recipe, seed:
         assert encoder is not None
         found = SlideEncoder.load(encoder)
         # Prototypes are fixed, not trained: without them the vector has only parts that a gradient reaches.
-        found.settings, found.prototypes = replace(found.settings, prototypes=0), None
+        found.settings = replace(found.settings, prototypes=0)
+        found.prototypes = found.stage_prototypes = None
         return found, found.settings.vector_dim
     settings = EncoderSettings(in_dim=in_dim, dim=recipe.dim, inlet="standard", tile_mean=False, prototypes=0)
     return SlideEncoder(settings, seed=seed), settings.vector_dim

@@ -30,19 +30,20 @@ def complete(
 
     Returns:
         The rival, like for like: the same prototypes and the same mean of the tiles, and a stage with the random
-        weights of that seed, whose batch norms have the statistics of the cohort. Scaled in the same way.
+        weights of that seed, whose batch norms have the statistics of the cohort and whose prototypes are found in the
+        same way. Scaled in the same way.
     """
     encoder.eval()
     if encoder.settings.arch == "neighbours":  # its training sees disturbed tiles, and not their mean
         settle_norms(encoder, slides())
+    sample = list(sample)
     encoder.fit_prototypes(sample, seed)
     fit_parts(encoder, slides())
     rival = SlideEncoder(encoder.settings, seed=seed).to(next(encoder.parameters()).device)
     settle_norms(rival, slides())
-    for name in ("tile_norm", "prototypes"):
-        own, given = getattr(rival, name), getattr(encoder, name)
-        if own is not None:
-            own.load_state_dict(given.state_dict())
+    if rival.tile_norm is not None and encoder.tile_norm is not None:
+        rival.tile_norm.load_state_dict(encoder.tile_norm.state_dict())
+    rival.fit_prototypes(sample, seed, tiles_of=encoder)
     rival.eval()
     fit_parts(rival, slides())
     return rival

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,97 +22,17 @@ from torch import Tensor, nn
 from histossl.core.atomic import whole_folder
 from histossl.core.config import from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError
+from histossl.gigassl.encoder_settings import BEFORE, EncoderSettings
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
 from histossl.gigassl.neighbours import Neighbours
 from histossl.gigassl.parts import CONTRASTED, KINDS, Parts
-from histossl.gigassl.prototypes import RUNS, Counted, Prototypes, shared_out
+from histossl.gigassl.prototypes import Counted, Prototypes, shared_out
 from histossl.gigassl.sites import site_indices, tiles_under
 from histossl.gigassl.sparse import Grid, SiteNorm, SparseConv, SparseMap, occupied, view_mean
 
 FORMAT = "histossl slide encoder 1"
 TRAINED, UNTRAINED = "model.safetensors", "untrained.safetensors"
-BEFORE = {"scales": [0, 2, 4], "normalise": False}
-"""Settings that slide encoders were made with before these could be chosen."""
 WIDTH = 256  # of the map that the stage works on: ResNet-18's third stage
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """What a slide encoder is made of.
-
-    Attributes:
-        in_dim: length of a tile's vector; other than 256 passes a linear layer first.
-        dim: length of what the stage gives to the slide's vector.
-        inlet: "plain" takes the tiles as they are, as the paper does; "standard" brings each of their features to
-            mean 0 and variance 1; "centred" first takes away the mean of the view, and with it the stain and most of a
-            shared augmentation, so that the stage sees in what the tiles differ.
-        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
-            no training can then lose.
-        prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
-            neighbourhoods, of each clustering, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
-        scales: how often tiles are averaged with their neighbours (3x3) before prototypes are looked for, one entry for
-            each set of clusterings: 0 is tiles themselves, 1 about 3x3 of them, 2 about 5x5; ascending.
-        normalise: bring the parts of the slide's vector to one scale over the cohort, see `Parts`; otherwise they stand
-            behind one another as they are.
-        arch: "neighbours" (learns what neighbouring tiles share, see `Neighbours`), or one that learns by a contrast of
-            slides: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
-        hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
-            not depend on where a slide's coordinates begin.
-        linear: whether tiles of another length than 256 pass a linear layer first, or the stage takes them as they are.
-        spacing: sites from a tile to its neighbour; the published code has 4 on slides scanned at 40x.
-    """
-
-    in_dim: int = 256
-    dim: int = 128
-    inlet: str = "centred"
-    tile_mean: bool = True
-    prototypes: int = 64
-    scales: tuple[int, ...] = (1, 2)
-    normalise: bool = True
-    arch: str = "sparse"
-    hard_border: bool = False
-    spacing: float = 1.0
-    linear: bool = True
-
-    def __post_init__(self) -> None:
-        if self.arch not in ("neighbours", "sparse", "mlp", "attention"):
-            raise SettingsError(
-                f"no slide encoder is called {self.arch!r}", "take neighbours, sparse, mlp or attention"
-            )
-        if self.inlet not in ("plain", "standard", "centred"):
-            raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, standard or centred")
-        if self.in_dim < 1 or self.dim < 1:
-            raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
-        if self.arch == "neighbours" and self.dim % 2:
-            raise SettingsError(f"encoder.dim of the arch neighbours must be even, got {self.dim}")
-        if self.prototypes < 0:
-            raise SettingsError(f"encoder.prototypes must not be negative, got {self.prototypes}")
-        if not self.scales or list(self.scales) != sorted(set(self.scales)) or self.scales[0] < 0:
-            raise SettingsError(f"encoder.scales must ascend from 0 or more, got {self.scales}")
-        if not 0 < self.spacing < np.inf:
-            raise SettingsError(f"encoder.spacing must be positive, got {self.spacing}")
-
-    @property
-    def contrasted_dim(self) -> int:
-        """Length of the part of the slide's vector that takes part in the contrast, and comes first."""
-        return self.dim + self.in_dim * self.tile_mean
-
-    @property
-    def vector_dim(self) -> int:
-        """Length of the slide's vector."""
-        return sum(self.parts.values())
-
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        """Of every number of the slide's vector, the name of its part."""
-        return tuple(name for name, length in self.parts.items() for _ in range(length))
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Names of the parts of the slide's vector, in order, and their lengths."""
-        lengths = {"stage": self.dim, "mean": self.in_dim * self.tile_mean}
-        lengths["prototypes"] = len(self.scales) * RUNS * self.prototypes
-        return {name: length for name, length in lengths.items() if length}
 
 
 class SlideEncoder(nn.Module):
@@ -148,6 +67,11 @@ class SlideEncoder(nn.Module):
             self.prototypes = (
                 Prototypes(chosen.in_dim, chosen.prototypes, chosen.scales, not chosen.normalise)
                 if chosen.prototypes
+                else None
+            )
+            self.stage_prototypes = (
+                Prototypes(chosen.dim, chosen.prototypes, chosen.stage_scales, whiten=False)
+                if "stage prototypes" in chosen.parts
                 else None
             )
             kinds = KINDS if chosen.arch == "neighbours" else CONTRASTED
@@ -214,7 +138,7 @@ class SlideEncoder(nn.Module):
         return shares
 
     def counted(self, features: Tensor, positions: Tensor | NDArray) -> Counted | None:
-        """The prototypes in a slide, of which the last part of its vector is made; None where there are none.
+        """The prototypes in a slide, of which the last parts of its vector are made; None where there are none.
 
         Args:
             features: (N, in_dim) of all tiles of the slide; views would hide which tiles are rare, and where.
@@ -223,18 +147,37 @@ class SlideEncoder(nn.Module):
         if self.prototypes is None:
             return None
         site_of_tile, tiles = self._placed(features, positions, np.zeros(len(features), np.int64), 1)
-        return Counted(site_of_tile, self.prototypes(tiles), self.prototypes.total)
+        words, total = self.prototypes(tiles), self.prototypes.total
+        if self.stage_prototypes is not None:
+            words = torch.cat([words, total + self.stage_prototypes(self._both_sides(tiles))], 1)
+            total += self.stage_prototypes.total
+        return Counted(site_of_tile, words, total)
 
-    def fit_prototypes(self, slides: Iterable[tuple[Tensor, NDArray]], seed: int = 0) -> None:
+    def fit_prototypes(
+        self, slides: Iterable[tuple[Tensor, NDArray]], seed: int = 0, tiles_of: SlideEncoder | None = None
+    ) -> None:
         """Find the prototypes of a cohort; nothing where there are none to find.
 
         Args:
             slides: of each slide some tiles, (n, in_dim) features and (n, 2) positions, un-augmented.
             seed: of the clusters.
+            tiles_of: an encoder that has found those of the tiles, which are taken from it.
         """
         if self.prototypes is not None:
             maps = [self._placed(f, p, np.zeros(len(f), np.int64), 1)[1] for f, p in slides]
-            self.prototypes.fit(maps, seed)
+            if tiles_of is None or tiles_of.prototypes is None:
+                self.prototypes.fit(maps, seed)
+            else:
+                self.prototypes.load_state_dict(tiles_of.prototypes.state_dict())
+            if self.stage_prototypes is not None:
+                self.stage_prototypes.fit([self._both_sides(tiles) for tiles in maps], seed)
+
+    @torch.no_grad()
+    def _both_sides(self, tiles: SparseMap) -> SparseMap:
+        """What the stage of the arch `neighbours` says of each site: (S, dim), of the tile and of those around it."""
+        assert isinstance(self.stage, Neighbours)
+        seen = self._let_in(tiles)
+        return tiles.with_features(torch.cat(self.stage.sides(seen), 1))
 
     def whole(self, mean: Tensor, counted: Counted | None) -> Tensor:
         """A slide's vector, before its length is made 1: (vector_dim,), of the mean over views and what was counted.
@@ -368,21 +311,3 @@ class SlideEncoder(nn.Module):
 def _even(grid: Grid) -> Tensor:
     """(S,): one over the number of sites of the view that each site is on."""
     return (1 / grid.counts)[grid.views]
-
-
-def made_before(folder: Path) -> str:
-    """What is old about a slide encoder.
-
-    Args:
-        folder: of the encoder.
-
-    Returns:
-        A clause for a message; empty where nothing is old, or the folder holds no encoder.
-    """
-    try:
-        settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    if not isinstance(settings, dict) or "normalise" in settings:
-        return ""
-    return "it was made by an earlier version: the parts of its vectors are not brought to one scale"

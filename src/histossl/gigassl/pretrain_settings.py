@@ -10,7 +10,7 @@ from typing import Any
 
 from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import FileFormatError, SettingsError
-from histossl.gigassl.encoder import EncoderSettings
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.training.loop import Schedule
 

@@ -31,16 +31,20 @@ class Prototypes(nn.Module):
         count: K, prototypes a clustering.
         scales: how often tiles are averaged with their neighbours (3x3) before, once for each set of clusterings.
         each: whether every number of a tile is first brought to variance 1; otherwise their scales are meant.
+        whiten: whether clusters are looked for along whitened principal axes; otherwise in the numbers as they are.
     """
 
     axes: Tensor
     centres: Tensor
 
-    def __init__(self, in_dim: int, count: int, scales: tuple[int, ...] = (1, 2), each: bool = False) -> None:
+    def __init__(
+        self, in_dim: int, count: int, scales: tuple[int, ...] = (1, 2), each: bool = False, whiten: bool = True
+    ) -> None:
         super().__init__()
-        self.scales, self.each = scales, each
-        self.register_buffer("axes", torch.zeros(in_dim, min(AXES, in_dim)))
-        self.register_buffer("centres", torch.zeros(len(scales), RUNS, count, min(AXES, in_dim)))
+        self.scales, self.each, self.whiten = scales, each, whiten
+        axes = min(AXES, in_dim) if whiten else in_dim
+        self.register_buffer("axes", torch.zeros(in_dim, axes))
+        self.register_buffer("centres", torch.zeros(len(scales), RUNS, count, axes))
 
     def forward(self, tiles: SparseMap) -> Tensor:
         """The nearest prototype of each clustering.
@@ -92,9 +96,7 @@ class Prototypes(nn.Module):
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
-        step = -(-sum(len(m.grid) for m in maps) // SPREAD_FROM)
-        some = torch.cat([m.centred()[::step].float().cpu() for m in maps])
-        self.axes.copy_(_whitening(some, self.axes.shape[1], self.each))
+        self.axes.copy_(self._axes_of(maps))
         scales = [torch.cat(rows).cpu().numpy() for rows in zip(*map(self.seen, maps), strict=True)]
         count = self.centres.shape[2]
         for rows, runs in zip(scales, self.centres, strict=True):
@@ -105,6 +107,14 @@ class Prototypes(nn.Module):
                     found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)  # type: ignore[arg-type]
                     found.fit(rows)
                 centres[: found.n_clusters] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))
+
+    def _axes_of(self, maps: Sequence[SparseMap]) -> Tensor:
+        """(in_dim, axes) in which clusters are looked for."""
+        if not self.whiten:
+            return torch.eye(*self.axes.shape)
+        step = -(-sum(len(m.grid) for m in maps) // SPREAD_FROM)
+        some = torch.cat([m.centred()[::step].float().cpu() for m in maps])
+        return _whitening(some, self.axes.shape[1], self.each)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from histossl.core.errors import FileFormatError
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 
 # Name in checkpoints -> name in `Stage`, both after the number of the block.
 PARTS = {

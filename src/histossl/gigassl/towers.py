@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from histossl.core.config import fingerprint, to_dict
 from histossl.core.errors import TrainingError
 from histossl.gigassl.complete import complete
-from histossl.gigassl.encoder import EncoderSettings, SlideEncoder
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain import hardware, of_length, start_from
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.pretrain_task import Chunk, PretrainTask, draw_batch, steps_of_an_epoch

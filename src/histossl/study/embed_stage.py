@@ -13,7 +13,8 @@ from histossl.execution.failures import failure, failure_reason, give_up_on_disk
 from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
 from histossl.gigassl.embed import EmbedSettings
-from histossl.gigassl.encoder import SlideEncoder, made_before
+from histossl.gigassl.encoder import SlideEncoder
+from histossl.gigassl.encoder_settings import made_before
 from histossl.gigassl.pretrain_settings import trained_as
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED, EmbedTask, vectors_of
