@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests run in a process a core: more threads in each would only wait for one another. Before torch and numpy start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # What exists on POSIX systems only. Tests that kill, fork or bound processes use it on purpose.
 POSIX_ONLY = re.compile(
     r"\bos\.(fork|geteuid|killpg|mkfifo)\b|\bsignal\.SIGKILL\b|(?m:^import (fcntl|resource)$)|support.killing"

@@ -35,7 +35,7 @@ from histossl.wsi.slide import open_slide
 from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
 
 SYNTH = SynthSettings(width=900, height=700, mpp=0.4, seed=3)
-SHORT = SelfTrainingSettings(steps=300, batch=6, crop=64, precision="float32")
+SHORT = SelfTrainingSettings(steps=240, batch=6, crop=64, precision="float32")
 QUICK = replace(SHORT, steps=20)  # where it does not matter what was learned
 
 
@@ -79,8 +79,8 @@ def test_learning_finds_painted_nuclei_and_repeats_to_the_byte(picture: np.ndarr
     assert labels.shape == truth.shape
     found = score(labels, truth)
     assert found.dice > 0.6
-    again = NucleiSegmenter(SHORT, device="cpu").fit([picture], 0.4)
-    np.testing.assert_array_equal(again.predict(picture, 0.4), labels)
+    one, other = (NucleiSegmenter(QUICK, device="cpu").fit([picture], 0.4) for _ in range(2))
+    np.testing.assert_array_equal(one.confidence(picture, 0.4), other.confidence(picture, 0.4))
     confidence = segmenter.confidence(picture, 0.4)
     assert confidence.shape == (2, 560, 720)
     assert ((confidence >= 0) & (confidence <= 1)).all()
