@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from histossl.cli.main import main
@@ -43,7 +44,7 @@ def study(tmp_path_factory) -> Path:
             file["features"] = features
             file["coords"] = IJ[:, ::-1] * 448 + [100, 200]
             file["coords"].attrs.update(patch_size=224, patch_size_level0=448, level0_width=5000, level0_height=3100)
-    flags = ["--pretrain.epochs=2", "--pretrain.view.tiles=24", "--pretrain.encoder.dim=8", "--device=cpu"]
+    flags = ["--pretrain.epochs=20", "--pretrain.view.tiles=24", "--pretrain.encoder.dim=8", "--device=cpu"]
     flags += ["--pretrain.encoder.prototypes=4"]
     assert main(["pretrain", str(folder / "in"), "--out", str(folder / "study"), *flags]) == 0
     rows = "".join(f"s {k},{'BA'[k % 2 == 0]}\n" for k in range(9))  # the tenth has no label
@@ -96,6 +97,7 @@ def test_a_study_s_heatmaps_add_up_and_find_the_place(study):
     with (heat / "scores.csv").open() as file:
         scores = {row["slide_id"]: row for row in csv.DictReader(file)}
     assert len(scores) == 10
+    told = []
     assert scores["s 9"]["trained_on"] == "all labelled slides"
     assert {row["trained_on"][-6:] for name, row in scores.items() if name != "s 9"} == {"fold 1", "fold 2"}
     for name, row in scores.items():
@@ -119,8 +121,10 @@ def test_a_study_s_heatmaps_add_up_and_find_the_place(study):
         assert not squares
         if int(name[-1]) % 2:
             per_view = shares / np.array([float(tile["looked_at"]) or np.inf for tile in tiles])
-            assert len(set(np.argsort(-per_view)[:6]) & set(MARKED)) >= 4  # of 60 tiles
+            told.append(roc_auc_score(np.isin(np.arange(len(tiles)), MARKED), per_view))
         assert (heat / "label" / f"{name}.png").stat().st_size > 5000
+    assert min(told) > 0.7
+    assert np.mean(told) > 0.85
 
 
 def test_one_slide_may_be_asked_for_and_an_unknown_one_is_named(study, tmp_path, capsys):
@@ -137,7 +141,7 @@ def test_one_slide_may_be_asked_for_and_an_unknown_one_is_named(study, tmp_path,
 
 def test_vectors_of_the_study_have_the_logits(study):
     vectors = read_embeddings(study / "study" / "embeddings.h5ad")
-    assert vectors.vectors["giga-ssl"].shape == (10, 20 + 8 * 4)
+    assert vectors.vectors["giga-ssl"].shape == (10, 20 + 8 * 4 + 8 * 4)
 
 
 def test_files_of_several_classes_and_of_tiles_that_nobody_looked_at(tmp_path):
