@@ -254,7 +254,8 @@ def _folder(folder: Path) -> Source:
     if all(len(rows) == 1 for rows in features.values()):
         return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))}, passed=passed)
     mean = np.stack([rows.mean(axis=0) for rows in features.values()])
-    deviation = np.stack([rows.std(axis=0) for rows in features.values()])
+    with np.errstate(invalid="ignore"):  # what is not finite is refused with its slide
+        deviation = np.stack([rows.std(axis=0) for rows in features.values()])
     vectors = {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])}
     counts = {name: len(rows) for name, rows in features.items()}
     return Source(
