@@ -75,6 +75,7 @@ def test_patients_come_from_the_table_then_from_elsewhere_then_the_slide(table):
     ("text", "words"),
     [
         ("", "file is empty"),
+        ("slide_id,label\n", "no row below the header"),
         ("slide,\n", "no column of labels"),
         ("name,label\na,b\n", "no column slide_id among 'name', 'label'"),
         ("slide_id,label,label\n007,a,a\n", "column 'label' occurs twice"),

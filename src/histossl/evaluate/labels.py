@@ -322,8 +322,10 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind:
         Slide -> its line.
 
     Raises:
-        LabelError: a row names no slide, or a slide is named twice, in any spelling.
+        LabelError: there is no row, a row names no slide, or a slide is named twice, in any spelling.
     """
+    if not rows:
+        raise LabelError(f"{path.name}: there is no row below the header", "give the whole table")
     lines = defaultdict(list)
     for line, row in rows.items():
         lines[folded(row[column])].append(line)
