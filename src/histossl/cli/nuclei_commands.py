@@ -317,7 +317,7 @@ def _read_labels(path: Path) -> np.ndarray | Outlined:
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         what = f"{path}: labels must be (H, W) integers, got {labels.shape} of {labels.dtype}"
         raise LabelError(what, "save a label image: 0 for background, a number for each nucleus")
-    pieces = connected(labels, return_num=True)[1] if len(np.unique(labels)) == 2 else 0
+    pieces = np.asarray(connected(labels, connectivity=1)).max() if len(np.unique(labels)) == 2 else 0
     if pieces > 2:
         what = f"{path}: is a mask: its {pieces} pieces have one number, {labels.max()}"
         raise LabelError(what, "give each nucleus a number of its own")
