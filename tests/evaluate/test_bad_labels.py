@@ -47,7 +47,7 @@ def changed(edits):
         ),
         pytest.param(
             [row[:-1] + ("b" if k < 4 else "a") for k, row in enumerate(ROWS)],
-            r"label: 3 folds, but class 'b' has 2 patients \(rows 2, 3, 4, 5\); --probe.folds 2",
+            r"label: 3 folds, but class 'b' has 2 patients \(rows 2, 3, 4 and 1 more\); --probe.folds 2",
             id="one class in a fold",
         ),
         pytest.param(

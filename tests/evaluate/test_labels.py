@@ -1,5 +1,7 @@
 """Reading tables of labels: what is kept, what is passed over aloud, what is refused and by which words."""
 
+import re
+
 import pytest
 
 from histossl.core.errors import LabelError
@@ -61,7 +63,10 @@ def test_patients_come_from_the_table_then_from_elsewhere_then_the_slide(table):
     text = "slide_id,label,patient_id\n007,a,p\nb 1,b,\nü-3,a,\nd.2,b,q\n"
     labels = read_labels(table(text), SLIDES[:4], patients={"b 1": "r", "d.2": "q", "ü-3": ""})
     assert list(labels.table["patient_id"]) == ["p", "r", "ü-3", "q"]
-    assert labels.complaints == ("labels.csv: no patient in row 4; each of these slides counts as its own patient",)
+    assert labels.complaints == (
+        "labels.csv: no patient in row 4; each of these slides counts as its own patient: "
+        "name it in each row, also where cells were merged",
+    )
     with pytest.raises(LabelError, match=r"row 2: slide '007' is of patient 'p', in slides.csv of 'x'"):
         read_labels(table(text), SLIDES[:4], patients={"007": "x"})
 
@@ -70,6 +75,7 @@ def test_patients_come_from_the_table_then_from_elsewhere_then_the_slide(table):
     ("text", "words"),
     [
         ("", "file is empty"),
+        ("slide_id,label\n", "no row below the header"),
         ("slide,\n", "no column of labels"),
         ("name,label\na,b\n", "no column slide_id among 'name', 'label'"),
         ("slide_id,label,label\n007,a,a\n", "column 'label' occurs twice"),
@@ -98,3 +104,71 @@ def test_other_encodings_and_missing_files_say_what_to_do(table, tmp_path):
         read_labels(table("PK\x03\x04", "cp1252"), SLIDES)
     with pytest.raises(LabelError, match="No such file"):
         read_labels(tmp_path / "none.csv", SLIDES)
+
+
+SEVEN = [f"s{k}" for k in range(7)]
+
+
+def labelled(table, cells, head="slide_id,label", slides=SEVEN):
+    return read_labels(table("\n".join([head, *(f"{s},{c}" for s, c in zip(slides, cells, strict=True)), ""])), slides)
+
+
+@pytest.mark.parametrize("missing", ["'--", "not reported", "[Not Available]", "#VALUE!", "#REF!", "?", "."])
+def test_what_programs_write_for_no_label_is_no_class(table, missing):
+    found = labelled(table, [missing, *"abbaab"])
+    assert list(found.table.index) == SEVEN[1:]
+    assert set(found.table["label"]) == {"a", "b"}
+    assert found.complaints  # said, and the exit code is 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        (["unknown", "unknown", *"abaab"], "is 'unknown' a class (rows 2, 3)?"),
+        (["-", *"abaaab"], "is '-' a class (row 2)?"),
+        (["-1", *"010011"], "is -1 a value (row 2)?"),
+        (["9", *"123123"], "is 9 a value (row 2)?"),
+        (["-999", "0.1", "0.3", "-0.2", "0.4", "0.6", "-999"], "is -999 a value (rows 2, 8)?"),
+        (["03. Apr", "3+4", "4+3", "3+4", "4+3", "3+4", "4+3"], "'03. Apr' (row 2) looks like a date"),
+    ],
+)
+def test_labels_that_may_be_none_are_suspect(table, cells, words):
+    (line,) = labelled(table, cells).suspicions
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    "cells", [["-", *"+-+-+-"], [*"1234567"], ["-15", "-9", "3", "9", "-20", "14", "7"], [*"none", *"abc"]]
+)
+def test_ordinary_labels_are_not_suspect(table, cells):
+    assert not labelled(table, cells).suspicions
+
+
+def test_words_for_nobody_are_no_patient_and_no_site(table):
+    cells = ["unknown,?,a", "-,unknown,b", "None,A,a", "p,A,b", "p,a,b", "q,B,a", ",,a"]
+    found = labelled(table, cells, "slide_id,patient_id,site,label")
+    assert list(found.table["patient_id"]) == ["s0", "s1", "s2", "p", "p", "q", "s6"]
+    assert found.sites == {"s2": "A", "s3": "A", "s4": "A", "s5": "B"}
+    assert "no patient in rows 2, 3, 4 and 1 more" in found.complaints[0]
+
+
+def test_the_row_numbers_of_pandas_are_no_patient_no_site_and_no_target(table):
+    rows = [f"{k},{s},{'ab'[k % 2]},{k}" for k, s in enumerate(SEVEN)]
+    for unnamed in ("", "Unnamed: 0"):
+        found = read_labels(table("\n".join([f"{unnamed},slide_id,grade,fold", *rows])), SEVEN)
+        assert found.targets == ("grade",)
+        assert list(found.table["patient_id"]) == SEVEN
+        assert not found.sites
+
+
+@pytest.mark.parametrize(
+    ("name", "slide"), [("/data/x/s-01.svs", "s-01"), ("C:\\x\\s-01.svs", "s-01"), ("7", "007"), ("s-1", "s-01")]
+)
+def test_folders_and_lost_zeros_ask_for_the_slide(table, name, slide):
+    with pytest.raises(LabelError, match=re.escape(f"(row 2; is it {slide!r}?)")):
+        read_labels(table(f"slide_id,label\n{name},a\nother,b\n"), [slide, "other"])
+
+
+def test_a_slide_that_is_named_itself_is_not_asked_for(table):
+    found = read_labels(table("slide_id,label\n007,a\n7,b\nother,b\n"), ["007", "other"])
+    assert found.complaints == ("labels.csv: 1 labelled slides are absent (row 3): '7'",)

@@ -10,7 +10,7 @@ import pytest
 
 from histossl.cli.main import main
 from histossl.core.errors import FileFormatError, LabelError
-from histossl.core.names import Known, clashes, folded, spelling_notes, spellings
+from histossl.core.names import Known, clashes, folded, spelling_notes, spellings, zero_suspicions
 from histossl.core.tables import number, read_table
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.sources import read_source
@@ -84,12 +84,33 @@ def test_the_line_that_names_the_separator_is_none_of_the_table(tmp_path):
         (b"slide_id,Slide_ID\na,b\n", "occurs twice"),
         (b"", "is empty"),
         (b"a,b\n1,2,3\n1,2,3,4\n", "rows 2, 3: not 2 cells"),
+        (b'a,b\n1,2\n3,"4\n5,6\n7,8\n', "row 3: .*close or remove the quote in this row"),
+        (
+            b'a,b\nx,"1,234"\ny,"2,500"\n',
+            r"'1,234' \(rows 2, 3\) may be of thousands or decimal; write numbers without",
+        ),
     ],
 )
 def test_what_is_no_table_says_what_it_is(tmp_path, data, words):
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(LabelError, match=words):
         read_table(tmp_path / "t.csv", LabelError)
+
+
+def test_commas_are_decimal_where_another_cell_shows_it_or_semicolons_separate(tmp_path):
+    for text in ('a,b\nx,"1,234"\ny,"2,5"\n', "a;b\nx;1,234\ny;2,500\n"):
+        (tmp_path / "t.csv").write_text(text)
+        assert [number(row["b"]) for row in read_table(tmp_path / "t.csv").rows.values()] == [1.234, 2.5]
+    assert number("\N{MINUS SIGN}1.5") == -1.5  # as word processors and some journals write it
+
+
+def test_comments_before_the_header_are_skipped_and_said(tmp_path):
+    head = "#Sample\tPatient\n#STRING\tSTRING\n#1\t1\n"  # as cBioPortal begins
+    (tmp_path / "t.txt").write_text(head + "SLIDE_ID\tLABEL\ns1\ta\n#s2\tb\n")
+    found = read_table(tmp_path / "t.txt")
+    assert found.columns == ["SLIDE_ID", "LABEL"]
+    assert found.rows == {5: {"SLIDE_ID": "s1", "LABEL": "a"}, 6: {"SLIDE_ID": "#s2", "LABEL": "b"}}
+    assert found.notes == ("3 lines that begin with # before the header are comments, and were not read",)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +120,12 @@ def test_what_is_no_table_says_what_it_is(tmp_path, data, words):
 def test_spellings_of_one_name_are_one(one, other):
     assert folded(one) == folded(other)
     assert Known([one]).get(other) == one
+
+
+def test_names_that_differ_by_leading_zeros_are_suspect():
+    (line,) = zero_suspicions("patients", ["007", "7", "P1", "P01", "1.05", "1.5", "10"])
+    assert "'007' and '7', 'P1' and 'P01':" in line
+    assert not zero_suspicions("patients", ["001", "010", "100", "a-1", "b-01"])
 
 
 PAIRS = [("007", "7"), ("a.1", "a.2"), ("1.5", "1"), ("P1", "P01"), ("1.0.1", "1.1")]
@@ -234,3 +261,20 @@ def test_slides_csv_is_read_as_a_spreadsheet_saved_it(tmp_path):
         (found,) = study.slides()
         assert (found["slide_id"], found["path"], found["mpp"]) == ("Müller", "/disk/Müller.svs", "0.25")
         assert found["stage"] == "I"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slide_id,f0,f1\na,1,2\nb,x,3\nc,2,[1]\n", r"column 'f0' holds no number in row 3: 'x', and 'f1' too"),
+        ("slide_id,v\na,[1 2]\nb,[2 3]\n", r"column 'v' holds no number in rows 2, 3: '\[1 2\]'.*one number a cell"),
+        ("slide_id,f0,f1\na,1,2\nb,#VALUE!,3\n", "not finite: 'b'"),
+        ("slide_id,f0,f1\na,1,2\nb,1e300,3\n", "not finite: 'b'"),
+        ("slide_id,f0,f1\na,1,2\nb,1,3\na,2,2\n", r"slides named twice: 'a' \(rows 2, 4\)"),
+    ],
+)
+def test_vectors_that_are_no_numbers_name_their_rows(tmp_path, text, words, recwarn):
+    (tmp_path / "v.csv").write_text(text)
+    with pytest.raises(FileFormatError, match=words):
+        read_source(tmp_path / "v.csv")
+    assert not recwarn.list

@@ -205,6 +205,18 @@ def test_bad_times_and_events_are_named(tmp_path, rows, said):
         read_labels(path, ["a", "b"])
 
 
+@pytest.mark.parametrize("column", ["os_censored", "os_censor"])
+def test_a_column_of_the_censored_asks_what_one_means(tmp_path, column):
+    (tmp_path / "l.csv").write_text(f"slide_id,os_months,{column}\na,3,1\nb,4,0\n")
+    for named in (("", ""), ("os_months", column)):
+        with pytest.raises(
+            LabelError, match=rf"does '1' in {column} mean censored or an event \(rows 2, 3\).*call the"
+        ):
+            read_labels(tmp_path / "l.csv", ["a", "b"], outcome=named)
+    (tmp_path / "l.csv").write_text(f"slide_id,os_months,{column}\na,3,censored\nb,4,event\n")
+    assert list(read_labels(tmp_path / "l.csv", ["a", "b"]).table["os"]) == ["3.0+", "4.0"]
+
+
 def test_words_zeros_and_halves(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,os_months,os_event\na,5,1:DECEASED\nb,3.5,alive\nc,0,dead\nd,,1\ne,7,\nf,,\n")

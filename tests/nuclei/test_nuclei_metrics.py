@@ -141,3 +141,16 @@ def test_score_names_what_does_not_match(tmp_path: Path) -> None:
     (tmp_path / "bad.geojson").write_text("{")
     with pytest.raises(LabelError, match="no GeoJSON"):
         nuclei_commands.score(tmp_path / "bad.geojson", tmp_path / "t" / "b.tif")
+
+
+def test_masks_are_refused_and_strangers_suspected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    labels = np.kron(np.eye(6, dtype=np.int32) * np.arange(1, 7), np.ones((9, 9), np.int32))
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    tifffile.imwrite(tmp_path / "mask.tif", (labels > 0).astype(np.uint8) * 255)
+    with pytest.raises(LabelError, match=r"mask\.tif: is a mask: its 6 pieces have one number, 255; give each nucleus"):
+        nuclei_commands.score(tmp_path / "a.tif", tmp_path / "mask.tif")
+    assert nuclei_commands.score(tmp_path / "a.tif", tmp_path / "a.tif") == 0
+    assert "SUSPECT" not in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "b.tif", labels[:, ::-1])  # of another picture
+    assert nuclei_commands.score(tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    assert "SUSPECT b.tif: nuclei and truth hardly overlap, Dice 0.000" in " ".join(capsys.readouterr().err.split())

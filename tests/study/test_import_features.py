@@ -120,6 +120,7 @@ BAD = {
     "outside": (lambda f: trident(f, "bad", level0_width=3000), "outside of the slide of 3000 x 7000"),
     "far below zero": (lambda f: trident(f, "bad", xy=IJ * 512 - 5000), "outside of the slide"),
     "one place": (lambda f: trident(f, "bad", xy=IJ * 0), "all 40 tiles have the same coordinates"),
+    "one feature": (lambda f: trident(f, "bad", features("bad") * 0), "the features of all 40 tiles are the same"),
     "text": (lambda f: trident(f, "bad", np.full((40, 24), b"x")), "no numbers"),
     "coords not finite": (
         lambda f: write_h5(f / "bad.h5", features("bad"), IJ * np.nan, {"patch_size_level0": 512}, {}),

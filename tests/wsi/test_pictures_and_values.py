@@ -202,6 +202,18 @@ def test_a_micrometre_is_one_however_it_is_written(tmp_path, unit):
         assert slide.mpp == 0.5
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_pictures_without_colours_are_refused_or_said(tmp_path, ending):
+    colours = Image.fromarray(picture())
+    colours.convert("1").save(tmp_path / f"bits.{ending}")
+    with pytest.raises(SlideError, match="holds black and white alone, not colours; save it as RGB"):
+        open_slide(tmp_path / f"bits.{ending}", 1.0)
+    for mode, notes in (("L", ("it holds no colours: stains cannot be told apart in it",)), ("RGB", ())):
+        colours.convert(mode).save(tmp_path / f"{mode}.{ending}")
+        with open_slide(tmp_path / f"{mode}.{ending}", 1.0) as slide:
+            assert slide.notes == notes
+
+
 def test_no_entity_is_expanded():
     bomb = '<!DOCTYPE OME [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><OME><Image Name="&b;"/></OME>'
     with pytest.raises(XmlRefused, match="document type"):

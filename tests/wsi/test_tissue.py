@@ -122,6 +122,12 @@ def test_an_empty_slide_has_no_tissue(tmp_path, colour, noise):
     assert not found(tmp_path, picture[:150, :220], mpp=0.5).any()
 
 
+def test_nothing_is_taken_for_ink_where_there_is_nothing(tmp_path):
+    Image.fromarray(np.full((400, 400, 3), 245, np.uint8)).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png", 8.0) as slide:
+        assert not find_tissue(slide).ink_note
+
+
 def test_a_scanners_margin_is_no_tissue(tmp_path):
     picture = paint(PIECE)
     picture[:, :80] = 4

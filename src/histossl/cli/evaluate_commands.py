@@ -98,8 +98,8 @@ def _tell(source: Source, labels: Labels | None = None) -> None:
     """Say what was read otherwise than it is written."""
     for line in dict.fromkeys((*source.notes, *(labels.notes if labels else ()))):
         say(f"note: {line}", "yellow")
-    for line in check_columns(source, labels) if labels else ():
-        say(line, "yellow")
+    for line in (*labels.suspicions, *check_columns(source, labels)) if labels else ():
+        say(f"SUSPECT {line}", "yellow")
 
 
 def search(

@@ -162,6 +162,9 @@ def score(
     for name, a, b in _pairs(prediction, truth):
         pair = _read_pair(a, b)
         scores[name] = score_labels(*pair)
+        if scores[name].dice < _STRANGERS and all(labels.any() for labels in pair):
+            what = f"SUSPECT {name}: nuclei and truth hardly overlap, Dice {scores[name].dice:.3f}"
+            say(f"{what}: are both of this picture, and in its pixels rather than µm?", "yellow")
         if kinds:
             density = strata.density_of(images, b, name) if images else None
             found.append(strata.found_nuclei(*pair, mpp, density))
@@ -248,6 +251,7 @@ def _model_state(model: str) -> list[object]:
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
 
 
+_STRANGERS = 0.05  # Dice below this is that of nuclei of another picture or in another unit
 _LABEL_FILES = (".tif", ".tiff", ".png", ".json", ".geojson", ".geojson.gz")
 
 
@@ -304,11 +308,17 @@ def _read_labels(path: Path) -> np.ndarray | Outlined:
             say(f"note: {path}: {details}", "yellow")
         return found
     from skimage.io import imread
+    from skimage.measure import label as connected
 
     try:
         labels = np.squeeze(imread(path))
     except (OSError, ValueError, SyntaxError) as error:
         raise LabelError(f"{path}: no label image ({error})") from error
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        raise LabelError(f"{path}: labels must be (H, W) integers, got {labels.shape} of {labels.dtype}")
+        what = f"{path}: labels must be (H, W) integers, got {labels.shape} of {labels.dtype}"
+        raise LabelError(what, "save a label image: 0 for background, a number for each nucleus")
+    pieces = np.asarray(connected(labels, connectivity=1)).max() if len(np.unique(labels)) == 2 else 0
+    if pieces > 2:
+        what = f"{path}: is a mask: its {pieces} pieces have one number, {labels.max()}"
+        raise LabelError(what, "give each nucleus a number of its own")
     return labels

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 
 _WHOLE = re.compile(r"([0-9]+)\.0+")
+_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero-width characters, direction marks
 
 BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=-|$)")  # names the site, then the patient
@@ -127,18 +128,47 @@ def listed(names: Iterable[str], most: int = 5, quote: bool = True) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def row_list(lines: Collection[int], more: int = 0) -> str:
-    """Rows of a table for a message.
+def row_list(lines: Collection[int]) -> str:
+    """Rows of a table for a message: the first three, and how many more there are.
 
     Args:
         lines: numbers of the rows.
-        more: how many further rows there are.
 
     Returns:
-        Text such as "rows 2, 5 and 3 more".
+        Text such as "rows 2, 5, 6 and 3 more".
     """
-    rest = f" and {more} more" if more > 0 else ""
-    return ("row " if len(lines) == 1 else "rows ") + listed(map(str, lines), quote=False) + rest
+    return ("row " if len(lines) == 1 else "rows ") + listed(map(str, lines), 3, quote=False)
+
+
+def without_zeros(name: str) -> str:
+    """The normal form of a name without zeros at the begin of its numbers, which spreadsheets drop.
+
+    Args:
+        name: the name as it is written.
+
+    Returns:
+        The form that is equal for `P007` and `p7`; a number after a point keeps its zeros.
+    """
+    return _ZEROS.sub("", folded(name))
+
+
+def zero_suspicions(kind: str, names: Iterable[str]) -> list[str]:
+    """Find names that differ by leading zeros alone.
+
+    Args:
+        kind: what the names are, in the plural.
+        names: in one spelling each.
+
+    Returns:
+        One line, or nothing.
+    """
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(without_zeros(name), name), name) for name in dict.fromkeys(names)]
+    some = [f"{a!r} and {b!r}" for a, b in pairs if a != b]
+    if not some:
+        return []
+    what = f"{kind} differ by leading zeros alone, which spreadsheets drop: {listed(some, 3, quote=False)}"
+    return [f"{what}: if they are the same, write them alike"]
 
 
 class Known:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from histossl.core.errors import FileFormatError, HistosslError
+from histossl.core.names import row_list
 
 _FORMULA = re.compile("'*[=+\\-@\\t\\r]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -128,7 +130,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 Row = dict[str, str]
 """A slide: column -> text; slide_id and path are always present."""
 
-EMPTY = ("", "nan", "na", "n/a", "#n/a")  # in lower case; "None" and "null" may well be names of classes
+# In lower case: what programs, GDC and TCGA write where nothing is known, and the errors of spreadsheets.
+# "None", "null" and "-" may well be names of classes.
+EMPTY = (
+    "", "nan", "na", "n/a", "#n/a", "<na>", "nat", ".", "?", "--", "'--", "not reported", "[not available]",
+    "[not applicable]", "[not evaluated]", "[unknown]", "[discrepancy]", "#value!", "#ref!", "#name?", "#div/0!",
+    "#null!", "#num!",
+)  # fmt: skip
 SEPARATORS = ",;\t|"
 SAVE = "save the table as 'CSV UTF-8'"
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -142,7 +150,10 @@ _NOT_TEXT = (
     (b"<html", "a web page"),
 )
 _SEP_LINE = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)
+_COMMENT = re.compile(r'\s*("?\s*#|$)')
+_COMMAS = re.compile(r"[+-]?[0-9]+(,[0-9]+)+")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+")
 _GUESSED = {"cp1252": "Windows-1252", "mac-roman": "Mac Roman"}
 _RUN = re.compile("[^\x00-\x7f]{2,}")
 _SIGNS = "µ°²³±·×÷–—‘’“”„…€£§©®\xa0"
@@ -160,6 +171,7 @@ class Table:
         encoding: the encoding that it was read as.
         separator: the separator of cells.
         header: number of the line of the header.
+        comments: number of lines before the header that begin with #.
     """
 
     columns: list[str]
@@ -167,12 +179,16 @@ class Table:
     encoding: str = "utf-8"
     separator: str = ","
     header: int = 1
+    comments: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes on the reading, such as a guessed encoding."""
         name = _GUESSED.get(self.encoding)
-        return (f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong",) if name else ()
+        found = [f"it is not UTF-8 and was read as {name}; {SAVE} if names look wrong"] if name else []
+        if self.comments:
+            found.append(f"{self.comments} lines that begin with # before the header are comments, and were not read")
+        return tuple(found)
 
 
 def decoded(data: bytes) -> tuple[str, str]:
@@ -223,12 +239,16 @@ def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: b
     named = _SEP_LINE.match(text)
     # The line stays, empty, so that rows are counted as in the file.
     text = "\n" + text[named.end() :] if named else text
+    text, comments = _without_comments(text)
     separator = named[1] if named and named[1] in SEPARATORS else _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: dict[int, list[str]] = {}
     try:
-        lines = {line: [_clean(cell, ours) for cell in row] for row, line in ((row, reader.line_num) for row in reader)}
+        for row in reader:
+            lines[reader.line_num] = [_clean(cell, ours) for cell in row]
     except csv.Error as wrong:
-        raise error(f"{path.name}: row {reader.line_num}: {wrong}", SAVE) from wrong
+        what = f"{path.name}: row {max(lines, default=0) + 1}: {wrong}"
+        raise error(what, "close or remove the quote in this row") from wrong
     lines = {line: row for line, row in lines.items() if any(row)}
     if not lines:
         raise error(f"{path.name}: the file is empty", "it needs a header with the names of its columns")
@@ -238,7 +258,27 @@ def read_table(path: Path, error: type[HistosslError] = FileFormatError, ours: b
     _check_shape(path, header, lines, error, ours)
     short = {line: row + [""] * (len(header) - len(row)) for line, row in lines.items()}
     rows = {line: dict(zip(header, row, strict=True)) for line, row in short.items()}
-    return Table([name for name in header if name], rows, encoding, separator, top)
+    if not ours and separator != ";":
+        _check_thousands(path, rows, error)
+    return Table([name for name in header if name], rows, encoding, separator, top, comments)
+
+
+def _without_comments(text: str) -> tuple[str, int]:
+    """Replace the lines before the header that begin with #, as in tables of cBioPortal, by empty ones; count them."""
+    lines = text.splitlines(keepends=True)
+    head = list(itertools.takewhile(_COMMENT.match, lines))
+    count = sum("#" in line for line in head)
+    return ("\n" * len(head) + "".join(lines[len(head) :]), count) if count else (text, 0)
+
+
+def _check_thousands(path: Path, rows: dict[int, dict[str, str]], error: type[HistosslError]) -> None:
+    """Refuse 1,234 unless other cells show that commas are decimal: it may be 1234 or 1.234."""
+    commas = {line: cell for line, row in rows.items() for cell in row.values() if _COMMAS.fullmatch(cell)}
+    odd = {line: cell for line, cell in commas.items() if _THOUSANDS.fullmatch(cell)}
+    if odd and len(odd) == len(commas):
+        some = f"{next(iter(odd.values()))!r} ({row_list(odd)})"
+        what = f"{path.name}: the comma in numbers such as {some} may be of thousands or decimal"
+        raise error(what, "write numbers without commas")
 
 
 def _text_of(path: Path, error: type[HistosslError], ours: bool) -> tuple[str, str]:
@@ -296,9 +336,7 @@ def _check_shape(
             row.pop()
     uneven = [line for line, row in lines.items() if len(row) > len(header) or (len(row) < len(header) and not ours)]
     if uneven:
-        rows = ("row " if len(uneven) == 1 else "rows ") + ", ".join(map(str, uneven[:5]))
-        more = f" and {len(uneven) - 5} more" if len(uneven) > 5 else ""
-        what = f"{path.name}: {rows}{more}: not {len(header)} cells, as the header has"
+        what = f"{path.name}: {row_list(uneven)}: not {len(header)} cells, as the header has"
         raise error(what, "quote text that holds the separator")
 
 
@@ -325,7 +363,7 @@ def number(text: str) -> float:
     Raises:
         ValueError: the text is not a number.
     """
-    return float(decimal_point(text))
+    return float(decimal_point(text.replace("\N{MINUS SIGN}", "-")))
 
 
 def decimal_point(text: str) -> str:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
-from histossl.core.names import barcode, spelling_notes, spellings
-from histossl.core.tables import EMPTY, number, read_table
+from histossl.core.names import barcode, spelling_notes, spellings, zero_suspicions
+from histossl.core.tables import number, read_table
+from histossl.evaluate.classes import known_name, odd_classes, read_classes
 from histossl.evaluate.labels import (
     PATIENT_COLUMNS,
     SCANNER_COLUMNS,
@@ -140,6 +141,7 @@ class CohortTable:
         notes: one line each for names in two spellings and a guessed encoding.
         scanners: slide -> scanner, of the slides of which it is known.
         mpps: slide -> µm per pixel, where the table has them.
+        odd: one line each for classes that may be none, and patients that may be one.
     """
 
     patients: dict[str, str]
@@ -149,6 +151,7 @@ class CohortTable:
     notes: tuple[str, ...] = ()
     scanners: dict[str, str] = field(default_factory=dict)
     mpps: dict[str, float] = field(default_factory=dict)
+    odd: tuple[str, ...] = ()
 
 
 def read_cohort_table(path: Path) -> CohortTable:
@@ -164,7 +167,7 @@ def read_cohort_table(path: Path) -> CohortTable:
         The cohort by slide; a slide without a patient is a patient of its own.
 
     Raises:
-        LabelError: not such a table, or a slide is named twice.
+        LabelError: not such a table, a slide is named twice, or labels cannot be meant, see `read_classes`.
     """
     read = read_table(path, LabelError)
     columns, rows = read.columns, read.rows
@@ -174,12 +177,14 @@ def read_cohort_table(path: Path) -> CohortTable:
     lines = unique_lines(path, rows, slide)
     table = {name: rows[line] for name, line in lines.items()}
     codes = {name: barcode(name)[0] for name in table if barcode(name)[0]}
-    given = {name: row[patient] for name, row in table.items() if patient and row[patient].lower() not in EMPTY}
+    given = {name: row[patient] for name, row in table.items() if patient and known_name(row[patient])}
     barcodes = {name: code for name, code in codes.items() if name not in given}
     sites = {name: code.split("-")[1] for name, code in codes.items()}
-    sites |= {name: row[site] for name, row in table.items() if site and row[site].lower() not in EMPTY}
+    sites |= {name: row[site] for name, row in table.items() if site and known_name(row[site])}
     label, scanner, mpp = (find_column(columns, names) for names in (("label",), SCANNER_COLUMNS, ("mpp",)))
-    classes = {label: {n: row[label] for n, row in table.items() if row[label].lower() not in EMPTY}} if label else {}
+    of_line = read_classes(path.name, {line: rows[line][label] for line in lines.values()}, label) if label else {}
+    classes = {label: {n: of_line[line] for n, line in lines.items() if line in of_line}} if label else {}
+    odd = [*(odd_classes(label, of_line) if label else ()), *zero_suspicions("patients", given.values())]
     patients = {name: name for name in table} | barcodes | given
     people, places = spellings(patients.values()), spellings(sites.values())
     notes = (*read.notes, *spelling_notes("patients", people), *spelling_notes("sites", places))
@@ -190,8 +195,9 @@ def read_cohort_table(path: Path) -> CohortTable:
         classes,
         named,
         notes,
-        {name: row[scanner].casefold() for name, row in table.items() if scanner and row[scanner]},
+        {name: row[scanner].casefold() for name, row in table.items() if scanner and known_name(row[scanner])},
         {name: value for name, row in table.items() if mpp and (value := _mpp(row[mpp]))},
+        tuple(odd),
     )
 
 

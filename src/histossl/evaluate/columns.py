@@ -107,7 +107,9 @@ def vector_of(name: str, numbers: pd.DataFrame, wanted: Sequence[str] = ()) -> V
     declared = bool(wanted) or len({prefix_of(names[k]) for k in left} - {None}) == 1
     if not declared:
         notes += _undeclared(name, [names[k] for k in left], values[:, left])
-    return Vector(tuple(names[k] for k in left), values[:, left].astype(np.float32), tuple(notes), declared)
+    with np.errstate(over="ignore"):  # inf is refused by the caller, who knows the slides
+        vector = values[:, left].astype(np.float32)
+    return Vector(tuple(names[k] for k in left), vector, tuple(notes), declared)
 
 
 def prefix_of(column: str) -> str | None:
@@ -241,7 +243,7 @@ def check_against_label(
         some = _some([columns[k] for k in ranked])
         what = f"{name}: column {some} alone ranks all {len(truth)} slides by the label {target!r}: is it made from it?"
         raise FileFormatError(what, hint)
-    return [f"SUSPECT column {columns[k]!r} alone ranks all slides by the label {target!r}" for k in ranked]
+    return [f"column {columns[k]!r} alone ranks all slides by the label {target!r}" for k in ranked]
 
 
 def _is_label(column: NDArray, truth: NDArray) -> bool:

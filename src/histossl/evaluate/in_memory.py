@@ -16,7 +16,8 @@ from histossl.core.argument_names import names_arguments
 from histossl.core.config import from_dict
 from histossl.core.embeddings import lent_patients
 from histossl.core.errors import FileFormatError, LabelError
-from histossl.core.tables import EMPTY, cell
+from histossl.core.tables import cell
+from histossl.evaluate.classes import known_name
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
 from histossl.evaluate.patients import combine, patients_of
 from histossl.evaluate.rivals import probe_with_rivals
@@ -229,7 +230,7 @@ def _of_anndata(data: AnnData) -> Source:
 
     def values_of(names: Sequence[str]) -> dict[str, str]:
         values = next((columns[name] for name in names if name in columns), [])
-        return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
+        return {name: value for name, value in zip(ids, values, strict=False) if known_name(value)}
 
     lent = lent_patients(data.uns.get("histossl", {}))
     return Source(ids, found, patients=values_of(PATIENT_COLUMNS), sites=values_of(SITE_COLUMNS), lent=lent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,30 @@ from pathlib import Path
 import pandas as pd
 
 from histossl.core.errors import LabelError
-from histossl.core.names import Known, barcode, bare, folded, listed, row_list, spelling_notes, spellings
-from histossl.core.tables import EMPTY, Table, number, read_table
+from histossl.core.names import (
+    Known,
+    barcode,
+    bare,
+    folded,
+    listed,
+    row_list,
+    spelling_notes,
+    spellings,
+    without_zeros,
+    zero_suspicions,
+)
+from histossl.core.tables import Table, read_table
+from histossl.evaluate.classes import known_name, odd_classes, read_classes
 from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
 SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital")
+# Of slides.csv and of split files: no targets unless they are named.
+_NO_TARGETS = frozenset(
+    ["", "index", "path", "file", "filename", "mpp", "width", "height", "tiles", "status", "error", "made", "note",
+     "content", "split", "set", "fold"]
+)  # fmt: skip
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 
 
@@ -37,6 +55,7 @@ class Labels:
         lines: slide -> the row of the file that names it, the header being row 1; empty where there is no file.
         notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
         outcomes: of the targets that are survival, the unit of the time; "" where no column says it.
+        suspicions: one line each for what a person should look at: classes that may be none, patients that may be one.
     """
 
     table: pd.DataFrame
@@ -47,19 +66,19 @@ class Labels:
     lines: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, str] = field(default_factory=dict)
+    suspicions: tuple[str, ...] = ()
 
-    def where(self, slides: Sequence[str], most: int = 5) -> str:
+    def where(self, slides: Sequence[str]) -> str:
         """Name slides by their rows in the file, or by name where they are in no row.
 
         Args:
-            slides: the slides.
-            most: how many are named; the others are counted.
+            slides: the slides; three are named, the others counted.
 
         Returns:
-            Text such as "rows 2, 5 and 3 more".
+            Text such as "rows 2, 5, 6 and 3 more".
         """
         lines = [self.lines[slide] for slide in slides if slide in self.lines]
-        return row_list(lines[:most], len(lines) - most) if lines else listed(slides, most)
+        return row_list(lines) if lines else listed(slides, 3)
 
 
 def read_labels(
@@ -103,7 +122,8 @@ def read_labels(
     slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, found.columns, targets, outcome)
     written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
     spelt = _spelt(path, written, slide_ids)
-    complaints = absent_slides(path.name, {s: line for s, line in written.items() if s not in spelt}, slide_ids)
+    lost = {slide: line for slide, line in written.items() if slide not in spelt}
+    complaints = absent_slides(path.name, lost, slide_ids, set(spelt.values()))
     lines = {spelt.get(slide, slide): line for slide, line in written.items()}
 
     values, notes = _values(path, rows, names, outcomes)
@@ -112,22 +132,25 @@ def read_labels(
     known = set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
-            here = _known(rows[line].get(patient_column or "", ""))
+            here = known_name(rows[line][patient_column]) if patient_column else ""
             elsewhere = {} if here and slide in lent else patients or {}
-            patient, named = _patient(path, line, slide, here, elsewhere)
+            patient, was_named = _patient(path, line, slide, here, elsewhere)
             records[slide] = {"patient_id": patient} | {name: values[name].get(line) for name in names}
-            sites[slide] = _known(rows[line].get(site_column or "", "")) or barcode(slide)[1]
-            if patient_column and not named:
+            sites[slide] = (known_name(rows[line][site_column]) if site_column else "") or barcode(slide)[1]
+            if patient_column and not was_named:
                 unnamed.append(line)
     notes = [f"{path.name}: {what}" for what in (*found.notes, *spelling_notes("slides", spelt))]
     notes += [f"{path.name}: {what}" for what in _one_spelling(records, sites)]
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
     index = pd.Index(list(labelled), dtype=object, name="slide_id")
     table = pd.DataFrame(list(labelled.values()), index=index, dtype=object)
-    complaints += _unlabelled(path, unnamed, known, labelled, len(lines))
+    complaints += _unlabelled(path, unnamed, known, labelled, written)
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
     units = {name: outcomes[name].unit for name in names if name in outcomes}
-    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units)
+    odd = [line for name in names if name not in outcomes for line in odd_classes(name, values[name])]
+    odd += zero_suspicions("patients", map(str, table["patient_id"].tolist()))
+    odd = [f"{path.name}: {what}" for what in odd]
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units, tuple(odd))
 
 
 def _values(
@@ -135,7 +158,8 @@ def _values(
 ) -> tuple[dict[str, dict[int, str]], list[str]]:
     """Target -> line -> its value, and complaints about rows that are left out."""
     followed = {name: read_outcome(path.name, rows, outcomes[name]) for name in names if name in outcomes}
-    values = {name: followed[name][0] if name in followed else _classes(path, rows, name) for name in names}
+    values = {name: followed[name][0] for name in followed}
+    values |= {name: read_classes(path.name, _column(rows, name), name) for name in names if name not in followed}
     return values, [line for _, notes in followed.values() for line in notes]
 
 
@@ -151,13 +175,17 @@ def _written(
     if slide_column is not None or column is None:
         return unique_lines(path, rows, str(slide_column))
     lines = {folded(patient): line for patient, line in unique_lines(path, rows, column, "patient").items()}
-    people = {slide: _known(str(patients.get(slide) or "").strip()) or barcode(slide)[0] for slide in slide_ids}
+    people = {slide: known_name(str(patients.get(slide) or "")) or barcode(slide)[0] for slide in slide_ids}
     found = {slide: lines[folded(name)] for slide, name in people.items() if folded(name) in lines}
     if not found:
         what = f"{path.name}: no column slide_id, and none of its patients is one of the slides' patients"
         raise LabelError(what, f"name the column of slides slide_id; patients are called {listed(people.values(), 3)}")
     taken = set(found.values())
     return found | {rows[line][column]: line for line in lines.values() if line not in taken}
+
+
+def _column(rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:
+    return {line: row[name] for line, row in rows.items()}
 
 
 def check_labels(path: Path, targets: Sequence[str] = (), outcome: tuple[str, str] = ("", "")) -> None:
@@ -192,16 +220,20 @@ def _columns(
     return slide, patient, site, *_choose_targets(path, free, outcomes, targets, bool(outcome[0])), outcomes
 
 
-def _unlabelled(path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], count: int) -> list[str]:
+def _unlabelled(
+    path: Path, unnamed: list[int], known: set[str], labelled: Collection[str], written: Collection[str]
+) -> list[str]:
     """Complaints about rows without a patient and slides without a label; without any label it is an error."""
+    count = len(written)
     if not labelled:
         raise LabelError(
-            f"{path.name}: none of its {count} slides has both a label and a vector",
-            f"the slides are called {listed(sorted(known))}",
+            f"{path.name}: none of its {count} slides has both a label and a vector: {listed(written, 3)}",
+            f"write slide_id as the slides are called: {listed(sorted(known), 3)}",
         )
     found = []
     if unnamed:
-        found.append(f"{path.name}: no patient in {row_list(unnamed)}; each of these slides counts as its own patient")
+        what = f"{path.name}: no patient in {row_list(unnamed)}; each of these slides counts as its own patient"
+        found.append(f"{what}: name it in each row, also where cells were merged")
     lost = sorted(known - set(labelled))
     if lost:
         found.append(f"{path.name}: no label for {len(lost)} of {len(known)} slides: {listed(lost)}")
@@ -261,7 +293,7 @@ def _choose_targets(
 ) -> tuple[list[str], bool]:
     """The targets, and whether they were named; `named` says that the outcomes were."""
     halves = {column for outcome in outcomes.values() for column in (outcome.time, outcome.event)}
-    offered = [*outcomes, *(column for column in free if column not in halves)]
+    offered = [*outcomes, *(c for c in free if c not in halves and not _no_target(c))]
     missing = [name for name in wanted if name not in {*offered, *free}]
     if missing:
         raise LabelError(f"{path.name}: no target {listed(missing)}", f"it has {listed(offered)} (--probe.targets)")
@@ -271,6 +303,10 @@ def _choose_targets(
     if not offered:
         raise LabelError(f"{path.name}: no column of labels", "add a column label")
     return ([label], True) if label else (offered, False)
+
+
+def _no_target(column: str) -> bool:
+    return bare(column) in _NO_TARGETS or column.startswith("Unnamed: ")
 
 
 def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind: str = "slide") -> dict[str, int]:
@@ -286,8 +322,10 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind:
         Slide -> its line.
 
     Raises:
-        LabelError: a row names no slide, or a slide is named twice, in any spelling.
+        LabelError: there is no row, a row names no slide, or a slide is named twice, in any spelling.
     """
+    if not rows:
+        raise LabelError(f"{path.name}: there is no row below the header", "give the whole table")
     lines = defaultdict(list)
     for line, row in rows.items():
         lines[folded(row[column])].append(line)
@@ -295,59 +333,60 @@ def unique_lines(path: Path, rows: dict[int, dict[str, str]], column: str, kind:
         raise LabelError(f"{path.name}: no {kind}_id in {row_list(lines[''])}", f"name the {kind} of these rows")
     twice = [f"{rows[found[0]][column]!r} ({row_list(found)})" for found in lines.values() if len(found) > 1]
     if twice:
-        raise LabelError(f"{path.name}: {kind}s named twice: {listed(twice, quote=False)}", f"keep one row a {kind}")
+        hint = "" if kind == "slide" else "; where the rows are slides, name the column of slides slide_id"
+        raise LabelError(
+            f"{path.name}: {kind}s named twice: {listed(twice, 3, quote=False)}", f"keep one row a {kind}{hint}"
+        )
     return {rows[found[0]][column]: found[0] for found in lines.values()}
 
 
 def absent_slides(
-    where: str, lines: dict[str, int], slide_ids: Sequence[str], what: str = "labelled slides"
+    where: str,
+    lines: dict[str, int],
+    slide_ids: Sequence[str],
+    there: Collection[str] = (),
+    what: str = "labelled slides",
 ) -> list[str]:
-    """Complain about slides of a table that are not known; names that differ only in their extension are an error.
+    """Complain about slides of a table that are not known; names that are almost those of slides are an error.
 
     Args:
         where: name of the table.
         lines: unknown slide -> its row.
         slide_ids: the known slides.
+        there: those of the known slides that the table has; other names are not taken for these.
         what: what the message calls the slides.
 
     Returns:
         One line; nothing where `lines` is empty.
 
     Raises:
-        LabelError: some names differ from a known slide only in their extension.
+        LabelError: some names differ from a known slide only in their extension, folder or leading zeros.
     """
     if not lines:
         return []
-    loose = {_loose(slide): slide for slide in slide_ids}
-    almost = [
-        f"{slide!r} (row {line}; is it {loose[_loose(slide)]!r}?)"
-        for slide, line in lines.items()
-        if _loose(slide) in loose
-    ]
-    if almost:
-        raise LabelError(
-            f"{where}: {len(almost)} ids differ from a slide by their extension: {listed(almost, quote=False)}",
-            "write slide_id as slides.csv has it",
-        )
+    loose = {_loose(slide): slide for slide in slide_ids if slide not in there}
+    meant = {slide: loose[_loose(slide)] for slide in lines if _loose(slide) in loose}
+    if meant:
+        some = listed((f"{a!r} (row {lines[a]}; is it {b!r}?)" for a, b in meant.items()), 3, quote=False)
+        extended = all(folded(a).startswith(folded(b)) for a, b in meant.items())
+        why = "extension" if extended else "folder, extension or leading zeros"
+        what = f"{where}: {len(meant)} ids differ from a slide by their {why}: {some}"
+        raise LabelError(what, "write slide_id as slides.csv has it")
     first = next(iter(lines))
     near = difflib.get_close_matches(first, slide_ids, 1)
     hint = f"; nearest to {first!r} is {near[0]!r}" if near else ""
-    return [f"{where}: {len(lines)} {what} are absent ({row_list(list(lines.values()))}): {listed(lines)}{hint}"]
+    return [f"{where}: {len(lines)} {what} are absent ({row_list(lines.values())}): {listed(lines)}{hint}"]
 
 
 def _loose(slide: str) -> str:
-    """A name without case and without an extension of letters: 'A.1.SVS' and 'a.1' are equal, 'a.1' and 'a.2' not."""
-    stem, dot, extension = slide.casefold().rpartition(".")
-    return (
-        stem
-        if dot and stem and 2 <= len(extension) <= 5 and extension.isalnum() and extension[0].isalpha()
-        else slide.casefold()
-    )
+    """A name without folder, leading zeros and an extension of letters: 'x/A-01.SVS' is 'a-1'; 'a.1' is not 'a.2'."""
+    name = without_zeros(re.split(r"[/\\]", slide)[-1])
+    return re.sub(r"(?<=.)\.[^\W\d_][^\W_]{1,4}$", "", name)
 
 
 def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[str, str]) -> tuple[str, bool]:
     """The patient of a slide, and whether it was named anywhere."""
-    there = _known(str(elsewhere.get(slide) or "").strip())
+    there = known_name(str(elsewhere.get(slide) or ""))
     if here and there and folded(here) != folded(there):
         raise LabelError(
             f"{path.name}: row {line}: slide {slide!r} is of patient {here!r}, in slides.csv of {there!r}",
@@ -355,40 +394,3 @@ def _patient(path: Path, line: int, slide: str, here: str, elsewhere: Mapping[st
         )
     named = there or here or barcode(slide)[0]
     return named or slide, bool(named)
-
-
-def _known(value: str) -> str:
-    return "" if value.lower() in EMPTY else value
-
-
-def _classes(path: Path, rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:
-    """Line -> class, for the lines that have one."""
-    words, numbers = {}, {}
-    for line, row in rows.items():
-        value = row[name]
-        if value.lower() in EMPTY:
-            continue
-        try:
-            found = number(value)
-        except ValueError:
-            words[line] = value
-        else:
-            numbers[line] = str(int(found)) if found.is_integer() else repr(found)
-    if words and numbers:
-        kind, few = min(("words", words), ("numbers", numbers), key=lambda pair: len(pair[1]))
-        raise LabelError(
-            f"{path.name}: column {name!r} mixes words and numbers: {kind} in {row_list(few)}: "
-            + listed(set(few.values())),
-            "write all classes in words, or all in numbers",
-        )
-    spelt = defaultdict(set)
-    for value in words.values():
-        spelt[value.casefold()].add(value)
-    double = [sorted(forms) for forms in spelt.values() if len(forms) > 1]
-    if double:
-        lines = [line for line, value in words.items() if value in double[0][1:]]
-        raise LabelError(
-            f"{path.name}: column {name!r}: {listed(double[0])} differ only by case ({row_list(lines)})",
-            "spell a class one way",
-        )
-    return words | numbers

@@ -14,7 +14,8 @@ from histossl.core.names import bare, listed, row_list
 from histossl.core.tables import EMPTY, number
 
 _TIME = re.compile(r"(?P<name>.*?)(?P<word>(survival)?time)?(in)?(?P<unit>days|weeks|months|years)?")
-_EVENTS = ("event", "status", "dead", "died", "death", "deceased", "vitalstatus", "")
+_CENSORED = ("censored", "censor", "censoring", "cens")
+_EVENTS = ("event", "status", "dead", "died", "death", "deceased", "vitalstatus", *_CENSORED, "")
 _HAPPENED = {"1", "true", "yes", "y", "event", "dead", "died", "death", "deceased", "progression", "progressed",
              "recurrence", "recurred", "relapse", "relapsed"}  # fmt: skip
 _NOT_YET = {"0", "false", "no", "n", "noevent", "alive", "living", "censored", "censor", "diseasefree"}
@@ -111,9 +112,9 @@ def read_outcome(where: str, rows: dict[int, dict[str, str]], outcome: Outcome) 
     happened = _events(where, {line: events[line] for line in both}, outcome.event)
     nothing = [line for line in both if values[line] == 0]
     found = {line: f"{values[line]!r}{'' if happened[line] else '+'}" for line in both if values[line] > 0}
-    notes = [f"{where}: no {outcome.time} or no {outcome.event} in {row_list(half[:3], len(half) - 3)}"] if half else []
+    notes = [f"{where}: no {outcome.time} or no {outcome.event} in {row_list(half)}"] if half else []
     if nothing:
-        notes.append(f"{where}: {outcome.time} is 0, nobody was followed, in {row_list(nothing[:3], len(nothing) - 3)}")
+        notes.append(f"{where}: {outcome.time} is 0, nobody was followed, in {row_list(nothing)}")
     return found, notes
 
 
@@ -127,21 +128,27 @@ def _times(where: str, cells: dict[int, str], outcome: Outcome) -> dict[int, flo
     below = [line for line, value in values.items() if not 0 <= value < np.inf]
     if words:
         kind = "dates" if all(map(_DATE.match, words.values())) else "no numbers"
-        some = f"{row_list(list(words)[:3], len(words) - 3)}: {listed(dict.fromkeys(words.values()), 3)}"
+        some = f"{row_list(words)}: {listed(dict.fromkeys(words.values()), 3)}"
         hint = "give the time from the start to the event or last contact, in one unit, such as months"
         raise LabelError(f"{where}: {outcome.time} holds {kind} in {some}", hint)
     if below:
-        what = f"{where}: {outcome.time} is negative in {row_list(below[:3], len(below) - 3)}"
+        what = f"{where}: {outcome.time} is negative in {row_list(below)}"
         raise LabelError(what, "correct them, or leave these cells empty")
     over = [line for line, value in values.items() if value > _LONGEST.get(outcome.unit, np.inf)]
     if over:
-        what = f"{where}: {outcome.time} is longer than a life in {row_list(over[:3], len(over) - 3)}"
+        what = f"{where}: {outcome.time} is longer than a life in {row_list(over)}"
         raise LabelError(what, f"the column's name says {outcome.unit}: write all times in one unit")
     return values
 
 
 def _events(where: str, cells: dict[int, str], column: str) -> dict[int, bool]:
     found, odd = {}, {}
+    if _key(column).endswith(_CENSORED):
+        coded = {line: text for line, text in cells.items() if not text.lower().startswith(("cens", "event"))}
+        if coded:
+            some = f"{next(iter(coded.values()))!r} in {column}"
+            what = f"{where}: does {some} mean censored or an event ({row_list(coded)})?"
+            raise LabelError(what, "call the column event, with 1 for an event and 0 for censored")
     for line, text in cells.items():
         coded = _CODED.fullmatch(text)
         word = coded[1] if coded else _key(text.removesuffix(".0"))
@@ -150,7 +157,7 @@ def _events(where: str, cells: dict[int, str], column: str) -> dict[int, bool]:
         else:
             odd[line] = text
     if odd:
-        what = f"{where}: {column} is neither event nor censored in {row_list(list(odd)[:3], len(odd) - 3)}"
+        what = f"{where}: {column} is neither event nor censored in {row_list(odd)}"
         raise LabelError(f"{what}: {listed(dict.fromkeys(odd.values()), 3)}", "write 1 for an event, 0 for censored")
     return found
 

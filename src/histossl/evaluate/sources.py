@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from histossl.core.embeddings import lent_patients, read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import check_tree, dataset_of, open_h5
-from histossl.core.names import Known, bare, clashes, spelling_notes, spellings
+from histossl.core.names import Known, bare, clashes, listed, row_list, spelling_notes, spellings
 from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
 from histossl.core.tables import EMPTY, number, read_table
+from histossl.evaluate.classes import known_name
 from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, find_column
 from histossl.evaluate.pickled import read_pickled_vectors
@@ -195,7 +196,7 @@ def _anndata(path: Path) -> Source:
     ids = [str(name) for name in slides.index]
     columns = {str(name): slides[name].astype(str).tolist() for name in slides.columns}
     patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
-    patients = None if patient is None else [p if p.lower() not in EMPTY else "" for p in columns[patient]]
+    patients = None if patient is None else [known_name(p) for p in columns[patient]]
     sites = () if site is None else columns[site]
     rooms = {
         part: {n: path.parent / part / f"{n}{end}" for n in ids} for part, end in (("qc", ".jpg"), ("features", ".h5"))
@@ -206,7 +207,7 @@ def _anndata(path: Path) -> Source:
         tuple(ids),
         vectors,
         patients=dict(zip(ids, patients, strict=True)) if patients else {},
-        sites={name: site for name, site in zip(ids, sites, strict=False) if site.lower() not in EMPTY},
+        sites={name: site for name, site in zip(ids, sites, strict=False) if known_name(site)},
         paths={name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
         pictures=standing["qc"],
         tiles=standing["features"],
@@ -253,7 +254,8 @@ def _folder(folder: Path) -> Source:
     if all(len(rows) == 1 for rows in features.values()):
         return Source(tuple(features), {folder.name: np.concatenate(list(features.values()))}, passed=passed)
     mean = np.stack([rows.mean(axis=0) for rows in features.values()])
-    deviation = np.stack([rows.std(axis=0) for rows in features.values()])
+    with np.errstate(invalid="ignore"):  # what is not finite is refused with its slide
+        deviation = np.stack([rows.std(axis=0) for rows in features.values()])
     vectors = {"mean pooling": mean, "mean and deviation": np.hstack([mean, deviation])}
     counts = {name: len(rows) for name, rows in features.items()}
     return Source(
@@ -318,9 +320,7 @@ def _table(path: Path, wanted: Sequence[str] = ()) -> Source:
         notes += [f"{path.name}: left out of the vector: columns of text, {', '.join(lost[:3])}"] if lost else []
         words = [name for name in words if name not in lost]
     if words or numbers.empty:
-        raise FileFormatError(
-            f"{path}: columns without numbers: {', '.join(words[:5]) or 'all'}", "say which are the vector: --columns"
-        )
+        raise _without_numbers(path, table, words)
     numbers = numbers.select_dtypes("number")
     found = vector_of(path.name, numbers, wanted)
     ids = [str(name).strip() for name in table[slide]]
@@ -343,7 +343,7 @@ def _numbered(columns: Iterable[object]) -> bool:
 
 def _words(column: Any) -> list[str]:
     """A column of names; "" where nothing is known."""
-    return ["" if text.strip().lower() in EMPTY else text.strip() for text in column.fillna("").astype(str)]
+    return [known_name(text) for text in column.fillna("").astype(str)]
 
 
 def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -358,11 +358,33 @@ def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
             cells[name] = words if bare(name) in names else [_number_or_nan(word) for word in words]
         except ValueError:
             cells[name] = words
-    return pd.DataFrame(cells), [f"{path.name}: {what}" for what in found.notes]
+    if slide := find_column(found.columns, SLIDE_COLUMNS):
+        lines = pd.Series({line: row[slide] for line, row in found.rows.items()}, dtype=str)
+        twice = lines[lines.duplicated(keep=False)].groupby(lines).groups
+        some = [f"{name!r} ({row_list(list(rows))})" for name, rows in twice.items()]
+        if some:
+            raise FileFormatError(f"{path}: slides named twice: {listed(some, 3, False)}", "keep one row a slide")
+    return pd.DataFrame(cells, index=pd.Index(list(found.rows))), [f"{path.name}: {what}" for what in found.notes]
 
 
 def _number_or_nan(word: str) -> float:
     return float("nan") if word.lower() in EMPTY else number(word)
+
+
+def _without_numbers(path: Path, table: pd.DataFrame, words: list[str]) -> FileFormatError:
+    """The error over columns that are no numbers: names the first one's rows."""
+    hint = "write one number a cell, or say which columns are the vector: --columns"
+    if not words:
+        return FileFormatError(f"{path}: no columns of numbers", hint)
+    odd = {}
+    for line, cell in table[words[0]].items():
+        try:
+            _number_or_nan(str(cell))
+        except ValueError:
+            odd[line] = str(cell)[:40]
+    some = f"{row_list(odd)}: {listed(dict.fromkeys(odd.values()), 3)}" if odd else "all rows"
+    more = f", and {listed(words[1:], 3)} too" if len(words) > 1 else ""
+    return FileFormatError(f"{path}: column {words[0]!r} holds no number in {some}{more}", hint)
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:

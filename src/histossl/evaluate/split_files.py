@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histossl.core.errors import LabelError
-from histossl.core.names import Known, folded
+from histossl.core.names import Known, folded, listed, row_list
 from histossl.core.sidecars import is_sidecar
+from histossl.core.tables import EMPTY
 from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_label_rows
 
 SIDES = ("train", "val", "test")
@@ -129,22 +130,25 @@ def _splits(file: Path, name: str) -> list[Split]:
             named = [(row[c], lists[c], line) for c in lists for line, row in rows.items() if row[c]]
         return [_split(name, named)]
     if slide and side:
-        odd = [line for line, row in rows.items() if _side(row[side]) not in SIDES]
+        odd = {line: row[side] for line, row in rows.items() if _side(row[side]) not in SIDES}
         if odd:
-            raise LabelError(
-                f"{file.name}: row {odd[0]}: {rows[odd[0]][side]!r} is no side", "write train, val or test"
-            )
+            what = f"{file.name}: {row_list(odd)}: {listed(dict.fromkeys(odd.values()), 3)} is no side"
+            raise LabelError(what, "write train, val or test, or leave the row out")
         return [_split(name, [(row[slide], _side(row[side]), line) for line, row in rows.items()])]
     if slide and fold:
-        folds = sorted({row[fold] for row in rows.values()})
+        fold_of = {line: folded(row[fold]) for line, row in rows.items()}  # 1 and 1.0 are one
+        none = [line for line, k in fold_of.items() if k in EMPTY]
+        if none:
+            raise LabelError(f"{file.name}: no fold in {row_list(none)}", "write one, or leave the row out")
         return [
             _split(
                 f"{name}, fold {k}",
-                [(row[slide], "test" if row[fold] == k else "train", line) for line, row in rows.items()],
+                [(row[slide], "test" if fold_of[line] == k else "train", line) for line, row in rows.items()],
             )
-            for k in folds
+            for k in sorted(set(fold_of.values()))
         ]
-    raise LabelError(f"{file.name}: no split in {', '.join(columns)}", "it needs train and test, or slide_id and fold")
+    hint = "it needs the slides of train and test, or slide_id and split or fold; a patient's slides have a row each"
+    raise LabelError(f"{file.name}: no split in {', '.join(columns)}", hint)
 
 
 def _side(word: str) -> str:
@@ -180,12 +184,12 @@ def known_slides(splits: Sequence[Split], slides: Collection[str]) -> tuple[list
     for split in splits:
         spelt = split.named_as(slides)
         lost = {slide: spelt.lines[slide] for slide in spelt.sides if slide not in slides}
-        complaints += absent_slides(split.name, lost, sorted(slides), "slides of the split")
+        there = set(spelt.sides) - set(lost)
+        complaints += absent_slides(split.name, lost, sorted(slides), there, "slides of the split")
         kept = spelt.only(slides)
         for side in ("train", "test"):
             if not kept.on(side):
-                some = ", ".join(map(repr, list(lost)[:3]))
-                what = f"{split.name}: none of the slides to {side} is known: {some}"
+                what = f"{split.name}: none of the slides to {side} is known: {listed(lost, 3)}"
                 raise LabelError(what, "are these the table and vectors of the split?")
         found.append(kept)
     return found, tuple(complaints)

@@ -17,7 +17,7 @@ _LEAST = 10  # slides; in smaller tables these patterns occur by chance
 
 
 def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """Find near-duplicates across patients, classes of one site or scanner, odd mpp, labels in the order of the rows.
+    """Find near-duplicates across patients, classes of one site or scanner, odd mpp, odd labels.
 
     Args:
         cohort: from `read_cohort_table`, in the order of the table.
@@ -36,7 +36,7 @@ def suspicions(cohort: CohortTable, twins: Iterable[tuple[str, str]] = ()) -> li
         for what, places in (("site", cohort.sites), ("scanner", cohort.scanners)):
             found += one_place(target, classes, what, places)
         found += ordered(target, [classes[slide] for slide in slides if slide in classes])
-    return found + jumps(cohort.mpps)
+    return [*found, *jumps(cohort.mpps), *cohort.odd]
 
 
 def one_place(target: str, classes: Mapping[str, str], what: str, places: Mapping[str, str]) -> list[str]:

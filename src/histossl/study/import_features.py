@@ -225,7 +225,7 @@ def _placed(bag: TileFeatures, path: Path, spatial: bool) -> TileFeatures:
 
 
 def check_coordinates(bag: TileFeatures, path: Path, stride: float | None = None) -> TileFeatures:
-    """Check coordinates, stride and extent of tiles against each other.
+    """Check coordinates, stride and extent of tiles against each other, and that features differ.
 
     Some tiles may have equal coordinates (the map averages them), but not all. Tiles may extend beyond the edge of the
     slide by less than their side.
@@ -239,7 +239,8 @@ def check_coordinates(bag: TileFeatures, path: Path, stride: float | None = None
         The features, with stride and extent in level-0 pixels.
 
     Raises:
-        FileFormatError: there are no tiles; the numbers of features and coordinates differ; the stride is unknown, or
+        FileFormatError: there are no tiles; the numbers of features and coordinates differ; all features are the same;
+            the stride is unknown, or
             contradicts the coordinates; tiles lie outside the slide.
     """
     assert bag.xy is not None
@@ -248,6 +249,8 @@ def check_coordinates(bag: TileFeatures, path: Path, stride: float | None = None
         raise FileFormatError(f"{path}: holds no tiles", "leave the slide out, or extract it again")
     if len(bag.xy) != count:
         raise FileFormatError(f"{path}: {count} features but {len(bag.xy)} coords", "extract the slide again")
+    if count >= FEW and not np.ptp(bag.features, axis=0).any():
+        raise FileFormatError(f"{path}: the features of all {count} tiles are the same", "extract the slide again")
     corners = np.unique(bag.xy, axis=0)
     if count >= FEW and len(corners) == 1:
         what = f"{path}: all {count} tiles have the same coordinates, {tuple(corners[0].tolist())}"

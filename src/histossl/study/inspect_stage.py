@@ -249,7 +249,7 @@ def _checked(row: Row, given: dict[str, SlideAreas], areas: AreaFolder | None) -
     mpp, no_number = _number(row["mpp"])
     path = Path(row["path"])
     if no_number:
-        return mpp, f"slides.csv: mpp {row['mpp']!r} is not a number; correct it"
+        return mpp, f"slides.csv: mpp {row['mpp']!r} is not a number; write µm per pixel, such as 0.25"
     if areas and areas.settings.missing != "whole" and path.stem not in given and not row["error"].startswith(NOT_OURS):
         return mpp, f"{path.name}: {areas.lacking(path.stem)}"
     return mpp, ""

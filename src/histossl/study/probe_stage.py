@@ -38,6 +38,8 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
+    for line in table.suspicions:
+        say(f"SUSPECT {line}", "yellow")
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)

@@ -37,6 +37,9 @@ from histossl.wsi.values import (
     stated_top,
 )
 
+_ONE_BIT = "holds black and white alone, not colours"
+_GREY = "it holds no colours: stains cannot be told apart in it"
+
 
 class PlainReader:
     """A picture as a slide of one level: decoded at the first read, and kept until the slide is closed.
@@ -105,17 +108,19 @@ def _picture_header(path: Path) -> tuple[Size, dict[str, str], int, str]:
     except UnidentifiedImageError as error:
         raise Refused from error
     with picture:
-        if picture.mode == "F":
-            raise SlideError(path, "holds fractions, not colours", EIGHT_BITS)
+        if picture.mode in ("F", "1"):
+            what = "holds fractions, not colours" if picture.mode == "F" else _ONE_BIT
+            raise SlideError(path, what, EIGHT_BITS)
         frames = getattr(picture, "n_frames", 1)
         if picture.format in ("GIF", "WEBP") and frames > 1:
             raise SlideError(path, f"is an animation of {frames} pictures", "save the one that is meant as PNG or TIFF")
+        note = _GREY if picture.mode in ("L", "LA", "I;16", "I") else ""
         properties = {"format": str(picture.format), "mode": picture.mode}
         dpi = picture.info.get("dpi", (0, 0))
         if all(dpi):
             x, y = (repr(float(value)) for value in dpi)
             properties |= {"tiff.XResolution": x, "tiff.YResolution": y, "tiff.ResolutionUnit": "inch"}
-        return Size(*picture.size), properties, orientation_of(picture.getexif().get(ORIENTATION)), ""
+        return Size(*picture.size), properties, orientation_of(picture.getexif().get(ORIENTATION)), note
 
 
 def _opened(path: Path) -> Image.Image:
@@ -180,9 +185,12 @@ def _tiff_header(path: Path) -> tuple[Size, dict[str, str], int, str]:
     with tifffile.TiffFile(chosen_picture(path)[0]) as tiff:
         picture, note = picture_of(path, tiff)
         page = picture.page
-        if page.dtype not in (np.bool_, np.uint8, np.uint16):
-            raise SlideError(path, f"holds values of type {page.dtype}, not colours", EIGHT_BITS)
+        if page.dtype not in (np.uint8, np.uint16):
+            what = _ONE_BIT if page.dtype == np.bool_ else f"holds values of type {page.dtype}, not colours"
+            raise SlideError(path, what, EIGHT_BITS)
         orientation = orientation_of(page.tags.valueof(ORIENTATION))
+        grey = page.samplesperpixel == 1 and len(picture.levels[0]) == 1 and page.photometric in (0, 1)
+        note = "; ".join(filter(None, [note, _GREY if grey else ""]))
         return picture.size, tiff_properties(page, tiff, picture.image), orientation, note
 
 
@@ -205,8 +213,6 @@ def _decode_tiff(path: Path) -> tuple[NDArray[np.uint8], str]:
 
 def _to_eight_bits(pixels: NDArray[Any], stated: int | None = None) -> tuple[NDArray[np.uint8], str]:
     """Pixels of any depth as eight bits, and a note on the depth."""
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * np.uint8(255), ""
     if pixels.dtype == np.uint8:
         return pixels, ""
     if pixels.dtype.kind in "ui" and pixels.dtype.itemsize > 1 and pixels.min() >= 0 and pixels.max() < 65536:

@@ -130,7 +130,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     before = mask.sum()
     if settings.pens and min(slide.size.width, slide.size.height) * slide.mpp >= _CROP:
         mask &= ~_ink(density, mpp)
-    ink = 1 - float(mask.sum()) / max(1, int(before))
+    ink = 1 - float(mask.sum()) / int(before) if before else 0.0
     mask = _without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
     return TissueMask(mask, slide.size, ink)
 
