@@ -61,6 +61,7 @@ COMMANDS = {
     "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
     "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
     "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
+    "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
@@ -86,8 +87,10 @@ EXAMPLES = {
     "nuclei score": "histossl nuclei score FOUND TRUTH",
     "synth": "histossl synth COHORT --slides 12",
     "demo": "histossl demo --out out/demo",
+    "completion": "histossl completion bash",
     "doctor": "histossl doctor",
 }
+TROUBLES = "docs/troubleshooting.md"
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -201,10 +204,12 @@ def call(name: str, argv: list[str]) -> int:
         return code
     except HistosslError as error:
         say(f"ERROR {error}", "bold red")
+        say(f"see {TROUBLES}#{error.anchor}", "red")
         return 2
     except OSError as error:
         # A full disk or a folder that cannot be written; bugs raise other exceptions and show a traceback.
         say(f"ERROR {error.strerror or error}: {error.filename or 'while writing'}", "bold red")
+        say(f"see {TROUBLES}#disk", "red")
         return 2
     except KeyboardInterrupt:
         say("stopped; the same command continues from here", "yellow")
