@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from histossl.cli.completion import completion
+from histossl.cli.demo import demo
 from histossl.cli.main import COMMANDS, TROUBLES, made_help, main, parse, saved_help
 from histossl.cli.study_commands import run
 from histossl.core.errors import HistosslError
@@ -142,3 +143,10 @@ def test_a_table_in_the_place_of_slides_makes_no_folder(capsys, tmp_path, comman
     assert main([command, str(table), "--out", str(out)]) == 2
     assert "a table of labels goes to --labels" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "real"), [([], False), (["--real"], True), (["--real", "--out=x"], True), (["--real", "false"], False)]
+)
+def test_a_switch_needs_no_value(words, real):
+    assert parse("demo", demo, words)["real"] is real

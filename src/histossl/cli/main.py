@@ -273,7 +273,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
         own: set[str | int] = {p.name for p in (*flags, *lists)}
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        words = _lists_in_brackets(parser, words)
+        words = _bare_switches(parser, _lists_in_brackets(parser, words))
         if "pretrain" in {p.name for p in signature}:
             _take_preset(parser, words)
         found = parser.parse_args(words)
@@ -324,6 +324,18 @@ def _lists_in_brackets(parser: ArgumentParser, words: list[str]) -> list[str]:
             value = f"[{value}]"
         found.append(flag + sign + value)
     return found
+
+
+def _bare_switches(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """`--real` as `--real=true`, which is how the parser reads switches; `--real true` stays as it is."""
+    switches = {
+        option
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
+    following = (*words[1:], "--")
+    return [f"{w}=true" if w in switches and n.startswith("--") else w for w, n in zip(words, following, strict=False)]
 
 
 def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str], everything: bool) -> str:
