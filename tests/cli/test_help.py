@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from histossl.cli.main import COMMANDS, made_help, main, parse, saved_help
+from histossl.cli.completion import completion
+from histossl.cli.demo import demo
+from histossl.cli.main import COMMANDS, TROUBLES, made_help, main, parse, saved_help
 from histossl.cli.study_commands import run
+from histossl.core.errors import HistosslError
 
 
 def helped(capsys, *words: str) -> str:
@@ -88,3 +94,59 @@ def test_every_help_is_a_screen_with_an_example_that_is_understood(name, capsys,
     [example] = [line.removeprefix("example: histossl ") for line in lines if line.startswith("example: ")]
     module, function, _ = COMMANDS[name]
     parse(name, getattr(import_module(module), function), example.split()[len(name.split()) :])
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("histossl ins", {"inspect"}),
+        ("histossl nuclei s", {"segment", "score"}),
+        ("histossl run SLIDES --lab", {"--labels"}),
+        ("histossl nuclei segment IMAGES --mo", {"--model"}),
+        ("histossl run SLI", set()),  # left to the names of files
+    ],
+)
+def test_bash_completes_commands_and_flags(capsys, line, offered):
+    completion("bash")
+    words = " ".join(f"'{word}'" for word in line.split())
+    asked = f"COMP_WORDS=({words}); COMP_CWORD={len(line.split()) - 1}; _histossl; echo ${{COMPREPLY[@]}}"
+    script = capsys.readouterr().out + asked
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == offered
+    assert not found.stderr
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_every_command(capsys, shell):
+    completion(shell)
+    script = capsys.readouterr().out
+    assert all(word in script for name in COMMANDS for word in name.split())
+    if found := shutil.which(shell):
+        assert not subprocess.run([found, "-n"], input=script, capture_output=True, text=True, check=True).stderr
+
+
+def test_an_error_names_a_section_that_exists(capsys, tmp_path):
+    kinds = [HistosslError, *HistosslError.__subclasses__()]
+    page = (Path(__file__).parents[2] / TROUBLES).read_text(encoding="utf-8")
+    anchors = {line[3:].strip().lower().replace(" ", "-") for line in page.splitlines() if line.startswith("## ")}
+    assert {kind.anchor for kind in kinds} | {"disk"} <= anchors
+    assert len({kind.anchor for kind in kinds}) == len(kinds), "each class has its section"
+    assert main(["status", str(tmp_path / "none")]) == 2
+    assert f"see {TROUBLES}#studies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+def test_a_table_in_the_place_of_slides_makes_no_folder(capsys, tmp_path, command):
+    table, out = tmp_path / "labels.csv", tmp_path / "study"
+    table.write_text("slide_id,label\na,0\nb,1\n", encoding="utf-8")
+    assert main([command, str(table), "--out", str(out)]) == 2
+    assert "a table of labels goes to --labels" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "real"), [([], False), (["--real"], True), (["--real", "--out=x"], True), (["--real", "false"], False)]
+)
+def test_a_switch_needs_no_value(words, real):
+    assert parse("demo", demo, words)["real"] is real

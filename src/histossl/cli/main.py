@@ -61,6 +61,7 @@ COMMANDS = {
     "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
     "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
     "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
+    "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
@@ -86,8 +87,10 @@ EXAMPLES = {
     "nuclei score": "histossl nuclei score FOUND TRUTH",
     "synth": "histossl synth COHORT --slides 12",
     "demo": "histossl demo --out out/demo",
+    "completion": "histossl completion bash",
     "doctor": "histossl doctor",
 }
+TROUBLES = "docs/troubleshooting.md"
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
@@ -201,10 +204,12 @@ def call(name: str, argv: list[str]) -> int:
         return code
     except HistosslError as error:
         say(f"ERROR {error}", "bold red")
+        say(f"see {TROUBLES}#{error.anchor}", "red")
         return 2
     except OSError as error:
         # A full disk or a folder that cannot be written; bugs raise other exceptions and show a traceback.
         say(f"ERROR {error.strerror or error}: {error.filename or 'while writing'}", "bold red")
+        say(f"see {TROUBLES}#disk", "red")
         return 2
     except KeyboardInterrupt:
         say("stopped; the same command continues from here", "yellow")
@@ -268,7 +273,7 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
         own: set[str | int] = {p.name for p in (*flags, *lists)}
         parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        words = _lists_in_brackets(parser, words)
+        words = _bare_switches(parser, _lists_in_brackets(parser, words))
         if "pretrain" in {p.name for p in signature}:
             _take_preset(parser, words)
         found = parser.parse_args(words)
@@ -319,6 +324,18 @@ def _lists_in_brackets(parser: ArgumentParser, words: list[str]) -> list[str]:
             value = f"[{value}]"
         found.append(flag + sign + value)
     return found
+
+
+def _bare_switches(parser: ArgumentParser, words: list[str]) -> list[str]:
+    """`--real` as `--real=true`, which is how the parser reads switches; `--real true` stays as it is."""
+    switches = {
+        option
+        for action in parser._actions
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    }
+    following = (*words[1:], "--")
+    return [f"{w}=true" if w in switches and n.startswith("--") else w for w, n in zip(words, following, strict=False)]
 
 
 def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str], everything: bool) -> str:

@@ -25,7 +25,7 @@ from histossl.study.encode_stage import encode_study, encoder_of
 from histossl.study.folder import Study
 from histossl.study.folder import existing_study as _existing
 from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
-from histossl.study.inspect_stage import inspect_slides
+from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.study.pretrain_stage import pretrain_study
 from histossl.study.probe_stage import probe_study
 from histossl.study.qc_sheet import write_sheet
@@ -90,6 +90,7 @@ def run(
         device: auto, cpu or cuda.
     """
     network = first_look(pretrain, encoder, encode, device, labels, probe)
+    find_slides(out, slides)  # before the folder of the study is made
     study, drawn = Study(out), AreaFolder(areas, area) if areas else None
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(_waiting):
@@ -154,6 +155,7 @@ def inspect(
     """
     drawn = AreaFolder(areas, area) if areas else None
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
+        find_slides(Path(str(folder)), slides)
         study = Study(Path(str(folder)))
         with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)

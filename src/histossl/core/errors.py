@@ -11,10 +11,15 @@ from pathlib import Path
 class HistosslError(Exception):
     """The base class of all errors that a user can cause; its text is one line for the terminal or slides.csv.
 
+    Attributes:
+        anchor: the section of docs/troubleshooting.md on errors of the class.
+
     Args:
         what: what is wrong, and where.
         hint: what to do about it; appended after a semicolon.
     """
+
+    anchor = "what-to-send-with-a-question"
 
     def __init__(self, what: str, hint: str = "") -> None:
         self.what = " ".join(str(what).split())
@@ -43,6 +48,8 @@ class SlideError(HistosslError):
         hint: what to do about it.
     """
 
+    anchor = "slides"
+
     def __init__(self, path: str | Path, what: str, hint: str = "") -> None:
         self.path = Path(path)
         super().__init__(f"{self.path.name}: {what}", hint)
@@ -51,13 +58,19 @@ class SlideError(HistosslError):
 class SettingsError(HistosslError):
     """A setting is out of its range, unknown, or contradicts another."""
 
+    anchor = "settings"
+
 
 class StudyError(HistosslError):
     """A study folder cannot be used: it has other settings, another run holds it, or a stage is missing."""
 
+    anchor = "studies"
+
 
 class FileFormatError(HistosslError):
     """A features, model, embeddings or image file is damaged or of another format."""
+
+    anchor = "models-and-files"
 
 
 # What libraries raise over damaged or odd files. A bug of ours may be among them; it is then named with the file.
@@ -87,6 +100,10 @@ def file_errors(path: str | Path, hint: str) -> Iterator[None]:
 class LabelError(HistosslError):
     """A table of labels does not fit the slides or the task."""
 
+    anchor = "labels"
+
 
 class TrainingError(HistosslError):
     """Training cannot start or continue: too few slides, or a loss that is not finite."""
+
+    anchor = "training"

@@ -63,7 +63,7 @@ def inspect_slides(
         SettingsError: `mpp_default` is out of range.
         StudyError: there are no slides, or the study was made with other settings.
     """
-    found = _found(study, slides)
+    found = find_slides(study.folder, slides)
     given = _given(found, study, areas) if areas else {}
     if areas and areas.settings.missing == "skip":
         found = replace(found, slides=[path for path in found.slides if path.stem in given])
@@ -99,18 +99,29 @@ def inspect_slides(
     return failed
 
 
-def _found(study: Study, slides: Path) -> Found:
-    """The slides in the folder, or the one slide."""
+def find_slides(folder: Path, slides: Path) -> Found:
+    """The slides in the folder, or the one slide; a command asks this before it makes a study's folder.
+
+    Args:
+        folder: of the study, which need not exist.
+        slides: a folder of slides, or one slide.
+
+    Returns:
+        What lies there.
+
+    Raises:
+        StudyError: there are no slides, or a table was given in their place.
+    """
     place = Path(os.path.abspath(slides))
     if place.is_file() and place.suffix.lower() in NOT_SLIDES:
         hint = "give a slide or a folder of slides; a table of labels goes to --labels"
         raise StudyError(f"{slides}: a {place.suffix.lower()} file is no slide", hint)
-    found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, study.folder)
+    found = Found([place]) if chosen_picture(place)[0].is_file() else look_for_slides(place, folder)
     if not found.slides and not found.passed:
         counted = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
         what = f"{slides}: no slides in it" + (f", only files of other kinds ({counted})" if counted else "")
         raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
-    if found.slides == [place] and (lies_in(place, study.folder) or any(map(is_ours, place.parents))):
+    if found.slides == [place] and (lies_in(place, folder) or any(map(is_ours, place.parents))):
         raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
     return found
 

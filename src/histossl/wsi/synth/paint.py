@@ -1,8 +1,8 @@
 """Paints pixels: hematoxylin and eosin of the tissue, nuclei drawn over them, and their colours.
 
-Any region can be painted in any order, since all randomness is a hash of (seed, unit, purpose). A unit fades into the
-common stroma before its border, so that units do not depend on each other. Fast-math is off: the same seed must give
-the same bytes.
+Any region can be painted in any order, since all randomness is a hash of (seed, unit, purpose). What fills a cell stays
+inside it, on stroma that is common to all, so that cells do not depend on each other. Fast-math is off: the same
+seed must give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,32 +15,23 @@ import numpy as np
 from numba import njit
 
 from histossl.wsi.synth.painted_nuclei import (
-    ADIPOSE,
     CLUMP,
     COLUMNS,
     COS,
     EDGE_UM,
-    GLAND,
     HEMA,
-    LYMPHOID,
-    NEST,
     NUCLEOLUS,
     PALE,
     SIN,
-    STROMA,
     TEX,
     A,
     B,
     X,
     Y,
-    body,
-    form_of,
-    gland,
-    outline,
     radius_at,
     unit_nuclei,
-    vessel,
 )
+from histossl.wsi.synth.shapes import ADIPOSE, GLAND, LYMPHOID, NEST, STROMA, form_of, in_body, in_cell, outline, vessel
 from histossl.wsi.synth.texture import BLOTCH, CELLS, CHROMATIN, CYTO, FAR, FIBRE, GRAIN, MASK, N, slow, state
 
 
@@ -90,44 +81,18 @@ def _clamp(x):
 
 
 @njit
-def _ground(fibre, blotch, cyto):
-    """Collagen: eosin along the fibres, thin white clefts between them."""
-    eosin = 0.53 + 0.1 * fibre + 0.09 * blotch + 0.04 * cyto
-    cleft = _clamp(2.75 + 1.25 * fibre + 0.6 * blotch)
-    return 0.05 + 0.03 * (blotch + 1), max(0.05, eosin) * (0.15 + 0.85 * cleft)
-
-
-@njit
-def _gland(form, u, v, h, e, cyto, blotch):
-    q, wall = 9.0, 9.0
-    for k in range(5):
-        x, y, radius, height = gland(form, k)
-        if radius > 0 and (u - x) ** 2 + (v - y) ** 2 < (1.3 * radius + 2) ** 2:
-            near = outline(form, radius, u - x, v - y)
-            if near < q:
-                q, wall = near, height
-    q += 0.5 * cyto
-    if q > 1.8:
+def _gland(form, inside, h, e, cyto, blotch):
+    if inside < -1.8:
         return h, e
-    if q > 0:
-        return h, e + 0.3 * (1 - abs(q - 0.9) / 0.9)
-    inside = min(1.0, -q / 1.2)
-    deep = -q / wall + 0.07 * blotch
+    if inside < 0:
+        return h, e + 0.3 * (1 - abs(inside + 0.9) / 0.9)
+    edge, wall = min(1.0, inside / 1.2), min(14.5, 0.62 * form.depth) * (0.85 + 0.25 * form.whim)
+    deep = inside / wall + 0.07 * blotch
     if deep < 1:
-        return h + inside * (0.36 - 0.16 * deep + 0.05 * cyto - h), e + inside * (0.5 + 0.1 * cyto - e)
+        return h + edge * (0.36 - 0.16 * deep + 0.05 * cyto - h), e + edge * (0.5 + 0.1 * cyto - e)
     rim = min(1.0, (deep - 1) * wall / 1.5)
     secret = max(0.0, 0.25 * max(0.0, form.whim - 0.5) * (2.2 + blotch + 0.5 * cyto))
     return (1 - rim) * 0.2 + rim * 0.3 * secret, (1 - rim) * 0.6 + rim * secret
-
-
-@njit
-def _fat(form, u, v, h, e, cyto):
-    for k in range(5):
-        d = form.circles[k, 2] - math.sqrt((u - form.circles[k, 0]) ** 2 + (v - form.circles[k, 1]) ** 2) + 0.4 * cyto
-        if form.circles[k, 2] > 0 and d > -0.6:
-            empty = _clamp((d - 0.9) / 1.2)
-            return (h + 0.05) * (1 - empty), (0.55 + 0.08 * cyto) * (1 - empty)
-    return h, e
 
 
 @njit
@@ -135,7 +100,7 @@ def _stroma(form, u, v, h, e, cyto, blotch):
     radius = vessel(form)
     if radius == 0:
         return h, e
-    q = outline(form, radius, u - form.x, v - form.y)
+    q = outline(form, radius, u, v)
     if q > 1.5:
         return h, e
     if q > -1.2:
@@ -145,19 +110,17 @@ def _stroma(form, u, v, h, e, cyto, blotch):
 
 
 @njit
-def _content(kind, form, u, v, half, h, e, cells, cyto, blotch):
-    """Hematoxylin and eosin at (u, v) µm from the unit's middle, on the ground (h, e)."""
+def _content(kind, form, inside, h, e, cells, cyto, blotch):
+    """Hematoxylin and eosin `inside` µm deep in a body, on the ground (h, e)."""
     if kind == GLAND:
-        return _gland(form, u, v, h, e, cyto, blotch)
+        return _gland(form, inside, h, e, cyto, blotch)
     if kind == ADIPOSE:
-        return _fat(form, u, v, h, e, cyto)
-    if kind == STROMA:
-        return _stroma(form, u, v, h, e, cyto, blotch)
-    inside = -body(form, half, u, v)
+        m, empty = _clamp((inside + 1.0) / 0.8), _clamp((inside - 0.5) / 1.2)
+        return (h + m * (0.06 - h)) * (1 - empty), (e + m * (0.5 + 0.08 * cyto - e)) * (1 - empty)
     if kind == LYMPHOID:
         m = 0.8 * _clamp(inside / 9)
         return h + m * (0.2 + 0.09 * cyto - h), e + m * (0.3 + 0.12 * cyto - e)
-    m = _clamp((inside - 0.4 + min(0.4, 1.8 * blotch - 1.2)) / 1.6)
+    m = _clamp((inside + min(0.4, 1.8 * blotch - 1.2)) / 1.6)
     seam = _clamp(1 - 3.2 * cells)
     if kind == NEST:
         return (
@@ -168,38 +131,66 @@ def _content(kind, form, u, v, half, h, e, cells, cyto, blotch):
 
 
 @njit
-def _unit(w, i, j, x0, y0, hema, eosin):
-    mpp, unit, tex, kind = w.mpp, w.unit, w.tex, w.kinds[i // w.units, j // w.units]
+def _ground(w, i, j0, j1, x0, y0, hema, eosin, thick):
+    """Paint the collagen of a row of units, eosin along the fibres with white clefts, and the section's thickness."""
+    mpp, unit, tex = w.mpp, w.unit, w.tex
     height, width = hema.shape
     r0, r1 = max(0, math.ceil(i * unit / mpp - 0.5) - y0), min(height, math.ceil((i + 1) * unit / mpp - 0.5) - y0)
-    c0, c1 = max(0, math.ceil(j * unit / mpp - 0.5) - x0), min(width, math.ceil((j + 1) * unit / mpp - 0.5) - x0)
     left, right = np.empty(4), np.empty(4)
-    form = form_of(w, i, j)
-    oy, ox = form.row, form.column
     for r in range(r0, r1):
-        y = (r + y0 + 0.5) * mpp
-        v = y - (i + 0.5) * unit
-        slow(w, j * unit, y, left)
-        slow(w, (j + 1) * unit, y, right)
+        y, known = (r + y0 + 0.5) * mpp, False
+        for j in range(j0, j1):
+            c0, c1 = max(0, math.ceil(j * unit / mpp - 0.5) - x0), math.ceil((j + 1) * unit / mpp - 0.5) - x0
+            if w.kinds[i // w.units, j // w.units] < 0 or c1 <= 0 or c0 >= width:
+                known = False
+                continue
+            if known:
+                left, right = right, left
+            else:
+                slow(w, j * unit, y, left)
+            slow(w, (j + 1) * unit, y, right)
+            known = True
+            for c in range(c0, min(width, c1)):
+                f = (c + x0 + 0.5) * mpp / unit - j
+                inside = left[0] + f * (right[0] - left[0])
+                if inside < -EDGE_UM:
+                    continue
+                wy = int((left[2] + f * (right[2] - left[2]) + FAR) / mpp) & MASK
+                wx = int((left[1] + f * (right[1] - left[1]) + FAR) / mpp) & MASK
+                fibre, blotch, cyto = tex[FIBRE, wy, wx] / 40.0, tex[BLOTCH, wy, wx] / 40.0, tex[CYTO, wy, wx] / 40.0
+                alpha = min(1.0, max(0.0, (inside + 4 * blotch + 0.7 * fibre) / 3))
+                thick[r, c] = alpha * (left[3] + f * (right[3] - left[3]))
+                hema[r, c] = 0.05 + 0.03 * (blotch + 1)
+                cleft = _clamp(2.75 + 1.25 * fibre + 0.6 * blotch)
+                eosin[r, c] = max(0.05, 0.53 + 0.1 * fibre + 0.09 * blotch + 0.04 * cyto) * (0.15 + 0.85 * cleft)
+
+
+@njit
+def _body(w, kind, form, x0, y0, hema, eosin, thick):
+    """Paint what fills a cell, over the ground."""
+    mpp, tex = w.mpp, w.tex
+    left, right, top, low = form.box
+    r0 = max(0, math.ceil((form.y + top) / mpp - 0.5) - y0)
+    r1 = min(hema.shape[0], math.floor((form.y + low) / mpp - 0.5) + 1 - y0)
+    c0 = max(0, math.ceil((form.x + left) / mpp - 0.5) - x0)
+    c1 = min(hema.shape[1], math.floor((form.x + right) / mpp - 0.5) + 1 - x0)
+    sides, loose, whim, chord, row, column = form.sides, form.loose, form.whim, form.chord, form.row, form.column
+    for r in range(r0, r1):
+        v, ly = (r + y0 + 0.5) * mpp - form.y, (r + y0 + row) & MASK
         for c in range(c0, c1):
-            x = (c + x0 + 0.5) * mpp
-            f = x / unit - j
-            inside = left[0] + f * (right[0] - left[0])
-            if inside < -EDGE_UM:
+            u, lx = (c + x0 + 0.5) * mpp - form.x, (c + x0 + column) & MASK
+            cell = in_cell(sides, u, v)
+            if cell <= 0 or thick[r, c] == 0:
                 continue
-            wy = int((left[2] + f * (right[2] - left[2]) + FAR) / mpp) & MASK
-            wx = int((left[1] + f * (right[1] - left[1]) + FAR) / mpp) & MASK
-            fibre, blotch = tex[FIBRE, wy, wx] / 40.0, tex[BLOTCH, wy, wx] / 40.0
-            alpha = min(1.0, max(0.0, (inside + 4 * blotch + 0.7 * fibre) / 3))
-            if alpha == 0:
+            h, e = hema[r, c], eosin[r, c]
+            cyto, blotch = tex[CYTO, ly, lx] / 40.0, tex[BLOTCH, ly, lx] / 40.0
+            if kind == STROMA:
+                hema[r, c], eosin[r, c] = _stroma(form, u, v, h, e, cyto, blotch)
                 continue
-            h, e = _ground(fibre, blotch, tex[CYTO, wy, wx] / 40.0)
-            ly, lx = (r + y0 + oy) & MASK, (c + x0 + ox) & MASK
-            cyto, cells = tex[CYTO, ly, lx] / 40.0, tex[CELLS, ly, lx] / 120.0
-            local = tex[BLOTCH, ly, lx] / 40.0
-            h, e = _content(kind, form, x - (j + 0.5) * unit, v, unit / 2, h, e, cells, cyto, local)
-            thick = alpha * (left[3] + f * (right[3] - left[3]))
-            hema[r, c], eosin[r, c] = thick * max(h, 0.0), thick * max(e, 0.0)
+            inside = in_body(kind, loose, whim, chord, cell, u, v, blotch)
+            if inside > -1.9:
+                cells = tex[CELLS, ly, lx] / 120.0
+                hema[r, c], eosin[r, c] = _content(kind, form, inside, h, e, cells, cyto, blotch)
 
 
 @njit
@@ -224,29 +215,43 @@ def _colours(w, x0, y0, hema, eosin, out):
 
 @njit
 def _units(w, x0, y0, height, width):
-    """The units that may be visible in a region: first and last row, first and last column, ends excluded."""
+    """The units whose cells may be visible in a region: first and last row, first and last column, ends excluded."""
     rows, columns, px = w.kinds.shape[0] * w.units, w.kinds.shape[1] * w.units, w.unit / w.mpp
-    i0, i1 = math.floor(y0 / px) - 1, math.floor((y0 + height) / px) + 2
-    j0, j1 = math.floor(x0 / px) - 1, math.floor((x0 + width) / px) + 2
+    i0, i1 = math.floor(y0 / px) - 2, math.floor((y0 + height) / px) + 3
+    j0, j1 = math.floor(x0 / px) - 2, math.floor((x0 + width) / px) + 3
     return max(0, i0), min(rows, i1), max(0, j0), min(columns, j1)
+
+
+@njit
+def _visible(w, form, x0, y0, height, width):
+    left, right, top, low = form.box
+    return (
+        (form.x + left) / w.mpp < x0 + width + 2
+        and (form.x + right) / w.mpp > x0 - 2
+        and (form.y + top) / w.mpp < y0 + height + 2
+        and (form.y + low) / w.mpp > y0 - 2
+    )
 
 
 @njit
 def _paint(w, x0, y0, height, width):
     """(height, width, 3) uint8 of the level-0 pixels from (x0, y0)."""
-    hema, eosin = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
+    hema, eosin, thick = np.zeros((3, height, width), np.float32)
     i0, i1, j0, j1 = _units(w, x0, y0, height, width)
+    tissue = [(i, j) for i in range(i0, i1) for j in range(j0, j1) if w.kinds[i // w.units, j // w.units] >= 0]
     for i in range(i0, i1):
-        for j in range(j0, j1):
-            if w.kinds[i // w.units, j // w.units] >= 0:
-                _unit(w, i, j, x0, y0, hema, eosin)
-    nuclei = np.empty((w.cap, COLUMNS))
-    soft = math.sqrt(w.habit[2] ** 2 + w.mpp**2)
-    for i in range(i0, i1):
-        for j in range(j0, j1):
-            if w.kinds[i // w.units, j // w.units] >= 0:
-                for k in range(unit_nuclei(w, i, j, nuclei)):
-                    _stamp(w, hema, eosin, x0, y0, nuclei[k], soft)
+        _ground(w, i, j0, j1, x0, y0, hema, eosin, thick)
+    cells = [(i, j, form_of(w, i, j)) for i, j in tissue]
+    cells = [cell for cell in cells if _visible(w, cell[2], x0, y0, height, width)]
+    for i, j, form in cells:
+        kind = w.kinds[i // w.units, j // w.units]
+        if kind != STROMA or vessel(form):
+            _body(w, kind, form, x0, y0, hema, eosin, thick)
+    hema, eosin = thick * np.maximum(hema, np.float32(0)), thick * np.maximum(eosin, np.float32(0))
+    nuclei, soft = np.empty((w.cap, COLUMNS)), math.sqrt(w.habit[2] ** 2 + w.mpp**2)
+    for i, j, form in cells:
+        for k in range(unit_nuclei(w, i, j, form, nuclei)):
+            _stamp(w, hema, eosin, x0, y0, nuclei[k], soft)
     out = np.empty((height, width, 3), np.uint8)
     _colours(w, x0, y0, hema, eosin, out)
     return out
@@ -263,7 +268,7 @@ def _label(w, x0, y0, height, width):
         for j in range(j0, j1):
             if w.kinds[i // w.units, j // w.units] < 0:
                 continue
-            for k in range(unit_nuclei(w, i, j, nuclei)):
+            for k in range(unit_nuclei(w, i, j, form_of(w, i, j), nuclei)):
                 n = nuclei[k]
                 r0, r1, c0, c1 = _box(n, mpp, x0, y0, height, width, 0.0)
                 for r in range(r0, r1):
@@ -282,7 +287,7 @@ def _collect(w, i, j0, j1):
     out, ids, total = np.empty((cap * (j1 - j0), COLUMNS)), np.empty(cap * (j1 - j0), np.int64), 0
     for j in range(j0, j1):
         if w.kinds[i // w.units, j // w.units] >= 0:
-            count = unit_nuclei(w, i, j, out[total : total + cap])
+            count = unit_nuclei(w, i, j, form_of(w, i, j), out[total : total + cap])
             for k in range(count):
                 ids[total + k] = 1 + (i * columns + j) * cap + k
             total += count
@@ -314,7 +319,7 @@ def _entries(sources: int):
     return paint, label, collect
 
 
-_SOURCES = ("texture", "painted_nuclei", "paint")
+_SOURCES = ("texture", "shapes", "painted_nuclei", "paint")
 paint, label, collect = _entries(
     zlib.crc32(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in _SOURCES))
 )

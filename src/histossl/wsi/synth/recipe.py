@@ -24,6 +24,12 @@ SOFTWARE = "histossl synth"  # the tag of painted TIFFs
 
 # Shares of the first five kinds, without the lesion; one row per value of the factor `composition`.
 _SHARES = np.array([[0.16, 0.36, 0.10, 0.10, 0.28], [0.16, 0.24, 0.22, 0.10, 0.28]])
+# Of three laboratories: hue of the eosin, optical density of bare glass in the scanner's light, softness in µm.
+_LABORATORIES = (
+    ((0.12, 0.84, 0.50), (0.045, 0.050, 0.040), 0.55),
+    ((0.10, 0.80, 0.58), (0.020, 0.025, 0.030), 0.45),
+    ((0.20, 0.85, 0.42), (0.070, 0.075, 0.050), 0.70),
+)
 _UNIT_UM = 72.0  # size of a gland or a fat lobule, about; larger patches hold several units of one kind
 _RIM_UM = 30.0  # patches nearer to the tissue's edge are plain stroma: only whole patches get a kind by the shares
 _NODES = 384  # the tissue's outline has at most this many nodes a side, so that its memory is bounded
@@ -37,7 +43,8 @@ class SynthSettings:
         width: level-0 pixels.
         height: level-0 pixels.
         mpp: µm per level-0 pixel.
-        patch_um: side of the square patches of one kind, in µm; the lattice starts at pixel (0, 0).
+        patch_um: side of the patches of one kind, in µm, which start as squares of a lattice from pixel (0, 0); the
+            cells of tissue in a patch have irregular borders that cross the lattice.
         seed: seed of everything that differs between slides of a patient.
         patient: seed of what the slides of a patient share: most of the stain, and tendencies of the tissue.
         composition: 0 or 1, which differ in the shares of the kinds (1: fewer glands, more lymphocytes).
@@ -166,7 +173,7 @@ def plan(settings: SynthSettings) -> Plan:
         kinds[focus] = KINDS.index("lesion")
     units = max(1, round(settings.patch_um / _UNIT_UM))
     unit_um = settings.patch_um / units
-    cap = int(unit_um**2 / 24) + 48
+    cap = int(unit_um**2 / 16) + 64
     if kinds.size * units**2 * cap >= 2**31:
         raise SettingsError(
             f"patches of {settings.patch_um} µm are too many to number their nuclei", "take larger ones"
@@ -281,10 +288,11 @@ def _stain(settings: SynthSettings, rng: np.random.Generator) -> tuple[NDArray[n
             settings.stain_jitter * scale * (0.9 * patient.standard_normal(shape) + 0.45 * rng.standard_normal(shape))
         )
 
-    vectors = np.array([[0.62, 0.68, 0.34], [0.12, 0.84, 0.50]])
-    vectors = np.abs(vectors + jitter((2, 3), 0.03))
+    laboratory = patient.integers(3) if settings.stain_jitter else 0
+    eosin, glass, sharpness = _LABORATORIES[laboratory]
+    vectors = np.abs(np.array([[0.62, 0.68, 0.34], eosin]) + jitter((2, 3), 0.025))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     strength = np.exp(jitter((2, 1), 0.12))
-    glass = np.abs(np.array([0.045, 0.05, 0.04]) + jitter((3,), 0.012))
-    habit = np.array([1.0, 1.0, 0.55, 2.2]) * np.exp(jitter((4,), 1.0) * [0.05, 0.06, 0.15, 0.2])
+    glass = np.abs(np.array(glass) + jitter((3,), 0.008))
+    habit = np.array([1.0, 1.0, sharpness, 2.2]) * np.exp(jitter((4,), 1.0) * [0.05, 0.06, 0.15, 0.2])
     return np.concatenate([vectors * strength, glass[None]]), habit

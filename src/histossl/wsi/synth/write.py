@@ -77,8 +77,8 @@ def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32
     x, y, width, height = _whole_pixels(region)
     labels = paint.label(_world(settings), x, y, height, width)
     unit_px = plan(settings).unit_um / settings.mpp
-    rows = range(math.floor(y / unit_px) - 1, math.floor((y + height) / unit_px) + 2)
-    parts = [_row(settings, i, x - unit_px, x + width + unit_px) for i in rows]
+    rows = range(math.floor(y / unit_px) - 2, math.floor((y + height) / unit_px) + 3)
+    parts = [_row(settings, i, x - 2 * unit_px, x + width + 2 * unit_px) for i in rows]
     table, ids = np.concatenate([t for t, _ in parts]), np.concatenate([n for _, n in parts])
     here = np.isin(ids, np.unique(labels))
     table, ids = table[here], ids[here]
