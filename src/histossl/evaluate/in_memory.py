@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -231,8 +232,9 @@ def _of_anndata(data: AnnData) -> Source:
         values = next((columns[name] for name in names if name in columns), [])
         return {name: value for name, value in zip(ids, values, strict=False) if value.lower() not in EMPTY}
 
-    lent = lent_patients(data.uns.get("histossl", {}))
-    return Source(ids, found, patients=values_of(PATIENT_COLUMNS), sites=values_of(SITE_COLUMNS), lent=lent)
+    lent, stages = lent_patients(about or {}), json.loads(str(about["settings"])) if about is not None else {}
+    people, places = values_of(PATIENT_COLUMNS), values_of(SITE_COLUMNS)
+    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:
