@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+import histossl as hs
 from histossl.core.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.conformal import (
     calibrated,
@@ -208,3 +209,13 @@ def test_a_probe_of_patients_is_of_patients():
     source, labels = cohort(np.random.default_rng(3), 40)
     found = fit_probe(source, labels, ProbeSettings(folds=3, repeats=1, unit="patient"))
     assert set(found.ids) == set(found.patients) == set(labels.table["patient_id"])
+
+
+def test_in_python_without_a_study(tmp_path):
+    ids, x, people, classes = drawn(np.random.default_rng(3), 40)
+    frame, grade = pd.DataFrame(x, index=ids), pd.Series(classes, index=ids, name="grade")
+    hs.probe(frame, grade, patients=dict(zip(ids, people, strict=True)), folds=3, repeats=1, out=tmp_path / "p")
+    new, values, *_ = drawn(np.random.default_rng(4), 5, first=500)
+    found = hs.predict(tmp_path / "p", pd.DataFrame(values, index=new), coverage=0.8)
+    assert found["slide_id"].tolist() == new
+    assert (found["coverage"] == 0.8).all()

@@ -42,6 +42,7 @@ COMMANDS = {
         "a linear classifier on the vectors, and on those of the baselines",
     ),
     "predict": ("histossl.cli.model_commands", "predict", "what a probe says of new slides, and whether to trust it"),
+    "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
     "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.cli.evaluate_commands",
@@ -76,6 +77,7 @@ EXAMPLES = {
     "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
     "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
     "predict": "histossl predict STUDY NEW_SLIDES --out NEW",
+    "export": "histossl export STUDY MODEL --what probe",
     "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
     "search": "histossl search STUDY slide-1 --labels labels.csv",
     "sites": "histossl sites STUDY --labels labels.csv",

@@ -10,6 +10,7 @@ from histossl.core.errors import StudyError
 from histossl.evaluate.fitted import FittedProbe, load_probe
 from histossl.evaluate.predict import UNLIKE, Predictions, predict_source
 from histossl.evaluate.sources import Source, read_source
+from histossl.study.export_model import USES, export_model
 from histossl.study.folder import Study
 from histossl.study.new_slides import embed_new_slides, heatmaps_of_new
 from histossl.view.report.predicted import NOT_A_DIAGNOSIS, write_predictions
@@ -61,6 +62,19 @@ def predict(
     _tell(found)
     say(f"done: {out / 'predicted.html'}", "green")
     return 1 if failed or source.passed else 0
+
+
+def export(study: Path, out: Path, *, what: str) -> int:
+    """A model of a study as a folder for others: weights, settings and a model card, README.md.
+
+    Args:
+        study: the study; of nuclei the folder that `histossl nuclei train` wrote.
+        out: the new folder.
+        what: slide-encoder, tile-encoder, nuclei, or probe, with which go the encoders that made its vectors.
+    """
+    export_model(study, what, out)
+    say(f"done: {out}; {USES[what].replace('FOLDER', str(out))}", "green")
+    return 0
 
 
 def _are_vectors(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Vectors and labels that are in memory: `probe`, `search`, `patient_folds`, `read_embeddings`."""
+"""Vectors and labels that are in memory: `probe`, `predict`, `search`, `patient_folds`, `read_embeddings`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from histossl.core.config import from_dict
 from histossl.core.embeddings import lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import EMPTY, cell
+from histossl.evaluate.fitted import keep_probe, load_probe
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
 from histossl.evaluate.patients import combine, patients_of
+from histossl.evaluate.predict import predict_source
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.search import nearest
 from histossl.evaluate.settings import ProbeResult, ProbeSettings
@@ -38,6 +40,7 @@ def probe(
     labels: pd.DataFrame | pd.Series | ArrayLike | str | Path,
     *,
     patients: Mapping[str, str] | pd.Series | None = None,
+    out: str | Path | None = None,
     **settings: Any,
 ) -> ProbeResult:
     """Measure how well vectors predict a label: a linear model, on whole patients held out, with intervals.
@@ -50,6 +53,7 @@ def probe(
             column of obs; or the path of a CSV.
         patients: slide_id -> patient, where neither vectors nor labels name them. A slide without a patient counts as
             a patient of its own.
+        out: a folder for the probe fitted on all labelled slides, which `predict` applies to new ones; None keeps none.
         **settings: of `ProbeSettings`, such as `targets=("grade",)`, `folds=5`, `repeats=5`, `shots=()`.
 
     Returns:
@@ -67,7 +71,41 @@ def probe(
         source = replace(source, patients=_patients_of(source, patients))
     if isinstance(labels, str) and labels in getattr(getattr(vectors, "obs", None), "columns", ()):
         labels = vectors.obs[labels]  # type: ignore[union-attr]
-    return probe_with_rivals(source, _labels(labels, source, chosen), chosen)
+    table = _labels(labels, source, chosen)
+    result = probe_with_rivals(source, table, chosen)
+    if out is not None:
+        keep_probe(source, table, chosen, Path(out))
+    return result
+
+
+@names_arguments
+def predict(
+    fitted: str | Path,
+    vectors: AnnData | pd.DataFrame | NDArray | str | Path,
+    *,
+    coverage: float = 0.9,
+    patients: Mapping[str, str] | pd.Series | None = None,
+) -> pd.DataFrame:
+    """What a kept probe says of new slides, and whether to trust it; never a diagnosis.
+
+    Args:
+        fitted: the folder of the probe, of `probe(..., out=folder)`; or a study after `histossl probe`.
+        vectors: as of `probe`, of the same encoders as those that the probe was fitted on.
+        coverage: the share of new patients like the known ones whose true class is in the set.
+        patients: slide_id -> patient, where the vectors do not name them.
+
+    Returns:
+        One row a slide and target, see `Predictions.table`.
+
+    Raises:
+        FileFormatError: no probe is kept there, or the vectors are of other encoders.
+        SettingsError: `coverage` is out of range.
+    """
+    folder, source = Path(getattr(fitted, "folder", fitted)), slide_vectors(vectors)
+    if patients is not None:
+        source = replace(source, patients=_patients_of(source, patients))
+    kept = load_probe(folder / "probe" if (folder / "probe").is_dir() else folder)
+    return predict_source(kept, source, coverage).table
 
 
 @names_arguments
