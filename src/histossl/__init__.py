@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from histossl.encoders.tile_encoder import load_encoder as load_encoder
     from histossl.evaluate.in_memory import patient_folds as patient_folds
     from histossl.evaluate.in_memory import patient_vectors as patient_vectors
+    from histossl.evaluate.in_memory import predict as predict
     from histossl.evaluate.in_memory import probe as probe
     from histossl.evaluate.in_memory import read_embeddings as read_embeddings
     from histossl.evaluate.in_memory import search as search
@@ -58,6 +59,7 @@ _MODULES = {
     "read_embeddings": "evaluate.in_memory",
     "patient_vectors": "evaluate.in_memory",
     "probe": "evaluate.in_memory",
+    "predict": "evaluate.in_memory",
     "search": "evaluate.in_memory",
     "patient_folds": "evaluate.in_memory",
     "NucleiSegmenter": "nuclei.segmenter",

@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 
 from histossl.cli.main import main
 from histossl.core.embeddings import read_embeddings
-from histossl.evaluate.heatmap import Heatmap, fit_score
+from histossl.evaluate.heatmap import Heatmap
 from histossl.evaluate.heatmap_files import _painted, write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
+from histossl.evaluate.linear import fit_score
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import SlideEncoder

@@ -7,8 +7,8 @@ import pytest
 
 import histossl as hs
 from histossl.core.errors import FileFormatError, LabelError, SettingsError
-from histossl.evaluate.heatmap import LinearScore
 from histossl.evaluate.labels import read_labels
+from histossl.evaluate.linear import LinearScore
 from histossl.evaluate.patients import by_patient, combine
 from histossl.evaluate.probe import probe
 from histossl.evaluate.rivals import probe_with_rivals

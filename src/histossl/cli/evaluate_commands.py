@@ -13,6 +13,7 @@ from histossl.core import answers, atomic, tables
 from histossl.core.console import say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.core.names import Known
+from histossl.evaluate.fitted import keep_probe
 from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.patients import patients_of
 from histossl.evaluate.probe import write_probe
@@ -71,6 +72,7 @@ def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings
     _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
+    keep_probe(source, table, settings, out / "probe")
     show_probe((result.table, result.numbers, result.survival), result.audit, out)
     return _complain((*result.complaints, *source.passed))
 

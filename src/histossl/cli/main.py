@@ -41,6 +41,8 @@ COMMANDS = {
         "probe_vectors",
         "a linear classifier on the vectors, and on those of the baselines",
     ),
+    "predict": ("histossl.cli.model_commands", "predict", "what a probe says of new slides, and whether to trust it"),
+    "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
     "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.cli.evaluate_commands",
@@ -65,7 +67,7 @@ COMMANDS = {
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
 ALL_FLAGS = "--help_all"
-ANSWERS = ("inspect", "probe", "search", "audit", "status", "doctor")  # commands that take --json
+ANSWERS = ("inspect", "probe", "predict", "search", "audit", "status", "doctor")  # commands that take --json
 EXAMPLES = {
     "run": "histossl run SLIDES --out STUDY --labels labels.csv",
     "inspect": "histossl inspect SLIDES --mpp-default 0.5",
@@ -75,6 +77,8 @@ EXAMPLES = {
     "pretrain": "histossl pretrain FEATURES --out STUDY",
     "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
     "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
+    "predict": "histossl predict STUDY NEW_SLIDES --out NEW",
+    "export": "histossl export STUDY MODEL --what probe",
     "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
     "search": "histossl search STUDY slide-1 --labels labels.csv",
     "sites": "histossl sites STUDY --labels labels.csv",

@@ -7,105 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
-from histossl.evaluate.cox import prepare_cox, solve_cox
 from histossl.evaluate.labels import Labels
-from histossl.evaluate.logistic import prepare, solve
+from histossl.evaluate.linear import LinearScore, fit_task
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
-from histossl.evaluate.survival import choose_alpha
-from histossl.evaluate.targets import Task, make_task
+from histossl.evaluate.targets import make_task
 from histossl.gigassl.embed import EmbedSettings, explain_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.views import ViewSettings
-
-
-@dataclass(frozen=True)
-class LinearScore:
-    """A linear probe as a linear function of the slide vector: logits = vector @ weights + intercept.
-
-    Attributes:
-        names: the class of each logit: with two classes one logit for the second by name, with more one for each.
-        weights: (d, C) float64.
-        intercept: (C,) float64.
-        trained_on: the slides that it was trained on, as text for people.
-    """
-
-    names: tuple[str, ...]
-    weights: NDArray[np.float64]
-    intercept: NDArray[np.float64]
-    trained_on: str = ""
-
-    def __call__(self, vectors: NDArray) -> NDArray[np.float64]:
-        """Logits (N, C) of vectors (N, d)."""
-        return np.asarray(vectors, np.float64) @ self.weights + self.intercept
-
-
-def fit_score(
-    vectors: NDArray, classes: NDArray[np.int64], names: NDArray, settings: ProbeSettings, trained_on: str = ""
-) -> LinearScore:
-    """Fit the probe's logistic regression, with its standardisation folded into the weights.
-
-    Args:
-        vectors: (n, d) slide vectors.
-        classes: (n,) int, 0, 1, ...; each class occurs.
-        names: (classes,) names of the classes.
-        settings: of the probe; `C` and `balanced` are used.
-        trained_on: the slides, as text.
-
-    Returns:
-        The score.
-    """
-    scaler = StandardScaler().fit(np.asarray(vectors, np.float64))
-    unit = scaler.scale_ * vectors.shape[1] ** 0.5
-    w, b, _ = solve(prepare((vectors - scaler.mean_) / unit, classes, settings.balanced), settings.C)
-    weights = w / unit[:, None]
-    spoken = tuple(map(str, names[1:] if len(names) == 2 else names))
-    return LinearScore(spoken, weights, b - scaler.mean_ @ weights, trained_on)
-
-
-def fit_risk(
-    vectors: NDArray, truth: NDArray[np.float64], patients: NDArray, settings: ProbeSettings, trained_on: str = ""
-) -> LinearScore:
-    """Fit the probe's Cox regression, with its standardisation folded into the weights.
-
-    Args:
-        vectors: (n, d) slide vectors.
-        truth: (n, 2) time and event.
-        patients: (n,) patient of each slide.
-        settings: of the probe.
-        trained_on: the slides, as text.
-
-    Returns:
-        The score `risk`: the log hazard ratio to the mean slide.
-    """
-    scaler = StandardScaler().fit(np.asarray(vectors, np.float64))
-    unit = scaler.scale_ * vectors.shape[1] ** 0.5
-    x = (vectors - scaler.mean_) / unit
-    weights = (solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings)) / unit)[:, None]
-    return LinearScore(("risk",), weights, np.zeros(1) - scaler.mean_ @ weights, trained_on)
-
-
-def fit_task(
-    task: Task, train: NDArray[np.int64], values: NDArray, settings: ProbeSettings, trained_on: str
-) -> LinearScore:
-    """Fit the linear score of a target with classes or of survival.
-
-    Args:
-        task: the target.
-        train: (m,) the slides of the task that train.
-        values: (n, d) the vectors of its slides.
-        settings: of the probe.
-        trained_on: the slides, as text.
-
-    Returns:
-        The score.
-    """
-    if task.names is None:
-        return fit_risk(values[train], task.truth[train], task.patients[train], settings, trained_on)
-    return fit_score(values[train], task.truth[train], task.names, settings, trained_on)
 
 
 def fit_scores(source: Source, labels: Labels, settings: ProbeSettings) -> dict[str, dict[str, LinearScore]]:

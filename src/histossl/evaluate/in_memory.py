@@ -1,7 +1,8 @@
-"""Vectors and labels that are in memory: `probe`, `search`, `patient_folds`, `read_embeddings`."""
+"""Vectors and labels that are in memory: `probe`, `predict`, `search`, `patient_folds`, `read_embeddings`."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,10 @@ from histossl.core.embeddings import lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import cell
 from histossl.evaluate.classes import known_name
+from histossl.evaluate.fitted import keep_probe, load_probe
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
 from histossl.evaluate.patients import combine, patients_of
+from histossl.evaluate.predict import predict_source
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.search import nearest
 from histossl.evaluate.settings import ProbeResult, ProbeSettings
@@ -38,6 +41,7 @@ def probe(
     labels: pd.DataFrame | pd.Series | ArrayLike | str | Path,
     *,
     patients: Mapping[str, str] | pd.Series | None = None,
+    out: str | Path | None = None,
     **settings: Any,
 ) -> ProbeResult:
     """Measure how well vectors predict a label: a linear model, on whole patients held out, with intervals.
@@ -50,6 +54,7 @@ def probe(
             column of obs; or the path of a CSV.
         patients: slide_id -> patient, where neither vectors nor labels name them. A slide without a patient counts as
             a patient of its own.
+        out: a folder for the probe fitted on all labelled slides, which `predict` applies to new ones; None keeps none.
         **settings: of `ProbeSettings`, such as `targets=("grade",)`, `folds=5`, `repeats=5`, `shots=()`.
 
     Returns:
@@ -67,7 +72,41 @@ def probe(
         source = replace(source, patients=_patients_of(source, patients))
     if isinstance(labels, str) and labels in getattr(getattr(vectors, "obs", None), "columns", ()):
         labels = vectors.obs[labels]  # type: ignore[union-attr]
-    return probe_with_rivals(source, _labels(labels, source, chosen), chosen)
+    table = _labels(labels, source, chosen)
+    result = probe_with_rivals(source, table, chosen)
+    if out is not None:
+        keep_probe(source, table, chosen, Path(out))
+    return result
+
+
+@names_arguments
+def predict(
+    fitted: str | Path,
+    vectors: AnnData | pd.DataFrame | NDArray | str | Path,
+    *,
+    coverage: float = 0.9,
+    patients: Mapping[str, str] | pd.Series | None = None,
+) -> pd.DataFrame:
+    """What a kept probe says of new slides, and whether to trust it; never a diagnosis.
+
+    Args:
+        fitted: the folder of the probe, of `probe(..., out=folder)`; or a study after `histossl probe`.
+        vectors: as of `probe`, of the same encoders as those that the probe was fitted on.
+        coverage: the share of new patients like the known ones whose true class is in the set.
+        patients: slide_id -> patient, where the vectors do not name them.
+
+    Returns:
+        One row a slide and target, see `Predictions.table`.
+
+    Raises:
+        FileFormatError: no probe is kept there, or the vectors are of other encoders.
+        SettingsError: `coverage` is out of range.
+    """
+    folder, source = Path(getattr(fitted, "folder", fitted)), slide_vectors(vectors)
+    if patients is not None:
+        source = replace(source, patients=_patients_of(source, patients))
+    kept = load_probe(folder / "probe" if (folder / "probe").is_dir() else folder)
+    return predict_source(kept, source, coverage).table
 
 
 @names_arguments
@@ -232,8 +271,9 @@ def _of_anndata(data: AnnData) -> Source:
         values = next((columns[name] for name in names if name in columns), [])
         return {name: value for name, value in zip(ids, values, strict=False) if known_name(value)}
 
-    lent = lent_patients(data.uns.get("histossl", {}))
-    return Source(ids, found, patients=values_of(PATIENT_COLUMNS), sites=values_of(SITE_COLUMNS), lent=lent)
+    lent, stages = lent_patients(about or {}), json.loads(str(about["settings"])) if about is not None else {}
+    people, places = values_of(PATIENT_COLUMNS), values_of(SITE_COLUMNS)
+    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:

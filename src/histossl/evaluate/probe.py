@@ -21,11 +21,11 @@ from histossl.core.tables import write_frame
 from histossl.evaluate.audit import audit_line, confounding
 from histossl.evaluate.auroc import resample
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.linear import choose_C, fit_ridge
 from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.methods import describe
-from histossl.evaluate.ridge import ridge
 from histossl.evaluate.risk_groups import risk_groups
-from histossl.evaluate.scaling import inner_folds, scaled
+from histossl.evaluate.scaling import scaled
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
 from histossl.evaluate.survival import WITHOUT, fit_survival, no_features, ranks_in_folds, with_survival
@@ -148,8 +148,7 @@ def _fit_classes(
 ) -> tuple[np.ndarray, bool]:
     """(m, classes) probabilities, and whether the fit converged."""
     x, x_test = scaled(x, x_test)
-    C = _choose(x, y, patients, settings) if settings.choose_C else settings.C
-    w, b, finished = solve(prepare(x, y, settings.balanced), C)
+    w, b, finished = solve(prepare(x, y, settings.balanced), choose_C(x, y, patients, settings))
     return predict(x_test, w, b), finished
 
 
@@ -158,36 +157,8 @@ def _fit_numbers(
 ) -> tuple[np.ndarray, bool]:
     """(m, 1) numbers, and True: ridge regression has a closed form."""
     x, x_test = scaled(x, x_test)
-    middle, unit = y.mean(), y.std() or 1.0
-    y, alphas = (y - middle) / unit, np.asarray(settings.alphas)
-    best = len(alphas) // 2
-    folds = inner_folds(np.argsort(np.argsort(y)) * 3 // len(y), patients, settings)
-    if folds is not None and len(alphas) > 1:
-        losses = np.zeros(len(alphas))
-        for fold in range(3):
-            w, b = ridge(x[folds != fold], y[folds != fold], alphas)
-            losses += ((x[folds == fold] @ w + b - y[folds == fold][:, None]) ** 2).sum(axis=0)
-        best = int(losses.argmin())
-    w, b = ridge(x, y, alphas[[best]])
-    return (x_test @ w + b) * unit + middle, True
-
-
-def _choose(x: np.ndarray, y: np.ndarray, patients: np.ndarray, settings: ProbeSettings) -> float:
-    """The C with the least cross-entropy on patients held out of the training slides; `settings.C` for too few."""
-    folds = inner_folds(y, patients, settings)
-    if folds is None:
-        return settings.C
-    losses = np.zeros(len(settings.choose_C))
-    weights = 1 / np.bincount(y)[y] if settings.balanced else np.ones(len(y))
-    for fold in range(3):
-        train, held = folds != fold, np.flatnonzero(folds == fold)
-        problem = prepare(x[train], y[train], settings.balanced)
-        for k, C in enumerate(settings.choose_C):
-            w, b, _ = solve(problem, C)
-            losses[k] -= weights[held] @ np.log(
-                np.maximum(predict(x[held], w, b)[np.arange(len(held)), y[held]], 1e-12)
-            )
-    return settings.choose_C[int(losses.argmin())]
+    w, b = fit_ridge(x, y, patients, settings)
+    return x_test @ w + b, True
 
 
 def _score(task: Task, scores: dict[tuple[str, str], np.ndarray], settings: ProbeSettings) -> pd.DataFrame:

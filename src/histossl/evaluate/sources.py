@@ -47,6 +47,7 @@ class Source:
         seen: the slides that the slide encoder was trained on, without labels; None where unknown.
         columns: names of the numbers of the first vectors, where a table names them.
         named: whether the user named these columns.
+        stages: settings of the stages that made the vectors; empty where nobody says.
         notes: one line each for what was left out or not read as it is written.
         passed: one line each for files that were not read.
     """
@@ -65,6 +66,7 @@ class Source:
     seen: frozenset[str] | None = None
     columns: tuple[str, ...] = ()
     named: bool = False
+    stages: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
 
@@ -188,11 +190,11 @@ def _anndata(path: Path) -> Source:
         ours = "histossl" in (data := read_h5ad(path)).uns
     if ours:
         found = read_embeddings(path)
-        slides, vectors, parts = found.slides, found.vectors, found.parts
+        slides, vectors, parts, stages = found.slides, found.vectors, found.parts, found.settings
     else:
         dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
         slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
-        parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+        parts, stages = tuple(map(str, data.var["part"])) if "part" in data.var else (), {}
     ids = [str(name) for name in slides.index]
     columns = {str(name): slides[name].astype(str).tolist() for name in slides.columns}
     patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
@@ -218,6 +220,7 @@ def _anndata(path: Path) -> Source:
         parts=parts,
         lent=lent_patients(data.uns["histossl"]) if ours else frozenset(),
         seen=_seen(encoder / "config.json"),
+        stages=stages,
     )
 
 

@@ -9,6 +9,7 @@ from histossl.core.config import fingerprint
 from histossl.core.console import progress_bar, say
 from histossl.core.embeddings import read_embeddings, write_embeddings
 from histossl.core.errors import SettingsError, StudyError
+from histossl.encoders.external import hash_of
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
 from histossl.execution.journal import Journal
 from histossl.execution.workers import Executor
@@ -61,8 +62,10 @@ def embed_study(study: Study, settings: EmbedSettings, device: str, executor: Ex
         raise StudyError(f"{study.folder}: no slide could be embedded", "see slides.csv")
     study.note("embed", settings)
     table = {kind: np.stack([vectors[name][kind] for name in kept]) for kind in (GIGA, MEAN, UNTRAINED)}
-    parts = SlideEncoder.load(study.slide_encoder).settings.part_names
-    write_embeddings(study.embeddings, [encoded[name] for name in kept], table, study.settings(), made, parts)
+    network = SlideEncoder.load(study.slide_encoder)
+    stages = study.settings() | {"slide-encoder": {"sha256": hash_of(network)}}
+    slides = [encoded[name] for name in kept]
+    write_embeddings(study.embeddings, slides, table, stages, made, network.settings.part_names)
     return report_failures(rows)
 
 

@@ -15,7 +15,9 @@ from histossl.core.errors import StudyError
 from histossl.core.tables import Row
 from histossl.execution.shared_table import SharedTable
 
-ROOMS = frozenset({"features", "heatmaps", "logs", "nuclei", "qc", "slide-encoder", "tile-encoder", "tiles", "views"})
+ROOMS = frozenset(
+    {"features", "heatmaps", "logs", "nuclei", "probe", "qc", "slide-encoder", "tile-encoder", "tiles", "views"}
+)
 """Folders of a study that may be links, to folders which HISTOSSL_LINKS allows."""
 
 COLUMNS = (
@@ -46,6 +48,7 @@ class Study(SharedTable):
         self.fourth_stage = self.folder / "fourth-stage.safetensors"
         self.slide_encoder = self.folder / "slide-encoder"
         self.embeddings = self.folder / "embeddings.h5ad"
+        self.probe = self.folder / "probe"
         self.report = self.folder / "report.html"
         self.logs = self.folder / "logs"
 

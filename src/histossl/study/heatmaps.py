@@ -14,9 +14,10 @@ from histossl.core.config import from_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, LabelError, SlideError, StudyError
 from histossl.core.tables import number
-from histossl.evaluate.heatmap import Heatmap, LinearScore, explain, fit_scores
+from histossl.evaluate.heatmap import Heatmap, explain, fit_scores
 from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
 from histossl.evaluate.labels import read_labels
+from histossl.evaluate.linear import LinearScore
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings
@@ -75,10 +76,10 @@ def heatmaps_study(
         for name in names:
             bar.advance(1)
             try:
-                ground = _thumbnail(rows[name])
+                ground = thumbnail(rows[name])
                 found = explainer(name, {target: probes[target][name] for target in probes}, vectors[name])
                 for target, heatmap in found.items():
-                    _write(study, target, heatmap, ground)
+                    write_heatmap(study.folder / "heatmaps", study.features(name), target, heatmap, ground)
                     lines += _lines(target, heatmap, probes[target][name])
             except HistosslError as error:
                 say(f"FAILED {error}", "red")
@@ -132,20 +133,40 @@ class Explainer:
         return found
 
 
-def _write(study: Study, target: str, heatmap: Heatmap, ground: NDArray[np.uint8] | None) -> None:
-    tiles = tile_files.read_tiles_of(study.features(heatmap.slide_id))
-    folder = study.folder / "heatmaps" / (re.sub(r"[^\w-]", "_", target) or "_")
-    write_heatmap_table(folder / f"{heatmap.slide_id}.csv", heatmap, tiles.xy, tiles.in_um)
-    picture = folder / f"{heatmap.slide_id}.png"
+def write_heatmap(folder: Path, features: Path, target: str, heatmap: Heatmap, ground: NDArray | None) -> Path:
+    """Write the heatmap of a slide as a table, as GeoJSON and as a picture: FOLDER/TARGET/SLIDE.csv, ...
+
+    Args:
+        folder: of heatmaps.
+        features: the file of the slide's features, which says where its tiles lie.
+        target: the target.
+        heatmap: of the slide.
+        ground: (h, w, 3) the slide; None draws on white.
+
+    Returns:
+        The picture.
+    """
+    tiles, name = tile_files.read_tiles_of(features), heatmap.slide_id
+    folder = folder / (re.sub(r"[^\w-]", "_", target) or "_")
+    write_heatmap_table(folder / f"{name}.csv", heatmap, tiles.xy, tiles.in_um)
+    picture = folder / f"{name}.png"
     write_heatmap_picture(picture, heatmap, tiles.xy, tiles.extent, tiles.size, ground, target)
     if tiles.in_um:
-        say(f"{heatmap.slide_id}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
+        say(f"{name}: its tiles are in µm, so there is no GeoJSON; write its mpp into slides.csv", "yellow")
     else:
-        write_heatmap_geojson(folder / f"{heatmap.slide_id}.geojson", heatmap, tiles.xy, tiles.extent)
+        write_heatmap_geojson(folder / f"{name}.geojson", heatmap, tiles.xy, tiles.extent)
+    return picture
 
 
-def _thumbnail(row: Row) -> NDArray[np.uint8] | None:
-    """A thumbnail of the slide of a row; None where it cannot be opened: the heatmap is then drawn on white."""
+def thumbnail(row: Row) -> NDArray[np.uint8] | None:
+    """A thumbnail of a slide.
+
+    Args:
+        row: of slides.csv.
+
+    Returns:
+        (h, w, 3); None where the slide cannot be opened: its heatmap is then drawn on white.
+    """
     path = Path(row["path"])
     if not row["path"] or not path.exists():
         return None

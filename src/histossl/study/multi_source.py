@@ -173,7 +173,9 @@ def embed_sources(study: Study, settings: EmbedSettings, device: str, executor: 
     shared = ("stage",) * min(dims)
     names = shared + tuple(f"{name} {k}" for k, one in enumerate(found, 1) for name in one.parts[len(shared) :])
     names = names if all(one.parts for one in found) else ()
-    write_embeddings(study.embeddings, rows, table, study.settings(), made, names)
+    weights = [one.settings.get("slide-encoder", {}).get("sha256") for one in found]
+    stages = study.settings() | {"slide-encoder": {"sha256": weights}}
+    write_embeddings(study.embeddings, rows, table, stages, made, names)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""Stage `probe`: embeddings and labels in; probe.csv, probe.json and predictions.csv out."""
+"""Stage `probe`: embeddings and labels in; probe.csv, probe.json, predictions.csv and probe/ out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 
 from histossl.core.console import say
 from histossl.core.embeddings import write_labels
+from histossl.evaluate.fitted import keep_probe
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
@@ -20,7 +21,7 @@ from histossl.study.times import timed
 
 @timed("probe")
 def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
-    """Logistic regression on the vectors and on the baselines: probe.csv, probe.json, predictions.csv.
+    """Logistic regression on the vectors and on the baselines: probe.csv, probe.json, predictions.csv, probe/.
 
     Args:
         study: the study, with embeddings.
@@ -43,6 +44,7 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     result = probe_with_rivals(source, table, settings, study.logs / "rivals")
     study.note("probe", settings)
     write_probe(result, study.folder)
+    keep_probe(source, table, settings, study.probe)
     people = {str(slide): str(name) for slide, name in table.table["patient_id"].items() if name != slide}
     write_labels(study.embeddings, people, pd.DataFrame(table.table, columns=pd.Index(table.targets)))
     show_probe((result.table, result.numbers, result.survival), result.audit, study.folder)

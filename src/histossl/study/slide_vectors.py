@@ -102,7 +102,9 @@ def embed(
             for name, one, view in networks:
                 vectors[name].append(embed_slide(one, tiles, positions, view, chosen, source.slide_id))
             bar.advance(1)
+    weights = hash_of(network)
     all_settings = {**cohort.settings, "pretrain": about, "embed": to_dict(chosen)}
-    made = fingerprint(chosen, hash_of(network), cohort.made)
+    all_settings["slide-encoder"] = {"sha256": weights}
+    made = fingerprint(chosen, weights, cohort.made)
     table = {name: np.stack(rows) for name, rows in vectors.items()}
     return embeddings_table(cohort.rows, table, all_settings, made, network.settings.part_names)
