@@ -23,7 +23,7 @@ _KINDS = {
     "fold": (0.05, (255, 150, 0)),
     "blood": (0.5, (150, 0, 60)),
     "empty": (0.6, (200, 200, 60)),
-    "blur": (0.5, (180, 80, 255)),
+    "blur": (0.4, (180, 80, 255)),
     "dirt": (0.003, (110, 70, 30)),
 }
 KINDS = tuple(_KINDS)
@@ -35,7 +35,7 @@ _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens li
 _RIM, _NEUTRAL = 0.12, 0.78  # of a bubble: density over its surroundings, the least channel's over the largest
 _LAYERS = 1.55, 1.35  # of a fold: density over that of the tissue around, where it is surest and where it ends
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
-_SHARP = 0.22  # squared change over the fine distance, as part of that over the coarse one
+_SHARP = 0.18  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
 _SPECK = 5  # steps of 2 µm: longer than a nucleus
 _OPAQUE = 62  # intensity of the brightest channel; nuclei leave more of the blue
@@ -187,7 +187,7 @@ def overview(
     for kind, where in (
         ("empty", tissue & (density.mean(2) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
-        ("fold", _folds(density, tissue & ~bubbles, mpp)),
+        ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
     ):
         found[where] = 1 + KINDS.index(kind)
@@ -230,7 +230,7 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     usual = float(np.median(least[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
     rim = (least > max(_RIM, 2.5 * usual)) & (least > _NEUTRAL * over.max(2))
     found = np.zeros(rim.shape, bool)
-    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)))[2:-2, 2:-2], 200 / mpp, 60 / mpp):
+    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)))[2:-2, 2:-2], 200 / mpp, 100 / mpp):
         sides, count = ndimage.label(~part)  # type: ignore[misc]
         sizes = np.bincount(sides.ravel(), minlength=count + 1)
         sizes[0] = 0
@@ -249,22 +249,26 @@ def _long_parts(mask: NDArray[np.bool_], length: float, width: float) -> Iterato
             yield labels == number
 
 
-def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+def _folds(
+    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
+) -> NDArray[np.bool_]:
     """(h, w) long bands, of all colours denser than the tissue around them by the same factor."""
     weight = tissue.astype(np.float32)[..., None]
     around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
-    ratios = density / np.maximum(around, 0.05)
+    smooth = blurred(density, 12 / mpp)  # glands and cells show through
+    ratios = smooth / np.maximum(around, 0.05)
     layers = ratios.min(2)
     found = np.zeros(tissue.shape, bool)
-    dense = tissue & (layers > _LAYERS[1]) & (density.mean(2) > 0.3)
+    dense = tissue & (layers > _LAYERS[1]) & (smooth.mean(2) > 0.3)
     for part in _long_parts(dense, 150 / mpp, 200 / mpp):
         depth = np.asarray(ndimage.distance_transform_edt(part))
         area, width = part.sum(), 2 * depth.max()
-        core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
-        whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
         sure = (layers[part] > _LAYERS[0]).mean() > 0.3
         even = np.median(ratios.max(2)[part] / layers[part]) < 1.8  # dirt is black whatever lies around it
-        if sure and even and whole and area > 3 * width**2 and area * mpp**2 > 6000:
+        core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
+        whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
+        clear = np.median(raw.min(2)[core > 0]) < 1
+        if sure and even and (whole or clear) and area > 2 * width**2 and area * mpp**2 > 6000:
             found |= part
     return found
 

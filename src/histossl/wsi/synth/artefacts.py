@@ -5,7 +5,8 @@ What is painted at a point depends on its place on the slide alone, so any regio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
+from histossl.wsi.synth.recipe import SynthSettings, plan
 
 # Optical densities of ink in red, green and blue.
 _INK = {
@@ -110,6 +112,50 @@ def paint_artefacts(
         rgb[part] = np.clip(np.rint(256 * 10**-painted - 1), 0, 255).astype(np.uint8)
         covers[(k, *part)] = cover
     return rgb, covers
+
+
+def artefacts_of(settings: SynthSettings) -> list[Artefact]:
+    """The artefacts of a slide, a pure function of its settings.
+
+    Args:
+        settings: the slide.
+
+    Returns:
+        The artefacts, in the order in which they are painted.
+    """
+    rows, columns = np.nonzero(plan(settings).kinds >= 0)
+    middles = (np.stack([columns, rows], 1) + 0.5) * settings.patch_um
+    each = max(1, round(settings.width * settings.height * settings.mpp**2 / 4e6))
+    return draw_artefacts(settings.artefacts * each, middles, np.random.default_rng([settings.seed, 303]))
+
+
+def with_artefacts(
+    settings: SynthSettings,
+    x: int,
+    y: int,
+    width: int,
+    height: int,
+    paint: Callable[[int, int, int, int], NDArray[np.uint8]],
+) -> NDArray[np.uint8]:
+    """Paint a region of a slide and its artefacts.
+
+    Args:
+        settings: the slide.
+        x: of the left column of pixels.
+        y: of the upper row.
+        width: in pixels.
+        height: in pixels.
+        paint: paints the tissue alone: (x, y, height, width) -> (height, width, 3).
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    if not settings.artefacts:
+        return paint(x, y, height, width)
+    m, mpp = math.ceil(MARGIN_UM / settings.mpp), settings.mpp
+    around = paint(x - m, y - m, height + 2 * m, width + 2 * m)
+    painted, _ = paint_artefacts(around, mpp, artefacts_of(settings), (x - m) * mpp, (y - m) * mpp)
+    return painted[m : m + height, m : m + width]
 
 
 def _painter(kind: str):
