@@ -126,7 +126,7 @@ def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.
         (n,) bool, the tiles that stay; and their artefacts.
     """
     bad = np.where((scores >= LIMITS) & are_dropped(drop), scores / LIMITS, 0)
-    kept = ~bad.any(1)
+    kept = np.asarray(~bad.any(1))
     left_out = np.bincount(bad[~kept].argmax(1), minlength=len(KINDS))
     shares = np.full(len(KINDS), np.nan, np.float32)
     if len(scores):
@@ -230,7 +230,7 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     usual = float(np.median(least[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
     rim = (least > max(_RIM, 2.5 * usual)) & (least > _NEUTRAL * over.max(2))
     found = np.zeros(rim.shape, bool)
-    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)))[2:-2, 2:-2], 200 / mpp, 100 / mpp):
+    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2], 200 / mpp, 100 / mpp):
         sides, count = ndimage.label(~part)  # type: ignore[misc]
         sizes = np.bincount(sides.ravel(), minlength=count + 1)
         sizes[0] = 0
@@ -245,7 +245,8 @@ def _long_parts(mask: NDArray[np.bool_], length: float, width: float) -> Iterato
     labels, _ = parts_of(mask)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
         part = labels[place] == number
-        if np.hypot(*part.shape) >= length and 2 * ndimage.distance_transform_edt(np.pad(part, 1)).max() <= width:
+        depth = np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))
+        if np.hypot(*part.shape) >= length and 2 * depth.max() <= width:
             yield labels == number
 
 

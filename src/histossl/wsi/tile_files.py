@@ -95,7 +95,7 @@ def read_artefacts(path: Path) -> TileArtefacts:
     """
     with open_h5(path) as file, file_errors(path, AGAIN):
         if "artefacts" not in file:
-            count = len(dataset_of(file, "coords", path))
+            count = len(dataset_of(file, "coords", path)[:])
             return judge(np.full((count, len(KINDS)), np.nan, np.float32), ())[1]
         dataset = dataset_of(file, "artefacts", path)
         attrs = read_attributes(dataset, path)
@@ -111,7 +111,7 @@ def leave_out(file: h5py.File, kept: NDArray[np.bool_]) -> None:
         file: an HDF5 file, open for writing.
         kept: (N,) the tiles that stay.
     """
-    rows, attrs = file["coords"][:][kept], dict(file["coords"].attrs)  # type: ignore[index]
+    rows, attrs = np.asarray(file["coords"])[kept], dict(file["coords"].attrs)
     del file["coords"]
     coords = file.create_dataset("coords", data=rows, chunks=chunk_shape(len(rows), 2))
     coords.attrs.update(attrs)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from histossl.core.errors import SettingsError
 from histossl.wsi.synth.recipe import SynthSettings, plan
@@ -124,7 +123,7 @@ def artefacts_of(settings: SynthSettings) -> list[Artefact]:
         The artefacts, in the order in which they are painted.
     """
     rows, columns = np.nonzero(plan(settings).kinds >= 0)
-    middles = (np.stack([columns, rows], 1) + 0.5) * settings.patch_um
+    middles = (np.stack([columns, rows], 1).astype(np.float64) + 0.5) * settings.patch_um
     each = max(1, round(settings.width * settings.height * settings.mpp**2 / 4e6))
     return draw_artefacts(settings.artefacts * each, middles, np.random.default_rng([settings.seed, 303]))
 
@@ -174,6 +173,8 @@ def _bent(u: NDArray, v: NDArray, length: float, rng: np.random.Generator) -> ND
 
 def _fold(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
     """Tissue lies over tissue: the densities of two or three places add up, a little out of focus."""
+    from scipy import ndimage
+
     rng, length = _rng(artefact), artefact.size
     away = np.abs(_bent(u, v, length, rng))
     width = rng.uniform(35, 120) * np.clip(1 - (2 * u / length) ** 4, 0, 1)
@@ -190,6 +191,8 @@ def _fold(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefa
 
 def _blur(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
     """The focus was on another plane, by 2.5 to 6 µm of blur."""
+    from scipy import ndimage
+
     rng = _rng(artefact)
     q = np.hypot(u, v * rng.uniform(1, 1.6)) / artefact.size
     light = ndimage.gaussian_filter(10**-density, rng.uniform(2.5, 6) / mpp, mode="nearest", axes=(0, 1))
@@ -199,6 +202,8 @@ def _blur(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefa
 
 def _bubble(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
     """Air under the coverslip: a dark rim with a bright line inside; what lies under it is paler and out of focus."""
+    from scipy import ndimage
+
     rng = _rng(artefact)
     turn = np.arctan2(v, u)
     edge = 1 + rng.uniform(0, 0.08) * np.cos(2 * turn + rng.uniform(0, 6)) + rng.uniform(0, 0.04) * np.cos(3 * turn)
