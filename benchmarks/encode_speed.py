@@ -23,7 +23,8 @@ import torch
 
 from histossl.encoders import encode
 from histossl.encoders.augment import AugmentSettings, augment, draw_augmentation, to_float
-from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings
+from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms
 from histossl.encoders.tile_encoder import TileEncoder, load_encoder

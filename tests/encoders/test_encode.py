@@ -14,7 +14,8 @@ import torch
 from histossl.core import fingerprints, hdf5
 from histossl.encoders import encode, forward
 from histossl.encoders.augment import augment
-from histossl.encoders.encode import EncodeJob, EncodeSettings, draw_plan, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings, draw_plan
+from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.tile_choice import choose_tiles
 from histossl.encoders.tile_encoder import load_encoder

@@ -152,7 +152,8 @@ def test_directories_that_lead_back_to_themselves_come_to_an_end(tmp_path):
 @pytest.mark.slow
 def test_tiles_that_cannot_be_decoded_are_left_out_up_to_a_share(tmp_path):
     """Against the same slide undamaged: the tiles that stand have the same features, at the same places."""
-    from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_slides
+    from histossl.encoders.encode import EncodeJob, EncodeSettings
+    from histossl.encoders.encode_slides import encode_slides
     from histossl.encoders.tile_encoder import load_encoder
     from histossl.study.survey import SurveyJob, survey_slide
     from histossl.wsi.tiles import TileSpec

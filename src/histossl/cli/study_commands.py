@@ -11,7 +11,8 @@ from histossl.core import answers
 from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.errors import StudyError
-from histossl.encoders.encode import EncodeSettings, encode_slides
+from histossl.encoders.encode import EncodeSettings
+from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.encoders.tile_encoder import TileEncoder
 from histossl.evaluate.settings import ProbeSettings

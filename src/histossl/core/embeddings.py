@@ -66,7 +66,7 @@ def embeddings_table(
     obs = (
         pd.DataFrame(slides)
         .set_index("slide_id")
-        .drop(columns=["status", "error", "made", "note", "content"], errors="ignore")
+        .drop(columns=["status", "error", "made", "note", "content", "artefacts"], errors="ignore")
     )
     obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})

@@ -1,15 +1,11 @@
-"""Encodes slides: writes the features of all tiles of a slide, and K augmented views of n tiles."""
+"""Encodes a slide: writes the features of all of its tiles, and K augmented views of n of them."""
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -18,15 +14,15 @@ from numpy.typing import NDArray
 
 from histossl.core import atomic, fingerprints, hdf5
 from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_of
-from histossl.core.errors import HistosslError, SettingsError, SlideError
+from histossl.core.errors import SettingsError, SlideError
 from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
 from histossl.encoders.forward import encode_tiles
 from histossl.encoders.tile_choice import choose_tiles
 from histossl.encoders.tile_encoder import TileEncoder
-from histossl.execution.workers import Executor
 from histossl.wsi import tile_files
+from histossl.wsi.artefacts import judge, together, with_pixels
 from histossl.wsi.slide import slide_state
-from histossl.wsi.tile_reader import ReadJob, TileBatch, read_batch
+from histossl.wsi.tile_reader import ReadJob, TileBatch
 from histossl.wsi.tiles import TileSpec
 
 # Bytes: tiles of a slide that fit are read once for all its views. Fixed, so that memory does not grow with the slide.
@@ -70,7 +66,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One slide to encode: its file, its tiles, and the paths of its features and views."""
+    """One slide to encode: its file, its tiles, the paths of its features and views, and artefacts to leave out."""
 
     slide_id: str
     path: Path
@@ -79,6 +75,7 @@ class EncodeJob:
     tiles_path: Path
     features_path: Path
     views_path: Path
+    drop: tuple[str, ...] = ()
 
 
 def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
@@ -95,37 +92,11 @@ def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSetting
     return f"{tiles}-{fingerprint(encoder.identity, settings)}"
 
 
-@dataclass(frozen=True)
-class Step:
-    """The progress of a slide by one batch.
-
-    Attributes:
-        job: the slide.
-        tiles: number of tiles encoded in this batch.
-        finished: whether features and views are written.
-        error: why the slide failed, or None.
-        lost: number of tiles that cannot be decoded and are left out.
-        why: the reason for the first of them.
-        made: fingerprint of the features and views.
-        waited: seconds of waiting for the batch.
-        read: seconds that a worker took to read the batch, by the clock.
-        cpu: the same, of processor time.
-    """
-
-    job: EncodeJob
-    tiles: int = 0
-    finished: bool = False
-    error: Exception | None = None
-    lost: int = 0
-    why: str = ""
-    made: str = ""
-    waited: float = 0.0
-    read: float = 0.0
-    cpu: float = 0.0
-
-
 class SlideEncoding:
     """The encoding of one slide: takes batches of tiles in order, and writes features and views whole or not at all.
+
+    Tiles that show a dropped artefact are left out as they come. Views are drawn of those that stay, so they are read
+    in a second turn, unless the slide's tiles fit in memory.
 
     Args:
         job: the slide.
@@ -158,7 +129,10 @@ class SlideEncoding:
         self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
         count, px = len(self.tiles.xy), job.tile.px
         self.chunks = [slice(a, min(a + settings.batch, count)) for a in range(0, count, settings.batch)]
-        self.plan = [draw_plan(job.slide_id, k, self.tiles, settings) for k in range(settings.views)]
+        self.artefacts = tile_files.read_artefacts(job.tiles_path)
+        self.scores = self.artefacts.scores[self.kept]
+        self.stays = np.zeros(count, bool)
+        self.plan: list[tuple[Augmentation, NDArray[np.int64]]] | None = None
         self.cached = count * px * px * 3 <= CACHE_BYTES
         self.cache: list[NDArray[np.uint8]] = []
         self.stack = ExitStack()
@@ -171,14 +145,14 @@ class SlideEncoding:
             raise SlideError(self.job.path, "has changed since it was inspected", "run `histossl inspect` again")
 
     def reads(self) -> Iterator[ReadJob]:
-        """The batches that workers read, in the order that `add` needs."""
-        xy, job = self.tiles.xy, self.job
+        """The batches of this turn that workers read, in the order that `add` needs."""
+        xy, job, judged = self.tiles.xy, self.job, self.plan is None
         wanted = [np.arange(len(xy))[chunk] for chunk in self.chunks]
-        if not self.cached:
-            wanted += [chosen[part] for _, chosen in self.plan for part in self._parts(len(chosen))]
-        for step, chosen in enumerate(wanted):
+        if self.plan is not None:
+            wanted = [chosen[part] for _, chosen in self.plan for part in self._parts(len(chosen))]
+        for step, chosen in enumerate(wanted, self.step):
             yield ReadJob(
-                self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
+                self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px, judged
             )
 
     def add(self, batch: TileBatch) -> None:
@@ -197,7 +171,12 @@ class SlideEncoding:
         if self.lost_now:
             self.step += 1
         else:
-            self._encode_batch(batch.tiles)
+            self._encode_batch(batch)
+
+    @property
+    def resting(self) -> bool:
+        """Whether the features are done, and the tiles of the views are still to be read."""
+        return self.plan is not None and self.step == len(self.chunks) and not self.finished
 
     @property
     def incomplete(self) -> bool:
@@ -215,26 +194,54 @@ class SlideEncoding:
             raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
 
     def _drawn(self, step: int) -> NDArray[np.int64]:
+        assert self.plan is not None
         parts = self._parts(len(self.plan[0][1]))
         k, part = divmod(step - len(self.chunks), len(parts))
         return self.plan[k][1][parts[part]]
 
-    def _encode_batch(self, tiles: NDArray[np.uint8]) -> None:
+    def _encode_batch(self, batch: TileBatch) -> None:
         if self.step == 0:
             self._begin()
-        if self.step < len(self.chunks):
-            self.features[self.chunks[self.step]] = self._encode(tiles, None)
-            if self.cached:
-                self.cache.append(tiles)
+        if self.plan is None:
+            self._add_features(batch)
         else:
-            self._add_to_view(tiles)
+            self._add_to_view(batch.tiles)
         self.step += 1
-        if self.step == len(self.chunks) and self.cached:
-            self._views_from_cache()
-        if self.step == len(self.chunks) + (0 if self.cached else self._view_steps()):
+        if self.step == len(self.chunks):
+            self._draw_views()
+        if self.plan is not None and self.step == len(self.chunks) + self._view_steps():
             self._check_unchanged()
             self.stack.close()
             self.finished = True
+
+    def _add_features(self, batch: TileBatch) -> None:
+        chunk = self.chunks[self.step]
+        self.scores[chunk] = with_pixels(self.scores[chunk], batch.scores)
+        kept, _ = judge(self.scores[chunk], self.job.drop)
+        before = int(self.stays.sum())
+        self.stays[chunk] = kept
+        tiles = batch.tiles if kept.all() else batch.tiles[kept]
+        if len(tiles):
+            self.features[before : before + len(tiles)] = self._encode(tiles, None)
+            if self.cached:
+                self.cache.append(tiles)
+
+    def _draw_views(self) -> None:
+        """Leave out the tiles that do not stay, and draw the views of the others."""
+        _, found = judge(self.scores, self.job.drop)
+        self.artefacts = together(self.artefacts, found)
+        if not self.stays.any():
+            what = f"no tile is left of {len(self.stays)} ({self.artefacts})"
+            raise SlideError(self.job.path, what, "--tissue.drop names what is left out")
+        if not self.stays.all():
+            tile_files.leave_out(self.file, self.stays)
+            self.kept, self.tiles = self.kept[self.stays], replace(self.tiles, xy=self.tiles.xy[self.stays])
+        tile_files.write_artefacts(self.file, self.artefacts)
+        self.plan = [draw_plan(self.job.slide_id, k, self.tiles, self.settings) for k in range(self.settings.views)]
+        if self.settings.views:
+            self._begin_views(self.plan)
+        if self.cached:
+            self._views_from_cache(self.plan)
 
     def drop(self, error: BaseException) -> None:
         """Stop encoding the slide, and remove its unfinished files.
@@ -248,37 +255,37 @@ class SlideEncoding:
     def _begin(self) -> None:
         job, count, dim = self.job, len(self.tiles.xy), self.encoder.dim
         if self.settings.views:
-            self._begin_views(self.stack.enter_context(atomic.whole_folder(job.views_path)))
+            self.folder = self.stack.enter_context(atomic.whole_folder(job.views_path))
         # Entered last, hence closed first: features are in place before the views, so a slide with views is complete.
-        file = self.stack.enter_context(
+        self.file = self.stack.enter_context(
             tile_files.new_features_file(job.features_path, job.tiles_path, self.made, self.kept)
         )
-        self.features: h5py.Dataset = hdf5.create_features(file, count, dim)
+        self.features: h5py.Dataset = hdf5.create_features(self.file, count, dim)
 
-    def _begin_views(self, folder: Path) -> None:
-        views, n, dim = self.settings.views, len(self.plan[0][1]), self.encoder.dim
-        coords = np.stack([self.tiles.xy[chosen] for _, chosen in self.plan]).astype(np.int32)
-        np.save(folder / "coords.npy", coords)
-        fingerprints.write_made(folder, self.made, stride_level0=self.tiles.stride)
-        shape = (views, n, dim)
-        self.views = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+    def _begin_views(self, plan: list[tuple[Augmentation, NDArray[np.int64]]]) -> None:
+        coords = np.stack([self.tiles.xy[chosen] for _, chosen in plan]).astype(np.int32)
+        np.save(self.folder / "coords.npy", coords)
+        fingerprints.write_made(self.folder, self.made, stride_level0=self.tiles.stride)
+        shape = (len(plan), len(plan[0][1]), self.encoder.dim)
+        self.views = np.lib.format.open_memmap(self.folder / "features.npy", "w+", np.float16, shape)
         self.stack.callback(self.views.flush)
 
     def _parts(self, n: int) -> list[slice]:
         return [slice(a, min(a + self.settings.batch, n)) for a in range(0, n, self.settings.batch)]
 
     def _view_steps(self) -> int:
-        return sum(len(self._parts(len(chosen))) for _, chosen in self.plan)
+        return 0 if self.cached else sum(len(self._parts(len(chosen))) for _, chosen in self.plan or ())
 
     def _add_to_view(self, tiles: NDArray[np.uint8]) -> None:
+        assert self.plan is not None
         parts = self._parts(len(self.plan[0][1]))
         k, part = divmod(self.step - len(self.chunks), len(parts))
         self.views[k, parts[part]] = self._encode(tiles, self.plan[k][0])
 
-    def _views_from_cache(self) -> None:
+    def _views_from_cache(self, plan: list[tuple[Augmentation, NDArray[np.int64]]]) -> None:
         tiles = np.concatenate(self.cache)
         self.cache = []
-        for k, (t, chosen) in enumerate(self.plan):
+        for k, (t, chosen) in enumerate(plan):
             for part in self._parts(len(chosen)):
                 self.views[k, part] = self._encode(tiles[chosen[part]], t)
 
@@ -307,91 +314,3 @@ def draw_plan(
     rng = np.random.default_rng([settings.seed, number_of(slide_id), k])
     t = draw_augmentation(settings.augment, rng)
     return t, choose_tiles(tiles.xy, min(settings.tiles, len(tiles.xy)), settings.window, rng)
-
-
-def encode_slides(
-    jobs: Iterable[EncodeJob], encoder: TileEncoder, settings: EncodeSettings, workers: Executor
-) -> Iterator[Step]:
-    """Encode slides one after the other, while workers read tiles ahead, also those of the next slides.
-
-    A slide with undecodable tiles is encoded again without them. After an error the other slides go on. If the caller
-    stops early, unfinished files are removed.
-
-    Args:
-        jobs: the slides; each is taken only when its reading starts.
-        encoder: of tiles.
-        settings: of the encoding.
-        workers: read the tiles; they must answer in order.
-
-    Yields:
-        The progress of a slide, after every batch and error.
-    """
-    at_work: dict[int, SlideEncoding] = {}
-    again: deque[SlideEncoding] = deque()
-    unfit: deque[Step] = deque()
-    positions, jobs = itertools.count(), iter(jobs)
-
-    def begin(job: EncodeJob, before: SlideEncoding | None = None) -> Iterator[ReadJob]:
-        position = next(positions)
-        lost, why = (before.lost | before.lost_now, before.why) if before else (frozenset[int](), "")
-        try:
-            at_work[position] = SlideEncoding(job, position, encoder, settings, lost, why)
-        except HistosslError as error:
-            unfit.append(Step(job, error=error))
-            return
-        yield from itertools.takewhile(lambda _: position in at_work, at_work[position].reads())
-
-    def reads() -> Iterator[ReadJob]:
-        for job in itertools.chain(jobs, (None,)):
-            if job is not None:
-                yield from begin(job)
-            while again:
-                yield from begin(again[0].job, again.popleft())
-
-    try:
-        while True:
-            for read, answer, waited in _timed(workers.map(read_batch, reads())):
-                slide = at_work.get(read.slide)
-                if slide is not None:
-                    step = _step(slide, read, answer, waited)
-                    if step.finished or step.error or slide.incomplete:
-                        del at_work[read.slide]
-                    if slide.incomplete and not step.error:
-                        again.append(slide)
-                    yield step
-                while unfit:
-                    yield unfit.popleft()
-            yield from unfit
-            unfit.clear()
-            if not again:
-                return
-    finally:
-        for slide in at_work.values():
-            slide.drop(GeneratorExit())
-
-
-class Incomplete(Exception):
-    """A slide has to be encoded again without its lost tiles."""
-
-
-def _timed(answers: Iterator[tuple[ReadJob, Any]]) -> Iterator[tuple[ReadJob, Any, float]]:
-    start = time.perf_counter()
-    for read, answer in answers:
-        yield read, answer, time.perf_counter() - start
-        start = time.perf_counter()
-
-
-def _step(slide: SlideEncoding, read: ReadJob, answer: TileBatch | Exception, waited: float) -> Step:
-    if isinstance(answer, Exception):
-        slide.drop(answer)
-        return Step(slide.job, error=answer)
-    try:
-        slide.add(answer)
-    except (HistosslError, OSError) as error:  # OSError: the disk is full or the folder is read-only
-        slide.drop(error)
-        return Step(slide.job, error=error)
-    if slide.incomplete:
-        slide.drop(Incomplete())
-    tiles = 0 if slide.lost_now else len(read.xy)
-    seconds = (waited, answer.seconds, answer.cpu)
-    return Step(slide.job, tiles, slide.finished, None, len(slide.lost), slide.why, slide.made, *seconds)

@@ -363,7 +363,7 @@ def _text(path: Path) -> tuple[pd.DataFrame, list[str]]:
             cells[name] = words
     if slide := find_column(found.columns, SLIDE_COLUMNS):
         lines = pd.Series({line: row[slide] for line, row in found.rows.items()}, dtype=str)
-        twice = lines[lines.duplicated(keep=False)].groupby(lines).groups
+        twice = pd.Series(lines[lines.duplicated(keep=False)]).groupby(lines).groups
         some = [f"{name!r} ({row_list(list(rows))})" for name, rows in twice.items()]
         if some:
             raise FileFormatError(f"{path}: slides named twice: {listed(some, 3, False)}", "keep one row a slide")

@@ -15,7 +15,8 @@ from histossl.core import atomic, fingerprints
 from histossl.core.config import from_dict, to_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import StudyError
-from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_fingerprint
+from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_fingerprint
+from histossl.encoders.encode_slides import Step
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
 from histossl.encoders.tile_encoder import TileEncoder, fourth_stage, load_encoder
 from histossl.encoders.tile_stream import TileSource, tiles_trained_on
@@ -24,7 +25,7 @@ from histossl.execution.journal import Journal, StageQueue
 from histossl.execution.throughput import Throughput
 from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
-from histossl.study.inspect_stage import ExistingProducts
+from histossl.study.inspect_stage import ExistingProducts, say_left_out
 from histossl.wsi.tiles import TileSpec
 
 
@@ -138,12 +139,23 @@ def encode_study(
                     shift.finish(name, _encoded_row(step), lost=step.lost, limit=speed.limit)
                 bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
                 bar.say(f"{speed.rate:.0f} tiles/s, {name}, {speed.limit}")
+    say_left_out(rows)
     return report_failures(rows)
+
+
+def dropped_kinds(study: Study) -> tuple[str, ...]:
+    """The kinds of artefacts whose tiles are left out of a study, as it was inspected."""
+    return tuple(study.settings().get("inspect", {}).get("tissue", {}).get("drop", ()))
 
 
 def _encoded_row(step: Step) -> Row:
     lost = f"{step.job.path.name}: {step.lost} tiles cannot be decoded and are left out: {step.why}"
-    return {"status": "encoded", "error": lost if step.lost else "", "made": step.made}
+    return {
+        "status": "encoded",
+        "error": lost if step.lost else "",
+        "made": step.made,
+        "artefacts": str(step.artefacts),
+    }
 
 
 def _to_encode(
@@ -151,7 +163,7 @@ def _to_encode(
 ) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
     """(The slides that are not encoded, the changes of rows that contradict the files)."""
     exists, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
-    jobs, changes = [], []
+    jobs, changes, drop = [], [], dropped_kinds(study)
     for row in rows:
         if row["status"] == "failed":
             continue
@@ -159,9 +171,8 @@ def _to_encode(
         there = exists("features", f"{name}.h5") and (not settings.views or exists("views", name))
         if there and row["status"] == "encoded" and row["made"].endswith(key):
             continue
-        job = EncodeJob(
-            name, Path(row["path"]), float(row["mpp"]), tile, study.tiles(name), study.features(name), study.views(name)
-        )
+        places = study.tiles(name), study.features(name), study.views(name)
+        job = EncodeJob(name, Path(row["path"]), float(row["mpp"]), tile, *places, drop)
         made = _encoded(job, encoder, settings) if there else ""
         if made:
             changes.append((row, {"status": "encoded", "made": made}))

@@ -22,6 +22,7 @@ ROOMS = frozenset(
 
 COLUMNS = (
     "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
+    "artefacts",
 )  # fmt: skip
 
 
@@ -33,7 +34,8 @@ class Study(SharedTable):
 
     Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is
     the fingerprint of the products, `note` is for readers of the file, `content` is the fingerprint of the slide's
-    file, which identifies a slide that was moved.
+    file, which identifies a slide that was moved, `artefacts` the mean share of each kind in its tiles and how many
+    were left out.
 
     Args:
         folder: of the study.

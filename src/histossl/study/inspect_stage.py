@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from histossl.core.config import to_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, SlideError, StudyError
@@ -20,6 +22,7 @@ from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
 from histossl.wsi.areas import AreaFolder, SlideAreas
+from histossl.wsi.artefacts import KINDS, left_out_of, left_out_text
 from histossl.wsi.content import chosen_picture, content_of
 from histossl.wsi.folders import NOT_SLIDES, Found, is_ours, lies_in, look_for_slides
 from histossl.wsi.mpp import jumps
@@ -91,6 +94,7 @@ def inspect_slides(
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
     journal.write("check", wrong)
     _survey(journal, jobs, workers)
+    say_left_out(rows)
     failed = report_failures(rows)
     for line in (*merged.notes, *_notes(found)):
         say(f"note: {line}", "yellow")
@@ -141,6 +145,18 @@ def _given(found: Found, study: Study, areas: AreaFolder) -> dict[str, SlideArea
         what = "are skipped" if areas.settings.missing == "skip" else "count whole"
         say(f"note: {lacking} slides that have no area {what}", "yellow")
     return given
+
+
+def say_left_out(rows: Sequence[Row]) -> None:
+    """Say how many tiles of how many slides are left out because of artefacts, where any are.
+
+    Args:
+        rows: of slides.csv.
+    """
+    counts = [left_out_of(row.get("artefacts", "")) for row in rows]
+    told = left_out_text(sum(counts, np.zeros(len(KINDS), np.int64)))
+    if told:
+        say(f"note: {told}, of {sum(map(np.any, counts))} slides (--tissue.drop)", "yellow")
 
 
 def _with_passed(rows: list[Row], found: Found) -> list[Row]:

@@ -10,7 +10,8 @@ from typing import Any
 from histossl.core.config import from_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, StudyError
-from histossl.encoders.encode import EncodeSettings, encode_slides
+from histossl.encoders.encode import EncodeSettings
+from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.evaluate.fitted import FittedProbe, made_by
 from histossl.evaluate.sources import Source

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import SettingsError
-from histossl.encoders.encode import EncodeJob, EncodeSettings, Step, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings
+from histossl.encoders.encode_slides import Step, encode_slides
 from histossl.encoders.tile_encoder import TileEncoder, load_encoder
 from histossl.execution.cluster import Cluster
 from histossl.execution.workers import ThreadExecutor

@@ -56,6 +56,7 @@ class SlideSurvey:
     made: str
     note: str = ""
     content: str = ""
+    artefacts: str = ""
 
 
 def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
@@ -113,7 +114,8 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         with atomic.whole(job.qc_path) as part:
             picture.save(part, format="JPEG", quality=85)
         if not len(grid.xy):
-            inked = f" ({mask.ink_note})" if mask.ink_note else ""
+            told = "; ".join(filter(None, [mask.ink_note, str(grid.artefacts)]))
+            inked = f" ({told})" if told else ""
             hint = f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
             raise SlideError(job.path, f"no tile of tissue found{inked}", hint)
         if slide_state(job.path) != state:
@@ -125,4 +127,6 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
         remarks = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
         note = "; ".join(filter(None, remarks))
-        return SlideSurvey(slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content)
+        return SlideSurvey(
+            slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content, str(grid.artefacts)
+        )

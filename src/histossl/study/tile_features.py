@@ -23,7 +23,8 @@ from histossl.core.console import progress_bar
 from histossl.core.errors import FileFormatError, SettingsError, SlideError
 from histossl.core.interchange import TileFeatures, attributes_of, read_tile_features
 from histossl.core.tables import Row
-from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_fingerprint, encode_slides
+from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_fingerprint
+from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.encoders.pretrain_tiles import pretrain_tiles as train_tile_encoder
 from histossl.encoders.tile_encoder import TileEncoder, fourth_stage, load_encoder
@@ -147,7 +148,7 @@ def encode(
         if not isinstance(encoder, TileEncoder):
             start = _start_of(str(encoder), folder / "fourth-stage.safetensors")
             encoder = load_encoder(encoder, chosen.seed, device, chosen.precision)
-        failed |= _encode(cut, folder, encoder, chosen, readers)
+        failed |= _encode(cut, folder, encoder, chosen, readers, tissue.drop)
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
     made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(area)} if areas else {})}
@@ -341,6 +342,7 @@ def _encode(
     encoder: TileEncoder,
     settings: EncodeSettings,
     readers: Workers | ThreadExecutor,
+    drop: tuple[str, ...],
 ) -> dict[str, str]:
     """Features and views of slides into their files; slide_id -> why a slide has none."""
     jobs, failed, total = [], {}, 0
@@ -351,7 +353,7 @@ def _encode(
         products = [features, views] if settings.views else [features]
         if any(fingerprints.fingerprint_of(product) != made for product in products):
             places = (source.tiles_path, features, views)
-            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places))
+            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places, drop))
             total += len(tiles.xy)
     with progress_bar("tiles", total) as bar:
         for step in encode_slides(jobs, encoder, settings, readers):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from histossl.core.atomic import whole
 from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, read_attributes
+from histossl.wsi.artefacts import KINDS, TileArtefacts, judge
 from histossl.wsi.geometry import Size
 
 if TYPE_CHECKING:
@@ -63,7 +64,58 @@ def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str, s
         coords.attrs.update(_attributes(path, slide_id, grid))
         file.attrs["fingerprint"] = fingerprint
         file.attrs["slide_state"] = state
+        if grid.artefacts is not None:
+            write_artefacts(file, grid.artefacts)
         yield file
+
+
+def write_artefacts(file: h5py.File, artefacts: TileArtefacts) -> None:
+    """Write the artefacts of tiles as the dataset `artefacts`, a column each kind.
+
+    Args:
+        file: an open HDF5 file.
+        artefacts: of its tiles.
+    """
+    scores = artefacts.scores.astype(np.float32)
+    dataset = file.create_dataset("artefacts", data=scores, chunks=chunk_shape(*scores.shape) if len(scores) else None)
+    dataset.attrs.update({"kinds": list(KINDS), "shares": artefacts.shares, "left_out": artefacts.left_out})
+
+
+def read_artefacts(path: Path) -> TileArtefacts:
+    """The artefacts of the tiles in an HDF5 file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The artefacts; nothing is judged in files that know none.
+
+    Raises:
+        FileFormatError: the file is absent or truncated.
+    """
+    with open_h5(path) as file, file_errors(path, AGAIN):
+        if "artefacts" not in file:
+            count = len(dataset_of(file, "coords", path)[:])
+            return judge(np.full((count, len(KINDS)), np.nan, np.float32), ())[1]
+        dataset = dataset_of(file, "artefacts", path)
+        attrs = read_attributes(dataset, path)
+        if list(attrs.get("kinds", ())) != list(KINDS):
+            raise FileFormatError(f"{path}: its artefacts are of other kinds", "run `histossl inspect` again")
+        return TileArtefacts(dataset[:], np.asarray(attrs["shares"]), np.asarray(attrs["left_out"]))
+
+
+def leave_out(file: h5py.File, kept: NDArray[np.bool_]) -> None:
+    """Leave tiles out of a file whose `features` hold the others already, in its first rows.
+
+    Args:
+        file: an HDF5 file, open for writing.
+        kept: (N,) the tiles that stay.
+    """
+    rows, attrs = np.asarray(file["coords"])[kept], dict(file["coords"].attrs)
+    del file["coords"]
+    coords = file.create_dataset("coords", data=rows, chunks=chunk_shape(len(rows), 2))
+    coords.attrs.update(attrs)
+    file["features"].resize(len(rows), axis=0)  # type: ignore[union-attr]
 
 
 def _attributes(path: Path, slide_id: str, grid: TileGrid) -> dict[str, object]:

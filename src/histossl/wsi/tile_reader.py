@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.errors import SlideError
+from histossl.wsi.artefacts import tile_scores
 from histossl.wsi.geometry import Region
 from histossl.wsi.slide import Slide, open_slide
 
@@ -28,6 +29,7 @@ class ReadJob:
         extent: side of a tile in level-0 pixels.
         tile_mpp: µm per pixel of a tile.
         px: side of a tile in its own pixels.
+        judged: whether artefacts are looked for.
     """
 
     slide: int
@@ -38,6 +40,7 @@ class ReadJob:
     extent: float
     tile_mpp: float
     px: int
+    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TileBatch:
         why: the error of the first of them; empty where all were decoded.
         seconds: time that reading took.
         cpu: processor seconds of the same; the rest is spent waiting for the disk.
+        scores: (n, 2) float32, see `artefacts.tile_scores`; (n, 0) where nobody asked.
     """
 
     tiles: NDArray[np.uint8]
@@ -57,6 +61,7 @@ class TileBatch:
     why: str
     seconds: float
     cpu: float
+    scores: NDArray[np.float32]
 
 
 @functools.lru_cache(maxsize=1)
@@ -91,9 +96,9 @@ def read_batch(job: ReadJob) -> TileBatch:
                 _slide.cache_clear()
                 lost[k] = error.what
     why = next(iter(lost.values()), "")
-    return TileBatch(
-        tiles, np.array(list(lost), np.int64), why, time.perf_counter() - start, time.process_time() - busy
-    )
+    scores = tile_scores(tiles, job.tile_mpp) if job.judged else np.empty((len(tiles), 0), np.float32)
+    took = time.perf_counter() - start, time.process_time() - busy
+    return TileBatch(tiles, np.array(list(lost), np.int64), why, *took, scores)
 
 
 def read_tiles(job: ReadJob) -> NDArray[np.uint8]:

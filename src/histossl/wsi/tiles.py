@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
 from histossl.wsi.areas import SlideAreas, restrict
+from histossl.wsi.artefacts import COLOURS, KINDS, OVERVIEW, TileArtefacts, judge
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
 from histossl.wsi.slide import Slide
@@ -68,6 +69,7 @@ class TileGrid:
         extent: side of a tile in level-0 pixels, fractions included.
         size: size of the slide's level 0.
         mpp: µm per pixel of the slide's level 0.
+        artefacts: what an overview shows of each tile, and how many were left out; None where nobody looked.
     """
 
     spec: TileSpec
@@ -77,6 +79,7 @@ class TileGrid:
     extent: float
     size: Size
     mpp: float
+    artefacts: TileArtefacts | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -125,7 +128,7 @@ class TileGrid:
 
 
 def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec, areas: Sequence[str | Path] = ()) -> TileGrid:
-    """The tiles of a regular grid, from the slide's top-left corner, that hold enough tissue.
+    """The tiles of a regular grid, from the slide's top-left corner, that hold enough tissue and no dropped artefact.
 
     Tiles lie inside the slide. A slide that is smaller than a tile still has one along that side, which extends beyond
     the slide and is white there, so that small fields are not lost. The share of tissue refers to the part of a tile on
@@ -153,11 +156,16 @@ def tile_grid(slide: Slide, mask: TissueMask, spec: TileSpec, areas: Sequence[st
             slide.path.name, slide.mpp, spec.mpp,
         )  # fmt: skip
     left, top = _starts(slide.size.width, stride, extent), _starts(slide.size.height, stride, extent)
-    tissue = _tissue(mask, left, top, extent)
+    tissue = _shares(mask.mask, slide.size, left, top, extent)
     rows, columns = np.nonzero((tissue >= spec.min_tissue - 1e-9) & (tissue > 0))
     xy = np.stack([left[columns], top[rows]], 1).astype(np.int64)
     ij = np.stack([rows, columns], 1).astype(np.int64)
-    return TileGrid(spec, xy, ij, stride, extent, slide.size, slide.mpp)
+    scores = np.full((len(xy), len(KINDS)), np.nan, np.float32)
+    for k in range(len(OVERVIEW)):
+        here = mask.kinds == k + 1
+        scores[:, k] = _shares(here, slide.size, left, top, extent)[rows, columns] if here.any() else 0
+    kept, artefacts = judge(scores, mask.drop)
+    return TileGrid(spec, xy[kept], ij[kept], stride, extent, slide.size, slide.mpp, artefacts)
 
 
 def _starts(length: int, stride: float, extent: float) -> NDArray[np.float64]:
@@ -167,15 +175,15 @@ def _starts(length: int, stride: float, extent: float) -> NDArray[np.float64]:
     return inside if len(inside) else starts[:1]
 
 
-def _tissue(
-    mask: TissueMask, left: NDArray[np.float64], top: NDArray[np.float64], extent: float
+def _shares(
+    mask: NDArray[np.bool_], size: Size, left: NDArray[np.float64], top: NDArray[np.float64], extent: float
 ) -> NDArray[np.float64]:
-    """(rows, columns) the share of tissue in each tile's area on the slide, in [0, 1]."""
-    height, width = mask.mask.shape
-    x = np.stack([left, np.minimum(left + extent, mask.size.width)]) * (width / mask.size.width)
-    y = np.stack([top, np.minimum(top + extent, mask.size.height)]) * (height / mask.size.height)
+    """(rows, columns) the share of each tile's area on the slide that lies in a mask of the slide, in [0, 1]."""
+    height, width = mask.shape
+    x = np.stack([left, np.minimum(left + extent, size.width)]) * (width / size.width)
+    y = np.stack([top, np.minimum(top + extent, size.height)]) * (height / size.height)
     integral = np.zeros((height + 1, width + 1))
-    integral[1:, 1:] = mask.mask.cumsum(0).cumsum(1)
+    integral[1:, 1:] = mask.cumsum(0).cumsum(1)
     # Within a pixel the integral of the mask is linear along each axis, so linear interpolation is exact.
     bands = np.diff([_between(integral, edge) for edge in y], axis=0)[0]
     areas = np.diff([_between(bands.T, edge).T for edge in x], axis=0)[0]
@@ -190,7 +198,9 @@ def _between(values: NDArray[np.float64], indices: NDArray[np.float64]) -> NDArr
 
 
 def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 1600) -> NDArray[np.uint8]:
-    """A picture of tissue and tiles: tissue outlined, tiles framed and in full colour, the rest pale.
+    """A picture of tissue and tiles: tissue outlined, tiles framed and in full colour, the rest pale; and artefacts.
+
+    Each kind of artefact has a colour, which a legend names.
 
     Args:
         slide: the slide.
@@ -224,11 +234,27 @@ def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 16
     # The frames of small tiles are faint, otherwise they would cover the picture.
     strength = float(np.clip(grid.extent * scale[0] / 60, 0.15, 0.8))
     _paint(picture, np.asarray(frames) > 0, (20, 60, 200), strength)
+    kinds = np.asarray(Image.fromarray(mask.kinds).resize((width, height), Image.Resampling.NEAREST))
+    for k, colour in enumerate(COLOURS):
+        _paint(picture, kinds == k + 1, colour, 0.55)
     tissue = np.asarray(Image.fromarray(mask.mask).resize((width, height)))
     thick = max(1, round(max(width, height) / 800))
     outline = tissue & ~np.asarray(ndimage.binary_erosion(tissue, iterations=thick, border_value=1), bool)
     _paint(picture, outline, (0, 120, 40), 1.0)
-    return picture
+    return _with_legend(picture, [k for k in range(len(KINDS)) if (kinds == k + 1).any()])
+
+
+def _with_legend(picture: NDArray[np.uint8], kinds: list[int]) -> NDArray[np.uint8]:
+    """The picture with the names of kinds in their colours, in its upper left corner."""
+    image = Image.fromarray(picture)
+    draw, size = ImageDraw.Draw(image), max(12, max(picture.shape) // 80)
+    font, y = ImageFont.load_default(size), size // 2
+    for k in kinds:
+        draw.rectangle((size // 2, y, size * 3 // 2, y + size), fill=COLOURS[k], outline=(255, 255, 255))
+        place = (2 * size, y - size // 8)
+        draw.text(place, KINDS[k], (0, 0, 0), font, stroke_width=max(1, size // 8), stroke_fill=(255, 255, 255))
+        y += size * 3 // 2
+    return np.asarray(image)
 
 
 def _paint(picture: NDArray[np.uint8], where: NDArray[np.bool_], colour: tuple[int, int, int], part: float) -> None:

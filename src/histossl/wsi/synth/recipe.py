@@ -53,6 +53,7 @@ class SynthSettings:
         lesion_share: share of the lesion among the patches that lie in the tissue with all of their area.
         stain_jitter: variation of the stains, 0 = none, 1 = as between laboratories.
         quality: quality of the JPEG tiles, 1 to 100; 0 writes lossless deflate tiles.
+        artefacts: kinds of `artefacts.PAINTED` that lie over the tissue, one of each for every 4 mm².
 
     Raises:
         SettingsError: a value is out of range.
@@ -70,6 +71,7 @@ class SynthSettings:
     lesion_share: float = 0.04
     stain_jitter: float = 1.0
     quality: int = 85
+    artefacts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ranges = {

@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -23,6 +23,7 @@ from histossl.core.atomic import whole
 from histossl.core.console import Bar, progress_bar
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
+from histossl.wsi.synth.artefacts import with_artefacts
 from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, outcome, plan
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ _R = TypeVar("_R")
 
 
 def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
-    """Paint a region; a pixel is the same in every region that contains it, and glass beyond the slide.
+    """Paint a region, with its artefacts; a pixel is the same in every region that contains it.
+
+    Beyond the slide is glass.
 
     Args:
         settings: the slide.
@@ -53,7 +56,7 @@ def paint_region(settings: SynthSettings, region: Region) -> NDArray[np.uint8]:
     from histossl.wsi.synth import paint
 
     x, y, width, height = _whole_pixels(region)
-    return paint.paint(_world(settings), x, y, height, width)
+    return with_artefacts(settings, x, y, width, height, partial(paint.paint, _world(settings)))
 
 
 def nuclei_in(settings: SynthSettings, region: Region) -> tuple[NDArray[np.int32], pd.DataFrame]:
@@ -303,6 +306,7 @@ def write_cohort(
     patch_um: float = 64.0,
     seed: int = 0,
     truth: bool = False,
+    artefacts: Sequence[str] = (),
 ) -> list[SynthSettings]:
     """Write a cohort: `slides/*.tiff`, `labels.csv` with the three factors of each slide, and `survival.csv`.
 
@@ -319,6 +323,7 @@ def write_cohort(
         patch_um: side of the patches of one kind, in µm.
         seed: seed of the whole cohort.
         truth: also write the nuclei as `truth/*.geojson`.
+        artefacts: kinds that are painted over the tissue of each slide.
 
     Returns:
         The settings of each slide, in the order of labels.csv.
@@ -330,7 +335,7 @@ def write_cohort(
     if slides < 1:
         raise SettingsError(f"a cohort of {slides} slides", "ask for at least one")
     folder = Path(folder)
-    cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um), seed)
+    cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um, artefacts=tuple(artefacts)), seed)
     names = [f"slide-{k:03d}" for k in range(1, slides + 1)]
     with progress_bar("painting slides", slides, shown=slides > 1) as bar:
         for name, settings in zip(names, cohort, strict=True):
@@ -375,6 +380,7 @@ def synth(
     patch_um: float = 64.0,
     seed: int = 0,
     truth: bool = False,
+    artefacts: tuple[str, ...] = (),
 ) -> None:
     """Paint a cohort of hematoxylin-and-eosin slides with known classes and nuclei.
 
@@ -387,5 +393,6 @@ def synth(
         patch_um: side of the square patches of one kind of tissue, in µm.
         seed: the same seed gives the same bytes.
         truth: also write the outline of every nucleus to truth/*.geojson.
+        artefacts: kinds to paint over the tissue: fold, blur, bubble, dirt, pen-black, pen-blue, pen-green, pen-red.
     """
-    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth)
+    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth, artefacts)

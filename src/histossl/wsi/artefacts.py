@@ -1,0 +1,337 @@
+"""Artefacts on slides without a network: folds, pens, bubbles, blood and fat on an overview; blur and dirt on tiles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histossl.core.errors import SettingsError
+from histossl.wsi.density import blurred, parts_of, variation, within, without_small
+
+# Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
+_KINDS = {
+    "pen-black": (0.5, (0, 0, 0)),
+    "pen-blue": (0.5, (30, 90, 255)),
+    "pen-green": (0.5, (0, 170, 60)),
+    "pen-red": (0.5, (255, 30, 30)),
+    "bubble": (0.1, (0, 200, 220)),
+    "fold": (0.05, (255, 150, 0)),
+    "blood": (0.5, (150, 0, 60)),
+    "empty": (0.6, (200, 200, 60)),
+    "blur": (0.4, (180, 80, 255)),
+    "dirt": (0.003, (110, 70, 30)),
+}
+KINDS = tuple(_KINDS)
+LIMITS = np.array([limit for limit, _ in _KINDS.values()], np.float32)
+COLOURS = tuple(colour for _, colour in _KINDS.values())
+PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
+
+_EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
+_RIM, _NEUTRAL = 0.12, 0.78  # of a bubble: density over its surroundings, the least channel's over the largest
+_LAYERS = 1.55, 1.35  # of a fold: density over that of the tissue around, where it is surest and where it ends
+_FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
+_SHARP = 0.18  # squared change over the fine distance, as part of that over the coarse one
+_PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
+_SPECK = 5  # steps of 2 µm: longer than a nucleus
+_OPAQUE = 62  # intensity of the brightest channel; nuclei leave more of the blue
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Refuse names that are no kinds of artefacts.
+
+    Args:
+        kinds: names of `KINDS`, or "pen" for pens of any colour.
+
+    Raises:
+        SettingsError: an unknown name.
+    """
+    known = {*KINDS, "pen"}
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise SettingsError(f"{unknown[0]!r} is no kind of artefact", f"they are pen, {', '.join(KINDS)}")
+
+
+def are_dropped(kinds: Sequence[str]) -> NDArray[np.bool_]:
+    """Which kinds are named.
+
+    Args:
+        kinds: names of `KINDS`, or "pen" for pens of any colour.
+
+    Returns:
+        (len(KINDS),) bool.
+    """
+    return np.array([kind in kinds or kind.partition("-")[0] in kinds for kind in KINDS])
+
+
+@dataclass(frozen=True, eq=False)
+class TileArtefacts:
+    """What artefacts the tiles of a slide show.
+
+    Attributes:
+        scores: (n, len(KINDS)) float32 in [0, 1], of the tiles that stay: the share of its area that a kind covers; NaN
+            where it was not judged.
+        shares: (len(KINDS),) float32, their mean over all tiles, those left out included; NaN where not judged.
+        left_out: (len(KINDS),) int64, how many tiles were left out, each because of the kind that it shows most.
+    """
+
+    scores: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    left_out: NDArray[np.int64]
+
+    def __str__(self) -> str:
+        """A cell of slides.csv, such as `fold 0.031; blur 0.120; left out 12 tiles: fold 12`; no kind under 0.001."""
+        shares = np.nan_to_num(self.shares)
+        told = [f"{KINDS[k]} {shares[k]:.3f}" for k in np.argsort(-shares, kind="stable") if shares[k] >= 0.001]
+        return "; ".join([*told, *filter(None, [left_out_text(self.left_out)])])
+
+
+def left_out_text(counts: NDArray[np.int64]) -> str:
+    """How many tiles were left out, and because of what.
+
+    Args:
+        counts: (len(KINDS),).
+
+    Returns:
+        Such as `left out 12 tiles: fold 9, blur 3`; "" where there are none.
+    """
+    why = ", ".join(f"{KINDS[k]} {counts[k]}" for k in np.argsort(-counts, kind="stable") if counts[k])
+    return f"left out {counts.sum()} tiles: {why}" if why else ""
+
+
+def left_out_of(cell: str) -> NDArray[np.int64]:
+    """The number of tiles that were left out, from a cell of slides.csv.
+
+    Args:
+        cell: as of `TileArtefacts`.
+
+    Returns:
+        (len(KINDS),).
+    """
+    told = dict(re.findall(r"([a-z-]+) (\d+)", cell.partition(" tiles: ")[2]))
+    return np.array([int(told.get(kind, 0)) for kind in KINDS], np.int64)
+
+
+def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.bool_], TileArtefacts]:
+    """Leave out the tiles of dropped kinds.
+
+    Args:
+        scores: (n, len(KINDS)); NaN where a kind was not judged.
+        drop: names of `KINDS`, or "pen" for pens of any colour.
+
+    Returns:
+        (n,) bool, the tiles that stay; and their artefacts.
+    """
+    bad = np.where((scores >= LIMITS) & are_dropped(drop), scores / LIMITS, 0)
+    kept = np.asarray(~bad.any(1))
+    left_out = np.bincount(bad[~kept].argmax(1), minlength=len(KINDS))
+    shares = np.full(len(KINDS), np.nan, np.float32)
+    if len(scores):
+        counted = np.isfinite(scores)
+        shares = np.where(counted.any(0), np.nan_to_num(scores).sum(0) / np.maximum(counted.sum(0), 1), shares)
+    return kept, TileArtefacts(scores[kept], shares.astype(np.float32), left_out)
+
+
+def with_pixels(overview: NDArray[np.float32], pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The scores of tiles of which the overview and the pixels were judged.
+
+    Args:
+        overview: (n, len(KINDS)).
+        pixels: (n, 2), of `tile_scores`.
+
+    Returns:
+        (n, len(KINDS)); what is dark in a tile with ink, a bubble or a fold is no dirt.
+    """
+    scores = np.concatenate([overview[:, : len(OVERVIEW)], pixels], 1)
+    first = [k for k, kind in enumerate(KINDS) if kind in (*PENS, "bubble", "fold")]
+    scores[(scores[:, first] >= 0.5 * LIMITS[first]).any(1), KINDS.index("dirt")] = 0
+    return scores
+
+
+def together(overview: TileArtefacts, pixels: TileArtefacts) -> TileArtefacts:
+    """What was judged on an overview, and then on the pixels of the tiles that it left.
+
+    Args:
+        overview: the tiles when they were laid.
+        pixels: of these the ones that stay.
+
+    Returns:
+        The latter, with what the former says of all tiles.
+    """
+    shares = np.where(np.isnan(overview.shares), pixels.shares, overview.shares)
+    return replace(pixels, shares=shares, left_out=overview.left_out + pixels.left_out)
+
+
+def overview(
+    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float, pens: bool
+) -> NDArray[np.uint8]:
+    """Find the artefacts that an overview of a slide shows.
+
+    Args:
+        density: (h, w, 3) optical density, blurred by about a nucleus.
+        raw: the same, not blurred.
+        tissue: (h, w), what is not glass.
+        mpp: µm per pixel, about 8.
+        pens: whether to look for pens; small fields have none, and blood in them would look like red ink.
+
+    Returns:
+        (h, w) 1 + index of `KINDS`, 0 for none. One kind a pixel: pens before bubbles, folds, blood and fat.
+    """
+    found = np.zeros(tissue.shape, np.uint8)
+    ink = _ink(density, mpp) if pens else found.copy()
+    tissue = tissue & (ink == 0)
+    bubbles = _bubbles(raw, tissue, mpp)
+    for kind, where in (
+        ("empty", tissue & (density.mean(2) < 0.05)),
+        ("blood", tissue & _blood(density, mpp)),
+        ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
+        ("bubble", bubbles),
+    ):
+        found[where] = 1 + KINDS.index(kind)
+    return np.where(ink > 0, ink, found)
+
+
+def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
+    """(h, w) 1 + kind of the pens: of a colour that H&E has not, and as even as no tissue is.
+
+    H&E absorbs green most, blue and green ink red, black ink all alike, red ink green and blue alike.
+    Special stains have the colours of ink, and their density varies with the structure under them.
+    """
+    red, green, blue = np.moveaxis(density, 2, 0)
+    mean = density.mean(2)
+    cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
+    black = (mean > 0.75) & (np.ptp(density, axis=2) < 0.25 * mean)
+    warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
+    black = within(~within(~black, 70 / mpp), 70 / mpp) & black  # folds of dark tissue are narrower
+    coloured = without_small(cold | black | warm, (150 / mpp) ** 2)
+    if not coloured.any():
+        return coloured.astype(np.uint8)
+    # At the edge of a stroke its colour mixes with that of the glass, and its density with the glass's.
+    inner = ~within(~coloured, max(1.0, 20 / mpp))
+    # Ink over tissue shows some of its structure, but is denser than tissue alone.
+    even = inner & (variation(density, inner, 20 / mpp) < np.clip(mean / 12, *_EVEN))
+    most = blurred(even.astype(np.float32), 60 / mpp) > 0.5 * blurred(inner.astype(np.float32), 60 / mpp)
+    stroke = without_small(coloured & most, (150 / mpp) ** 2)
+    if not stroke.any():
+        return stroke.astype(np.uint8)
+    colour = np.select([black, warm, green > blue], [1, 4, 2], 3).astype(np.uint8)
+    near = ndimage.distance_transform_edt(~stroke, return_distances=False, return_indices=True)
+    return np.where(within(stroke, 50 / mpp), colour[tuple(near)], 0).astype(np.uint8)  # type: ignore[arg-type]
+
+
+def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """(h, w) air and edges of coverslips: a thin line as dark in all colours, and what it parts from the rest."""
+    side = round(56 / mpp) | 1
+    over = raw - np.stack([ndimage.grey_opening(raw[..., k], side) for k in range(3)], 2)
+    least = over.min(2)
+    usual = float(np.median(least[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
+    rim = (least > max(_RIM, 2.5 * usual)) & (least > _NEUTRAL * over.max(2))
+    found = np.zeros(rim.shape, bool)
+    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2], 200 / mpp, 100 / mpp):
+        sides, count = ndimage.label(~part)  # type: ignore[misc]
+        sizes = np.bincount(sides.ravel(), minlength=count + 1)
+        sizes[0] = 0
+        enclosed = ~part & (sides != sizes.argmax())
+        if enclosed.sum() > part.sum():
+            found |= part | enclosed
+    return within(found, 8 / mpp)
+
+
+def _long_parts(mask: NDArray[np.bool_], length: float, width: float) -> Iterator[NDArray[np.bool_]]:
+    """The parts of a mask that are at least so long and at most so wide, in pixels."""
+    labels, _ = parts_of(mask)
+    for number, place in enumerate(ndimage.find_objects(labels), 1):
+        part = labels[place] == number
+        depth = np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))
+        if np.hypot(*part.shape) >= length and 2 * depth.max() <= width:
+            yield labels == number
+
+
+def _folds(
+    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
+) -> NDArray[np.bool_]:
+    """(h, w) long bands, of all colours denser than the tissue around them by the same factor."""
+    weight = tissue.astype(np.float32)[..., None]
+    around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
+    smooth = blurred(density, 12 / mpp)  # glands and cells show through
+    ratios = smooth / np.maximum(around, 0.05)
+    layers = ratios.min(2)
+    found = np.zeros(tissue.shape, bool)
+    dense = tissue & (layers > _LAYERS[1]) & (smooth.mean(2) > 0.3)
+    for part in _long_parts(dense, 150 / mpp, 200 / mpp):
+        depth = np.asarray(ndimage.distance_transform_edt(part))
+        area, width = part.sum(), 2 * depth.max()
+        sure = (layers[part] > _LAYERS[0]).mean() > 0.3
+        even = np.median(ratios.max(2)[part] / layers[part]) < 1.8  # dirt is black whatever lies around it
+        core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
+        whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
+        clear = np.median(raw.min(2)[core > 0]) < 1
+        if sure and even and (whole or clear) and area > 2 * width**2 and area * mpp**2 > 6000:
+            found |= part
+    return found
+
+
+def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """(h, w) pools of red cells: eosin's red without hematoxylin, and more yellow in it."""
+    red, green, blue = np.moveaxis(density, 2, 0)
+    return without_small((green > 0.4) & (red < 0.3 * green) & (blue > 0.65 * green), (60 / mpp) ** 2)
+
+
+def tile_scores(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
+    """Judge what is smaller than a pixel of an overview: whether tiles are out of focus, and dirt on them.
+
+    In sharp tissue intensities change over 2 µm, out of focus only over longer distances. Blocks of 16 in which nothing
+    changes at all do not count. Dirt lets pass no colour; pigment does not, either, and counts as dirt.
+
+    Args:
+        tiles: (n, px, px, 3) uint8 RGB.
+        mpp: µm per pixel.
+
+    Returns:
+        (n, 2): the share of the structured blocks that are out of focus, NaN at more than 2.5 µm per pixel; and the
+        share of the area that is dirt.
+    """
+    return np.stack([_blur(tiles[..., 1], mpp), _dirt(tiles, mpp)], 1)
+
+
+def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
+    """(n,) the share of the area where no colour passes, over more than a nucleus."""
+    step = max(1, round(2 / mpp))
+    red, green, blue = (tiles[:, ::step, ::step, k] for k in range(3))
+    dark = np.maximum(np.maximum(red, green), blue) < _OPAQUE
+    side = dark.shape[1] // _SPECK * _SPECK
+    counts = np.add.reduceat(dark[:, :side, :side], np.arange(0, side, _SPECK), axis=1, dtype=np.uint8)
+    counts = np.add.reduceat(counts, np.arange(0, side, _SPECK), axis=2, dtype=np.uint8)
+    return (counts >= 0.8 * _SPECK**2).mean((1, 2), dtype=np.float32)
+
+
+def _blur(green: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
+    """(n,) the share of the structured ones among 16 blocks that are out of focus."""
+    px = green.shape[1]
+    fine, coarse = max(1, round(_FINE / mpp)), max(2, round(_COARSE / mpp))
+    if mpp > 2.5 or px < 4 * coarse:
+        return np.full(len(green), np.nan, np.float32)
+    values = green.astype(np.float32)
+    changes = [_changes(values, distance, (px - coarse) // 4) for distance in (fine, coarse)]
+    sharp, any_ = (np.maximum(change - _NOISE, 0) for change in changes)
+    structured = any_ > _PLAIN
+    soft = structured & (sharp < _SHARP * any_)
+    return (soft.sum((1, 2)) / np.maximum(structured.sum((1, 2)), 4)).astype(np.float32)
+
+
+def _changes(values: NDArray[np.float32], distance: int, side: int) -> NDArray[np.float32]:
+    """(n, 4, 4) the mean squared change over a distance, right and down, in blocks."""
+    last = 4 * side
+    here = values[:, :last:2, :last:2]
+    total = np.zeros((len(values), 4, 4), np.float32)
+    for moved in (
+        values[:, distance : distance + last : 2, :last:2],
+        values[:, :last:2, distance : distance + last : 2],
+    ):
+        change = (moved - here) ** 2
+        blocks = np.add.reduceat(change, np.arange(4) * (side // 2), axis=1)
+        total += np.add.reduceat(blocks, np.arange(4) * (side // 2), axis=2)
+    return total / (2 * (here.shape[1] / 4) ** 2)

@@ -1,0 +1,128 @@
+"""Optical density of pictures at low resolution, and the filters that judge it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+_DARK = 12.0  # intensities below it are a camera's noise, without colour
+
+
+def glass_colour(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The colour of empty glass, dim or tinted: the brightest percent, if that is not pink; else white.
+
+    Args:
+        smooth: (h, w, 3) intensities, blurred.
+
+    Returns:
+        (3,) intensities.
+    """
+    bright = np.percentile(smooth.reshape(-1, 3), 99, axis=0).astype(np.float32)
+    red, green, blue = optical_density(bright, np.full(3, 255, np.float32))
+    pink = green - (red + blue) / 2
+    tinted = max(red, green, blue) - min(red, green, blue)
+    return bright if bright.min() >= 60 and pink < 0.01 and tinted < 0.06 else np.full(3, 255, np.float32)
+
+
+def optical_density(intensity: NDArray[np.float32], glass: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The decadic optical density relative to glass, 0 where it is brighter.
+
+    Args:
+        intensity: (..., 3), 0 to 255.
+        glass: (3,) intensities of empty glass.
+
+    Returns:
+        (..., 3).
+    """
+    return np.log10(glass / np.clip(intensity, _DARK, glass))
+
+
+def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """The values under a Gaussian window.
+
+    Args:
+        values: (h, w) or (h, w, channels).
+        sigma: of the window, in pixels.
+
+    Returns:
+        The same shape.
+    """
+    out = np.empty_like(values)
+    ndimage.gaussian_filter(values, sigma, mode="nearest", axes=(0, 1), output=out)
+    return out
+
+
+def deviation(density: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """The local standard deviation under a Gaussian window.
+
+    Args:
+        density: (h, w).
+        sigma: of the window, in pixels.
+
+    Returns:
+        (h, w).
+    """
+    mean = blurred(density, sigma)
+    return np.sqrt(np.maximum(blurred(density**2, sigma) - mean**2, 0))
+
+
+def variation(density: NDArray[np.float32], where: NDArray[np.bool_], sigma: float) -> NDArray[np.float32]:
+    """The local standard deviation over the local mean under a Gaussian window.
+
+    Args:
+        density: (h, w, 3).
+        where: (h, w), the pixels that count.
+        sigma: of the window, in pixels.
+
+    Returns:
+        (h, w).
+    """
+    weight = where.astype(np.float32)[..., None]
+    total = np.maximum(blurred(weight, sigma), 1e-6)
+    mean = blurred(weight * density, sigma) / total
+    variance = np.maximum(blurred(weight * density**2, sigma) / total - mean**2, 0)
+    return np.sqrt(variance.mean(2)) / np.maximum(mean.mean(2), 1e-6)
+
+
+def within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
+    """The mask widened.
+
+    Args:
+        mask: (h, w).
+        distance: in pixels.
+
+    Returns:
+        (h, w).
+    """
+    return np.asarray(ndimage.distance_transform_edt(~mask)) <= distance if mask.any() else mask
+
+
+def parts_of(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    """The 8-connected parts of a mask.
+
+    Args:
+        mask: (h, w).
+
+    Returns:
+        (h, w) the number of the part, 0 for none; and the largest number.
+    """
+    labels = np.empty(mask.shape, np.int32)
+    count = ndimage.label(mask, np.ones((3, 3)), output=labels)
+    return labels, int(count)  # type: ignore[arg-type]
+
+
+def without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+    """The mask without its 8-connected parts of a smaller area.
+
+    Args:
+        mask: (h, w).
+        area: in pixels.
+
+    Returns:
+        (h, w).
+    """
+    labels, _ = parts_of(mask)
+    large = np.bincount(labels.ravel()) >= area
+    large[0] = False
+    return large[labels]

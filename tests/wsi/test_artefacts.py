@@ -1,0 +1,205 @@
+"""Artefacts: painted over synthetic and real tissue, found by kind, and left out."""
+
+import itertools
+
+import h5py
+import numpy as np
+import pytest
+
+from histossl.core.errors import SettingsError
+from histossl.encoders.encode import EncodeJob, EncodeSettings
+from histossl.encoders.encode_slides import encode_slides
+from histossl.encoders.tile_encoder import load_encoder
+from histossl.execution.workers import ThreadExecutor
+from histossl.study.survey import SurveyJob, survey_slide
+from histossl.wsi import tile_files
+from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.artefacts import KINDS, LIMITS, judge, left_out_of, tile_scores, with_pixels
+from histossl.wsi.geometry import Region
+from histossl.wsi.slide import open_slide
+from histossl.wsi.synth import (
+    PAINTED,
+    Artefact,
+    SynthSettings,
+    artefacts_of,
+    draw_artefacts,
+    paint_artefacts,
+    paint_region,
+    write_slide,
+)
+from histossl.wsi.tiles import TileSpec, qc_picture, tile_grid
+from histossl.wsi.tissue import TissueSettings, find_tissue
+
+PX = 224
+SEED = 1  # of the shapes: three layers, 100 µm wide; a wide stroke
+
+
+def scored(rgb, mpp=1.0):
+    """Places of the tiles of a picture, and their scores."""
+    slide = picture_slide(rgb, mpp)
+    grid = tile_grid(slide, find_tissue(slide, TissueSettings(drop=())), TileSpec(PX, mpp))
+    tiles = np.stack([rgb[y : y + PX, x : x + PX] for x, y in grid.xy])
+    assert grid.artefacts is not None
+    return grid.xy, with_pixels(grid.artefacts.scores, tile_scores(tiles, mpp))
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    return paint_region(SynthSettings(2400, 2400, seed=5, patient=5), Region(0, 0, 2400, 2400))
+
+
+@pytest.mark.parametrize("kind", PAINTED)
+def test_a_painted_artefact_is_found_where_it_is(tissue, kind):
+    size = {"fold": 1200, "blur": 600, "bubble": 400, "dirt": 150}.get(kind, 1500)
+    painted, (cover,) = paint_artefacts(tissue, 1.0, [Artefact(kind, 1250.0, 1150.0, size, 0.4, SEED)])
+    xy, scores = scored(painted)
+    shares = np.array([cover[y : y + PX, x : x + PX].mean() for x, y in xy])
+    k = KINDS.index(kind)
+    found = scores[:, k] >= LIMITS[k]
+    assert found[shares >= 1.3 * LIMITS[k]].mean() >= 0.8
+    assert found[shares == 0].mean() <= 0.02
+
+
+def test_clean_tissue_has_no_artefacts(tissue):
+    _, scores = scored(tissue)
+    assert len(scores) > 50
+    assert (scores >= LIMITS).any(1).mean() < 0.03
+
+
+def test_regions_of_a_slide_with_artefacts_agree():
+    settings = SynthSettings(1200, 1000, seed=2, artefacts=("fold", "blur", "bubble", "dirt", "pen-blue"))
+    whole = paint_region(settings, Region(0, 0, 1200, 1000))
+    clean = paint_region(SynthSettings(1200, 1000, seed=2), Region(0, 0, 1200, 1000))
+    assert len(artefacts_of(settings)) == 5
+    assert 0.05 < (whole != clean).any(2).mean() < 0.9
+    for x, y in itertools.product((0, 411), (0, 377)):
+        part = paint_region(settings, Region(x, y, 300, 250))
+        assert np.array_equal(part, whole[y : y + 250, x : x + 300])
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(SettingsError, match="smudge"):
+        TissueSettings(drop=("smudge",))
+    with pytest.raises(SettingsError, match="smudge"):
+        draw_artefacts(["smudge"], np.zeros((1, 2)), np.random.default_rng(0))
+
+
+def test_each_tile_is_left_out_for_one_reason():
+    scores = np.zeros((4, len(KINDS)), np.float32)
+    fold, blur = KINDS.index("fold"), KINDS.index("blur")
+    scores[0, fold], scores[1, blur], scores[2, [fold, blur]], scores[3, 0] = 0.5, 0.8, (0.06, 0.9), 1
+    kept, found = judge(scores, ("fold", "blur"))
+    assert kept.tolist() == [False, False, False, True]
+    assert (found.left_out[fold], found.left_out[blur], found.left_out.sum()) == (1, 2, 3)
+    assert np.array_equal(left_out_of(str(found)), found.left_out)
+    assert judge(scores, ("pen",))[0].tolist() == [True, True, True, False]
+    assert judge(scores, ())[0].all()
+
+
+def encoded(folder, path, drop, views=2):
+    folder.mkdir()
+    tissue, spec = TissueSettings(drop=drop), TileSpec(128, 1.0)
+    job = SurveyJob("s", path, None, None, tissue, spec, folder / "t.h5", folder / "qc.jpg")
+    survey = survey_slide(job)
+    work = EncodeJob("s", path, survey.mpp, spec, folder / "t.h5", folder / "f.h5", folder / "v", drop)
+    *_, last = encode_slides([work], ENCODER, EncodeSettings(views=views, tiles=16, batch=8), ThreadExecutor())
+    assert last.finished, last.error
+    return survey, last
+
+
+ENCODER = load_encoder("random", 0, "cpu", "float32")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_dropped_tiles_have_no_features_and_no_views(tmp_path, monkeypatch, cached):
+    from histossl.encoders import encode
+
+    if not cached:
+        monkeypatch.setattr(encode, "CACHE_BYTES", 0)
+    path = tmp_path / "s.tiff"
+    write_slide(path, SynthSettings(1200, 1000, seed=3, artefacts=("fold", "blur")))
+    _, every = encoded(tmp_path / "all", path, ())
+    survey, last = encoded(tmp_path / "some", path, ("fold", "blur"))
+    whole = tile_files.read_artefacts(tmp_path / "all" / "f.h5")
+    kept, _ = judge(whole.scores, ("fold", "blur"))
+    assert 0 < (~kept).sum() < len(kept)
+    with h5py.File(tmp_path / "all" / "f.h5") as a, h5py.File(tmp_path / "some" / "f.h5") as b:
+        assert np.array_equal(a["coords"][:][kept], b["coords"][:])
+        assert np.allclose(a["features"][:][kept], b["features"][:], atol=1e-5)
+        assert np.array_equal(a["artefacts"][:][kept], b["artefacts"][:])
+        assert list(b["artefacts"].attrs["kinds"]) == list(KINDS)
+        assert dict(b["coords"].attrs)["patch_size"] == 128
+        there = {tuple(xy) for xy in b["coords"][:].tolist()}
+    views = np.load(tmp_path / "some" / "v" / "coords.npy")
+    assert {tuple(xy) for xy in views.reshape(-1, 2).tolist()} <= there
+    assert left_out_of(str(last.artefacts)).sum() == (~kept).sum()
+    assert left_out_of(survey.artefacts)[KINDS.index("fold")] > 0
+    assert not left_out_of(str(every.artefacts)).any()
+
+
+def test_a_slide_that_shows_nothing_else_is_refused(tmp_path):
+    path, folder = tmp_path / "s.tiff", tmp_path / "o"
+    write_slide(path, SynthSettings(700, 700, seed=3))
+    folder.mkdir()
+    spec, drop = TileSpec(128, 1.0), ("blur",)
+    survey = survey_slide(
+        SurveyJob("s", path, None, None, TissueSettings(drop=drop), spec, folder / "t.h5", folder / "q")
+    )
+    work = EncodeJob("s", path, survey.mpp, spec, folder / "t.h5", folder / "f.h5", folder / "v", drop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("histossl.wsi.artefacts._SHARP", 99.0)
+        *_, last = encode_slides([work], ENCODER, EncodeSettings(views=0), ThreadExecutor())
+    assert "no tile is left" in str(last.error)
+    assert not (folder / "f.h5").exists()
+
+
+def test_the_qc_picture_has_a_colour_a_kind(tissue):
+    painted, _ = paint_artefacts(tissue, 1.0, [Artefact("fold", 1250.0, 1150.0, 1200, 0.4, SEED)])
+    slide = picture_slide(painted, 1.0)
+    mask = find_tissue(slide)
+    picture = qc_picture(slide, mask, tile_grid(slide, mask, TileSpec()))
+    with_it, without = (np.isin(mask.kinds, k).mean() for k in (1 + KINDS.index("fold"), 1 + KINDS.index("pen-red")))
+    assert with_it > 0.005
+    assert without == 0
+    orange = (picture[..., 0] > 160) & (picture[..., 2] < 90)
+    assert orange.mean() > 0.003
+
+
+@pytest.mark.parametrize("name", ["TCGA-CR-7395-01A-01-TS1.svs", "CPTAC-C3L-00601-26.tiff"])
+def test_real_slides_show_few(data_dir, name):
+    """Looked at: edges of the tissue are dense, which is a few tiles. (Epidermis is taken for folds: no skin here.)"""
+    with open_slide(data_dir / "slides" / name, mpp_default=1.0) as slide:
+        grid = tile_grid(slide, find_tissue(slide), TileSpec())
+    assert grid.artefacts is not None
+    assert (grid.artefacts.scores[:, : KINDS.index("blood")] >= LIMITS[: KINDS.index("blood")]).any(1).mean() < 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="folds that are missed still tell the classes apart: 0.66 was seen after")
+def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
+    """Each slide comes twice; the twin has folds and is of the other class, so nothing else tells them apart."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    import histossl as hs
+
+    names = [f"s{k:02d}-{kind}" for k in range(20) for kind in ("clean", "folded")]
+    for name in names:
+        artefacts = ("fold",) * 3 if name.endswith("folded") else ()
+        settings = SynthSettings(1400, 1200, seed=int(name[1:3]), patient=int(name[1:3]), artefacts=artefacts)
+        write_slide(tmp_path / f"{name}.tiff", settings)
+
+    def auroc(drop):
+        cohort = hs.encode(tmp_path, ENCODER, TileSpec(112, 1.0), tissue=TissueSettings(drop=drop))
+        vectors = np.stack([cohort[name].features.mean(0) for name in names])
+        labels, twins = np.arange(len(names)) % 2, np.arange(len(names)) // 2
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+        scores = cross_val_predict(model, vectors, labels, groups=twins, cv=GroupKFold(5), method="decision_function")
+        return roc_auc_score(labels, scores)
+
+    before, after = auroc(()), auroc(("fold",))
+    assert before > 0.9
+    assert abs(after - 0.5) < 0.05
