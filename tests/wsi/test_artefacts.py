@@ -5,6 +5,7 @@ import itertools
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from histossl.core.errors import SettingsError
 from histossl.encoders.encode import EncodeJob, EncodeSettings
@@ -37,15 +38,19 @@ SEED = 1  # of the shapes: three layers, 100 µm wide; a wide stroke
 def scored(rgb, mpp=1.0):
     """Places of the tiles of a picture, and their scores."""
     slide = picture_slide(rgb, mpp)
-    grid = tile_grid(slide, find_tissue(slide, TissueSettings(drop=())), TileSpec(PX, mpp))
+    grid = tile_grid(slide, find_tissue(slide, TissueSettings(pens=False)), TileSpec(PX, mpp))
     tiles = np.stack([rgb[y : y + PX, x : x + PX] for x, y in grid.xy])
     assert grid.artefacts is not None
     return grid.xy, with_pixels(grid.artefacts.scores, tile_scores(tiles, mpp))
 
 
 @pytest.fixture(scope="module")
-def tissue():
-    return paint_region(SynthSettings(2400, 2400, seed=5, patient=5), Region(0, 0, 2400, 2400))
+def tissue(data_dir):
+    """(2400, 2400, 3) at 1 µm: real fields of one patient. Painted fat has the walls of bubbles, and no grain to blur."""
+    files = sorted((data_dir / "cohort" / "lymphoma" / "slides").glob("sj-05-6124-R4*"))[:16]
+    fields = [np.asarray(Image.open(file).convert("RGB").reduce(2)) for file in files]
+    rows = [np.concatenate(fields[k : k + 4], 1) for k in range(0, 16, 4)]
+    return np.tile(np.concatenate(rows), (2, 2, 1))[:2400, :2400]
 
 
 @pytest.mark.parametrize("kind", PAINTED)
@@ -161,8 +166,11 @@ def test_the_qc_picture_has_a_colour_a_kind(tissue):
     with_it, without = (np.isin(mask.kinds, k).mean() for k in (1 + KINDS.index("fold"), 1 + KINDS.index("pen-red")))
     assert with_it > 0.005
     assert without == 0
-    orange = (picture[..., 0] > 160) & (picture[..., 2] < 90)
-    assert orange.mean() > 0.003
+    red, _, blue = np.moveaxis(picture.astype(int), -1, 0)
+    assert (red - blue > 60).mean() > 0.003  # orange, of which H&E has nothing
+    clean = picture_slide(tissue, 1.0)
+    without_fold = qc_picture(clean, find_tissue(clean), tile_grid(clean, find_tissue(clean), TileSpec()))
+    assert (without_fold[..., 0].astype(int) - without_fold[..., 2] > 60).mean() < 0.001
 
 
 @pytest.mark.parametrize("name", ["TCGA-CR-7395-01A-01-TS1.svs", "CPTAC-C3L-00601-26.tiff"])

@@ -110,7 +110,7 @@ def test_pen_marks_are_no_tissue(tmp_path, pen):
     mask = found(tmp_path, np.asarray(picture))
     assert mask[inked].mean() < 0.02
     assert overlap(mask, PIECE & ~inked) > 0.85
-    unaware = found(tmp_path, np.asarray(picture), settings=TissueSettings(drop=()))
+    unaware = found(tmp_path, np.asarray(picture), settings=TissueSettings(pens=False))
     assert unaware[inked].mean() > 0.2
 
 

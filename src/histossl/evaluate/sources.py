@@ -386,8 +386,8 @@ def _without_numbers(path: Path, table: pd.DataFrame, words: list[str]) -> FileF
         except ValueError:
             odd[line] = str(cell)[:40]
     some = f"{row_list(odd)}: {listed(dict.fromkeys(odd.values()), 3)}" if odd else "all rows"
-    more = f", and {listed(words[1:], 3)} too" if len(words) > 1 else ""
-    return FileFormatError(f"{path}: column {words[0]!r} holds no number in {some}{more}", hint)
+    some += f", and {listed(words[1:], 3)} too" if len(words) > 1 else ""
+    return FileFormatError(f"{path}: column {words[0]!r} holds no number in {some}", hint)
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -398,4 +398,4 @@ def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path}: not a table ({error})") from error
     # pandas keeps a named index apart from the columns; slide ids often are one.
-    return (table.reset_index() if table.index.name is not None else table), []
+    return (table if table.index.name is None else table.reset_index()), []

@@ -27,6 +27,7 @@ from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
 from histossl.study.inspect_stage import ExistingProducts, say_left_out
 from histossl.wsi.tiles import TileSpec
+from histossl.wsi.tissue import TissueSettings
 
 
 def encoder_of(
@@ -145,7 +146,8 @@ def encode_study(
 
 def dropped_kinds(study: Study) -> tuple[str, ...]:
     """The kinds of artefacts whose tiles are left out of a study, as it was inspected."""
-    return tuple(study.settings().get("inspect", {}).get("tissue", {}).get("drop", ()))
+    found = study.settings().get("inspect", {}).get("tissue", {})
+    return TissueSettings(pens=found.get("pens", True), drop=tuple(found.get("drop", ()))).dropped
 
 
 def _encoded_row(step: Step) -> Row:

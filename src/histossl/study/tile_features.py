@@ -148,7 +148,7 @@ def encode(
         if not isinstance(encoder, TileEncoder):
             start = _start_of(str(encoder), folder / "fourth-stage.safetensors")
             encoder = load_encoder(encoder, chosen.seed, device, chosen.precision)
-        failed |= _encode(cut, folder, encoder, chosen, readers, tissue.drop)
+        failed |= _encode(cut, folder, encoder, chosen, readers, tissue.dropped)
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
     made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(area)} if areas else {})}

@@ -33,8 +33,9 @@ class TissueSettings:
         threshold: on colour plus texture, in units of optical density; lower values find paler tissue, and more dirt.
         smallest: µm; pieces with less area than a square of this side are dirt.
         hole: µm; holes with less area than a square of this side belong to the tissue around them.
-        drop: kinds of artefacts whose tiles are left out: fold, blur, bubble, dirt, blood, empty, or pen (of a colour:
-            pen-black, pen-blue, pen-green, pen-red). Ink is no tissue, either.
+        pens: whether ink of marker pens is left out.
+        drop: further kinds of artefacts whose tiles are left out: fold, blur, bubble, dirt, blood, empty, or pens of
+            one colour (pen-black, pen-blue, pen-green, pen-red).
     """
 
     mpp: float = 8.0
@@ -42,7 +43,8 @@ class TissueSettings:
     threshold: float = 0.03
     smallest: float = 100.0
     hole: float = 200.0
-    drop: tuple[str, ...] = ("pen",)
+    pens: bool = True
+    drop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("mpp", "blur", "threshold"):
@@ -52,6 +54,11 @@ class TissueSettings:
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"tissue {name} must not be negative, got {getattr(self, name)}")
         check_kinds(self.drop)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """All kinds of artefacts whose tiles are left out."""
+        return ("pen", *self.drop) if self.pens else self.drop
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class TissueMask:
         """A note on how much was taken for ink and how to keep it; "" where it is negligible."""
         if self.ink < _INK_TOLD:
             return ""
-        return f"{self.ink:.0%} of what is not glass was taken for pen ink; --tissue.drop names what is left out"
+        return f"{self.ink:.0%} of what is not glass was taken for pen ink; --tissue.pens false takes it for tissue"
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -134,10 +141,10 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     mask = ~within(~mask, settings.blur / mpp)  # the blur spreads tissue beyond its edge
     before = mask.sum()
     kinds = overview(density, raw, mask, mpp, min(slide.size.width, slide.size.height) * slide.mpp >= _CROP)
-    mask &= ~np.isin(kinds, 1 + np.flatnonzero(are_dropped(settings.drop)[: len(PENS)]))
+    mask &= ~np.isin(kinds, 1 + np.flatnonzero(are_dropped(settings.dropped)[: len(PENS)]))
     ink = 1 - float(mask.sum()) / int(before) if before else 0.0
     mask = without_small(mask, min(settings.smallest**2 * area, 0.01 * mask.size))
-    return TissueMask(mask, slide.size, ink, kinds, settings.drop)
+    return TissueMask(mask, slide.size, ink, kinds, settings.dropped)
 
 
 def _picture(slide: Slide, mpp: float) -> tuple[float, NDArray[np.uint8]]:
