@@ -376,18 +376,17 @@ def _number_or_nan(word: str) -> float:
 
 def _without_numbers(path: Path, table: pd.DataFrame, words: list[str]) -> FileFormatError:
     """The error over columns that are no numbers: names the first one's rows."""
-    hint = "write one number a cell, or say which columns are the vector: --columns"
+    hint, odd = "write one number a cell, or say which columns are the vector: --columns", {}
     if not words:
         return FileFormatError(f"{path}: no columns of numbers", hint)
-    odd = {}
     for line, cell in table[words[0]].items():
         try:
             _number_or_nan(str(cell))
         except ValueError:
             odd[line] = str(cell)[:40]
     some = f"{row_list(odd)}: {listed(dict.fromkeys(odd.values()), 3)}" if odd else "all rows"
-    some += f", and {listed(words[1:], 3)} too" if len(words) > 1 else ""
-    return FileFormatError(f"{path}: column {words[0]!r} holds no number in {some}", hint)
+    more = f", and {listed(words[1:], 3)} too" if len(words) > 1 else ""
+    return FileFormatError(f"{path}: column {words[0]!r} holds no number in {some}{more}", hint)
 
 
 def _parquet(path: Path) -> tuple[pd.DataFrame, list[str]]:
