@@ -150,6 +150,7 @@ def test_damaged_words_are_refused(tmp_path, words):
         load_encoder(f"pickle:{tmp_path / 'w.pth'}")
 
 
+@pytest.mark.slow
 def test_a_run_learns_its_own_words_and_another_study_takes_them(tmp_path, capsys):
     slides = tmp_path / "slides"
     slides.mkdir()

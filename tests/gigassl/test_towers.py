@@ -273,7 +273,7 @@ def test_what_two_folders_cannot_be_is_said(tmp_path, capsys):
     assert main(["pretrain", *folders, *FAST]) == 2
     assert "name it: --out" in capsys.readouterr().err
     trident(tmp_path / "in" / "a", "nan", np.full((40, 24), np.nan, np.float32))
-    trident(tmp_path / "in" / "b", "far", np.ones((40, 32), np.float32), IJ * 128)
+    trident(tmp_path / "in" / "b", "far", np.eye(40, 32, dtype=np.float32), IJ * 128)
     assert main(["pretrain", *folders, "--out", study, *FAST]) == 1
     said = capsys.readouterr().err
     assert "features are not finite" in said

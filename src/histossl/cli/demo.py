@@ -10,7 +10,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from histossl.cli.study_commands import inspect, run
+from histossl.cli.inspect_command import inspect
+from histossl.cli.study_commands import run
 from histossl.core import atomic
 from histossl.core.console import say
 from histossl.core.errors import SlideError

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Command -> (module, function, one line of help). Modules are imported when their command is called.
 COMMANDS = {
     "run": ("histossl.cli.study_commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
-    "inspect": ("histossl.cli.study_commands", "inspect", "a table of the slides and what is wrong with them"),
+    "inspect": ("histossl.cli.inspect_command", "inspect", "a table of the slides and what is wrong with them"),
     "encoder pretrain": (
         "histossl.cli.encoder_commands",
         "pretrain_encoder",

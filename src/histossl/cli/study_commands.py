@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from histossl.cli.first_look import first_look, tell_the_end
-from histossl.core import answers
+from histossl.cli.inspect_command import exit_code, say_waiting
 from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.errors import StudyError
@@ -29,7 +28,6 @@ from histossl.study.import_features import FeatureOrigin, import_features, take_
 from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.study.pretrain_stage import pretrain_study
 from histossl.study.probe_stage import probe_study
-from histossl.study.qc_sheet import write_sheet
 from histossl.study.remote_tasks import EncoderName, encode_on
 from histossl.training import distributed
 from histossl.training.device import pick_device
@@ -94,12 +92,12 @@ def run(
     find_slides(out, slides)  # before the folder of the study is made
     study, drawn = Study(out), AreaFolder(areas, area) if areas else None
     with open_workers(workers, timeout, scheduler, slurm) as pool:
-        with study.share(_waiting):
+        with study.share(say_waiting):
             say(f"1/6 inspect   {slides}")
             failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
         say(f"2/6 encode    {_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
-    with study.lock(_waiting):
+    with study.lock(say_waiting):
         say("3/6 pretrain")
         pretrain_study(study, pretrain, device)
         say("4/6 embed")
@@ -112,7 +110,7 @@ def run(
                 say(f"5/6 probe     {labels}")
                 failed += probe_study(study, labels, probe)
         tell_the_end(study)
-    return _code(failed)
+    return exit_code(failed)
 
 
 def _report_in_any_case(study: Study) -> ExitStack:
@@ -121,49 +119,6 @@ def _report_in_any_case(study: Study) -> ExitStack:
     stack.callback(report_study, study)
     stack.callback(say, "6/6 report")
     return stack
-
-
-def inspect(
-    slides: Path,
-    out: Path | None = None,
-    areas: Path | None = None,
-    mpp_default: float | None = None,
-    area: AreaSettings = AreaSettings(),
-    tissue: TissueSettings = TissueSettings(),
-    tile: TileSpec = TileSpec(),
-    sheet: Path | None = None,
-    workers: int | None = None,
-    timeout: float = 900,
-    scheduler: str = "",
-    slurm: str = "",
-) -> int:
-    """A table of the slides and what is wrong with them; with --out also slides.csv and a QC picture a slide.
-
-    Args:
-        slides: a folder of slides, or one slide.
-        out: the folder of the study; without it nothing stays.
-        areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
-            docs/how-to/areas.md.
-        mpp_default: µm per pixel of slides that carry none.
-        area: which of the areas count, and what happens to slides without any.
-        tissue: how tissue is found.
-        tile: how tiles are laid.
-        sheet: a PNG of all slides with their tissue and tiles, those that look wrong first.
-        workers: processes that read slides.
-        timeout: seconds that a worker process may take for a slide before it is killed, and the slide given up.
-        scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
-        slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
-    """
-    drawn = AreaFolder(areas, area) if areas else None
-    with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
-        find_slides(Path(str(folder)), slides)
-        study = Study(Path(str(folder)))
-        with study.share(_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
-        _show(study)
-        if sheet is not None and (left := write_sheet(study, sheet)):
-            say(f"note: {left} slides without anything odd are not in {sheet}", "yellow")
-    return _code(failed)
 
 
 def encode_command(
@@ -193,7 +148,7 @@ def encode_command(
         device: auto, cpu or cuda.
     """
     with open_workers(workers, timeout, scheduler, slurm) as pool:
-        return _code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
+        return exit_code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
 
 
 def pretrain_command(
@@ -234,7 +189,7 @@ def pretrain_command(
         if out is not None and first:
             failed = max(failed, _embed(opened, embed, device, SerialExecutor()))
             say(f"done: {opened.embeddings}", "green")
-    return _code(failed)
+    return exit_code(failed)
 
 
 def embed_command(
@@ -273,7 +228,7 @@ def embed_command(
         if weights is not None:
             multi_source.take_encoders(opened, weights) if opened.sources else take_encoder(opened, weights)
         with open_workers(1, timeout, scheduler, slurm) as pool:
-            return _code(max(failed, _embed(opened, embed, device, slide_executor(pool))))
+            return exit_code(max(failed, _embed(opened, embed, device, slide_executor(pool))))
 
 
 def _study(folders: list[Path], out: Path | None) -> Study:
@@ -307,7 +262,7 @@ def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSett
     """
     opened = _existing(study)
     with opened.lock():
-        return _code(probe_study(opened, labels, probe))
+        return exit_code(probe_study(opened, labels, probe))
 
 
 def heatmap(
@@ -334,7 +289,7 @@ def heatmap(
 
     opened = _existing(study)
     with opened.lock():
-        return _code(heatmaps_study(opened, labels, probe, slides, device))
+        return exit_code(heatmaps_study(opened, labels, probe, slides, device))
 
 
 def report(study: Path) -> int:
@@ -362,7 +317,7 @@ def _encode(
     name = str(
         study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
     )
-    with study.share(_waiting):
+    with study.share(say_waiting):
         # To learn a tile encoder takes one machine, which reads tiles in order.
         with study.learning(_waiting_for_encoder) if encoder == "self" else nullcontext(), Workers() as readers:
             network = encoder_of(study, encoder, training, settings, readers, device, loaded)
@@ -373,26 +328,9 @@ def _encode(
         return encode_study(study, network, settings, lambda jobs: encode_slides(jobs, network, settings, pool))
 
 
-def _waiting(holder: str) -> None:
-    say(f"waiting for another run that needs the study for itself ({holder})", "yellow")
-
-
 def _waiting_for_encoder() -> None:
     say("waiting for another run that learns the tile encoder", "yellow")
 
 
 def _count(study: Study) -> int:
     return sum(row["status"] != "failed" for row in study.slides())
-
-
-def _code(failed: int) -> int:
-    return 1 if failed else 0
-
-
-def _show(study: Study) -> None:
-    """slides.csv as a table; without the notes where there are none."""
-    rows = study.slides()
-    names = {"slide_id": "slide", "mpp": "mpp", "width": "width", "height": "height", "tiles": "tiles"}
-    names |= {"error": "what is wrong"} | ({"note": "note"} if any(row.get("note") for row in rows) else {})
-    shown = [{title: row.get(name, "") for name, title in names.items()} for row in rows]
-    answers.give_rows("slides", shown, {"what is wrong": "red", "note": "yellow"})
