@@ -295,6 +295,7 @@ def test_bad_labels_cost_the_probe_only(study, tmp_path, capsys):
     assert (out / "probe.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_bad_labels_in_a_run_still_leave_vectors_and_a_report(cohort, tmp_path):
     out = tmp_path / "study"
     bad = labels(tmp_path / "bad.csv", [("nobody", "p", "a")])

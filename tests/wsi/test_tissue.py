@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
+from histossl.wsi.density import blurred
 from histossl.wsi.slide import Slide, find_slides, open_slide
 from histossl.wsi.tissue import TissueSettings, find_tissue
 
@@ -204,3 +205,11 @@ def test_real_fields_without_glass_are_kept_whole(data_dir):
     for path in paths:
         with open_slide(path, mpp_default=0.5) as slide:
             assert find_tissue(slide).mask.mean() > 0.97, path.name
+
+
+@pytest.mark.parametrize("shape", [(300, 211), (97, 260, 3)])
+def test_a_wide_window_is_laid_over_blocks(shape):
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    values[:40] += 3
+    wanted = ndimage.gaussian_filter(values, 90, mode="nearest", axes=(0, 1))
+    np.testing.assert_allclose(blurred(values, 90), wanted, atol=0.05 * values.max())
