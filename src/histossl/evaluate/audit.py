@@ -232,8 +232,8 @@ def audit_split(
     absent = [slide for slide in split.sides if slide not in cohort.patients]
     if absent:
         near = difflib.get_close_matches(absent[0], cohort.patients, 1)
-        some = ", ".join(f"{slide!r} (row {split.lines[slide]})" for slide in absent[:5])
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        some = ", ".join(f"{slide!r} (row {split.lines[slide]})" for slide in absent[:3])
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         hint = f"nearest to {absent[0]!r} is {near[0]!r}" if near else "add them to the table"
         raise LabelError(f"{split.name}: slides that the table does not have: {some}{more}", hint)
     learn, test = split.on("train", "val"), split.on("test")
