@@ -124,8 +124,8 @@ def test_a_study_s_heatmaps_add_up_and_find_the_place(study):
             per_view = shares / np.array([float(tile["looked_at"]) or np.inf for tile in tiles])
             told.append(roc_auc_score(np.isin(np.arange(len(tiles)), MARKED), per_view))
         assert (heat / "label" / f"{name}.png").stat().st_size > 5000
-    assert min(told) > 0.7
-    assert np.mean(told) > 0.85
+    assert min(told) > 0.75
+    assert np.mean(told) > 0.9
 
 
 def test_one_slide_may_be_asked_for_and_an_unknown_one_is_named(study, tmp_path, capsys):

@@ -11,13 +11,14 @@ from sklearn.linear_model import LogisticRegression
 
 import histossl as hs
 from histossl.core.errors import FileFormatError, LabelError, SettingsError
+from histossl.evaluate import conformal
 from histossl.evaluate.conformal import (
     calibrated,
     conformal_limit,
     fit_calibration,
+    nearest_patients,
     share_beyond,
     strangeness,
-    to_patients,
 )
 from histossl.evaluate.fitted import check_vectors, fit_probe, load_probe, log_probabilities
 from histossl.evaluate.labels import Labels
@@ -98,19 +99,30 @@ def test_few_slides_told_without_an_error_give_no_certainty():
     assert 0.8 < calibrated(log_probabilities(np.array([[50.0]])), slope, offsets)[0, 1] < 0.9  # 7 of 8
 
 
-def test_distances_are_those_written_out():
+def test_the_nearest_patients_are_those_written_out(monkeypatch):
+    monkeypatch.setattr(conformal, "BLOCK", 4)  # several blocks
     rng = np.random.default_rng(2)
     known, new = rng.normal(3, 5, (40, 7)), rng.normal(3, 5, (9, 7))
     known[:, 3] = 1  # says nothing
     patients = np.array([f"p{k % 11}" for k in range(40)])
-    names, found = to_patients(new, known, patients)
     unit = np.where(np.arange(7) == 3, np.inf, known.std(0))
-    for k, name in enumerate(names):
-        each = [np.linalg.norm((new - row) / unit, axis=1) / 7**0.5 for row in known[patients == name]]
-        np.testing.assert_allclose(found[:, k], np.min(each, axis=0), rtol=1e-4)
-    own = to_patients(known, known, patients, patients)[1]
-    assert (np.isinf(own).sum(1) == 1).all()
-    np.testing.assert_allclose(strangeness(own), np.sort(own, 1)[:, :5].mean(1), rtol=1e-6)
+    names = np.unique(patients)
+
+    def every(rows):
+        each = [[np.linalg.norm((row - known[patients == n]) / unit, axis=1).min() for n in names] for row in rows]
+        return np.array(each) / 7**0.5
+
+    found, far = nearest_patients(new, known, patients)
+    wanted = every(new)
+    np.testing.assert_array_equal(found, names[wanted.argsort(1)[:, :5]])
+    np.testing.assert_allclose(far, np.sort(wanted, 1)[:, :5], rtol=1e-4)
+    own, far = nearest_patients(known, known, patients, patients)
+    assert (own != patients[:, None]).all()
+    wanted = np.sort(np.where(names == patients[:, None], np.inf, every(known)), 1)[:, :5]
+    np.testing.assert_allclose(strangeness(far), wanted.mean(1), rtol=1e-4)
+    _, far = nearest_patients(known, known, patients > "p3", patients > "p3")  # two patients: one is left
+    assert (np.isinf(far).sum(1) == 1).all()
+    assert np.isfinite(strangeness(far)).all()
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import histossl
 from histossl.cli.main import main
 from histossl.core.embeddings import read_embeddings
+from histossl.encoders.patch_kmeans import PatchKMeans
+from histossl.encoders.tile_encoder import load_encoder, save_encoder
+from histossl.nuclei.segmenter import NucleiSegmenter
+from histossl.study.export_model import export_model
 from histossl.wsi.synth import write_cohort
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "apply.md"
@@ -85,6 +91,22 @@ def test_an_exported_slide_encoder_is_taken_by_path(place, tmp_path):
     assert main([*out, "--weights", str(tmp_path / "s"), "--device=cpu"]) == 0
     one, other = (read_embeddings(path / "embeddings.h5ad") for path in (place / "STUDY", tmp_path / "again"))
     np.testing.assert_allclose(one.vectors["giga-ssl"], other.vectors["giga-ssl"], atol=1e-5)
+
+
+def test_an_exported_tile_encoder_and_exported_nuclei_are_read_back(tmp_path):
+    study, tiles = tmp_path / "study", torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    words = PatchKMeans(4)
+    for buffer in words.buffers():
+        buffer.normal_(generator=torch.Generator().manual_seed(1))
+    save_encoder(words, study / "tile-encoder", {"tile": {"px": 64, "mpp": 1.0}})
+    export_model(study, "tile-encoder", tmp_path / "t")
+    one, other = (load_encoder(str(folder)) for folder in (study / "tile-encoder", tmp_path / "t"))
+    np.testing.assert_array_equal(one(tiles), other(tiles))
+    general = Path(histossl.__file__).parent / "nuclei" / "general"
+    export_model(general, "nuclei", tmp_path / "n")
+    picture = (255 * tiles[0].permute(1, 2, 0).numpy()).astype(np.uint8)
+    one, other = (NucleiSegmenter.load(folder, device="cpu") for folder in (general, tmp_path / "n"))
+    np.testing.assert_array_equal(one.confidence(picture, 0.5), other.confidence(picture, 0.5))
 
 
 def test_the_commands_of_the_page_run_from_top_to_bottom(place, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Artefacts: painted over synthetic and real tissue, found by kind, and left out."""
 
 import itertools
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -80,6 +81,15 @@ def test_regions_of_a_slide_with_artefacts_agree():
     for x, y in itertools.product((0, 411), (0, 377)):
         part = paint_region(settings, Region(x, y, 300, 250))
         assert np.array_equal(part, whole[y : y + 250, x : x + 300])
+
+
+def test_the_picture_that_is_painted_over_stays():
+    clean = np.full((200, 200, 3), 200, np.uint8)
+    far, near = (Artefact("pen-blue", at, at, 100, 0.0, SEED) for at in (9000.0, 100.0))
+    painted, covers = paint_artefacts(clean, 1.0, [far, near])
+    assert (clean == 200).all()
+    assert not covers[0].any()
+    assert (painted != clean).any(2)[covers[1]].all()
 
 
 def test_unknown_kinds_are_refused():
@@ -171,6 +181,18 @@ def test_the_qc_picture_has_a_colour_a_kind(tissue):
     clean = picture_slide(tissue, 1.0)
     without_fold = qc_picture(clean, find_tissue(clean), tile_grid(clean, find_tissue(clean), TileSpec()))
     assert (without_fold[..., 0].astype(int) - without_fold[..., 2] > 60).mean() < 0.001
+
+
+def test_fat_is_coloured_only_where_it_is_dropped():
+    slide = picture_slide(paint_region(SynthSettings(1600, 1600, seed=3), Region(0, 0, 1600, 1600)), 1.0)
+    mask = find_tissue(slide)
+    grid, fat = tile_grid(slide, mask, TileSpec()), mask.kinds == 1 + KINDS.index("empty")
+    assert 0.005 < fat.mean() < 0.3
+    alone = replace(mask, kinds=np.where(fat, mask.kinds, 0).astype(np.uint8))
+    bare = qc_picture(slide, replace(mask, kinds=np.zeros_like(mask.kinds)), grid)
+    np.testing.assert_array_equal(qc_picture(slide, alone, grid), bare)
+    coloured = qc_picture(slide, replace(alone, drop=("empty",)), grid)
+    assert (coloured != bare).any(2).mean() > 0.5 * fat.mean()
 
 
 @pytest.mark.parametrize("name", ["TCGA-CR-7395-01A-01-TS1.svs", "CPTAC-C3L-00601-26.tiff"])

@@ -13,7 +13,7 @@ from histossl.encoders.pretrain_tiles import TileTrainSettings
 from histossl.execution.workers import Workers
 from histossl.study import encode_stage
 from histossl.study.folder import Study
-from histossl.study.inspect_stage import inspect_slides
+from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -46,9 +46,10 @@ def pretrain_encoder(
     """
     if out.exists() and not (out / "config.json").is_file():
         raise StudyError(f"{out}: stands already and is no tile encoder", "choose another --out")
-    study = Study(out.with_name(f"{out.name}-training"))
+    place = out.with_name(f"{out.name}-training")
+    found, study = find_slides(place, slides), Study(place)
     with study.lock(), Workers(workers) as pool:
-        failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool)
+        failed = inspect_slides(study, found, mpp_default, tissue, tile, pool)
         encode_stage.encoder_of(study, "self", tile_encoder, EncodeSettings(), pool, device)
     with whole_folder(out) as part:
         shutil.copytree(study.tile_encoder, part, dirs_exist_ok=True)

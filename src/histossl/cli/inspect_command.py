@@ -50,10 +50,10 @@ def inspect(
     """
     drawn = AreaFolder(areas, area) if areas else None
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
-        find_slides(Path(str(folder)), slides)
+        found = find_slides(Path(str(folder)), slides)  # before the folder of the study is made
         study = Study(Path(str(folder)))
         with study.share(say_waiting), open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
+            failed = inspect_slides(study, found, mpp_default, tissue, tile, pool, drawn)
         show_slides(study)
         if sheet is not None and (left := write_sheet(study, sheet)):
             say(f"note: {left} slides without anything odd are not in {sheet}", "yellow")

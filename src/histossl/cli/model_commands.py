@@ -7,6 +7,7 @@ from pathlib import Path
 from histossl.core import answers, atomic, tables
 from histossl.core.console import say
 from histossl.core.errors import StudyError
+from histossl.core.names import listed
 from histossl.evaluate.fitted import FittedProbe, load_probe
 from histossl.evaluate.predict import UNLIKE, Predictions, predict_source
 from histossl.evaluate.sources import Source, read_source
@@ -98,7 +99,7 @@ def _tell(found: Predictions) -> None:
     answers.give_rows("predictions", rows, value=found.table.to_dict("records"))
     strange = found.table.loc[found.table["unlike"] <= UNLIKE, "slide_id"].unique()
     if len(strange):
-        say(f"UNLIKE anything seen: {', '.join(map(str, strange[:5]))}{' ...' if len(strange) > 5 else ''}", "yellow")
+        say(f"UNLIKE anything seen: {listed(map(str, strange), quote=False)}", "yellow")
     if found.known:
         say(f"note: {len(found.known)} of these slides the probe was fitted with, first {found.known[0]!r}", "yellow")
     say(NOT_A_DIAGNOSIS, "yellow")

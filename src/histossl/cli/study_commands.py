@@ -89,12 +89,12 @@ def run(
         device: auto, cpu or cuda.
     """
     network = first_look(pretrain, encoder, encode, device, labels, probe)
-    find_slides(out, slides)  # before the folder of the study is made
+    found = find_slides(out, slides)  # before the folder of the study is made
     study, drawn = Study(out), AreaFolder(areas, area) if areas else None
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(say_waiting):
             say(f"1/6 inspect   {slides}")
-            failed = inspect_slides(study, slides, mpp_default, tissue, tile, pool, drawn)
+            failed = inspect_slides(study, found, mpp_default, tissue, tile, pool, drawn)
         say(f"2/6 encode    {_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
     with study.lock(say_waiting):

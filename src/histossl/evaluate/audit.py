@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
-from histossl.core.names import barcode, spelling_notes, spellings, zero_suspicions
+from histossl.core.names import barcode, listed, spelling_notes, spellings, zero_suspicions
 from histossl.core.tables import number, read_table
 from histossl.evaluate.classes import known_name, odd_classes, read_classes
 from histossl.evaluate.labels import (
@@ -232,10 +232,9 @@ def audit_split(
     absent = [slide for slide in split.sides if slide not in cohort.patients]
     if absent:
         near = difflib.get_close_matches(absent[0], cohort.patients, 1)
-        some = ", ".join(f"{slide!r} (row {split.lines[slide]})" for slide in absent[:3])
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        some = listed((f"{slide!r} (row {split.lines[slide]})" for slide in absent), 3, quote=False)
         hint = f"nearest to {absent[0]!r} is {near[0]!r}" if near else "add them to the table"
-        raise LabelError(f"{split.name}: slides that the table does not have: {some}{more}", hint)
+        raise LabelError(f"{split.name}: slides that the table does not have: {some}", hint)
     learn, test = split.on("train", "val"), split.on("test")
     training = {cohort.patients[slide] for slide in learn}
     leaked = [slide for slide in test if cohort.patients[slide] in training]

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 NEAR = 5  # patients to whom the distance is taken
-BLOCK = 512  # rows whose distances are in memory at once
+BLOCK = 128  # rows whose distances to all are in memory at once
 
 
 def patient_weights(patients: NDArray) -> NDArray[np.float64]:
@@ -107,45 +107,50 @@ def calibrated(log_p: NDArray, slope: float, offsets: NDArray) -> NDArray[np.flo
     return np.exp(log_softmax(slope * log_p + offsets, axis=1))
 
 
-def to_patients(
+def nearest_patients(
     vectors: NDArray, known: NDArray, patients: NDArray, own: NDArray | None = None
 ) -> tuple[NDArray[np.str_], NDArray[np.float32]]:
-    """Distances to patients: to the nearest of each one's slides, the features standardised over the known slides.
+    """The nearest patients: each as far as the nearest of its slides, the features standardised over the known slides.
+
+    Memory grows with the number of slides, not with its square.
 
     Args:
         vectors: (m, d) to measure from.
         known: (n, d) of the known slides.
         patients: (n,) patient of each known slide.
-        own: (m,) patient of each vector, to whom the distance is infinite; None where none is known.
+        own: (m,) patient of each vector, who is not counted; None where none is known.
 
     Returns:
-        The P patients, sorted, and (m, P) distances, divided by √d: about 1.4 between unrelated slides of the cohort.
+        (m, k) the nearest k = 5 patients, or as many as there are, the nearest first; and their distances, divided by
+        √d: about 1.4 between unrelated slides of the cohort, infinite to the own patient.
     """
     mean, deviation = known.mean(axis=0, dtype=np.float64), known.std(axis=0, dtype=np.float64)
     unit = np.where(deviation > 1e-9 * np.abs(known).max(initial=0), deviation, np.inf) * known.shape[1] ** 0.5
     order = np.argsort(patients, kind="stable")
     names, first = np.unique(patients[order], return_index=True)
     to = ((known[order] - mean) / unit).astype(np.float32)
-    lengths, found = (to**2).sum(axis=1), np.empty((len(vectors), len(names)), np.float32)
+    lengths, shape = (to**2).sum(axis=1), (len(vectors), min(NEAR, len(names)))
+    found, far = np.empty(shape, names.dtype), np.empty(shape, np.float32)
     for start in range(0, len(vectors), BLOCK):
         rows = slice(start, start + BLOCK)
         x = ((vectors[rows] - mean) / unit).astype(np.float32)
         squares = (x**2).sum(axis=1)[:, None] + lengths - 2 * x @ to.T
-        found[rows] = np.sqrt(np.maximum(np.minimum.reduceat(squares, first, axis=1), 0))
-    if own is not None:
-        found[own[:, None] == names] = np.inf
-    return names, found
+        distances = np.sqrt(np.maximum(np.minimum.reduceat(squares, first, axis=1), 0))
+        if own is not None:
+            distances[own[rows, None] == names] = np.inf
+        near = np.argsort(distances, axis=1, kind="stable")[:, : shape[1]]
+        found[rows], far[rows] = names[near], np.take_along_axis(distances, near, axis=1)
+    return found, far
 
 
 def strangeness(distances: NDArray) -> NDArray[np.float64]:
-    """How far slides lie off: the mean distance to the nearest five patients.
+    """How far slides lie off: the mean distance to the nearest patients.
 
     Args:
-        distances: (m, P) of `to_patients`.
+        distances: (m, k) of `nearest_patients`.
 
     Returns:
         (m,); infinite distances do not count.
     """
-    near = np.sort(distances, axis=1)[:, :NEAR]
-    there = np.isfinite(near)
-    return np.where(there, near, 0).sum(axis=1, dtype=np.float64) / np.maximum(there.sum(axis=1), 1)
+    there = np.isfinite(distances)
+    return np.where(there, distances, 0).sum(axis=1, dtype=np.float64) / np.maximum(there.sum(axis=1), 1)

@@ -20,7 +20,7 @@ from histossl.core.atomic import whole_folder
 from histossl.core.config import from_dict, to_dict
 from histossl.core.console import say
 from histossl.core.errors import FileFormatError, LabelError, SettingsError, file_errors
-from histossl.evaluate.conformal import fit_calibration, strangeness, to_patients
+from histossl.evaluate.conformal import fit_calibration, nearest_patients, strangeness
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.linear import LinearScore, fit_task
 from histossl.evaluate.patients import by_patient, patients_of
@@ -191,7 +191,7 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
     if not targets:
         raise failed[0]
     patients = patients_of(source, labels)
-    strange = strangeness(to_patients(vectors, vectors, patients, patients)[1])
+    strange = strangeness(nearest_patients(vectors, vectors, patients, patients)[1])
     return FittedProbe(name, source.ids, patients, vectors, strange, tuple(targets), settings, source.stages)
 
 

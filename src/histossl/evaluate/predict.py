@@ -10,13 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError
-from histossl.evaluate.conformal import calibrated, conformal_limit, share_beyond, strangeness, to_patients
+from histossl.evaluate.conformal import calibrated, conformal_limit, nearest_patients, share_beyond, strangeness
 from histossl.evaluate.fitted import FittedProbe, FittedTarget, check_vectors, log_probabilities
 from histossl.evaluate.patients import combine, patients_of, slide_weights
 from histossl.evaluate.sources import Source
 
 UNLIKE = 0.05  # a share of known patients as far off that is worth a word
-NEAREST = 5  # known patients that are named
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Neighbour:
 
     Attributes:
         patient: its name.
-        distance: see `to_patients`.
+        distance: see `nearest_patients`.
         labels: target -> its label, of the slide that is nearest; empty where it has none.
     """
 
@@ -104,10 +103,13 @@ def predict_vectors(probe: FittedProbe, ids: Sequence[str], vectors: NDArray, co
     """
     if not 0 < coverage < 1:
         raise SettingsError(f"coverage is {coverage}", "it lies between 0 and 1, such as 0.9")
-    patients, distances = to_patients(vectors, probe.vectors, probe.patients)
+    patients, distances = nearest_patients(vectors, probe.vectors, probe.patients)
     far = share_beyond(probe.strange, probe.patients, strangeness(distances))
     labels = _labels_of_patients(probe)
-    near = {name: _nearest(patients, row, labels) for name, row in zip(ids, distances, strict=True)}
+    near = {}
+    for name, people, away in zip(ids, patients.tolist(), distances.tolist(), strict=True):
+        told = [{target: known.get(patient, "") for target, known in labels.items()} for patient in people]
+        near[name] = [Neighbour(*one) for one in zip(people, away, told, strict=True)]
     parts = []
     for one in probe.targets:
         told = {name: "; ".join(f"{n.patient} ({n.labels[one.target] or '?'})" for n in near[name]) for name in ids}
@@ -148,9 +150,3 @@ def _labels_of_patients(probe: FittedProbe) -> dict[str, dict[str, str]]:
             told.setdefault(patient, {})[text] = None
         found[one.target] = {patient: " and ".join(texts) for patient, texts in told.items()}
     return found
-
-
-def _nearest(patients: NDArray, distances: NDArray, labels: dict[str, dict[str, str]]) -> list[Neighbour]:
-    near = np.argsort(distances, kind="stable")[:NEAREST].tolist()
-    named = [(str(patients[k]), float(distances[k])) for k in near]
-    return [Neighbour(name, far, {t: known.get(name, "") for t, known in labels.items()}) for name, far in named]

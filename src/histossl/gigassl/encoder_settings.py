@@ -113,9 +113,11 @@ def made_before(folder: Path) -> str:
         settings = json.loads((Path(folder) / "config.json").read_text("utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    if not isinstance(settings, dict) or "stage_scales" in settings:
+    if not isinstance(settings, dict):
         return ""
-    lacks = "the parts of its vectors are not brought to one scale"
-    if "normalise" in settings:
+    lacks = ""
+    if "normalise" not in settings:
+        lacks = "the parts of its vectors are not brought to one scale"
+    elif settings.get("arch") == "neighbours" and "stage_scales" not in settings:
         lacks = "its vectors have no prototypes of what the stage learned"
-    return f"it was made by an earlier version: {lacks}"
+    return lacks and f"it was made by an earlier version: {lacks}"

@@ -41,7 +41,7 @@ class InspectSettings:
 
 def inspect_slides(
     study: Study,
-    slides: Path,
+    found: Found,
     mpp_default: float | None,
     tissue: TissueSettings,
     tile: TileSpec,
@@ -52,7 +52,7 @@ def inspect_slides(
 
     Args:
         study: the study; made where there is none.
-        slides: a folder of slides, or one slide.
+        found: of `find_slides`.
         mpp_default: µm per pixel of slides that state none; None to refuse them.
         tissue: how tissue is found.
         tile: size and distance of the tiles.
@@ -64,9 +64,8 @@ def inspect_slides(
 
     Raises:
         SettingsError: `mpp_default` is out of range.
-        StudyError: there are no slides, or the study was made with other settings.
+        StudyError: the study was made with other settings.
     """
-    found = find_slides(study.folder, slides)
     given = _given(found, study, areas) if areas else {}
     if areas and areas.settings.missing == "skip":
         found = replace(found, slides=[path for path in found.slides if path.stem in given])

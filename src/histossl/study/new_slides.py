@@ -22,7 +22,7 @@ from histossl.study.encode_stage import encode_study, encoder_of
 from histossl.study.folder import Study
 from histossl.study.heatmaps import Explainer, thumbnail, write_heatmap
 from histossl.study.import_features import take_encoder
-from histossl.study.inspect_stage import InspectSettings, inspect_slides
+from histossl.study.inspect_stage import InspectSettings, find_slides, inspect_slides
 
 OTHERWISE = "embed the slides in steps, as docs/how-to/apply.md shows, and give that study"
 
@@ -67,9 +67,9 @@ def embed_new_slides(
     if not (model / "slide-encoder").is_dir():
         raise StudyError(f"{model}: has no slide-encoder", "give the study, or what `histossl export` wrote")
     laid, chosen = from_dict(InspectSettings, inspect), replace(from_dict(EncodeSettings, encode), views=0)
-    name = encoder or _encoder_in(model, identity)
+    name, found = encoder or _encoder_in(model, identity), find_slides(new.folder, slides)
     with new.lock(), Workers(workers) as pool:
-        failed = inspect_slides(new, slides, mpp_default, laid.tissue, laid.tile, pool)
+        failed = inspect_slides(new, found, mpp_default, laid.tissue, laid.tile, pool)
         network = encoder_of(new, name, TileTrainSettings(), chosen, pool, device)
         ours, theirs = (made_by({"encode": {"encoder": one}})["tile encoder"] for one in (identity, network.identity))
         if ours != theirs:

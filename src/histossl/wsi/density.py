@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _DARK = 12.0  # intensities below it are a camera's noise, without colour
-
-
 _WIDE = 16  # pixels of a window that is as good on means of blocks
 
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from histossl.core.errors import SettingsError
 from histossl.wsi.areas import SlideAreas, restrict
-from histossl.wsi.artefacts import COLOURS, KINDS, OVERVIEW, TileArtefacts, judge
+from histossl.wsi.artefacts import COLOURS, KINDS, OVERVIEW, TileArtefacts, are_dropped, judge
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT
 from histossl.wsi.slide import Slide
@@ -200,7 +200,8 @@ def _between(values: NDArray[np.float64], indices: NDArray[np.float64]) -> NDArr
 def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 1600) -> NDArray[np.uint8]:
     """A picture of tissue and tiles: tissue outlined, tiles framed and in full colour, the rest pale; and artefacts.
 
-    Each kind of artefact has a colour, which a legend names.
+    Each kind of artefact has a colour, which a legend names; `empty` only where it is dropped, as fat and glass in the
+    tissue show themselves.
 
     Args:
         slide: the slide.
@@ -235,13 +236,15 @@ def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 16
     strength = float(np.clip(grid.extent * scale[0] / 60, 0.15, 0.8))
     _paint(picture, np.asarray(frames) > 0, (20, 60, 200), strength)
     kinds = np.asarray(Image.fromarray(mask.kinds).resize((width, height), Image.Resampling.NEAREST))
-    for k, colour in enumerate(COLOURS):
-        _paint(picture, kinds == k + 1, colour, 0.55)
+    coloured = are_dropped(mask.drop) | (np.array(KINDS) != "empty")
+    shown = [k for k in np.flatnonzero(coloured).tolist() if (kinds == k + 1).any()]
+    for k in shown:
+        _paint(picture, kinds == k + 1, COLOURS[k], 0.55)
     tissue = np.asarray(Image.fromarray(mask.mask).resize((width, height)))
     thick = max(1, round(max(width, height) / 800))
     outline = tissue & ~np.asarray(ndimage.binary_erosion(tissue, iterations=thick, border_value=1), bool)
     _paint(picture, outline, (0, 120, 40), 1.0)
-    return _with_legend(picture, [k for k in range(len(KINDS)) if (kinds == k + 1).any()])
+    return _with_legend(picture, shown)
 
 
 def _with_legend(picture: NDArray[np.uint8], kinds: list[int]) -> NDArray[np.uint8]:

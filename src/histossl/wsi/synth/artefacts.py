@@ -89,7 +89,7 @@ def paint_artefacts(
     Returns:
         The picture, and the pixels that each artefact covers: (len(artefacts), h, w) bool.
     """
-    covers = np.zeros((len(artefacts), *rgb.shape[:2]), bool)
+    rgb, covers = rgb.copy(), np.zeros((len(artefacts), *rgb.shape[:2]), bool)
     for k, artefact in enumerate(artefacts):
         reach = 1.3 * artefact.size + MARGIN_UM
         low = [int((at - reach - start) / mpp) for at, start in ((artefact.x, x0), (artefact.y, y0))]
@@ -106,8 +106,6 @@ def paint_artefacts(
         v = across[1] * np.cos(artefact.angle) - across[0] * np.sin(artefact.angle)
         density = -np.log10((rgb[part].astype(np.float32) + 1) / 256)
         painted, cover = _painter(artefact.kind)(density, u, v, mpp, artefact)
-        if k == 0:
-            rgb = rgb.copy()
         rgb[part] = np.clip(np.rint(256 * 10**-painted - 1), 0, 255).astype(np.uint8)
         covers[(k, *part)] = cover
     return rgb, covers
