@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from histossl.encoders.patch_kmeans import PATCH, STEP, PatchKMeansSettings
 from histossl.encoders.tile_encoder import load_encoder, save_encoder
 from histossl.encoders.tile_stream import StreamPlan
 
-SMALL = JointSettings(PatchKMeansSettings(count=4, tiles=24, patches=600), nuisances=3)
+SMALL = JointSettings(PatchKMeansSettings(count=4, tiles=24, patches=600), nuisances=3, axes=8)
 
 
 class Given:
@@ -70,14 +71,36 @@ def test_both_sides_weigh_the_same(joint: Joint) -> None:
 
 
 def test_another_stain_moves_a_slide_less_than_without_its_directions(joint: Joint) -> None:
-    torch.testing.assert_close(joint.stain.T @ joint.stain, torch.eye(3), atol=1e-4, rtol=0)
+    without = learn_joint(Given(stained(0)), replace(SMALL, nuisances=0))
     rng, kept, all_of_it = np.random.default_rng(9), 0.0, 0.0
     for k in range(6):
         tiles = shown(stained(2)[4 * k : 4 * k + 4])
         again = restain(tiles, draw_stain(SMALL, rng))
         kept += float((joint(again) - joint(tiles)).mean(0).norm())
-        all_of_it += float((joint.balanced(again) - joint.balanced(tiles)).mean(0).norm())
+        all_of_it += float((without(again) - without(tiles)).mean(0).norm())
     assert kept < 0.5 * all_of_it
+
+
+def test_axes_are_uncorrelated_and_evened_out_by_the_root_of_their_variance() -> None:
+    without = learn_joint(Given(stained(0)), replace(SMALL, nuisances=0))
+    tiles = shown(stained(0))
+    covariance = torch.cov(without(tiles).double().T, correction=0)
+    variances = covariance.diagonal()
+    torch.testing.assert_close(variances.mean(), torch.tensor(1.0, dtype=torch.float64), atol=1e-3, rtol=0)
+    assert (covariance - torch.diag(variances)).abs().max() < 1e-3
+    weights = torch.tensor([1.0] * 24 + [SMALL.plain] * PLAIN, dtype=torch.float64)
+    inside = torch.cov((without.balanced(tiles).double() * weights).T, correction=0)
+    expected = torch.linalg.eigvalsh(inside).flip(0)[:8].sqrt()
+    torch.testing.assert_close(variances / variances[0], expected / expected[0], atol=1e-3, rtol=1e-3)
+
+
+def test_an_encoder_of_before_the_axes_gives_what_it_gave(joint: Joint) -> None:
+    stain = torch.linalg.qr(torch.randn(6 * 4 + PLAIN, 3, generator=torch.Generator().manual_seed(0)))[0]
+    old = {name: value for name, value in joint.state_dict().items() if name != "axes"} | {"stain": stain}
+    found, tiles = Joint.of(old), shown(stained(3)[:5])
+    rows = found.balanced(tiles)
+    assert found.dim == 6 * 4 + PLAIN
+    torch.testing.assert_close(found(tiles), rows - (rows @ stain) @ stain.T, atol=1e-5, rtol=1e-5)
 
 
 def test_the_same_tiles_give_the_same_bytes_and_a_folder_gives_the_encoder_back(joint: Joint, tmp_path: Path) -> None:
@@ -85,7 +108,7 @@ def test_the_same_tiles_give_the_same_bytes_and_a_folder_gives_the_encoder_back(
     assert all(torch.equal(value, again[name]) for name, value in joint.state_dict().items())
     save_encoder(joint, tmp_path / "e", {"tile": {"mpp": 1.0}})
     found = load_encoder(str(tmp_path / "e"), device="cpu")
-    assert (found.dim, found.mpp, found.dtype) == (6 * 4 + PLAIN, 1.0, torch.float32)
+    assert (found.dim, found.mpp, found.dtype) == (8, 1.0, torch.float32)
     tiles = shown(stained(3)[:5])
     torch.testing.assert_close(found(tiles), joint(tiles), atol=1e-5, rtol=1e-5)
     broken = {name: value for name, value in joint.state_dict().items() if name != "shift"}
@@ -102,3 +125,5 @@ def test_tiles_of_glass_give_finite_features_and_settings_are_checked() -> None:
     assert torch.isfinite(glass(shown(stained(0)[:2]))).all()
     with pytest.raises(SettingsError, match="nuisances"):
         JointSettings(nuisances=-1)
+    with pytest.raises(SettingsError, match="axes"):
+        JointSettings(axes=0)

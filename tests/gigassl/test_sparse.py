@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from histossl.gigassl import sparse_buffers
-from histossl.gigassl.sparse import Grid, SiteNorm, SparseConv, SparseMap, average_pool, sparse_conv
+from histossl.gigassl.norms import OneScale, SiteNorm
+from histossl.gigassl.sparse import Grid, SparseConv, SparseMap, average_pool, sparse_conv
 
 ROWS, COLUMNS, MAPS = 7, 10, 3
 quick = settings(max_examples=25, deadline=None)
@@ -207,3 +208,12 @@ def test_layer_keeps_the_published_layout():
 def test_a_grid_refuses_what_is_not_a_set_of_sites(sites):
     with pytest.raises(ValueError, match="sites must"):
         Grid(np.array(sites), 2)
+
+
+def test_one_scale_keeps_the_proportions_of_columns() -> None:
+    rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 20.0]) + 7
+    norm = OneScale(3)
+    norm.momentum = 1.0
+    for found in (norm(rows), norm.eval()(rows)):  # of the batch, then of what it kept
+        expected = (rows - rows.mean(0)) / rows.var(0).mean().sqrt()
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)

@@ -1,16 +1,18 @@
 """The default tile encoder: visual words joined with contrast and colour, learned without labels in a minute.
 
-Both sides have the same weight, and the directions in which another stain would move a slide are projected out.
+The directions in which another stain would move a slide are projected out, and what is left is seen along its first
+principal axes.
 
 Words alone cannot tell tissues that differ in contrast; contrast alone cannot tell textures. The stain is told apart
 from the tissue by staining tiles anew: what a change of stain does to the mean of some tiles of a slide are nuisance
 directions (nuisance attribute projection, Solomonoff, Campbell and Boardman, ICASSP 2005), and the strongest of them
-are projected out of every feature.
+are projected out of every feature. Most of the words' numbers say the same: the few principal axes of tiles hold nearly
+all variance, and evened out by the root of it they are better neighbours than hundreds of numbers are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,66 +40,93 @@ class JointSettings:
         stain: the amounts of hematoxylin and eosin change by a factor of e to this power, as a standard deviation;
             what is left and the whole by half of it.
         tint: standard deviation of what is added to each channel's density.
+        plain: weight of contrast and colour beside that of the words.
+        axes: principal axes of tiles that are kept, at most as many as there are numbers; the length of a feature.
     """
 
     words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
     nuisances: int = 4
     stain: float = 0.2
     tint: float = 0.04
+    plain: float = 2.0
+    axes: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.nuisances <= PLAIN or self.stain < 0 or self.tint < 0:
             raise SettingsError(f"joint needs nuisances from 0 to {PLAIN}, stain >= 0 and tint >= 0")
+        if self.axes < 1 or self.plain <= 0:
+            raise SettingsError("joint needs axes >= 1 and plain > 0")
 
 
 class Joint(nn.Module):
-    """(B, 3, H, W) RGB in [0, 1] -> (B, 6 count + 36): words, then contrast and colour; both sides of variance 1.
+    """(B, 3, H, W) RGB in [0, 1] -> (B, axes): words, contrast and colour along their principal axes.
 
     Args:
         count: words of each stain and size.
-        nuisances: directions that are projected out.
+        axes: numbers of a feature, at most.
     """
 
     shift: Tensor
     scale: Tensor
-    stain: Tensor
+    axes: Tensor
 
-    def __init__(self, count: int, nuisances: int) -> None:
+    def __init__(self, count: int, axes: int) -> None:
         super().__init__()
         self.words = PatchKMeans(count)
-        self.dim = self.words.dim + PLAIN
-        self.register_buffer("shift", torch.zeros(self.dim))
-        self.register_buffer("scale", torch.ones(self.dim))
-        self.register_buffer("stain", torch.zeros(self.dim, nuisances))
+        inside = self.words.dim + PLAIN
+        self.dim = min(axes, inside)
+        self.register_buffer("shift", torch.zeros(inside))
+        self.register_buffer("scale", torch.ones(inside))
+        self.register_buffer("axes", torch.eye(inside)[:, : self.dim].clone())
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Features without the directions of the stain.
+        """Features without the directions of the stain; their mean variance over the tiles learned from is 1.
 
         Args:
             tiles: (B, 3, H, W) RGB in [0, 1].
 
         Returns:
-            (B, dim) float32.
+            (B, dim) float32, the widest axis first.
 
         Raises:
             SettingsError: the tiles are smaller than the largest patch.
         """
-        rows = self.balanced(tiles)
-        return rows - (rows @ self.stain) @ self.stain.T
+        return self.balanced(tiles) @ self.axes
 
     def balanced(self, tiles: Tensor) -> Tensor:
-        """Features that still hold the directions of the stain.
+        """Words, then contrast and colour, both sides of variance 1; they still hold the directions of the stain.
 
         Args:
             tiles: (B, 3, H, W) RGB in [0, 1].
 
         Returns:
-            (B, dim) float32.
+            (B, 6 count + 36) float32.
 
         Raises:
             SettingsError: the tiles are smaller than the largest patch.
         """
         return (torch.cat(self.words.described(tiles), 1) - self.shift) * self.scale
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> Joint:
+        """The encoder that its weights were saved of.
+
+        Args:
+            weights: its tensors by name; those of before principal axes had all numbers and the stain's directions.
+
+        Returns:
+            The encoder, in evaluation mode.
+
+        Raises:
+            KeyError, IndexError, RuntimeError: a tensor is missing or of another shape.
+        """
+        weights = dict(weights)
+        if "stain" in weights:
+            stain = weights.pop("stain")
+            weights["axes"] = torch.eye(len(stain)) - stain @ stain.T
+        joint = cls(weights["words.centres"].shape[1], weights["axes"].shape[1])
+        joint.load_state_dict(weights)
+        return joint.eval()
 
 
 @torch.inference_mode()
@@ -115,7 +144,7 @@ def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
         SettingsError: the tiles are too small.
         TrainingError: tiles cannot be read.
     """
-    joint, rng = Joint(settings.words.count, settings.nuisances), np.random.default_rng([settings.words.seed, 4])
+    joint, rng = Joint(settings.words.count, settings.axes), np.random.default_rng([settings.words.seed, 4])
     joint.words.load_state_dict(learn_patch_kmeans(stream, settings.words).state_dict())
     rows, moved = [], []
     for tiles in _slides(stream):
@@ -129,17 +158,38 @@ def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
     # What no tile differs in stays zero. Each side has variance 1 in all, however many numbers it has.
     spread, sides = every.std(0, correction=0), [joint.words.dim] * joint.words.dim + [PLAIN] * PLAIN
     joint.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 0) / torch.tensor(sides).sqrt())
+    every = (every - every.mean(0)) * joint.scale
+    weights = torch.ones(every.shape[1], dtype=torch.float64)
+    weights[joint.words.dim :] = settings.plain
+    kept = torch.diag(weights)
     if moved:
-        joint.stain.copy_(_directions(torch.stack(moved).double() * joint.scale, settings.nuisances))
+        stain = _directions(torch.stack(moved).double() * joint.scale, settings.nuisances)
+        kept = (torch.eye(len(stain)) - stain @ stain.T) @ kept
+    joint.axes.copy_(kept @ _even_axes(every @ kept, joint.dim))
     return joint.eval()
+
+
+def _even_axes(rows: Tensor, count: int) -> Tensor:
+    """(D, count): the principal axes of rows (n, D), evened out by the root of their variance, whose mean is then 1."""
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    # Of fewer tiles than axes the last ones hold rounding alone, which must not be blown up.
+    varies = values > 1e-6 * values[0].clamp(min=1e-12)
+    gains = torch.where(varies, values.clamp(min=1e-30) ** -0.25, 0)
+    gains = gains / (values.clamp(min=0) * gains.square()).mean().sqrt().clamp(min=1e-12)
+    return _signed(vectors) * gains
 
 
 def _directions(moved: Tensor, count: int) -> Tensor:
     """(D, count) orthonormal: in which rows (n, D) are longest; zero where they have no further one."""
     values, vectors = torch.linalg.eigh(moved.T @ moved)
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
-    vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-    return torch.where(values > 1e-9 * values[0].clamp(min=1e-12), vectors, 0)
+    return torch.where(values > 1e-9 * values[0].clamp(min=1e-12), _signed(vectors), 0)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Each column with the sign that makes its largest entry positive: the sign of an axis is nobody's choice."""
+    return vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
 
 
 def _slides(stream: TileStream) -> Iterator[Tensor]:

@@ -191,11 +191,9 @@ def _network_of(name: str) -> ResNet18 | PatchKMeans | Joint:
 
 def _joint_of(weights: dict[str, Tensor], name: str) -> Joint:
     try:
-        joint = Joint(weights["words.centres"].shape[1], weights["stain"].shape[1])
-        joint.load_state_dict(weights)
+        return Joint.of(weights)
     except (RuntimeError, KeyError, IndexError) as error:
         raise FileFormatError(f"{name}: damaged visual words ({error})", "train them anew") from error
-    return joint.eval()
 
 
 def load_resnet(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:

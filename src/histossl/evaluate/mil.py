@@ -23,8 +23,9 @@ from histossl.evaluate.settings import Recipe, Rival
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.layers import GatedAttention, view_sum
+from histossl.gigassl.norms import SiteNorm
 from histossl.gigassl.slide_sources import plain_tiles
-from histossl.gigassl.sparse import Grid, SiteNorm, SparseMap
+from histossl.gigassl.sparse import Grid, SparseMap
 from histossl.gigassl.views import ViewSettings, collate, draw_view
 from histossl.training.device import pick_device, pick_dtype
 from histossl.training.loop import Schedule, fit

@@ -25,10 +25,11 @@ from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.encoder_settings import BEFORE, EncoderSettings
 from histossl.gigassl.layers import GatedAttention, Stage, from_dense, view_sum
 from histossl.gigassl.neighbours import Neighbours
+from histossl.gigassl.norms import OneScale, SiteNorm
 from histossl.gigassl.parts import CONTRASTED, KINDS, Parts
 from histossl.gigassl.prototypes import Counted, Prototypes, shared_out
 from histossl.gigassl.sites import site_indices, tiles_under
-from histossl.gigassl.sparse import Grid, SiteNorm, SparseConv, SparseMap, occupied, view_mean
+from histossl.gigassl.sparse import Grid, SparseConv, SparseMap, occupied, view_mean
 
 FORMAT = "histossl slide encoder 1"
 TRAINED, UNTRAINED = "model.safetensors", "untrained.safetensors"
@@ -54,7 +55,7 @@ class SlideEncoder(nn.Module):
         self.rival: tuple[SlideEncoder, ...] = ()  # a tuple, so that it is no part of this module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.norm = SiteNorm(chosen.in_dim, affine=False) if chosen.inlet != "plain" else None
+            self.norm = _norm(chosen) if chosen.inlet != "plain" else None
             width = WIDTH if chosen.linear else chosen.in_dim
             self.linear = SparseConv(chosen.in_dim, width, 1) if chosen.in_dim != width else None
             self.stage = (
@@ -63,7 +64,7 @@ class SlideEncoder(nn.Module):
                 else Stage(width, chosen.dim, spatial=chosen.arch == "sparse")
             )
             self.attention = GatedAttention(chosen.dim) if chosen.arch == "attention" else None
-            self.tile_norm = SiteNorm(chosen.in_dim, affine=False) if chosen.tile_mean else None
+            self.tile_norm = _norm(chosen) if chosen.tile_mean else None
             self.prototypes = (
                 Prototypes(chosen.in_dim, chosen.prototypes, chosen.scales, not chosen.normalise)
                 if chosen.prototypes
@@ -306,6 +307,11 @@ class SlideEncoder(nn.Module):
         except (OSError, ValueError, KeyError, SettingsError, SafetensorError, RuntimeError) as error:
             raise FileFormatError(f"no slide encoder can be read from {folder}: {error}", hint) from error
         return encoder.eval()
+
+
+def _norm(settings: EncoderSettings) -> SiteNorm:
+    """Of the tiles' features."""
+    return OneScale(settings.in_dim) if settings.inlet == "scaled" else SiteNorm(settings.in_dim, affine=False)
 
 
 def _even(grid: Grid) -> Tensor:

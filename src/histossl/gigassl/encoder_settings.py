@@ -22,11 +22,12 @@ class EncoderSettings:
     Attributes:
         in_dim: length of a tile's vector; other than 256 passes a linear layer first.
         dim: length of what the stage gives to the slide's vector.
-        inlet: "plain" takes the tiles as they are, as the paper does; "standard" brings each of their features to
-            mean 0 and variance 1; "centred" first takes away the mean of the view, and with it the stain and most of a
+        inlet: "plain" takes the tiles as they are, as the paper does; "scaled" brings their features to mean 0 and a
+            mean variance of 1, so that they keep their proportions; "standard" brings each of them to variance 1;
+            "centred" does so, too, but first takes away the mean of the view, and with it the stain and most of a
             shared augmentation, so that the stage sees in what the tiles differ.
-        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, standardised: what they are made of, which
-            no training can then lose.
+        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, scaled as at the inlet or standardised:
+            what they are made of, which no training can then lose.
         prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
             neighbourhoods, of each clustering, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
         scales: how often tiles are averaged with their neighbours (3x3) before prototypes are looked for, one entry for
@@ -61,8 +62,8 @@ class EncoderSettings:
             raise SettingsError(
                 f"no slide encoder is called {self.arch!r}", "take neighbours, sparse, mlp or attention"
             )
-        if self.inlet not in ("plain", "standard", "centred"):
-            raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, standard or centred")
+        if self.inlet not in ("plain", "scaled", "standard", "centred"):
+            raise SettingsError(f"no inlet is called {self.inlet!r}", "take plain, scaled, standard or centred")
         if self.in_dim < 1 or self.dim < 1:
             raise SettingsError(f"in_dim and dim must be positive, got {self.in_dim} and {self.dim}")
         if self.arch == "neighbours" and self.dim % 2:

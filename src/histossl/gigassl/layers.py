@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from histossl.core.errors import FileFormatError
-from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap, average_pool
+from histossl.gigassl.norms import SiteNorm
+from histossl.gigassl.sparse import Grid, KernelMap, SparseConv, SparseMap, average_pool
 
 
 class Stage(nn.Module):

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from histossl.gigassl.sparse import Grid, KernelMap, SiteNorm, SparseConv, SparseMap
+from histossl.gigassl.norms import SiteNorm
+from histossl.gigassl.sparse import Grid, KernelMap, SparseConv, SparseMap
 
 HIDDEN = 128
 NARROW = 64  # channels of the map that the surroundings are seen on

@@ -14,7 +14,7 @@ from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.training.loop import Schedule
 
-NEIGHBOURS = EncoderSettings(dim=64, inlet="standard", arch="neighbours")
+NEIGHBOURS = EncoderSettings(dim=64, inlet="scaled", arch="neighbours")
 """Learned without a contrast of slides: see `Neighbours`, and docs/methods.md for what it is worth."""
 
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from histossl.gigassl import sparse_buffers
 from histossl.gigassl.sparse_buffers import Rows, Workspace, padded
 from histossl.training.device import rounded_dtype, sent
-from histossl.training.distributed import is_distributed, norm_together
 
 
 @dataclass(frozen=True)
@@ -297,27 +296,6 @@ class SparseConv(nn.Module):
         if self._rounded is None or self._rounded[0] != key:
             self._rounded = key, self.weight.squeeze(1).to(key[-1])
         return self._rounded[1]
-
-
-class SiteNorm(nn.BatchNorm1d):
-    """Batch norm over the sites of all processes; with fewer than two sites, training uses the running statistics."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise rows.
-
-        Args:
-            input: (N, C) floating, of this process.
-
-        Returns:
-            (N, C).
-        """
-        if self.training and is_distributed():
-            return norm_together(self, input)
-        if self.training and len(input) < 2:
-            return nn.functional.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
-            )
-        return super().forward(input)
 
 
 def sparse_conv(rows: Tensor, weight: Tensor, kernel: KernelMap) -> Tensor:
