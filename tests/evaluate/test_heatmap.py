@@ -74,13 +74,15 @@ def test_shares_add_up_to_the_scores_of_the_very_vector_that_is_embedded(views, 
     assert (found.shares[found.looked_at == 0] == 0).all()
 
 
-@pytest.mark.parametrize("kinds", [2, 3])
-def test_the_linear_score_is_that_of_scikit_learn(kinds):
+@pytest.mark.parametrize(("kinds", "scale"), [(2, "whole"), (3, "whole"), (2, "columns")])
+def test_the_linear_score_is_that_of_scikit_learn(kinds, scale):
     rng = np.random.default_rng(0)
     x, y = rng.normal(3, 5, (80, 6)), np.arange(80) % 7 % kinds
     x[:, 0] += y
-    score = fit_score(x, y, np.array(["a", "b", "c"][:kinds]), ProbeSettings(C=2.0))
-    scaled = StandardScaler().fit_transform(x) / 6**0.5
+    score = fit_score(x, y, np.array(["a", "b", "c"][:kinds]), ProbeSettings(C=2.0, scale=scale))
+    centred = x - x.mean(0)
+    whole = centred / np.sqrt((centred**2).sum(1).mean())
+    scaled = whole if scale == "whole" else StandardScaler().fit_transform(x) / 6**0.5
     model = LogisticRegression(C=2.0, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(scaled, y)
     logits = score(x)
     if kinds == 2:

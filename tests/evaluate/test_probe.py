@@ -65,8 +65,11 @@ def test_the_probe_does_not_depend_on_units_order_or_company():
     x = rng.normal(size=(80, 7)) + 0.5 * classes[:, None]
     labels, ids = labels_of(classes, patients), [f"s{k:03d}" for k in range(80)]
     plain = probe({"x": x}, ids, labels, QUICK).table.iloc[:, :6]
-    scaled = probe({"x": x * np.logspace(-3, 3, 7) + 5}, ids, labels, QUICK).table.iloc[:, :6]
+    scaled = probe({"x": 1000 * x + 5}, ids, labels, QUICK).table.iloc[:, :6]
     pd.testing.assert_frame_equal(plain, scaled, rtol=1e-3)
+    columns, powers = replace(QUICK, scale="columns"), np.logspace(-3, 3, 7)
+    each, scaled = (probe({"x": v}, ids, labels, columns).table.iloc[:, :6] for v in (x, x * powers + 5))
+    pd.testing.assert_frame_equal(each, scaled, rtol=1e-3)
     beside = probe({"y": x[:, :2], "x": x}, ids, labels, QUICK).table.query("embedding == 'x'").iloc[:, :6]
     pd.testing.assert_frame_equal(plain, beside.reset_index(drop=True))
     again = probe({"x": x}, ids, labels, QUICK)
@@ -74,6 +77,19 @@ def test_the_probe_does_not_depend_on_units_order_or_company():
     more_ids = ["unlabelled", *ids]
     with_others = probe({"x": np.vstack([np.full(7, 99.0), x])}, more_ids, labels, QUICK)
     pd.testing.assert_frame_equal(with_others.table.iloc[:, :6], plain)
+
+
+def test_a_loud_part_keeps_its_share_of_the_penalty():
+    """What tells the classes is ten times as large as 200 numbers of noise: one scale keeps that, columns drown it."""
+    rng = np.random.default_rng(11)
+    classes = np.arange(60) % 2
+    x = np.column_stack([classes + 0.5 * rng.normal(size=60), 0.1 * rng.normal(size=(60, 200))])
+    labels, ids = labels_of(classes, np.arange(60)), [f"s{k:03d}" for k in range(60)]
+    whole, columns = (
+        probe({"x": x}, ids, labels, replace(QUICK, scale=scale)).table["auroc"].iloc[-1]
+        for scale in ("whole", "columns")
+    )
+    assert whole > 0.88 > columns + 0.05
 
 
 def test_a_model_never_sees_the_patient_that_it_scores():
@@ -302,6 +318,7 @@ def test_the_paragraph_of_method_tells_every_setting():
         "choose_C": (0.3, 3.0), "balanced": False, "alphas": (0.7,), "shots": (17,), "shots_of": "patients",
         "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5, "parts": ("all",),
         "unit": "patient", "site_remedy": "centre", "time": "os_months", "event": "os_event", "horizons": (60.0,),
+        "scale": "columns",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(ProbeSettings)} - {"combine"}
     patients = replace(plain, unit="patient")

@@ -1,4 +1,4 @@
-"""The probe as a linear function of a slide's vector, its standardisation folded into the weights."""
+"""The probe as a linear function of a slide's vector, its scaling folded into the weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 
 from histossl.evaluate.cox import prepare_cox, solve_cox
 from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.ridge import ridge
-from histossl.evaluate.scaling import inner_folds
+from histossl.evaluate.scaling import inner_folds, units
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.survival import choose_alpha
 from histossl.evaluate.targets import Task
@@ -53,7 +52,7 @@ def fit_score(
     Returns:
         The score.
     """
-    x, unit, mean = _standardised(vectors)
+    x, unit, mean = _scaled(vectors, settings)
     w, b, _ = solve(prepare(x, classes, settings.balanced), settings.C)
     weights = w / unit[:, None]
     spoken = tuple(map(str, names[1:] if len(names) == 2 else names))
@@ -78,9 +77,9 @@ def fit_task(
     vectors, truth, patients = values[train], task.truth[train], task.patients[train]
     if task.names is not None:
         if settings.choose_C:
-            settings = replace(settings, C=choose_C(_standardised(vectors)[0], truth, patients, settings))
+            settings = replace(settings, C=choose_C(_scaled(vectors, settings)[0], truth, patients, settings))
         return fit_score(vectors, truth, task.names, settings, trained_on)
-    x, unit, mean = _standardised(vectors)
+    x, unit, mean = _scaled(vectors, settings)
     if task.times is not None:
         weights = (solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings)) / unit)[:, None]
         return LinearScore(("risk",), weights, np.zeros(1) - mean @ weights, trained_on)
@@ -89,10 +88,11 @@ def fit_task(
     return LinearScore(("value",), weights, b - mean @ weights, trained_on)
 
 
-def _standardised(vectors: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _scaled(
+    vectors: NDArray, settings: ProbeSettings
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """As `scaled`, and the units and means of the features."""
-    scaler = StandardScaler().fit(np.asarray(vectors, np.float64))
-    unit, mean = np.asarray(scaler.scale_) * vectors.shape[1] ** 0.5, np.asarray(scaler.mean_)
+    mean, unit = units(vectors, settings)
     return (vectors - mean) / unit, unit, mean
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from histossl.evaluate.settings import ProbeSettings
 
 
+SCALED = {
+    "whole": "brought to one scale, at which vectors have a mean square length of 1",
+    "columns": "brought to variance 1, and divided by the root of their number",
+}
 REMEDIED = {
     "centre": "From the vectors of each site its mean was subtracted, over all of its slides and without labels.",
     "scale": "The vectors of each site were centred and scaled to the cohort, by all of its slides and without labels.",
@@ -33,7 +37,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
     parts += [_numbers(settings)] if numbers else []
     parts += [_survival(settings)] if survival else []
     parts += [
-        f"Features are standardised and divided by the root of their number, by the training slides alone "
+        f"Features are centred and {SCALED[settings.scale]}, by the training slides alone "
         f"(histossl {histossl.__version__}).",
         *([REMEDIED[settings.site_remedy]] if settings.site_remedy != "none" else []),
         *([_unit(settings)] if settings.unit == "patient" else []),

@@ -43,9 +43,10 @@ def probe(
 ) -> ProbeResult:
     """Compare embeddings of the same slides by a linear model on each, on the same splits.
 
-    Every feature is standardised and divided by √d, with means and deviations of the training slides alone. A row then
-    has length 1 in the mean, like the normalised slide vectors that the paper's C = 10 was chosen for, whatever
-    d and the units are; the rule is one for all embeddings, so that none is favoured by its scale.
+    Every feature is centred, and all are divided by one number, by the training slides alone. A row then has a mean
+    square length of 1, like the normalised slide vectors that the paper's C = 10 was chosen for, whatever d and the
+    unit are, and features keep their proportions; the rule is one for all embeddings, so that none is favoured by its
+    scale. `settings.scale` gives each feature variance 1 instead.
 
     AUROC is the share of rightly ordered pairs (ties count half) among the slides of different class *that the same
     model scored*, that is within a fold, pooled over the folds: scores of different models have no common zero, and a
@@ -147,7 +148,7 @@ def _fit_classes(
     x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
 ) -> tuple[np.ndarray, bool]:
     """(m, classes) probabilities, and whether the fit converged."""
-    x, x_test = scaled(x, x_test)
+    x, x_test = scaled(x, x_test, settings)
     w, b, finished = solve(prepare(x, y, settings.balanced), choose_C(x, y, patients, settings))
     return predict(x_test, w, b), finished
 
@@ -156,7 +157,7 @@ def _fit_numbers(
     x: np.ndarray, y: np.ndarray, patients: np.ndarray, x_test: np.ndarray, settings: ProbeSettings
 ) -> tuple[np.ndarray, bool]:
     """(m, 1) numbers, and True: ridge regression has a closed form."""
-    x, x_test = scaled(x, x_test)
+    x, x_test = scaled(x, x_test, settings)
     w, b = fit_ridge(x, y, patients, settings)
     return x_test @ w + b, True
 

@@ -39,6 +39,8 @@ class ProbeSettings:
             their deviations to the cohort's.
         folds: folds of the cross-validation; every class needs at least as many patients.
         repeats: how often the patients are distributed over the folds.
+        scale: whole: features keep their proportions, and all share one scale; columns: each has variance 1, for
+            vectors whose numbers have different units.
         C: inverse strength of the L2 penalty.
         choose_C: values of C to choose among for every fit, by 3 folds of the training patients; empty takes C.
         balanced: weight the classes by the inverse of their frequency. Where they are uneven, probabilities are then
@@ -66,6 +68,7 @@ class ProbeSettings:
     site_remedy: str = "none"
     folds: int = 5
     repeats: int = 5
+    scale: str = "whole"
     C: float = 10.0
     choose_C: tuple[float, ...] = ()
     balanced: bool = True
@@ -89,7 +92,7 @@ class ProbeSettings:
             raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
         words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
         words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient"), "combine": ("mean", "tiles")}
-        words |= {"site_remedy": ("none", "centre", "scale")}
+        words |= {"site_remedy": ("none", "centre", "scale"), "scale": ("whole", "columns")}
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"probe.{name} is {getattr(self, name)!r}", f"it must be {' or '.join(known)}")

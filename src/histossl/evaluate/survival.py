@@ -36,7 +36,7 @@ def fit_survival(
     """
     if not truth[:, 1].any():
         return no_features(times)(x, truth, x_test, 0), False
-    x, x_test = scaled(x, x_test)
+    x, x_test = scaled(x, x_test, settings)
     w = solve_cox(prepare_cox(x, truth), choose_alpha(x, truth, patients, settings))
     risk = x_test @ w
     return np.column_stack([risk, survival_of(x @ w, truth, risk, times.all)]), True
