@@ -10,6 +10,7 @@ import pytest
 from histossl.core.errors import SettingsError
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.mil import Recipe, trained_rival
+from histossl.evaluate.part_weights import weighed_parts
 from histossl.evaluate.probe import probe
 from histossl.evaluate.rivals import cached_rival, neighbours, probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
@@ -142,6 +143,34 @@ def test_rivals_that_cannot_run_say_what_they_need(source):
         probe_with_rivals(replace(vectors, tiles={}), labels, replace(QUICK, rivals=("max",)))
     with pytest.raises(SettingsError, match="no 'transformer'; there are knn"):
         ProbeSettings(rivals=("transformer",))
+
+
+def test_parts_are_weighed_by_folds_of_the_training_patients_alone(tmp_path):
+    """One part tells the class, another tells the patient and drowns it; weighed, the first is heard again."""
+    rng = np.random.default_rng(6)
+    patients = np.arange(90) // 3
+    classes = (np.arange(30) % 2)[patients]
+    told = classes[:, None] + rng.normal(size=(90, 2))
+    loud = 4 * rng.normal(size=(30, 60))[patients]
+    vectors = np.hstack([told, loud]).astype(np.float32)
+    ids = tuple(f"s{k:03d}" for k in range(90))
+    source = Source(ids, {"x": vectors}, parts=("told",) * 2 + ("loud",) * 60)
+    labels = labels_of(classes, patients)[1]
+    table = probe_with_rivals(source, labels, replace(QUICK, rivals=("parts",))).table.set_index("embedding")
+    assert table.loc["x, parts weighed", "auroc"] > table.loc["x", "auroc"] + 0.1
+    # The tested rows take no part: another label of theirs changes nothing.
+    name, method = weighed_parts(vectors, source.parts, [str(p) for p in patients], QUICK)
+    train, test = np.arange(60), np.arange(60, 90)
+    found = method(train, classes[:60], test, 0)
+    assert name == "parts weighed"
+    assert found.shape == (30, 2)
+    twins = np.vstack([vectors[:60], np.full((30, 62), 9.0, np.float32)])
+    again = weighed_parts(twins, source.parts, [str(p) for p in patients], QUICK)[1](train, classes[:60], train[:5], 0)
+    np.testing.assert_array_equal(again, method(train, classes[:60], train[:5], 0))
+    numbers = weighed_parts(vectors, source.parts, [str(p) for p in patients], QUICK)[1]
+    assert numbers(train, classes[:60].astype(float), test, 0).shape == (30, 1)
+    with pytest.raises(SettingsError, match="name no parts"):
+        probe_with_rivals(replace(source, parts=()), labels, replace(QUICK, rivals=("parts",)))
 
 
 def test_rivals_predict_numbers_too():

@@ -20,6 +20,7 @@ from histossl.core.fingerprints import fingerprint_of
 from histossl.core.hdf5 import read_features
 from histossl.core.npy import read_npy
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.part_weights import weighed_parts
 from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
@@ -32,6 +33,7 @@ POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max
 def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, keep: Path | None = None) -> ProbeResult:
     """Probe the vectors of a source beside the rivals that `settings.rivals` names.
 
+    - `parts`: the probe with a weight for each part of the first vectors, chosen by inner folds (`weighed_parts`);
     - `knn`: the 10 nearest labelled slides by the first vectors, cosine of standardised features, weighted by distance;
     - `mean`, `deviation`, `max`: the probe on the mean, on mean and standard deviation, or on the maximum, of the
       tiles' features; those that the source already has are not made twice;
@@ -71,6 +73,11 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
     if "knn" in wanted:
         first = next(iter(source.vectors))
         rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first])
+    if "parts" in wanted:
+        first, ids = next(iter(source.vectors)), list(source.ids)
+        patients = labels.table["patient_id"].reindex(ids).fillna(dict(zip(ids, ids, strict=True)))
+        name, rival = weighed_parts(source.vectors[first], source.parts, list(patients), settings)
+        rivals[f"{first}, {name}"] = rival
     rivals |= _trained(source, [name for name in wanted if name in TRAINED], members, keep)
     found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen)
     return found if settings.unit == "slide" else _counted(found, members)

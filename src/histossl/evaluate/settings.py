@@ -50,8 +50,9 @@ class ProbeSettings:
         shots: numbers of labelled slides for the curve of few labels; those that a fold cannot give are left out.
         shots_of: slides, or patients: then `shots` counts patients, all slides of whom are labelled.
         bootstraps: resamples of the patients behind each interval.
-        rivals: further methods on the same labels and folds: knn, mean, deviation, max; and trained on the labels,
-            which takes minutes: attention, sparse, finetune.
+        rivals: further methods on the same labels and folds: knn, mean, deviation, max; parts, a penalty for each part
+            of the vectors by inner folds, a minute; and trained on the labels, which takes minutes: attention, sparse,
+            finetune.
         parts: parts of the vectors that are also judged by themselves: stage, mean, prototypes, or all.
         mixed_patients: allow slides of one patient to have different classes, as tumour and normal have.
         seed: of the folds, the shots and the resamples.
@@ -204,6 +205,8 @@ class Recipe:
 METHODS = {
     "knn": f"Nearest neighbours: the {NEIGHBOURS} nearest labelled slides by the cosine of standardised features, "
     "weighted by the inverse of the distance.",
+    "parts": "Parts weighed: the same regression, each part of the vectors multiplied by 0, .3, 1 or 3, one part after "
+    "the other by the loss in 3 folds of the training patients.",
     "mean": "Mean pooling: the same regression on the mean of the tiles' features.",
     "deviation": "Mean and deviation: the same regression on mean and standard deviation of the tiles' features.",
     "max": "Max pooling: the same regression on the maximum of the tiles' features.",
