@@ -37,7 +37,7 @@ class Kind:
 
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
-    "mean": Kind(0.3, 32, 0.5, False),
+    "mean": Kind(0.6, 32, 0.5, False),
     "prototypes": Kind(0.3, 16, 0.0, True),
     "stage prototypes": Kind(0.8, 16, 0.5, True),
 }
