@@ -19,7 +19,14 @@ from support import killing
 from support.killing import child, digest, kill_at_random
 
 ONE = ["--workers=1", "--device=cpu"]
-FAST = ["--encoder=random", "--tile.px=32", "--tile.mpp=1.0", "--encode.views=2", "--encode.tiles=8", "--encode.batch=8"]
+FAST = [
+    "--encoder=random",
+    "--tile.px=32",
+    "--tile.mpp=1.0",
+    "--encode.views=2",
+    "--encode.tiles=8",
+    "--encode.batch=8",
+]
 BRIEF = ["--pretrain.epochs=2", "--probe.folds=2", "--probe.repeats=1", "--probe.bootstraps=100", "--probe.shots=2"]
 NAMES = ("run", "pretrain", "segment", "predict")
 

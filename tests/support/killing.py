@@ -19,13 +19,13 @@ from pathlib import Path
 import psutil
 
 from histossl.cli.main import main
+from histossl.core.atomic import JOURNAL
 
 # Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(
-    ["histossl.cli.study_commands", "histossl.cli.nuclei_commands", "histossl.cli.model_commands", "histossl.study.status"]
-    + ["anndata", "sklearn.linear_model", "sklearn.cluster", "numba"]
-)
+OURS = ["cli.study_commands", "cli.nuclei_commands", "cli.model_commands", "study.status"]
+THEIRS = ["anndata", "sklearn.linear_model", "sklearn.cluster", "numba"]
+server.set_forkserver_preload([*(f"histossl.{name}" for name in OURS), *THEIRS])
 
 
 def quietly(*commands: list[str]) -> None:
@@ -46,7 +46,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl", JOURNAL)
         and not path.name.startswith("events.out")
     }  # fmt: skip
 
