@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 
+from histossl.cli import features_command
 from histossl.cli.main import main
 from histossl.core import hdf5
 from histossl.core.embeddings import read_embeddings, write_embeddings
@@ -269,3 +270,17 @@ def test_names_of_slides_lead_to_no_pictures_outside_the_folder(tmp_path):
     source = read_source(path)
     assert source.ids == ("a", "../../mine", "b\\b")
     assert source.pictures == {"a": tmp_path / "study" / "qc" / "a.jpg"}
+
+
+def test_a_file_that_hangs_its_reader_costs_a_worker_and_not_the_command(tmp_path, capsys, monkeypatch):
+    """One byte of a global heap is wrong, and HDF5 2.0 never comes back from the attribute that points there."""
+    monkeypatch.setattr(features_command, "SLOWEST", 5.0)
+    (tmp_path / "in").mkdir()
+    shutil.copyfile(CORPUS.parent / "hangs" / "features.h5", tmp_path / "in" / "bad.h5")
+    for name in ("a", "c"):
+        write(tmp_path / "in" / f"{name}.h5")
+    assert main(["features", "convert", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--to", "clam"]) == 1
+    told = capsys.readouterr().err
+    assert "FAILED" in told
+    assert "bad.h5" in told
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.h5", "c.h5"]
