@@ -272,9 +272,10 @@ def test_names_of_slides_lead_to_no_pictures_outside_the_folder(tmp_path):
     assert source.pictures == {"a": tmp_path / "study" / "qc" / "a.jpg"}
 
 
+@pytest.mark.slow  # as long as the time limit, which a busy machine must not reach with good files
 def test_a_file_that_hangs_its_reader_costs_a_worker_and_not_the_command(tmp_path, capsys, monkeypatch):
     """One byte of a global heap is wrong, and HDF5 2.0 never comes back from the attribute that points there."""
-    monkeypatch.setattr(features_command, "SLOWEST", 5.0)
+    monkeypatch.setattr(features_command, "SLOWEST", 60.0)
     (tmp_path / "in").mkdir()
     shutil.copyfile(CORPUS.parent / "hangs" / "features.h5", tmp_path / "in" / "bad.h5")
     for name in ("a", "c"):
