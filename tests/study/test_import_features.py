@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +244,16 @@ def test_a_bad_file_costs_the_exit_code_and_nothing_else(tmp_path, capsys):
     assert main(["pretrain", str(tmp_path / "in"), "--out", str(tmp_path / "s"), *FAST]) == 1
     assert "bad.h5" in capsys.readouterr().err
     assert len(read_embeddings(tmp_path / "s" / "embeddings.h5ad").slides) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_no_fault_of_a_file(tmp_path, monkeypatch, number):
+    def full(job: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.h5").touch()
+    monkeypatch.setattr("histossl.study.import_features.import_file", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        adopted(tmp_path, tmp_path / "one")
+    assert not Study(tmp_path / "study").slides()
