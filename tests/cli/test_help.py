@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -150,3 +151,14 @@ def test_a_table_in_the_place_of_slides_makes_no_folder(capsys, tmp_path, comman
 )
 def test_a_switch_needs_no_value(words, real):
     assert parse("demo", demo, words)["real"] is real
+
+
+def test_the_help_of_every_command_loads_nothing_that_takes_time():
+    """Then it is there in a tenth of a second, whatever the machine; a clock would say how busy that is."""
+    code = (
+        "import sys; from histossl.cli.main import COMMANDS, main\n"
+        "for name in COMMANDS: main([*name.split(), '--help'])\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'rich', 'jsonargparse'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,14 @@ import psutil
 import pytest
 import torch
 
+from histossl.cli import features_command
 from histossl.cli.main import main
 from histossl.core import hdf5
 from histossl.core.embeddings import read_embeddings, write_embeddings
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.interchange import read_tile_features
+from histossl.evaluate.sources import read_source
+from support.fuzz import CORPUS
 
 RNG = np.random.default_rng(0)
 SECRET = b"0123456789abcdef" * 40
@@ -217,6 +221,8 @@ VECTORS = {
     "deep settings": lambda file: file["uns/histossl/settings"].write_direct(np.array("[" * 100_000, object)),
     "no settings": lambda file: file.__delitem__("uns/histossl/settings"),
     "no names": lambda file: file.__delitem__("obs"),
+    "a kind that nobody knows": lambda file: file.attrs.__setitem__("encoding-type", "nothing"),
+    "an element of such a kind": lambda file: file["obs"].attrs.__setitem__("encoding-type", "nothing"),
 }
 
 
@@ -231,3 +237,51 @@ def test_odd_files_of_vectors_are_refused_by_name(tmp_path, name):
         VECTORS[name](file)
     with pytest.raises(FileFormatError, match=r"e\.h5ad"):
         read_embeddings(tmp_path / "e.h5ad")
+
+
+def renamed(column: str, texts: list[str]) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file["obs"][column]
+        made = file["obs"].create_dataset(column, data=texts)
+        made.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+
+    return change
+
+
+def test_vectors_of_another_tool_are_refused_by_name_or_read(tmp_path):
+    path = tmp_path / "study" / "v.h5ad"
+    path.parent.mkdir()
+    for change in (renamed("tiles", ["many", "x", "y"]), VECTORS["a kind that nobody knows"]):
+        shutil.copyfile(CORPUS / "vectors-scanpy.h5ad", path)
+        with h5py.File(path, "a") as file:
+            change(file)
+        with pytest.raises(FileFormatError, match=r"v\.h5ad"):
+            read_source(path)
+
+
+def test_names_of_slides_lead_to_no_pictures_outside_the_folder(tmp_path):
+    path = tmp_path / "study" / "v.h5ad"
+    (tmp_path / "study" / "qc").mkdir(parents=True)
+    for name in ("study/qc/a.jpg", "mine.jpg", "study/qc/b\\b.jpg"):
+        (tmp_path / name).touch()
+    shutil.copyfile(CORPUS / "vectors-scanpy.h5ad", path)
+    with h5py.File(path, "a") as file:
+        renamed(str(file["obs"].attrs["_index"]), ["a", "../../mine", "b\\b"])(file)
+    source = read_source(path)
+    assert source.ids == ("a", "../../mine", "b\\b")
+    assert source.pictures == {"a": tmp_path / "study" / "qc" / "a.jpg"}
+
+
+@pytest.mark.slow  # as long as the time limit, which a busy machine must not reach with good files
+def test_a_file_that_hangs_its_reader_costs_a_worker_and_not_the_command(tmp_path, capsys, monkeypatch):
+    """One byte of a global heap is wrong, and HDF5 2.0 never comes back from the attribute that points there."""
+    monkeypatch.setattr(features_command, "SLOWEST", 60.0)
+    (tmp_path / "in").mkdir()
+    shutil.copyfile(CORPUS.parent / "hangs" / "features.h5", tmp_path / "in" / "bad.h5")
+    for name in ("a", "c"):
+        write(tmp_path / "in" / f"{name}.h5")
+    assert main(["features", "convert", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--to", "clam"]) == 1
+    told = capsys.readouterr().err
+    assert "FAILED" in told
+    assert "bad.h5" in told
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.h5", "c.h5"]

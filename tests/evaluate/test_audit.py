@@ -72,6 +72,7 @@ def test_tcga_barcodes_name_patient_and_site(tmp_path):
     [
         ("train,test\na,b\nc,E\nzz,\n", r"'zz' \(row 4\)"),
         ("train,test\na,\nc,\n", "needs slides"),
+        ("slides?,train,val,test\na,True,False,False\nb,False,False,True\n", "no column names the slides"),
         ("slide_id,split\na,train\nb,tset\n", "row 3: 'tset' is no side"),
         ("slide_id,split\na,tset\nb,x\nc,\nd,x\nE,train\n", "rows 2, 3, 4 and 1 more: 'tset', 'x', '' is no side"),
         ("slide_id,fold\na,0\nb,1.0\nc,\n", "no fold in row 4; write one"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from histossl.cli import nuclei_commands
 from histossl.cli.main import main
+from histossl.core.atomic import JOURNAL
 from histossl.execution.shared_table import SharedTable
 from histossl.nuclei.segment import COLUMNS
 from histossl.wsi.geometry import Region
@@ -51,7 +52,7 @@ def begin(images: Path, out: Path, *more: str) -> subprocess.Popen[str]:
 
 def files(out: Path) -> dict[str, bytes]:
     """All that a run leaves but its logs and what tells how long it took."""
-    names = (".lock", ".learning", ".writing", "log.jsonl", "nuclei.csv")
+    names = (".lock", ".learning", ".writing", "log.jsonl", "nuclei.csv", JOURNAL)
     left = {
         p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in names
     }

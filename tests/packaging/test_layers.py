@@ -76,5 +76,6 @@ def test_few_rooms_and_short_files():
 
 
 def test_readers_in_worker_processes_load_no_torch():
-    code = "import sys, histossl.wsi.tile_reader, histossl.study.survey; assert 'torch' not in sys.modules"
+    rooms = "histossl.wsi.tile_reader, histossl.study.survey, histossl.study.import_file"
+    code = f"import sys, {rooms}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,7 +39,10 @@ def commands(cohort: Path, out: Path, rng: random.Random) -> dict[str, list[str]
         "status": ["status", study],
         "audit": ["audit", study],
         "search": ["search", study, rng.choice(["slide-0", "no such slide"])],
-        "heatmap": ["heatmap", study, "--device=cpu"],
+        "heatmap": ["heatmap", study, *labels, *PROBE, "--device=cpu"],
+        "predict": ["predict", study, slides, "--out", str(out.parent / "new"), *ONE],
+        "export": ["export", study, str(out.parent / "model"), f"--what={rng.choice(['slide-encoder', 'probe'])}"],
+        "sites": ["sites", study, *labels],
         "convert": ["features", "convert", str(out / "features"), "--out", str(out.parent / "converted"), "--to=clam"],
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ from histossl.cli.main import main
 from histossl.core import fingerprints
 from histossl.core.embeddings import read_embeddings
 from histossl.core.errors import FileFormatError, SettingsError, StudyError
+from histossl.execution.workers import SerialExecutor
 from histossl.gigassl.slide_sources import SlideSource, plain_tiles
 from histossl.study.folder import Study
-from histossl.study.import_features import FeatureOrigin, feature_files, import_features
+from histossl.study.import_features import feature_files, import_features
+from histossl.study.import_file import FeatureOrigin
 from histossl.wsi import tile_files
 from support.features import FAST, IJ, features, trident, write_h5
 
@@ -43,7 +47,7 @@ def rows_of(study: Path) -> dict[str, dict[str, str]]:
 def adopted(tmp_path: Path, folder: Path, name: str = "study", **more) -> tuple[int, Study]:
     study = Study(tmp_path / name)
     with study.lock():
-        return import_features(study, FeatureOrigin(folder, **more)), study
+        return import_features(study, FeatureOrigin(folder, **more), True, SerialExecutor()), study
 
 
 @pytest.mark.parametrize("layout", ["trident", "clam", "clam-pt", "stamp", "stamp in µm"])
@@ -230,7 +234,7 @@ def test_what_cannot_be_trained_on_is_said(tmp_path, capsys):
     study = Study(tmp_path / "slides")
     (study.folder / "settings.json").write_text(json.dumps({"inspect": {}}))
     with pytest.raises(StudyError, match="made from slides"):
-        import_features(study, FeatureOrigin(tmp_path / "one"))
+        import_features(study, FeatureOrigin(tmp_path / "one"), True, SerialExecutor())
 
 
 def test_a_bad_file_costs_the_exit_code_and_nothing_else(tmp_path, capsys):
@@ -240,3 +244,16 @@ def test_a_bad_file_costs_the_exit_code_and_nothing_else(tmp_path, capsys):
     assert main(["pretrain", str(tmp_path / "in"), "--out", str(tmp_path / "s"), *FAST]) == 1
     assert "bad.h5" in capsys.readouterr().err
     assert len(read_embeddings(tmp_path / "s" / "embeddings.h5ad").slides) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_no_fault_of_a_file(tmp_path, monkeypatch, number):
+    def full(job: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.h5").touch()
+    monkeypatch.setattr("histossl.study.import_features.import_file", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        adopted(tmp_path, tmp_path / "one")
+    assert not Study(tmp_path / "study").slides()

@@ -22,6 +22,7 @@ from PIL import Image
 
 from histossl.cli.main import main
 from histossl.core import atomic
+from histossl.core.atomic import JOURNAL
 from histossl.core.embeddings import read_embeddings
 from histossl.study.folder import Study
 from histossl.wsi.synth import SynthSettings, write_cohort, write_slide
@@ -58,7 +59,7 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and "tensorboard" not in path.parts
-        and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+        and path.name not in (".lock", ".learning", ".writing", "log.jsonl", JOURNAL)
     }
 
 

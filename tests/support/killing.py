@@ -19,10 +19,13 @@ from pathlib import Path
 import psutil
 
 from histossl.cli.main import main
+from histossl.core.atomic import JOURNAL
 
 # Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["histossl.cli.study_commands", "histossl.cli.nuclei_commands", "histossl.study.status"])
+OURS = ["cli.study_commands", "cli.nuclei_commands", "cli.model_commands", "study.status"]
+THEIRS = ["anndata", "sklearn.linear_model", "sklearn.cluster", "numba"]
+server.set_forkserver_preload([*(f"histossl.{name}" for name in OURS), *THEIRS])
 
 
 def quietly(*commands: list[str]) -> None:
@@ -43,14 +46,19 @@ def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl")
+        if path.is_file() and path.name not in (".lock", ".learning", ".writing", "log.jsonl", JOURNAL)
         and not path.name.startswith("events.out")
     }  # fmt: skip
 
 
 def _timeless(path: Path) -> bytes:
-    """The content, of the table of nuclei without the seconds that each slide took."""
-    return re.sub(rb",\d+\.\d\d,", b",,", path.read_bytes()) if path.name == "nuclei.csv" else path.read_bytes()
+    """The content, without the seconds that each slide took and the report's table of times."""
+    data = path.read_bytes()
+    if path.name == "nuclei.csv":
+        return re.sub(rb",\d+\.\d\d,", b",,", data)
+    if path.name == "report.html":
+        return re.sub(rb'<details open id="times">.*?</details>', b"", data, flags=re.DOTALL)
+    return data
 
 
 def kill_at_random(

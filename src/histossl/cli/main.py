@@ -33,7 +33,7 @@ COMMANDS = {
         "train a tile encoder, without labels",
     ),
     "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
-    "features convert": ("histossl.core.interchange", "convert", "features to and from TRIDENT, CLAM and STAMP"),
+    "features convert": ("histossl.cli.features_command", "convert", "features to and from TRIDENT, CLAM and STAMP"),
     "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
     "embed": ("histossl.cli.study_commands", "embed_command", "one vector per slide: embeddings.h5ad"),
     "probe": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from histossl.study.embed_stage import embed_study
 from histossl.study.encode_stage import encode_study, encoder_of
 from histossl.study.folder import Study
 from histossl.study.folder import existing_study as _existing
-from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
+from histossl.study.import_features import import_features, take_encoder
+from histossl.study.import_file import FeatureOrigin
 from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.study.pretrain_stage import pretrain_study
 from histossl.study.probe_stage import probe_study
@@ -35,6 +37,8 @@ from histossl.view.report.study_report import report_study
 from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
+
+IMPORTED = 600.0  # seconds after which a file of features that is still not read is given up
 
 
 def run(
@@ -241,11 +245,12 @@ def _study(folders: list[Path], out: Path | None) -> Study:
 
 
 def _adopt(study: Study, origins: list[FeatureOrigin], spatial: bool = True) -> int:
-    if len(origins) > 1:
-        return multi_source.import_sources(study, origins, spatial)
-    if study.sources:
+    if len(origins) == 1 and study.sources:
         raise StudyError(f"{study.folder}: made from several folders of features", "name them all, or another --out")
-    return import_features(study, origins[0], spatial)
+    with Workers(min(2, os.cpu_count() or 1), IMPORTED) as readers:
+        if len(origins) > 1:
+            return multi_source.import_sources(study, origins, spatial, readers)
+        return import_features(study, origins[0], spatial, readers)
 
 
 def _embed(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:

@@ -121,9 +121,7 @@ def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) 
         labels: index slide_id, one column a target: text, None where a slide has no label. Columns of numbers become
             numbers, all others categories; a name that the slides already use becomes `label_NAME`.
     """
-    from anndata import read_h5ad
-
-    data = read_h5ad(path)
+    data = anndata_of(path)
     about = data.uns["histossl"]
     obs = pd.DataFrame(data.obs).drop(columns=[name for name in _listed(about, "labels") if name in data.obs])
     own = obs["patient_id"].astype(str).mask(obs.index.isin(_listed(about, "patients_of_labels")), "")
@@ -158,6 +156,27 @@ def _listed(about: Mapping[str, Any], key: str) -> list[str]:
     return [str(name) for name in json.loads(str(about.get(key, "[]")))]
 
 
+def anndata_of(path: Path) -> AnnData:
+    """AnnData's own reader, of a file that somebody else may have written.
+
+    Args:
+        path: the .h5ad file.
+
+    Raises:
+        FileFormatError: it leads to other files or in a circle, or claims to be far larger than it is.
+        ValueError: an element is of an unknown kind.
+        Exception: any other of READ_ERRORS.
+    """
+    from anndata import read_h5ad
+    from anndata._io.specs.registry import IORegistryError  # exported nowhere
+
+    check_tree(path)
+    try:
+        return read_h5ad(path)
+    except IORegistryError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_embeddings(path: Path) -> Embeddings:
     """Read what `write_embeddings` wrote.
 
@@ -170,11 +189,8 @@ def read_embeddings(path: Path) -> Embeddings:
     Raises:
         FileFormatError: the file is absent, truncated, not such a file, or leads to other files or in a circle.
     """
-    from anndata import read_h5ad
-
-    check_tree(path)
     try:
-        data = read_h5ad(path)
+        data = anndata_of(path)
         about = data.uns["histossl"]
         vectors = {str(about["name"]): np.asarray(data.X)}
         vectors |= {str(name).replace("_", " "): np.asarray(values) for name, values in data.obsm.items()}

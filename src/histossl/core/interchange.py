@@ -31,7 +31,6 @@ from histossl.core.hdf5 import (
     open_h5,
     read_attributes,
 )
-from histossl.core.sidecars import files_of
 
 _FARTHEST = 2**31 - 1  # level-0 pixels; training keeps places in 32 bits
 
@@ -358,39 +357,17 @@ LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {
 }
 
 
-def convert(source: Path, *, out: Path, to: str, mpp: float | None = None) -> int:
-    """Convert features of slides from one tool's layout to another's, one file per slide.
+def convert_file(path: Path, out: Path, to: str, mpp: float | None = None) -> None:
+    """Convert one file of features to another tool's layout.
 
     Args:
-        source: a file, or a folder of them: ours (STUDY/features), TRIDENT's, CLAM's or STAMP's, recognised by content.
-        out: the folder of the converted files.
-        to: trident (ours too), clam, clam-pt or stamp.
-        mpp: µm per level-0 pixel of all slides of the folder, where the files do not carry it.
-
-    Returns:
-        0; 1 where a file could not be converted.
+        path: the file.
+        out: the folder of the converted file.
+        to: a key of LAYOUTS.
+        mpp: µm per level-0 pixel, where the file does not carry it.
 
     Raises:
-        FileFormatError: there are no features.
-        SettingsError: an unknown layout, or `out` is the folder of the source.
+        FileFormatError: it holds no features, or the layout cannot hold them.
+        OSError: the disk is full.
     """
-    from histossl.core.console import say
-
-    paths, others = ([source], []) if source.is_file() else files_of(source, (".h5", ".hdf5", ".pt"))
-    if not paths:
-        raise FileFormatError(f"{source}: no .h5 or .pt files", "give a file or a folder of features")
-    if to not in LAYOUTS:
-        raise SettingsError(f"unknown layout {to!r}", f"one of {', '.join(LAYOUTS)}")
-    if out.resolve() == (source if source.is_dir() else source.parent).resolve():
-        raise SettingsError(f"{out}: holds the source", "choose another --out")
-    failed = 0
-    for path in paths:
-        try:
-            write_tile_features(read_tile_features(path, mpp), out, to)
-        except FileFormatError as error:
-            say(f"FAILED {error}", "red")
-            failed += 1
-    if others:
-        say(f"{len(others)} other files there were not read: {', '.join(path.name for path in others[:3])}", "yellow")
-    say(f"{len(paths) - failed} of {len(paths)} slides: {out}", "green")
-    return 1 if failed else 0
+    write_tile_features(read_tile_features(path, mpp), out, to)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from histossl.core.argument_names import names_arguments
 from histossl.core.config import from_dict
-from histossl.core.embeddings import lent_patients
+from histossl.core.embeddings import anndata_of, lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import cell
 from histossl.evaluate.classes import known_name
@@ -217,13 +217,13 @@ def read_embeddings(path: str | Path) -> AnnData:
     Raises:
         FileFormatError: nothing of that kind is there, or it is damaged.
     """
-    from anndata import AnnData, read_h5ad
+    from anndata import AnnData
 
     path = Path(getattr(path, "folder", path))
     file = path / "embeddings.h5ad" if path.is_dir() else path
     source = read_source(path)
     if file.suffix == ".h5ad":
-        return read_h5ad(file)
+        return anndata_of(file)
     columns = {"patient_id": source.patients, "site": source.sites}
     values_of = {name: [of.get(slide, "") for slide in source.ids] for name, of in columns.items() if of}
     (_, first), *others = source.vectors.items()

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.core.embeddings import lent_patients, read_embeddings
+from histossl.core.embeddings import anndata_of, lent_patients, read_embeddings
 from histossl.core.errors import FileFormatError, file_errors
-from histossl.core.hdf5 import check_tree, dataset_of, open_h5
+from histossl.core.hdf5 import dataset_of, open_h5
 from histossl.core.names import Known, bare, clashes, listed, row_list, spelling_notes, spellings
 from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
@@ -183,16 +183,16 @@ def _study(folder: Path) -> Source:
 
 
 def _anndata(path: Path) -> Source:
-    from anndata import read_h5ad
-
-    check_tree(path)
     with file_errors(path, "give an AnnData file with a row a slide"):
-        ours = "histossl" in (data := read_h5ad(path)).uns
-    if ours:
+        return _of_anndata(path, anndata_of(path))
+
+
+def _of_anndata(path: Path, data: Any) -> Source:
+    if ours := "histossl" in data.uns:
         found = read_embeddings(path)
         slides, vectors, parts, stages = found.slides, found.vectors, found.parts, found.settings
     else:
-        dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)  # type: ignore[union-attr]
+        dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
         slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
         parts, stages = tuple(map(str, data.var["part"])) if "part" in data.var else (), {}
     ids = [str(name) for name in slides.index]
@@ -200,9 +200,9 @@ def _anndata(path: Path) -> Source:
     patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
     patients = None if patient is None else [known_name(p) for p in columns[patient]]
     sites = () if site is None else columns[site]
-    rooms = {
-        part: {n: path.parent / part / f"{n}{end}" for n in ids} for part, end in (("qc", ".jpg"), ("features", ".h5"))
-    }
+    names = [n for n in ids if Path(n).name == n and "\\" not in n]  # others would lead out of the folder
+    ends = (("qc", ".jpg"), ("features", ".h5"))
+    rooms = {part: {n: path.parent / part / f"{n}{end}" for n in names} for part, end in ends}
     standing = {part: {n: file for n, file in files.items() if file.is_file()} for part, files in rooms.items()}
     encoder = path.parent / "slide-encoder"
     return Source(

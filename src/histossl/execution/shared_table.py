@@ -14,7 +14,8 @@ from histossl.execution.claims import Claims
 from histossl.execution.locks import FolderLock, exclusive_lock
 
 LOCK, LEARNING, WRITING, CLAIMS, LOG = ".lock", ".learning", ".writing", ".claims", "log.jsonl"
-_OWN_NAMES = (LOCK, LEARNING, WRITING, *(f"{name}.db" for name in (LOCK, LEARNING, WRITING)), CLAIMS, LOG)
+_LOCKS = (LOCK, LEARNING, WRITING)
+_OWN_NAMES = (*_LOCKS, *(f"{name}.db" for name in _LOCKS), CLAIMS, LOG, atomic.JOURNAL)
 
 
 class SharedTable:

@@ -25,14 +25,15 @@ from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.towers import Features, pretrain_towers
 from histossl.study.embed_stage import embed_study
 from histossl.study.folder import COLUMNS, Row, Study
-from histossl.study.import_features import FeatureOrigin, import_features, take_encoder
+from histossl.study.import_features import import_features, take_encoder
+from histossl.study.import_file import FeatureOrigin
 from histossl.study.pretrain_stage import SlideSources, features_fingerprint, is_trained
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED
 from histossl.study.times import timed
 from histossl.training.distributed import is_rank_zero
 
 
-def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool = True) -> int:
+def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool, executor: Executor) -> int:
     """Import folders of features as the sources of a study; slides are matched by the names of their files.
 
     A slide need not be in all sources. Users may edit patient_id in STUDY/slides.csv, and mpp in slides.csv of the
@@ -42,6 +43,7 @@ def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool
         study: the study, locked; empty, or imported from the same folders before.
         origins: the features of each source, in order.
         spatial: whether the slide encoders need coordinates; if not, files without them are accepted.
+        executor: reads the files.
 
     Returns:
         The number of files that were left out.
@@ -59,7 +61,7 @@ def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool
     for number, origin in enumerate(origins, 1):
         part = study.source(number)
         with part.lock():
-            failed += import_features(part, origin, spatial)
+            failed += import_features(part, origin, spatial, executor)
     rows = _united(study)
     study.write_slides(rows)
     shown = {part.folder.name: sum(row["status"] == "encoded" for row in part.slides()) for part in study.sources}

@@ -33,7 +33,7 @@ from histossl.execution.failures import failure_reason, give_up_on_disk
 from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.gigassl.slide_sources import SlideSource
 from histossl.study.folder import Study, slide_names
-from histossl.study.import_features import check_coordinates
+from histossl.study.import_file import check_coordinates
 from histossl.study.inspect_stage import InspectSettings
 from histossl.study.survey import SurveyJob, survey_slide
 from histossl.wsi.areas import AreaFolder, AreaSettings

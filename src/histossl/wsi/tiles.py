@@ -227,7 +227,7 @@ def qc_picture(slide: Slide, mask: TissueMask, grid: TileGrid, longest: int = 16
     kept = np.zeros((height, width), bool)
     for x0, y0, x1, y1 in edges:
         kept[y0:y1, x0:x1] = True
-    picture[~kept] = 255 - (255 - picture[~kept]) // 2
+    picture = np.where(kept[..., None], picture, 255 - (255 - picture) // 2)
     frames = Image.new("L", (width, height))
     draw = ImageDraw.Draw(frames)
     for x0, y0, x1, y1 in edges:
