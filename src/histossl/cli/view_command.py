@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from histossl.view.app import Viewer
 
 
-def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port: int = 0, browser: bool = False) -> int:
-    """Look at a study in a browser: a map of the cohort, each slide at all magnifications, and its overlays.
+def view(
+    study: Path,
+    nuclei: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    browser: bool = False,
+    read_only: bool = False,
+) -> int:
+    """Look at a study in a browser: a map of the cohort, each slide at all magnifications, its overlays; label slides.
 
     The server listens on this machine only; the address contains a secret, without which every request is refused. If
     this machine is remote, `ssh -L PORT:127.0.0.1:PORT` forwards the page to yours. Ctrl-C ends the server.
@@ -40,6 +47,7 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         port: port to listen on; 0 takes a free one.
         browser: open the page in the browser of this machine, through a file that only you can read: the address is
             then on no command line.
+        read_only: write no labels into slides.csv; so it is anyway where other machines may connect.
 
     Returns:
         0, the exit code.
@@ -51,6 +59,7 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
     import uvicorn
 
     from histossl.view.app import Viewer
+    from histossl.view.guard import LOOPBACK
 
     if not study.is_dir():
         raise StudyError(f"{study}: there is no such folder", "give the folder of a study")
@@ -61,7 +70,8 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
     opened = Study(study)
     for line in opened.linked:
         say(line, "yellow")
-    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True)
+    alone = host in LOOPBACK
+    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True, read_only=read_only or not alone)
     token = secrets.token_urlsafe(24)
     listening = _listen(host, port)
     address = f"http://{_literal(host)}:{listening.getsockname()[1]}/{token}/"
