@@ -188,7 +188,8 @@ class Viewer:
                 "failed": {k: row["error"] for k, row in enumerate(self.cohort.rows) if row["status"] == "failed"},
                 "columns": self.cohort.columns,
                 "maps": map_names(0 if vectors is None else len(vectors)),
-                "own": [*self.study.columns, *self.labels.labelling.reserved],
+                "technical": self.study.columns,
+                "reserved": sorted(self.labels.labelling.reserved),
                 "readonly": self.labels.labelling.read_only,
             }
         )

@@ -13,10 +13,11 @@ async function start() {
   const cohort = state.cohort = await fetched("cohort.json");
   document.title = `${cohort.title} – histossl`;
   byId("title").textContent = cohort.title;
+  byId("title").className = "";
   byId("map").append(...Object.entries(cohort.maps).map(([name, said]) => element("option", { value: name }, said)));
   if (wanted.get("map") in cohort.maps) byId("map").value = wanted.get("map");
   byId("filter").value = wanted.get("q") ?? "";
-  columns(wanted.get("colour") ?? Object.keys(cohort.columns).find((name) => classes(name).length > 1) ?? "");
+  columns(wanted.get("colour") ?? telling() ?? "");
   recolour();
   const chosen = [...byId("legend").querySelectorAll("button")].find((button) => button.dataset.value === wanted.get("class"));
   offerLabels(columns);
@@ -62,6 +63,13 @@ function classes(name) {
   const counts = new Map();
   for (const value of state.cohort.columns[name]) if (value) counts.set(value, (counts.get(value) || 0) + 1);
   return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+}
+
+// The first column of a few classes: of labels and predictions, else one that the user added, else any.
+function telling() {
+  const { columns: of, technical } = state.cohort, names = Object.keys(of).filter((name) => classes(name).length > 1);
+  const few = names.filter((name) => classes(name).length <= CLASSES);
+  return few.find((name) => !technical.includes(name)) ?? few[0] ?? names[0];
 }
 
 // How a column colours the map: one colour per class, or a colour ramp for numbers.

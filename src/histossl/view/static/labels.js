@@ -16,11 +16,11 @@ export function offerLabels(columns) {
   const { cohort } = state, closed = cohort.readonly;
   byId("label-form").hidden = closed;
   byId("label-closed").hidden = !closed;
-  byId("label-column").value = cohort.own.includes("label") ? "my_label" : "label";
+  byId("label-column").value = cohort.reserved.includes("label") ? "my_label" : "label";
   labelled();
 }
 
-const own = () => Object.keys(state.cohort.columns).filter((name) => !state.cohort.own.includes(name) && !state.cohort.guessed?.includes(name));
+const own = () => Object.keys(state.cohort.columns).filter((name) => ![...state.cohort.technical, ...state.cohort.reserved, ...(state.cohort.guessed ?? [])].includes(name));
 
 export function labelled() {
   if (!state.cohort) return;

@@ -2,7 +2,7 @@
 import { byId, element, ink, mark, once, ramp, rgb, sharp } from "./common.js";
 import { state } from "./state.js";
 
-const DENSE = 2500, CELL = 5; // points on the screen above which a shade is drawn; its cells in pixels
+const DENSE = 2500, CELL = 7; // points on the screen above which a shade is drawn; its cells in pixels
 const CLOSE = 2, FEW = 500; // zoom from which, and points up to which pictures are drawn
 const STILL = 150, ASKED = 6, KEPT = 500; // ms without movement before pictures are asked for; how many at once, and in memory
 const STEPS = 32; // of a colour ramp
@@ -69,7 +69,7 @@ export function newColours() { sprites.clear(); draw(); }
 
 function drawNow() {
   if (!state.cohort) return;
-  const [context, width, height] = sharp(canvas), count = state.places.length, radius = count > 5000 ? 2.5 : count > 800 ? 3.5 : 6;
+  const [context, width, height] = sharp(canvas), count = state.places.length;
   const chosen = new Uint8Array(count), { scale, x: left, y: top } = state.view, seen = [], unseen = [];
   for (const slide of state.order) chosen[slide] = 1;
   for (let slide = 0; slide < count; slide++) {
@@ -78,7 +78,7 @@ function drawNow() {
     const x = at[0] * scale + left, y = at[1] * scale + top;
     if (x > -40 && y > -40 && x < width + 40 && y < height + 40) (chosen[slide] ? seen : unseen).push([slide, x, y]);
   }
-  const dense = seen.length > DENSE;
+  const dense = seen.length > DENSE, all = seen.length + unseen.length, radius = all > 1500 ? 3 : all > 500 ? 4 : 6;
   for (const [slides, alpha] of [[unseen, 0.14], [seen, 0.92]]) {
     context.globalAlpha = alpha;
     if (slides.length > DENSE) shade(context, slides, width, height);
@@ -130,14 +130,14 @@ function shade(context, slides, width, height) {
       sums[at] += part * r; sums[at + 1] += part * g; sums[at + 2] += part * b; sums[at + 3] += part;
     }
   }
-  let most = 1;
+  let most = 2;
   for (let at = 3; at < sums.length; at += 4) most = Math.max(most, sums[at]);
   const sheet = element("canvas", { width: columns, height: rows }), image = sheet.getContext("2d").createImageData(columns, rows);
   for (let at = 0; at < sums.length; at += 4) {
     const count = sums[at + 3];
     if (!count) continue;
     for (const k of [0, 1, 2]) image.data[at + k] = sums[at + k] / count;
-    image.data[at + 3] = 255 * Math.min(1, 0.25 * count + 0.75 * Math.log1p(count) / Math.log1p(most));
+    image.data[at + 3] = 255 * (count < 1 ? 0.15 * count : 0.15 + 0.85 * Math.log(count) / Math.log(most));
   }
   sheet.getContext("2d").putImageData(image, 0, 0);
   context.drawImage(sheet, -CELL, -CELL, columns * CELL, rows * CELL);
