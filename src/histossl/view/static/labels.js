@@ -96,16 +96,16 @@ async function probe() {
 function tell(box, column, { classes, counts, patients, auroc, folds, why, predicted, sure, next }) {
   const of = classes.map((name, k) => `${name} ${counts[k]}`).join(", ") || "none";
   const short = (value) => value.toFixed(2).replace(/^0/, "");
-  box.replaceChildren(
+  box.replaceChildren(...[
     element("p", { class: auroc ? "figure" : "note" }, auroc ? `AUROC ${short(auroc[0])} (${short(auroc[1])} to ${short(auroc[2])})` : `No figure yet: ${why}.`),
     element("p", { class: "note" }, `Labels: ${of}, of ${patients} ${patients === 1 ? "patient" : "patients"}.${auroc ? ` ${folds} folds of whole patients.` : ""}`),
     auroc ? element("p", { class: "note" }, "Slides that were chosen on this map are easier than others: such a figure flatters. The one to publish comes from histossl probe, on labels that were given without the map.") : null,
     classes.length > 1 ? element("p", { class: "note" }, `Colour the map by “${column}, guessed” to see what the classifier says of every slide.`) : null,
-    element("h3", {}, "Label these next"),
-    element("p", { class: "note" }, "The classifier is unsure of them, and each stands for many others. Their numbers are on the map."),
+    element("h3", {}, next.length ? "Label these next" : "Every slide with a vector has a label."),
+    next.length === 0 ? null : element("p", { class: "note" }, "The classifier is unsure of them, and each stands for many others. Their numbers are on the map."),
     element("ol", { class: "list" }, ...next.map((slide, k) => listed(slide, `${k + 1}. ${state.cohort.names[slide]}`, "", predicted[slide] === null ? "" : `guessed: ${predicted[slide]}, ${short(sure[slide])}`, false))),
     next.length ? element("button", { type: "button", onclick: () => { state.picked = new Set(next); byId("filter").dispatchEvent(new Event("input")); } }, "Pick them") : null,
-  );
+  ].filter(Boolean));
 }
 
 byId("label-form").addEventListener("submit", (event) => { event.preventDefault(); ask(); });

@@ -66,7 +66,7 @@ function open() {
     document.documentElement.dataset.ready = "slide";
     document.documentElement.dataset.milliseconds = Math.round(performance.now());
   });
-  viewer.addHandler("tile-load-failed", (event) => { if (event.message && !/abort/i.test(event.message)) byId("said").textContent = "A part of the slide cannot be read: the file is damaged there."; });
+  viewer.addHandler("tile-load-failed", (event) => { document.documentElement.dataset.ready ??= "slide"; if (event.message && !/abort/i.test(event.message)) byId("said").textContent = "A part of the slide cannot be read: the file is damaged there."; });
   viewer.addHandler("update-viewport", () => coming.look(viewer));
   viewer.addOnceHandler("open", there);
   viewer.addHandler("animation-finish", remember);
