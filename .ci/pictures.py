@@ -44,7 +44,6 @@ def keep(page: Page, name: str) -> None:
     """Save what the page shows."""
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shown.save(PICTURES / name, quality=82, optimize=True)
-    print(PICTURES / name)
 
 
 def atlas(page: Page, address: str) -> None:

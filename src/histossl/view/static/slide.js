@@ -196,7 +196,7 @@ function tell(words) {
       element("tbody", {}, ...rows.map((one, k) => {
         const share = one.shares[one.predicted], bar = element("span", { class: "bar" });
         bar.style.width = `${100 * (share ?? 0)}%`;
-        return element("tr", { class: k ? null : "first" }, element("td", {}, one.embedding),
+        return element("tr", { class: k ? null : "first" }, element("td", {}, one.embedding.replace("giga-ssl", "this method")),
           element("td", { class: one.predicted === one.truth ? null : "bad" }, one.predicted, one.predicted === one.truth ? "" : " ✗"),
           share === undefined ? element("td", {}) : element("td", {}, share.toFixed(2), bar));
       }))));
