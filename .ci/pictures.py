@@ -41,7 +41,13 @@ def served(study: Path) -> Iterator[str]:
 
 
 def keep(page: Page, name: str) -> None:
-    """Save what the page shows."""
+    """Save what the page shows, once its pictures are there."""
+    pending = "[...document.images].some((one) => one.checkVisibility() && one.loading !== 'lazy' && !one.complete)"
+    first = "[...document.querySelectorAll('#list img')].slice(0, 4).some((one) => !one.naturalWidth)"
+    for _ in range(600):
+        if not page.evaluate(f"{pending} || {first}"):
+            break
+        page.wait_for_timeout(100)
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     shown.save(PICTURES / name, quality=82, optimize=True)
 
