@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from histossl.view.app import Viewer
+    from histossl.view.guard import App
 
 
 def view(
@@ -56,8 +57,6 @@ def view(
         StudyError: there is no such study, or it has no slides.
         SettingsError: there is no such folder of nuclei, or the host and port cannot be used.
     """
-    import uvicorn
-
     from histossl.view.app import Viewer
     from histossl.view.guard import LOOPBACK
 
@@ -70,33 +69,25 @@ def view(
     opened = Study(study)
     for line in opened.linked:
         say(line, "yellow")
-    alone = host in LOOPBACK
-    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True, read_only=read_only or not alone)
+    shut = read_only or host not in LOOPBACK
+    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True, read_only=shut)
     token = secrets.token_urlsafe(24)
     listening = _listen(host, port)
     address = f"http://{_literal(host)}:{listening.getsockname()[1]}/{token}/"
     say(f"{len(viewer.cohort)} slides; open this address, and keep it to yourself; Ctrl-C ends it")
     say(address, "green")
-    # No access log: it would hold the secret.
-    config = uvicorn.Config(
-        viewer.guarded(token, host),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
     try:
         with _redirect_page(address) if browser else nullcontext() as page:
             if page is not None:
                 webbrowser.open(page.as_uri())
-            _server(config, viewer).run(sockets=[listening])
+            _server(viewer.guarded(token, host), viewer).run(sockets=[listening])
     finally:
         viewer.close()
         _leave_computing_threads(viewer)
     return 0
 
 
-def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
+def _server(app: App, viewer: Viewer) -> uvicorn.Server:
     """A server that gives up what is being read as soon as Ctrl-C is heard, instead of waiting for it."""
     import uvicorn
 
@@ -105,6 +96,10 @@ def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
             threading.Thread(target=viewer.stop, daemon=True).start()  # a signal's handler may not wait for locks
             super().handle_exit(sig, frame)
 
+    # No access log: it would hold the secret.
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1
+    )
     return Server(config)
 
 
