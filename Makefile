@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core, each with whole test files, since what a file's tests share is made once.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all test-lowest check fuzz audit docs bench results clean
+.PHONY: demo test test-all test-lowest check fuzz audit docs pictures bench results clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -51,6 +51,10 @@ audit:
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The screenshots of the pages, taken anew from the demonstration by the system's Chromium.
+pictures: demo
+	$(BIN)/python .ci/pictures.py out/demo
 
 bench: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from histossl.cli.completion import made_flags, saved_flags
 from histossl.cli.main import COMMANDS, made_help, saved_help
 
 
@@ -18,6 +19,7 @@ def main() -> None:
     for name in COMMANDS:
         saved_help(name).parent.mkdir(exist_ok=True)
         saved_help(name).write_text(made_help(name), encoding="utf-8")
+        saved_flags(name).write_text(made_flags(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

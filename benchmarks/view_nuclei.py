@@ -91,9 +91,9 @@ def until(page: Page, true: str) -> float:
     return time.monotonic() - start
 
 
-def frames(page: Page) -> str:
-    """The milliseconds between frames while the slide is dragged to and fro."""
-    box = page.locator("#viewer").bounding_box()
+def frames(page: Page, what: str = "#viewer") -> str:
+    """The milliseconds between frames while the slide, or another element, is dragged to and fro."""
+    box = page.locator(what).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.evaluate("""() => {
         const gaps = window.gaps = []; let last = performance.now();

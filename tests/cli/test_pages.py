@@ -82,3 +82,21 @@ def test_the_models_named_are_those_that_the_encoder_knows():
 
 def test_the_sites_settings_are_yaml():
     assert "site_name" in yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def test_every_screenshot_is_taken_by_the_target_that_takes_them():
+    script = (ROOT / ".ci" / "pictures.py").read_text(encoding="utf-8")
+    taken = set(re.findall(r'"([\w-]+\.jpg)"', re.search(r"^NAMES = .*$", script, re.MULTILINE)[0]))
+    assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} == taken
+    shown = {name for path in PAGES for name in re.findall(r"pictures/([\w-]+\.jpg)", path.read_text(encoding="utf-8"))}
+    assert shown == taken
+    assert all(script.count(f'"{name}"') == 2 for name in taken), "named, and kept"
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_every_make_target_and_script_of_a_page_exists(path):
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
+    for script in re.findall(r"python ((?:benchmarks|examples|\.ci)/[\w/]+\.py)", text):
+        assert (ROOT / script).exists(), script

@@ -44,20 +44,21 @@ class Answer:
         return np.asarray(Image.open(io.BytesIO(self.body)))
 
 
-async def asked(app, address, method="GET", host="127.0.0.1:1", gone=None) -> Answer:
+async def asked(app, address, method="GET", host="127.0.0.1:1", gone=None, body=b"", headers=()) -> Answer:
     """Ask as a server hands a request on; `gone` is an event upon which the client leaves."""
-    path = unquote(address.partition("?")[0], errors="surrogateescape")
-    head = [(b"host", host.encode())] if host is not None else []
+    path, _, query = address.partition("?")
+    path = unquote(path, errors="surrogateescape")
+    head = [*([(b"host", host.encode())] if host is not None else []), *headers]
     scope = {
         "type": "http",
         "method": method,
         "path": path,
-        "query_string": b"",
+        "query_string": query.encode("utf-8", "replace"),
         "headers": head,
         "http_version": "1.1",
     }
     sent, over = [], gone or asyncio.Event()
-    first = iter([{"type": "http.request", "body": b"", "more_body": False}])
+    first = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive():
         for message in first:

@@ -4,92 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
-from PIL import Image
 
-from histossl.cli.view_command import _listen
 from histossl.core.embeddings import write_embeddings
 from histossl.study.folder import Study
-from histossl.view.app import Viewer
-from support.viewed import TOKEN, folder  # noqa: F401 - a fixture
+from support.browsing import PATIENCE, browser, no_wider_than_the_screen, page_of, served, shot, until  # noqa: F401
+from support.viewed import folder  # noqa: F401 - a fixture
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("no chromium (apt-get install chromium)", allow_module_level=True)
-FLAGS = "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
-PATIENCE = 60_000  # ms
 KINDS = ("CLL", "FL", "MCL")
-
-
-@contextmanager
-def served(study: Path):
-    """The address of a viewer that answers from a thread."""
-    viewer = Viewer(Study(study), study / "nuclei")
-    listening = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(viewer.guarded(TOKEN), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/{TOKEN}/"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in FLAGS.split()])
-        yield chromium
-        chromium.close()
-
-
-@contextmanager
-def page_of(browser, size=(1280, 720), scheme="light"):
-    """A page whose console must stay clean."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
-    page, said = context.new_page(), []
-    page.set_default_timeout(PATIENCE)
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            said.append(request.url) if request.url.startswith("http") and "//127.0.0.1:" not in request.url else None
-        ),
-    )
-    yield page
-    assert [text for text in said if not text.startswith(("blob:", "data:"))] == []
-    context.close()
-
-
-def shot(page, tmp_path: Path, name: str) -> np.ndarray:
-    """A screenshot, kept, as (h, w, 3) int."""
-    page.screenshot(path=tmp_path / f"{name}.png")
-    return np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int)
 
 
 def drawn(page) -> dict[str, int]:
     return json.loads(page.locator("#overlay").get_attribute("data-drawn") or "{}")
-
-
-def until(page, true: str, arg: object = None) -> None:
-    """Wait for a JavaScript expression; Playwright's own way evaluates text in the page, which the policy forbids."""
-    for _ in range(PATIENCE // 100):
-        if page.evaluate(true, arg):
-            return
-        page.wait_for_timeout(100)
-    raise AssertionError(f"never came true: {true}")
 
 
 def until_true(page, told) -> None:
@@ -103,10 +34,6 @@ def until_true(page, told) -> None:
 
 def until_drawn(page, layer: str) -> None:
     until(page, "layer => JSON.parse(document.getElementById('overlay').dataset.drawn || '{}')[layer] > 0", layer)
-
-
-def no_wider_than_the_screen(page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_from_the_map_to_a_slide_its_overlays_and_a_neighbour(browser, folder, tmp_path):

@@ -158,18 +158,19 @@ def saved_help(name: str) -> Path:
     return Path(__file__).parent / "help" / f"{name.replace(' ', '-')}.txt"
 
 
-def made_help(name: str) -> str:
+def made_help(name: str, flag: str = "--help") -> str:
     """Make the text of `histossl NAME --help` from the command's signature and settings.
 
     Args:
         name: one of COMMANDS.
+        flag: or --help-all.
 
     Returns:
         The text, in lines of at most 100 characters where COLUMNS is 100.
     """
     module, function, _ = COMMANDS[name]
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        parse(name, getattr(import_module(module), function), ["--help"])
+        parse(name, getattr(import_module(module), function), [flag])
     return text.getvalue()
 
 

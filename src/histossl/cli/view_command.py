@@ -25,10 +25,18 @@ if TYPE_CHECKING:
     import uvicorn
 
     from histossl.view.app import Viewer
+    from histossl.view.guard import App
 
 
-def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port: int = 0, browser: bool = False) -> int:
-    """Look at a study in a browser: a map of the cohort, each slide at all magnifications, and its overlays.
+def view(
+    study: Path,
+    nuclei: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    browser: bool = False,
+    read_only: bool = False,
+) -> int:
+    """Look at a study in a browser: a map of the cohort, each slide at all magnifications, its overlays; label slides.
 
     The server listens on this machine only; the address contains a secret, without which every request is refused. If
     this machine is remote, `ssh -L PORT:127.0.0.1:PORT` forwards the page to yours. Ctrl-C ends the server.
@@ -40,6 +48,7 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         port: port to listen on; 0 takes a free one.
         browser: open the page in the browser of this machine, through a file that only you can read: the address is
             then on no command line.
+        read_only: write no labels into slides.csv; so it is anyway where other machines may connect.
 
     Returns:
         0, the exit code.
@@ -48,9 +57,8 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
         StudyError: there is no such study, or it has no slides.
         SettingsError: there is no such folder of nuclei, or the host and port cannot be used.
     """
-    import uvicorn
-
     from histossl.view.app import Viewer
+    from histossl.view.guard import LOOPBACK
 
     if not study.is_dir():
         raise StudyError(f"{study}: there is no such folder", "give the folder of a study")
@@ -61,32 +69,25 @@ def view(study: Path, nuclei: Path | None = None, host: str = "127.0.0.1", port:
     opened = Study(study)
     for line in opened.linked:
         say(line, "yellow")
-    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True)
+    shut = read_only or host not in LOOPBACK
+    viewer = Viewer(opened, nuclei or study / "nuclei", processes=True, read_only=shut)
     token = secrets.token_urlsafe(24)
     listening = _listen(host, port)
     address = f"http://{_literal(host)}:{listening.getsockname()[1]}/{token}/"
     say(f"{len(viewer.cohort)} slides; open this address, and keep it to yourself; Ctrl-C ends it")
     say(address, "green")
-    # No access log: it would hold the secret.
-    config = uvicorn.Config(
-        viewer.guarded(token, host),
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
     try:
         with _redirect_page(address) if browser else nullcontext() as page:
             if page is not None:
                 webbrowser.open(page.as_uri())
-            _server(config, viewer).run(sockets=[listening])
+            _server(viewer.guarded(token, host), viewer).run(sockets=[listening])
     finally:
         viewer.close()
         _leave_computing_threads(viewer)
     return 0
 
 
-def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
+def _server(app: App, viewer: Viewer) -> uvicorn.Server:
     """A server that gives up what is being read as soon as Ctrl-C is heard, instead of waiting for it."""
     import uvicorn
 
@@ -95,6 +96,10 @@ def _server(config: uvicorn.Config, viewer: Viewer) -> uvicorn.Server:
             threading.Thread(target=viewer.stop, daemon=True).start()  # a signal's handler may not wait for locks
             super().handle_exit(sig, frame)
 
+    # No access log: it would hold the secret.
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1
+    )
     return Server(config)
 
 

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
-from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,8 +21,11 @@ from starlette.routing import Route
 
 from histossl.core.errors import HistosslError, SlideError
 from histossl.study.folder import Study
+from histossl.view.answers import NOT_KEPT, absent, as_json, conflict, unless_gone
 from histossl.view.cohort import Cohort, read_cohort
 from histossl.view.guard import App, Guard
+from histossl.view.label_routes import LabelRoutes
+from histossl.view.labelling import Labelling
 from histossl.view.maps import map_names, slide_places
 from histossl.view.overlays import slide_words
 from histossl.view.pyramid import NoTile
@@ -34,38 +35,6 @@ from histossl.view.slide_reader import LocalReader, ProcessReader
 _WAITING = 256  # requests in progress at most; one page makes fewer
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
 _DAY = {"cache-control": "private, max-age=86400"}  # safe: the token in the address changes with every start
-_NOT = {"cache-control": "no-store"}
-
-
-class Count(Convertor[int]):
-    """Path parameter: a number of at most nine digits."""
-
-    regex = "[0-9]{1,9}"
-
-    def convert(self, value: str) -> int:
-        """Parse the parameter.
-
-        Args:
-            value: one to nine decimal digits.
-
-        Returns:
-            The number.
-        """
-        return int(value)
-
-    def to_string(self, value: int) -> str:
-        """Write the parameter.
-
-        Args:
-            value: the number.
-
-        Returns:
-            Its decimal digits.
-        """
-        return str(value)
-
-
-register_url_convertor("count", Count())
 
 
 class Viewer:
@@ -77,6 +46,7 @@ class Viewer:
         threads: number of threads that read slides; None takes two to four, by the cores.
         capacity: bytes of pictures that are kept in memory.
         processes: read in worker processes with limits, as the command does; otherwise in the threads themselves.
+        read_only: write no labels.
 
     Raises:
         StudyError: the study has no slides.
@@ -89,9 +59,11 @@ class Viewer:
         threads: int | None = None,
         capacity: int = 64 * 2**20,
         processes: bool = False,
+        read_only: bool = False,
     ) -> None:
         self.study = study
         self.cohort: Cohort = read_cohort(study)
+        self.labels = LabelRoutes(Labelling(study, self.cohort, read_only))
         self.threads = threads or max(2, min(4, os.cpu_count() or 2))
         local = LocalReader(study, self.cohort, nuclei)
         self.reader = ProcessReader(study, self.cohort, nuclei, self.threads) if processes else local
@@ -134,8 +106,11 @@ class Viewer:
             self.close()
 
         app = Starlette(
-            routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()],
-            exception_handlers={HistosslError: _conflict, NoTile: _absent},
+            routes=[
+                *(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes.items()),
+                *self.labels.routes(),
+            ],
+            exception_handlers={HistosslError: conflict, NoTile: absent},
             lifespan=lifespan,
         )
         app.router.redirect_slashes = False  # a redirect would lose the token, which the guard removes from the path
@@ -166,6 +141,7 @@ class Viewer:
         self.stop()
         for pool in (self.readers, self.alone):  # a map that is being computed is not waited for
             pool.shutdown(wait=True)
+        self.labels.close()
         self.shelf.close()
 
     def page(self, name: str) -> Callable:
@@ -181,7 +157,7 @@ class Viewer:
         async def answer(request: Request) -> Response:
             if "slide" in request.path_params:
                 self._slide(request)
-            return Response(self.files[name], media_type="text/html", headers=_NOT)
+            return Response(self.files[name], media_type="text/html", headers=NOT_KEPT)
 
         return answer
 
@@ -205,13 +181,16 @@ class Viewer:
     async def cohort_json(self, _: Request) -> Response:
         """The cohort: names, errors, columns, and the maps that can be drawn."""
         vectors = self.cohort.vectors
-        return _json(
+        return as_json(
             {
                 "title": self.cohort.title,
                 "names": [row["slide_id"] for row in self.cohort.rows],
                 "failed": {k: row["error"] for k, row in enumerate(self.cohort.rows) if row["status"] == "failed"},
                 "columns": self.cohort.columns,
                 "maps": map_names(0 if vectors is None else len(vectors)),
+                "technical": self.study.columns,
+                "reserved": sorted(self.labels.labelling.reserved),
+                "readonly": self.labels.labelling.read_only,
             }
         )
 
@@ -249,7 +228,7 @@ class Viewer:
         Returns:
             JSON of `slide_words`.
         """
-        return _json(slide_words(self.cohort, self._slide(request)))
+        return as_json(slide_words(self.cohort, self._slide(request)))
 
     async def facts(self, request: Request) -> Response:
         """Size, resolution and overlays of a slide.
@@ -280,7 +259,7 @@ class Viewer:
         except (HTTPException, SlideError) as error:
             if getattr(error, "status_code", 404) != 404:  # a SlideError has no status
                 raise
-            return Response(status_code=204, headers=_NOT)  # a missing picture is no error in a list of slides
+            return Response(status_code=204, headers=NOT_KEPT)  # a missing picture is no error in a list of slides
 
     async def tile(self, request: Request) -> Response:
         """A tile of a slide.
@@ -342,7 +321,7 @@ class Viewer:
             gone = threading.Event()
             work = asyncio.ensure_future(self._in_turn(pool, slide, functools.partial(make, gone)))
             try:
-                answer = await _unless_gone(request, work)
+                answer = await unless_gone(request, work)
             except asyncio.CancelledError:
                 if not self.closing:
                     raise
@@ -368,33 +347,3 @@ class Viewer:
             return nullcontext()
         turns = self._turns.setdefault(asyncio.get_running_loop(), {})
         return turns.setdefault(slide, asyncio.Semaphore(max(1, self.threads - 1)))
-
-
-async def _unless_gone(request: Request, work: asyncio.Future[bytes | None]) -> bytes | None:
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    watch = asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() and not work.cancelled() else None
-    finally:
-        watch.cancel()
-        work.cancel()
-
-
-def _json(content: Any) -> Response:
-    # File names that are not Unicode contain surrogates, which UTF-8 cannot encode; ASCII escapes can hold them.
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False)
-    return Response(text.encode(), media_type="application/json", headers=_NOT)
-
-
-async def _conflict(_: Request, error: Exception) -> Response:
-    response = _json({"error": str(error)})
-    response.status_code = 409
-    return response
-
-
-async def _absent(_: Request, error: Exception) -> Response:
-    raise HTTPException(404, str(error)) from error

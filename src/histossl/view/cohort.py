@@ -45,6 +45,11 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def slide_of(self) -> dict[int, int]:
+        """Row of a vector -> its slide."""
+        return {row: slide for slide, row in self.row_of.items()}
+
     def place(self, slide: int) -> SlideRef:
         """What is needed to open a slide.
 
@@ -82,7 +87,7 @@ class Cohort:
             return []
         from histossl.evaluate.search import nearest
 
-        slide_of = {row: k for k, row in self.row_of.items()}
+        slide_of = self.slide_of
         hits = nearest(self.vectors, self.patients, self.row_of[slide], _NEAREST)
         return [
             {

@@ -17,6 +17,7 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "content-security-policy": _POLICY,
     "x-frame-options": "DENY",
@@ -89,7 +90,7 @@ def known_host(header: str, host: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         return False
-    return address.is_loopback or host not in ("127.0.0.1", "localhost", "::1")
+    return address.is_loopback or host not in LOOPBACK
 
 
 def _with_headers(send: Send) -> Send:

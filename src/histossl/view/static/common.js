@@ -1,7 +1,8 @@
 // Shared by both pages: requests, elements, colours.
 
-export async function fetched(address, kind = "json", signal) {
-  const answer = await fetch(address, { signal });
+// With a body it is a POST of JSON.
+export async function fetched(address, kind = "json", signal, body) {
+  const answer = await fetch(address, body === undefined ? { signal } : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
   if (!answer.ok) {
     const text = await answer.text();
     let told = text;
@@ -78,6 +79,12 @@ export function listed(slide, name, base, small, bad, number) {
     element("img", { src: `${base}slides/${slide}/thumbnail.jpg`, alt: "", loading: "lazy", onerror: (e) => { e.target.style.visibility = "hidden"; } }),
     element("b", {}, name, small ? element("small", { class: bad ? "bad" : null }, small) : null),
     number === undefined ? null : element("span", { class: "number" }, number)));
+}
+
+export function saved(blob, name) {
+  const link = element("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
 export const dark = matchMedia("(prefers-color-scheme: dark)");

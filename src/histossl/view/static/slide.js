@@ -1,6 +1,6 @@
 // One slide at all magnifications, its overlays, and the slides most similar to it.
 import { Coming } from "./coming.js";
-import { byId, element, fetched, listed, once, sharp } from "./common.js";
+import { byId, element, fetched, listed, once, saved, sharp } from "./common.js";
 import { Heat, Nuclei, Tiles, Tissue } from "./layers.js";
 
 const slide = Number(location.pathname.split("/").pop());
@@ -8,8 +8,8 @@ const base = `${slide}`;
 const canvas = element("canvas", { id: "overlay", "aria-hidden": "true" });
 const LAYERS = { tissue: ["Tissue", Tissue], tiles: ["Tiles", Tiles], heat: ["Heatmap of", Heat], nuclei: ["Nuclei", Nuclei] };
 const ORDER = ["heat", "tiles", "nuclei", "tissue"];
-const shown = new Map(), coming = new Coming();
-let viewer, facts;
+const shown = new Map(), coming = new Coming(), wanted = new URLSearchParams(location.hash.slice(1));
+let viewer, facts, due = 0;
 
 const draw = once(drawNow);
 
@@ -17,6 +17,7 @@ async function start() {
   const words = await fetched(`${base}/words.json`);
   document.title = `${words.name} – histossl`;
   byId("title").textContent = words.name;
+  byId("title").className = "";
   byId("previous").href = String(words.previous);
   byId("next").href = String(words.next);
   tell(words);
@@ -65,13 +66,54 @@ function open() {
     document.documentElement.dataset.ready = "slide";
     document.documentElement.dataset.milliseconds = Math.round(performance.now());
   });
-  viewer.addHandler("tile-load-failed", (event) => { if (event.message && !/abort/i.test(event.message)) byId("said").textContent = "A part of the slide cannot be read: the file is damaged there."; });
+  viewer.addHandler("tile-load-failed", (event) => { document.documentElement.dataset.ready ??= "slide"; if (event.message && !/abort/i.test(event.message)) byId("said").textContent = "A part of the slide cannot be read: the file is damaged there."; });
   viewer.addHandler("update-viewport", () => coming.look(viewer));
+  viewer.addOnceHandler("open", there);
+  viewer.addHandler("animation-finish", remember);
   for (const name of ["update-viewport", "open", "resize"]) viewer.addHandler(name, draw);
   byId("in").onclick = () => viewer.viewport.zoomBy(1.6).applyConstraints();
   byId("out").onclick = () => viewer.viewport.zoomBy(1 / 1.6).applyConstraints();
   byId("home").onclick = () => viewer.viewport.goHome();
+  byId("picture").onclick = picture;
   byId("full").onclick = () => (document.fullscreenElement ? document.exitFullscreen() : byId("stage").requestFullscreen?.());
+}
+
+// ---- the address follows what is shown, and the picture of it
+
+function there() {
+  const [x, y, scale] = (wanted.get("at") ?? "").split(",").map(Number), port = viewer.viewport;
+  if (![x, y, scale].every(Number.isFinite) || !(scale > 0)) return;
+  port.zoomTo(port.imageToViewportZoom(scale), null, true);
+  port.panTo(port.imageToViewportCoordinates(x, y), true);
+  port.applyConstraints(true);
+}
+
+function remember() {
+  clearTimeout(due);
+  due = setTimeout(() => {
+    const port = viewer.viewport, told = new URLSearchParams(), middle = port.viewportToImageCoordinates(port.getCenter());
+    if (Math.abs(port.getZoom() / port.getHomeZoom() - 1) > 0.01) told.set("at", [Math.round(middle.x), Math.round(middle.y), port.viewportToImageZoom(port.getZoom()).toPrecision(4)].join(","));
+    if (shown.size) told.set("show", [...shown.keys()].join(","));
+    const heat = document.querySelector("#overlays select");
+    if (shown.has("heat")) told.set("class", heat.selectedOptions[0].textContent);
+    history.replaceState(null, "", `#${told}`);
+  }, 250);
+}
+
+function picture() {
+  const box = canvas.getBoundingClientRect(), ratio = devicePixelRatio || 1, bar = byId("scale").children[0].getBoundingClientRect().width;
+  const sheet = element("canvas", { width: box.width * ratio, height: (box.height + 36) * ratio }), context = sheet.getContext("2d");
+  context.scale(ratio, ratio);
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, box.width, box.height + 36);
+  context.drawImage(viewer.drawer.canvas, 0, 0, box.width, box.height);
+  context.drawImage(canvas, 0, 0, box.width, box.height);
+  context.fillStyle = "#1d1b24";
+  context.fillRect(12, box.height + 24, bar, 3);
+  context.font = "13px system-ui, sans-serif";
+  context.fillText(byId("scale").children[1].textContent, 12, box.height + 18);
+  context.fillText(byId("title").textContent, bar + 40, box.height + 22, box.width - bar - 52);
+  sheet.toBlob((blob) => saved(blob, `${byId("title").textContent}.png`));
 }
 
 // ---- overlays
@@ -88,18 +130,21 @@ function offer() {
     box.addEventListener("change", () => toggle(name, box.checked, make));
     choice?.addEventListener("change", () => { box.checked = true; shown.delete(name); toggle(name, true, make); });
     byId("overlays").append(element("label", {}, box, sample, element("span", {}, said), choice));
+    if (choice && there.includes(wanted.get("class"))) choice.value = there.indexOf(wanted.get("class"));
+    if ((wanted.get("show") ?? "").split(",").includes(name)) box.click();
   }
   byId("strength").addEventListener("input", draw);
 }
 
 async function toggle(name, on, make) {
-  if (!on) { shown.delete(name); byId("said").textContent = ""; draw(); return; }
+  if (!on) { shown.delete(name); byId("said").textContent = ""; remember(); draw(); return; }
   const layer = make();
   shown.set(name, { layer, ready: false });
   byId("said").textContent = "…";
   try {
     byId("said").textContent = await layer.load(base);
     if (shown.get(name)?.layer === layer) shown.get(name).ready = true;
+    remember();
   } catch (error) {
     shown.delete(name);
     byId(`show-${name}`).checked = false;
@@ -151,7 +196,7 @@ function tell(words) {
       element("tbody", {}, ...rows.map((one, k) => {
         const share = one.shares[one.predicted], bar = element("span", { class: "bar" });
         bar.style.width = `${100 * (share ?? 0)}%`;
-        return element("tr", { class: k ? null : "first" }, element("td", {}, one.embedding),
+        return element("tr", { class: k ? null : "first" }, element("td", {}, one.embedding.replace("giga-ssl", "this method")),
           element("td", { class: one.predicted === one.truth ? null : "bad" }, one.predicted, one.predicted === one.truth ? "" : " ✗"),
           share === undefined ? element("td", {}) : element("td", {}, share.toFixed(2), bar));
       }))));
