@@ -39,7 +39,7 @@ def optical_density(intensity: NDArray[np.float32], glass: NDArray[np.float32]) 
     return np.log10(glass / np.clip(intensity, _DARK, glass))
 
 
-def extremes(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def extremes(values: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The least and the most of three channels; numpy's reduction along so short an axis takes ten times as long.
 
     Args:
