@@ -23,7 +23,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
-from histossl.evaluate.site_effects import remedied_source
+from histossl.evaluate.site_remedies import remedied
 from histossl.evaluate.sources import Source
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
@@ -63,14 +63,14 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         vectors |= _pooled(source, pooled)
     source = replace(source, vectors=vectors)
     labels = replace(labels, sites={**source.sites, **labels.sites})
-    source = remedied_source(source, labels.sites, settings.site_remedy)
     members = {name: [name] for name in source.ids}
     if settings.unit == "patient":
         source, labels, members = by_patient(source, labels, settings.combine)
     rivals: dict[str, Rival] = {}
     if "knn" in wanted:
         first = next(iter(source.vectors))
-        rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first])
+        sites = np.array([labels.sites.get(name, "") for name in source.ids])
+        rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first], sites, settings.site_remedy)
     rivals |= _trained(source, [name for name in wanted if name in TRAINED], members, keep)
     found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen)
     return found if settings.unit == "slide" else _counted(found, members)
@@ -169,11 +169,13 @@ def _stamp(file: Path) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
-def neighbours(values: NDArray) -> Rival:
+def neighbours(values: NDArray, sites: NDArray | None = None, remedy: str = "none") -> Rival:
     """Nearest neighbours: classes by their vote, numbers by their mean.
 
     Args:
         values: (N, d), one row per slide.
+        sites: (N,) the site of each slide, for the remedy.
+        remedy: as of `remedied`, fitted on all slides but those that are tested.
 
     Returns:
         A method of the probe.
@@ -182,8 +184,9 @@ def neighbours(values: NDArray) -> Rival:
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         if truth.ndim == 2:
             raise SettingsError("probe.rivals: knn predicts classes and numbers, not survival", "leave knn out")
-        scaler = StandardScaler().fit(values[train])
-        x, x_test = scaler.transform(values[train]), scaler.transform(values[test])
+        rows = values if sites is None else remedied(values, sites, remedy, np.delete(np.arange(len(values)), test))
+        scaler = StandardScaler().fit(rows[train])
+        x, x_test = scaler.transform(rows[train]), scaler.transform(rows[test])
         how = {"n_neighbors": min(NEIGHBOURS, len(train)), "weights": "distance", "metric": "cosine"}
         if truth.dtype.kind == "f":
             return KNeighborsRegressor(**how).fit(x, truth).predict(x_test)[:, None]
