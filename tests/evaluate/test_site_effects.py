@@ -106,7 +106,7 @@ def test_a_remedy_is_fitted_on_what_trains_alone():
 
 def test_the_probe_takes_the_site_out_fold_by_fold():
     """Where the class differs between sites by its share, a probe that knows the site beats one that does not."""
-    source, labels, sites, classes = cohort(np.random.default_rng(4))
+    source, labels, sites, _ = cohort(np.random.default_rng(4))
     of_site = np.array(["a", "b"])[
         (np.random.default_rng(0).random(180) < np.array([0.2, 0.5, 0.8])[sites]).astype(int)
     ]

@@ -65,15 +65,16 @@ def predict(
     return 1 if failed or source.passed else 0
 
 
-def export(study: Path, out: Path, *, what: str) -> int:
+def export(study: Path, out: Path, *, what: str, onnx: bool = False) -> int:
     """A model of a study as a folder for others: weights, settings and a model card, README.md.
 
     Args:
         study: the study; of nuclei the folder that `histossl nuclei train` wrote.
         out: the new folder.
         what: slide-encoder, tile-encoder, nuclei, or probe, with which go the encoders that made its vectors.
+        onnx: also write model.onnx, of tile-encoder and nuclei, and check that it gives the same.
     """
-    export_model(study, what, out)
+    export_model(study, what, out, onnx)
     say(f"done: {out}; {USES[what].replace('FOLDER', str(out))}", "green")
     return 0
 
