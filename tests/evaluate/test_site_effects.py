@@ -60,8 +60,8 @@ def test_means_and_deviations_are_those_of_the_cohort():
             np.testing.assert_allclose(found[sites == s].mean(axis=0), x.mean(axis=0), atol=1e-4)
     deviations = np.stack([remedied(x, sites, "scale")[sites == s].std(axis=0) for s in range(3)])
     np.testing.assert_allclose(deviations, np.broadcast_to(deviations.mean(axis=0), (3, 8)), rtol=0.03)
-    alone = remedied(x[:4], np.arange(4), "scale")
-    assert np.isfinite(alone).all()
+    # A slide alone at its site would be taken out whole with its mean.
+    np.testing.assert_allclose(remedied(x[:4], np.arange(4), "scale"), x[:4], rtol=1e-5)
 
 
 def test_neighbours_by_hand():
@@ -120,6 +120,15 @@ def test_the_probe_takes_the_site_out_fold_by_fold():
     assert (not_any_more < 0.6).all()
     assert (not_any_more > 0.4).all()
     assert "training patients" in describe(replace(settings, site_remedy="scale"))
+
+
+def test_slides_alone_at_their_site_are_told():
+    source, labels, _, _ = cohort(np.random.default_rng(6))
+    many = replace(labels, sites={name: f"h{k // 2}" if k < 170 else f"h{k}" for k, name in enumerate(source.ids)})
+    found = probe_with_rivals(source, many, replace(QUICK, site_remedy="scale"))
+    assert "10 slides are alone at their site and stay as they are" in found.audit[0]
+    with pytest.raises(LabelError, match=r"two sites with 3 patients or more .*: h0 \(2\), "):
+        site_effects(source, many, QUICK)
 
 
 def test_slides_without_a_site_are_named():

@@ -88,6 +88,9 @@ def probe(
         line = audit_line(list(task.slides), task.patients, task.balance(), task.folds, here, task.sites, seen)
         if task.names is not None and task.sites is not None and len(np.unique(task.sites)) > 1:
             line = f"{line}; {confounding(task.names[task.truth], task.sites)}"
+        if task.sites is not None and settings.site_remedy != "none":
+            alone = int((np.unique(task.sites, return_counts=True)[1] == 1).sum())
+            line += f"; {alone} slides are alone at their site and stay as they are" if alone else ""
         audit.append(f"{target}: {line}{note}")
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")

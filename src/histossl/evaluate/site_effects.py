@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from histossl.core.errors import LabelError
+from histossl.core.names import listed
 from histossl.evaluate.audit import confounding
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import probe
@@ -72,7 +73,11 @@ def _site_auroc(
     enough = [name for name in names if len(np.unique(patients[sites == name])) >= settings.folds]
     kept = np.flatnonzero(np.isin(sites, enough))
     if len(enough) < 2:
-        what = f"{len(enough)} sites have {settings.folds} patients or more"
+        count = {name: len(np.unique(patients[sites == name])) for name in names}
+        told = listed(
+            (f"{name} ({count[name]})" for name in sorted(count, key=lambda name: -count[name])), 3, quote=False
+        )
+        what = f"two sites with {settings.folds} patients or more are needed; the sites and their patients: {told}"
         raise LabelError(what, "fewer --probe.folds, or more patients a site")
     ids = [slides[k] for k in kept]
     table = pd.DataFrame({"patient_id": patients[kept], "site": sites[kept]}, index=pd.Index(ids))

@@ -21,7 +21,8 @@ def remedied(values: NDArray, sites: NDArray, how: str, train: NDArray | None = 
         how: none; centre: every site gets the mean of the cohort; scale: and its deviations, as ComBat does, a site's
             variance being averaged with that of the cohort within sites, as if that were 10 slides more.
         train: the rows that means and deviations are of; None takes all. A site without such a row, a new one, is
-            brought to the cohort by its own slides.
+            brought to the cohort by its own slides. Slides of a site that this leaves one slide of stay as they are:
+            its mean would be that slide.
 
     Returns:
         (N, d) float32.
@@ -34,10 +35,12 @@ def remedied(values: NDArray, sites: NDArray, how: str, train: NDArray | None = 
     names, site = np.unique(sites, return_inverse=True)
     by = [np.flatnonzero(fitted & (site == k)) for k in range(len(names))]
     by = [rows if len(rows) else np.flatnonzero(site == k) for k, rows in enumerate(by)]
-    rest = x - np.stack([x[rows].mean(axis=0) for rows in by])[site]
+    middle, counts = x[fitted].mean(axis=0), np.array([[len(rows)] for rows in by])
+    rest = x - np.stack([x[rows].mean(axis=0) if len(rows) > 1 else middle for rows in by])[site]
     if how == "scale":
-        within, counts = (rest[fitted] ** 2).mean(axis=0), np.array([[len(rows)] for rows in by])
+        moved = fitted & (counts[site, 0] > 1)
+        within = (rest[moved] ** 2).mean(axis=0) if moved.any() else 0 * middle
         own = np.stack([(rest[rows] ** 2).sum(axis=0) for rows in by])
-        shrunk = (own + SHRINK * within) / (counts + SHRINK)
+        shrunk = np.where(counts > 1, (own + SHRINK * within) / (counts + SHRINK), within)
         rest *= np.sqrt(np.divide(within, shrunk, out=np.ones_like(shrunk), where=shrunk > 0))[site]
-    return (rest + x[fitted].mean(axis=0)).astype(np.float32)
+    return (rest + middle).astype(np.float32)

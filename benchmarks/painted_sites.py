@@ -1,0 +1,102 @@
+"""Sites and survival on a painted cohort: what remedies do where the truth is known, and Cox against the true hazard.
+
+    histossl synth COHORT --slides 360 --seed 20 --sites
+    histossl run COHORT/slides --out STUDY --tile.px 64 --tile.mpp 1.0 --encode.views 0 --pretrain.epochs 12
+    python benchmarks/painted_sites.py COHORT STUDY
+
+Three laboratories stain and scan the painted slides, independently of the labels. The confounded cohort is chosen from
+it: of laboratories 1 and 2 the patients of one class, and so few of the other that they are a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from lifelines.utils import concordance_index
+
+from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.rivals import probe_with_rivals
+from histossl.evaluate.settings import ProbeSettings
+from histossl.evaluate.site_effects import site_effects
+from histossl.evaluate.sources import Source, read_source
+from histossl.evaluate.survival_score import concordance
+from histossl.evaluate.targets import make_task
+from histossl.wsi.synth.recipe import HAZARDS
+
+SETTINGS = ProbeSettings(shots=(), bootstraps=1000)
+
+
+def confounded(labels: Labels, target: str, rng: np.random.Generator) -> Labels:
+    """Labels of laboratories 1 and 2 alone, a class of which each has few of."""
+    table = labels.table
+    people = table.assign(site=[labels.sites[name] for name in table.index]).drop_duplicates("patient_id")
+    first, second = sorted(people[target].unique())
+    kept = []
+    for site, common in (("laboratory 1", first), ("laboratory 2", second)):
+        here = people[people["site"] == site]
+        rare = here.loc[here[target] != common, "patient_id"].to_numpy()
+        most = here.loc[here[target] == common, "patient_id"].to_numpy()
+        kept += [*most, *rng.permutation(rare)[: max(2, round(len(most) / 9))]]
+    return replace(labels, table=table[table["patient_id"].isin(kept)], targets=(target,), chosen=True)
+
+
+def only(source: Source, names: list[str]) -> Source:
+    rows = [source.ids.index(name) for name in names]
+    return replace(source, ids=tuple(names), vectors={k: v[rows] for k, v in source.vectors.items()})
+
+
+def sites(source: Source, labels: Labels) -> None:
+    shown = ["target", "remedy", "site_auroc", "purity", "expected_purity", "robustness"]
+    shown += ["auroc", "low", "high", "auroc_new_sites"]
+    found, said = site_effects(source, labels, SETTINGS)
+    print(*said, sep="\n")
+    print(found[shown].round(3).to_string(index=False), flush=True)
+
+
+def survival(cohort: Path, source: Source, factors: pd.DataFrame, unit: str) -> None:
+    """Harrell's C of the probe and of the true hazard, on the same pairs: within the same folds."""
+    settings = replace(SETTINGS, unit=unit, parts=("all",))
+    labels = read_labels(cohort / "survival.csv", source.ids, (), source.patients)
+    result = probe_with_rivals(source, labels, settings)
+    columns = ["embedding", "c_index", "low", "high", "uno_c", "ibs"]
+    print(result.survival[columns].round(4).to_string(index=False))
+    task = make_task(labels.targets[0], source.ids, labels, replace(settings, unit="slide"))
+    if unit == "patient":
+        first = np.unique(task.patients, return_index=True)[1]
+        people = Labels(labels.table.loc[task.slides[first]].set_index("patient_id", drop=False), labels.targets,
+                        outcomes=labels.outcomes)  # fmt: skip
+        task = make_task(labels.targets[0], sorted(people.table.index), people, settings)
+        factors = factors.drop_duplicates("patient_id").set_index("patient_id")
+    told = factors.loc[list(task.slides)]
+    hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
+    patient = np.unique(task.patients, return_inverse=True)[1]
+    weights = np.ones((1, patient.max() + 1))
+    c = [concordance(hazard, task.truth, fold, patient, weights, task.truth[:, 1])[0] for fold in task.folds]
+    whole = concordance_index(task.truth[:, 0], -hazard, task.truth[:, 1])
+    print(f"unit {unit}: C-index of the true hazard {np.mean(c):.4f} within folds, {whole:.4f} over all", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cohort", type=Path)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    source = read_source(args.study)
+    name, values = next(iter(source.vectors.items()))
+    labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
+    factors = labels.table
+    for unit in ("slide", "patient"):
+        survival(args.cohort, source, factors, unit)
+    alone = replace(source, vectors={name: values})
+    sites(alone, labels)
+    torn = confounded(labels, "composition", np.random.default_rng(args.seed))
+    sites(only(alone, [name for name in alone.ids if name in torn.table.index]), torn)
+
+
+if __name__ == "__main__":
+    main()
