@@ -161,11 +161,9 @@ def fit(
     run = Run(logs, fingerprint, about or {}, task, adam)
     step = run.resume()
     model, opt = fabric.setup(task, adam)
+    log = Log(logs, step, writes=fabric.is_global_zero)
     model.train()
-    with (
-        Log(logs, step, writes=fabric.is_global_zero) as log,
-        progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar,
-    ):
+    with log, progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
         for batch in _batches_ahead(batch_of, run, schedule, fabric.device.type == "cuda"):
             for group in opt.param_groups:
                 group["lr"] = rate_at(step, schedule, run.ending)
