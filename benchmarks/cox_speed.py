@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patients", type=int, default=10_000)
     parser.add_argument("--features", type=int, default=1280)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lifelines", type=int, nargs=2, default=(2000, 160), help="patients and features of one fit")
     args = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
     outcomes = [f"{time!r}{'' if event else '+'}" for time, event in truth.tolist()]
     table = pd.DataFrame({"patient_id": ids, "os": outcomes}, index=pd.Index(ids))
     labels = Labels(table, ("os",), outcomes={"os": "months"})
-    settings = ProbeSettings(shots=(), seed=args.seed)
+    settings = ProbeSettings(shots=(), seed=args.seed, repeats=args.repeats)
     start, cpu = time.perf_counter(), time.process_time()
     result = probe({"v": x.astype(np.float32)}, ids, labels, settings)
     took, used = time.perf_counter() - start, time.process_time() - cpu

@@ -205,8 +205,8 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
 def unlearned_numbers(source: Source) -> NDArray[np.bool_]:
     """The numbers of the first vectors that no slide encoder learned on the known slides: the mean of the tiles.
 
-    What was learned on the known slides spreads them more than new ones of the same kind, which then look as if
-    nothing were unlike them.
+    By what was learned on the known slides, prototypes above all, they lie wider apart than new slides of the same
+    kind, which then look as if nothing were unlike them.
 
     Args:
         source: of the vectors.
