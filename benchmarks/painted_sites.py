@@ -27,8 +27,6 @@ from histossl.evaluate.survival_score import concordance
 from histossl.evaluate.targets import make_task
 from histossl.wsi.synth.recipe import HAZARDS
 
-SETTINGS = ProbeSettings(shots=(), bootstraps=1000)
-
 
 def confounded(labels: Labels, target: str, rng: np.random.Generator) -> Labels:
     """Labels of laboratories 1 and 2 alone, a class of which each has few of."""
@@ -49,23 +47,22 @@ def only(source: Source, names: list[str]) -> Source:
     return replace(source, ids=tuple(names), vectors={k: v[rows] for k, v in source.vectors.items()})
 
 
-def sites(source: Source, labels: Labels) -> None:
+def sites(source: Source, labels: Labels, settings: ProbeSettings) -> None:
     shown = ["target", "remedy", "site_auroc", "purity", "expected_purity", "robustness"]
     shown += ["auroc", "low", "high", "auroc_new_sites"]
-    found, said = site_effects(source, labels, SETTINGS)
+    found, said = site_effects(source, labels, settings)
     print(*said, sep="\n")
     print(found[shown].round(3).to_string(index=False), flush=True)
 
 
-def survival(cohort: Path, source: Source, factors: pd.DataFrame, unit: str) -> None:
+def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: ProbeSettings) -> None:
     """Harrell's C of the probe and of the true hazard, on the same pairs: within the same folds."""
-    settings = replace(SETTINGS, unit=unit, parts=("all",))
     labels = read_labels(cohort / "survival.csv", source.ids, (), source.patients)
     result = probe_with_rivals(source, labels, settings)
     columns = ["embedding", "c_index", "low", "high", "uno_c", "ibs"]
     print(result.survival[columns].round(4).to_string(index=False))
     task = make_task(labels.targets[0], source.ids, labels, replace(settings, unit="slide"))
-    if unit == "patient":
+    if settings.unit == "patient":
         first = np.unique(task.patients, return_index=True)[1]
         people = Labels(labels.table.loc[task.slides[first]].set_index("patient_id", drop=False), labels.targets,
                         outcomes=labels.outcomes)  # fmt: skip
@@ -77,7 +74,10 @@ def survival(cohort: Path, source: Source, factors: pd.DataFrame, unit: str) -> 
     weights = np.ones((1, patient.max() + 1))
     c = [concordance(hazard, task.truth, fold, patient, weights, task.truth[:, 1])[0] for fold in task.folds]
     whole = concordance_index(task.truth[:, 0], -hazard, task.truth[:, 1])
-    print(f"unit {unit}: C-index of the true hazard {np.mean(c):.4f} within folds, {whole:.4f} over all", flush=True)
+    print(
+        f"unit {settings.unit}: C-index of the true hazard {np.mean(c):.4f} within folds, {whole:.4f} over all",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -85,17 +85,21 @@ def main() -> None:
     parser.add_argument("cohort", type=Path)
     parser.add_argument("study", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bootstraps", type=int, default=1000)
+    parser.add_argument("--targets", nargs="*", default=["composition", "lesion", "arrangement"])
     args = parser.parse_args()
+    settings = ProbeSettings(shots=(), repeats=args.repeats, bootstraps=args.bootstraps, seed=args.seed)
     source = read_source(args.study)
     name, values = next(iter(source.vectors.items()))
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
-    for unit in ("slide", "patient"):
-        survival(args.cohort, source, factors, unit)
+    for unit in ("patient", "slide"):
+        survival(args.cohort, source, factors, replace(settings, unit=unit, parts=("all",)))
     alone = replace(source, vectors={name: values})
-    sites(alone, labels)
+    sites(alone, replace(labels, targets=tuple(args.targets)), settings)
     torn = confounded(labels, "composition", np.random.default_rng(args.seed))
-    sites(only(alone, [name for name in alone.ids if name in torn.table.index]), torn)
+    sites(only(alone, [name for name in alone.ids if name in torn.table.index]), torn, settings)
 
 
 if __name__ == "__main__":
