@@ -19,11 +19,14 @@ import pandas as pd
 from lifelines.utils import concordance_index
 
 from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.patients import combine, patients_of
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.site_effects import site_effects
 from histossl.evaluate.sources import Source, read_source
-from histossl.evaluate.survival_score import concordance
+from histossl.evaluate.splits import grouped_folds
+from histossl.evaluate.survival import fit_survival
+from histossl.evaluate.survival_score import concordance, times_of
 from histossl.evaluate.targets import make_task
 from histossl.wsi.synth.recipe import HAZARDS
 
@@ -80,12 +83,39 @@ def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: Prob
     )
 
 
+def many_labels(source: Source, factors: pd.DataFrame, draws: int, seed: int) -> None:
+    """The same with each patient's outcome drawn many times from its hazard: what vectors hold, however few people."""
+    people = patients_of(source)
+    names, groups = np.unique(people, return_inverse=True)
+    told = factors.drop_duplicates("patient_id").set_index("patient_id").loc[names]
+    hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
+    rng = np.random.default_rng([seed, 3])
+    rows = np.repeat(np.arange(len(names)), draws)
+    event, contact = rng.exponential(60 / np.exp(hazard[rows])), rng.uniform(6, 120, len(rows))
+    truth = np.column_stack([np.maximum(np.minimum(event, contact), 0.1), event <= contact])
+    strata = np.unique(told[list(HAZARDS)].to_numpy(str), axis=0, return_inverse=True)[1]
+    folds = grouped_folds(strata, names, 5, 1, seed)[0]
+    ones, times = np.ones((1, len(names))), times_of(truth, ())
+    for name, values in source.vectors.items():
+        x, found = combine(values, groups).astype(np.float64), []
+        for fold in range(5):
+            train, test = np.flatnonzero(folds[rows] != fold), np.flatnonzero(folds[rows] == fold)
+            about = truth[train], rows[train], x[rows[test]], ProbeSettings(seed=seed), times
+            risk = fit_survival(x[rows[train]], *about)[0][:, 0]
+            same = truth[test], folds[rows[test]], rows[test], ones, truth[test, 1]
+            found.append([concordance(values, *same)[0] for values in (risk, hazard[rows[test]])])
+        c, true = np.mean(found, axis=0)
+        told_of = f"{draws} outcomes of each of {len(names)} patients"
+        print(f"{told_of}: C-index {c:.4f} of {name}, {true:.4f} of the true hazard", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cohort", type=Path)
     parser.add_argument("study", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=30)
     parser.add_argument("--bootstraps", type=int, default=1000)
     parser.add_argument("--targets", nargs="*", default=["composition", "lesion", "arrangement"])
     args = parser.parse_args()
@@ -94,6 +124,7 @@ def main() -> None:
     name, values = next(iter(source.vectors.items()))
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
+    many_labels(source, factors, args.draws, args.seed)
     for unit in ("patient", "slide"):
         survival(args.cohort, source, factors, replace(settings, unit=unit, parts=("all",)))
     alone = replace(source, vectors={name: values})
