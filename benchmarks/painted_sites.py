@@ -96,11 +96,13 @@ def many_labels(source: Source, factors: pd.DataFrame, draws: int, seed: int) ->
     strata = np.unique(told[list(HAZARDS)].to_numpy(str), axis=0, return_inverse=True)[1]
     folds = grouped_folds(strata, names, 5, 1, seed)[0]
     ones, times = np.ones((1, len(names))), times_of(truth, ())
+    # So many rows of a patient weigh so much more than the penalty.
+    settings = ProbeSettings(seed=seed, alphas=tuple(draws * alpha for alpha in ProbeSettings().alphas))
     for name, values in source.vectors.items():
         x, found = combine(values, groups).astype(np.float64), []
         for fold in range(5):
             train, test = np.flatnonzero(folds[rows] != fold), np.flatnonzero(folds[rows] == fold)
-            about = truth[train], rows[train], x[rows[test]], ProbeSettings(seed=seed), times
+            about = truth[train], rows[train], x[rows[test]], settings, times
             risk = fit_survival(x[rows[train]], *about)[0][:, 0]
             same = truth[test], folds[rows[test]], rows[test], ones, truth[test, 1]
             found.append([concordance(values, *same)[0] for values in (risk, hazard[rows[test]])])
