@@ -85,6 +85,8 @@ class Loggers:
 class _MLflow:
     """A run of MLflow: at MLFLOW_TRACKING_URI, else in mlflow.db beside the log."""
 
+    errors: tuple[type[Exception], ...]
+
     def __init__(self, folder: Path, run: str) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric
@@ -119,6 +121,8 @@ class _MLflow:
 
 class _Wandb:
     """A run of Weights & Biases: offline unless WANDB_MODE says otherwise, in the folder `wandb` beside the log."""
+
+    errors: tuple[type[Exception], ...]
 
     def __init__(self, folder: Path, run: str) -> None:
         import wandb
