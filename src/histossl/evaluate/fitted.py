@@ -197,7 +197,8 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
         raise failed[0]
     patients = patients_of(source, labels)
     unlearned = unlearned_numbers(source)
-    strange = strangeness(nearest_patients(*[vectors[:, unlearned]] * 2, patients, patients)[1])
+    looked_at = vectors[:, unlearned]
+    strange = strangeness(nearest_patients(looked_at, looked_at, patients, patients)[1])
     about = tuple(targets), settings, source.stages
     return FittedProbe(name, source.ids, patients, vectors, strange, unlearned, *about)
 
