@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -172,6 +173,25 @@ def test_strange_vectors_are_told_and_ordinary_ones_are_not(probe):
     usual = predict_vectors(probe, ids, x).table
     assert np.allclose(strange["unlike"], 1 / 61)
     assert usual["unlike"].mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_what_was_learned_on_the_known_slides_says_nothing_of_strangeness(tmp_path):
+    """A learned part lies wider on the known slides; by the mean of the tiles, new slides are as strange as known ones."""
+    whole, by_mean = [], []
+    for draw in range(8):
+        rng = np.random.default_rng(draw)
+        source, labels = cohort(rng, 40)
+        stage = 3 * rng.normal(size=(len(source.ids), 12)).astype(np.float32)
+        vectors = {"v": np.hstack([stage, source.vectors["v"]])}
+        ids, x, _, _ = drawn(rng, 30, first=1000)
+        new = np.hstack([rng.normal(size=(len(x), 12)).astype(np.float32), x])
+        for parts, found in (((), whole), (("stage",) * 12 + ("mean",) * 6, by_mean)):
+            probe = fit_probe(replace(source, vectors=vectors, parts=parts), labels, SETTINGS)
+            probe.save(tmp_path / "probe")
+            found.append(predict_vectors(load_probe(tmp_path / "probe"), ids, new).table["unlike"])
+    assert np.concatenate(whole).mean() > 0.75
+    assert 0.45 < np.concatenate(by_mean).mean() < 0.56
+    assert 0.04 < np.mean(np.concatenate(by_mean) <= 0.1) < 0.16
 
 
 def test_slides_that_the_probe_knows_are_told(probe):

@@ -9,9 +9,11 @@ import pytest
 from histossl.core.errors import LabelError
 from histossl.evaluate.audit import confounding
 from histossl.evaluate.labels import Labels
+from histossl.evaluate.methods import describe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
-from histossl.evaluate.site_effects import neighbourhood, remedied, remedied_source, site_effects
+from histossl.evaluate.site_effects import neighbourhood, site_effects
+from histossl.evaluate.site_remedies import remedied
 from histossl.evaluate.sources import Source
 
 QUICK = ProbeSettings(repeats=1, folds=3, bootstraps=100, shots=())
@@ -38,8 +40,10 @@ def test_the_remedies_take_out_the_site_and_leave_the_label():
     before, centred, scaled = (rows.loc[name] for name in rows.index)
     assert before["site_auroc"] > 0.95
     assert before["purity"] > before["expected_purity"] + 0.3
-    assert scaled["site_auroc"] < 0.55
-    assert centred["site_auroc"] < before["site_auroc"]
+    # Means of the held-out patients, too, would push this far below .5.
+    assert abs(centred["site_auroc"] - 0.5) < 0.03
+    assert abs(scaled["site_auroc"] - 0.5) < 0.03
+    assert abs(scaled["purity"] - scaled["expected_purity"]) < 0.05
     assert scaled["auroc"] > before["auroc"] - 0.02
     assert scaled["robustness"] > before["robustness"] + 0.2
     assert scaled["auroc_new_sites"] > before["auroc_new_sites"] - 0.02
@@ -56,8 +60,8 @@ def test_means_and_deviations_are_those_of_the_cohort():
             np.testing.assert_allclose(found[sites == s].mean(axis=0), x.mean(axis=0), atol=1e-4)
     deviations = np.stack([remedied(x, sites, "scale")[sites == s].std(axis=0) for s in range(3)])
     np.testing.assert_allclose(deviations, np.broadcast_to(deviations.mean(axis=0), (3, 8)), rtol=0.03)
-    alone = remedied(x[:4], np.arange(4), "scale")
-    assert np.isfinite(alone).all()
+    # A slide alone at its site would be taken out whole with its mean.
+    np.testing.assert_allclose(remedied(x[:4], np.arange(4), "scale"), x[:4], rtol=1e-5)
 
 
 def test_neighbours_by_hand():
@@ -66,12 +70,12 @@ def test_neighbours_by_hand():
     centres = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
     place = np.repeat(np.arange(4), 14)
     x = centres[place] + 0.01 * rng.standard_normal((56, 2))
-    sites = place
-    found = neighbourhood(x, np.arange(56) % 2, sites, np.arange(56))
+    sites, folds = place, np.arange(56)[None] % 7
+    found = neighbourhood(x, np.arange(56) % 2, sites, folds)
     assert found["purity"] == 1
     assert found["robustness"] == 0
-    assert 0.15 < found["expected_purity"] < 0.3
-    assert neighbourhood(x, place, np.arange(56) % 2, np.arange(56))["robustness"] == 1
+    assert 0.15 < found["expected_purity"] < 0.35
+    assert neighbourhood(x, place, np.arange(56) % 2, folds)["robustness"] == 1
 
 
 def test_confounding_is_said_in_one_line():
@@ -82,17 +86,55 @@ def test_confounding_is_said_in_one_line():
     assert "class and site go together" in probe_with_rivals(source, labels, QUICK).audit[0]
 
 
-def test_the_remedy_in_the_probe_is_the_same():
+def test_a_remedy_is_fitted_on_what_trains_alone():
+    """What the tested slides are changes nothing for the others, and they are moved by the others' means."""
+    source, _, sites, _ = cohort(np.random.default_rng(4))
+    x, train = source.vectors["v"], np.arange(120)
+    other = x.copy()
+    other[120:] += 100
+    for how in ("centre", "scale"):
+        found, moved = remedied(x, sites, how, train), remedied(other, sites, how, train)
+        np.testing.assert_array_equal(found[train], moved[train])
+        np.testing.assert_allclose(found[train], remedied(x[train], sites[train], how), atol=1e-5)
+    centred = remedied(x, sites, "centre", train)
+    means = np.stack([x[train][sites[train] == s].mean(axis=0) for s in range(3)])
+    np.testing.assert_allclose(centred[120:], x[120:] - means[sites[120:]] + x[train].mean(axis=0), atol=1e-5)
+    # A site that nobody of is known is centred by itself.
+    new = np.where(np.arange(180) < 120, sites, 7)
+    np.testing.assert_allclose(remedied(x, new, "centre", train)[120:].mean(axis=0), x[train].mean(axis=0), atol=1e-5)
+
+
+def test_the_probe_takes_the_site_out_fold_by_fold():
+    """Where the class differs between sites by its share, a probe that knows the site beats one that does not."""
     source, labels, sites, _ = cohort(np.random.default_rng(4))
-    found = probe_with_rivals(source, labels, replace(QUICK, site_remedy="centre"))
-    by_hand = replace(source, vectors={"v": remedied(source.vectors["v"], sites, "centre")})
-    pd.testing.assert_frame_equal(found.table, probe_with_rivals(by_hand, labels, QUICK).table)
+    of_site = np.array(["a", "b"])[
+        (np.random.default_rng(0).random(180) < np.array([0.2, 0.5, 0.8])[sites]).astype(int)
+    ]
+    torn = replace(labels, table=labels.table.assign(grade=of_site))
+    settings = replace(QUICK, rivals=("knn",))
+    knows, not_any_more = (
+        probe_with_rivals(source, torn, replace(settings, site_remedy=how)).table.set_index("embedding")["auroc"]
+        for how in ("none", "scale")
+    )
+    assert (knows > 0.65).all()
+    assert (not_any_more < 0.6).all()
+    assert (not_any_more > 0.4).all()
+    assert "training patients" in describe(replace(settings, site_remedy="scale"))
+
+
+def test_slides_alone_at_their_site_are_told():
+    source, labels, _, _ = cohort(np.random.default_rng(6))
+    many = replace(labels, sites={name: f"h{k // 2}" if k < 170 else f"h{k}" for k, name in enumerate(source.ids)})
+    found = probe_with_rivals(source, many, replace(QUICK, site_remedy="scale"))
+    assert "10 slides are alone at their site and stay as they are" in found.audit[0]
+    with pytest.raises(LabelError, match=r"two sites with 3 patients or more .*: h0 \(2\), "):
+        site_effects(source, many, QUICK)
 
 
 def test_slides_without_a_site_are_named():
     source, labels, _, _ = cohort(np.random.default_rng(5))
     some = {name: site for name, site in labels.sites.items() if name != "s007"}
-    with pytest.raises(LabelError, match="no site is known of 1 slides: 's007'"):
-        remedied_source(source, some, "centre")
+    with pytest.raises(LabelError, match="no site is known of 's007'"):
+        probe_with_rivals(source, replace(labels, sites=some), replace(QUICK, site_remedy="centre"))
     with pytest.raises(LabelError, match="slides without a site"):
         site_effects(source, replace(labels, sites=some), QUICK)

@@ -377,6 +377,11 @@ def test_a_cohort_on_disk(tmp_path):
     assert [p.stem for p in sorted((tmp_path / "a" / "slides").iterdir())] == [r["slide_id"] for r in rows]
     assert [p.stem for p in sorted((tmp_path / "a" / "truth").iterdir())] == [r["slide_id"] for r in rows]
     assert [[CLASSES[f].index(r[f]) for f in FACTORS] for r in rows] == [[getattr(s, f) for f in FACTORS] for s in made]
+    synth(tmp_path / "c", slides=4, width=64, height=64, seed=9, sites=True)
+    with (tmp_path / "c" / "labels.csv").open(encoding="utf-8") as file:
+        at = {r["patient_id"]: int(r["site"].removeprefix("laboratory ")) for r in csv.DictReader(file)}
+    stains = {s.patient: np.random.default_rng([s.patient, 7]).integers(3) for s in made}
+    assert list(at.values()) == [k + 1 for k in stains.values()]
     synth(tmp_path / "b", slides=4, width=600, height=500, seed=9)
     for path in sorted((tmp_path / "b").rglob("*.*")):
         if path.is_file():

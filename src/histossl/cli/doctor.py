@@ -40,6 +40,8 @@ OPTIONAL = {
     "zarr": ("zarr", "nuclei as OME-Zarr", "histossl[nuclei]"),
     "timm": ("timm", "tile encoders timm:NAME", "histossl[timm]"),
     "transformers": ("transformers", "tile encoders hf:NAME", "histossl[transformers]"),
+    "onnxruntime": ("onnxruntime", "models as ONNX", "histossl[onnx]"),
+    "huggingface_hub": ("huggingface_hub", "models hf:OWNER/NAME", "histossl[hub]"),
     "distributed": ("distributed", "Dask and SLURM clusters", "histossl[cluster]"),
 }
 MEMORY, DISK = 4 * 2**30, 2 * 2**30  # below them a run is likely to fail

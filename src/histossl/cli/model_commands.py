@@ -7,6 +7,7 @@ from pathlib import Path
 from histossl.core import answers, atomic, tables
 from histossl.core.console import say
 from histossl.core.errors import StudyError
+from histossl.core.hub import PREFIX, model_folder, push
 from histossl.core.names import listed
 from histossl.evaluate.fitted import FittedProbe, load_probe
 from histossl.evaluate.predict import UNLIKE, Predictions, predict_source
@@ -36,7 +37,7 @@ def predict(
     that was seen, and the nearest known patients. The slides pass the stages of the study, with its encoders.
 
     Args:
-        study: a study after `histossl probe`, or what `histossl export` wrote of its probe.
+        study: a study after `histossl probe`, or what `histossl export` wrote of its probe; or hf:OWNER/NAME.
         slides: a folder of new slides, or one slide; or their vectors: a study, or an .h5ad of the same encoders.
         out: the folder of the results; of slides their study, where an interrupted run goes on.
         coverage: the share of new patients like the known ones whose true class is in the set.
@@ -45,6 +46,7 @@ def predict(
         workers: processes that read slides.
         device: auto, cpu or cuda.
     """
+    study = model_folder(study)
     probe = load_probe(study / "probe" if (study / "probe").is_dir() else study)
     if out.resolve() in (study.resolve(), slides.resolve()):
         raise StudyError(f"{out}: holds other results", "name another folder: --out")
@@ -65,16 +67,22 @@ def predict(
     return 1 if failed or source.passed else 0
 
 
-def export(study: Path, out: Path, *, what: str) -> int:
+def export(study: Path, out: Path, *, what: str, onnx: bool = False, to: str = "") -> int:
     """A model of a study as a folder for others: weights, settings and a model card, README.md.
 
     Args:
         study: the study; of nuclei the folder that `histossl nuclei train` wrote.
         out: the new folder.
         what: slide-encoder, tile-encoder, nuclei, or probe, with which go the encoders that made its vectors.
+        onnx: also write model.onnx, of tile-encoder and nuclei, and check that it gives the same.
+        to: also put it on Hugging Face, as OWNER/NAME: a private repository where there is none of that name.
     """
-    export_model(study, what, out)
-    say(f"done: {out}; {USES[what].replace('FOLDER', str(out))}", "green")
+    export_model(study, what, out, onnx)
+    place = str(out)
+    if to:
+        place = f"{PREFIX}{to.removeprefix(PREFIX)}"
+        say(f"uploaded: {push(out, to)}")
+    say(f"done: {out}; {USES[what].replace('FOLDER', place)}", "green")
     return 0
 
 

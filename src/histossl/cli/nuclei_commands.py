@@ -21,6 +21,7 @@ from histossl.core import atomic, tables
 from histossl.core.config import fingerprint
 from histossl.core.console import console, say
 from histossl.core.errors import LabelError, SettingsError
+from histossl.core.hub import model_folder
 from histossl.core.names import folded
 from histossl.execution.cluster import open_workers
 from histossl.execution.shared_table import SharedTable
@@ -92,7 +93,7 @@ def segment(
         inputs: images, slides, or folders of them.
         out: the folder of what is found; a run that was killed goes on in it.
         model: general (the model that comes with the package), self (learn on the inputs first, then segment them),
-            prior (a threshold, no learning), or a folder that `nuclei train` wrote.
+            prior (a threshold, no learning), a folder that `nuclei train` wrote, or hf:OWNER/NAME.
         adapt: train on from the model on the inputs first, and take the result where it is judged better, without
             labels; else the model stands.
         areas: a folder of the areas that nuclei are looked for in: GeoJSON of QuPath or mask images, named as the
@@ -242,6 +243,7 @@ def _named(model: str, device: str) -> MethodName:
         weights = (GENERAL / "model.safetensors").read_bytes()
         return MethodName(model, device, fingerprint(model, hashlib.sha256(weights).hexdigest()))
     # The real path: however it is spelt, a model segments an input once.
+    model = str(model_folder(model))
     folder = str(Path(model).resolve()) if Path(model).exists() else model
     return MethodName(folder, device, fingerprint(folder, _model_state(model)))
 

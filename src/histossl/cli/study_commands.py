@@ -11,6 +11,7 @@ from histossl.cli.inspect_command import exit_code, say_waiting
 from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.errors import StudyError
+from histossl.core.hub import model_folder
 from histossl.encoders.encode import EncodeSettings
 from histossl.encoders.encode_slides import encode_slides
 from histossl.encoders.pretrain_tiles import TileTrainSettings
@@ -214,8 +215,9 @@ def embed_command(
     Args:
         study: the folder of the study; with --out, folders of features, a file a slide.
         out: the folder of the study to be made from features, with --weights.
-        weights: a slide encoder that was trained elsewhere: the slide-encoder folder of another study, or a checkpoint
-            that Giga-SSL's authors publish; for several folders of features, another study made from as many.
+        weights: a slide encoder that was trained elsewhere: the slide-encoder folder of another study, hf:OWNER/NAME,
+            or a checkpoint that Giga-SSL's authors publish; for several folders of features, another study made from as
+            many.
         stride: level-0 pixels from a tile to the next, where the files of features do not say it.
         mpp: µm per level-0 pixel of all slides, where the files of features do not say it.
         slides: the folder of the slides that the features are of, where they are at hand, for pictures and mpp.
@@ -230,6 +232,7 @@ def embed_command(
         if out is not None:
             failed = _adopt(opened, [FeatureOrigin(folder, stride, mpp, slides) for folder in study])
         if weights is not None:
+            weights = model_folder(weights)
             multi_source.take_encoders(opened, weights) if opened.sources else take_encoder(opened, weights)
         with open_workers(1, timeout, scheduler, slurm) as pool:
             return exit_code(max(failed, _embed(opened, embed, device, slide_executor(pool))))

@@ -153,7 +153,9 @@ def _mean_and_deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def _box_means(maps: Tensor, side: int, step: int) -> Tensor:
     """(B, C, h, w) -> the means of boxes `side` wide, `step` apart; two matrix products are faster than pooling."""
-    rows, columns = (_boxes(n, side, step, maps.device) for n in maps.shape[2:])
+    # While a graph is made, tensors have no values, and none of them may stay in the cache.
+    boxes = _boxes.__wrapped__ if torch.compiler.is_exporting() else _boxes
+    rows, columns = (boxes(n, side, step, maps.device) for n in maps.shape[2:])
     return rows @ maps @ columns.T
 
 
@@ -168,9 +170,10 @@ def _boxes(length: int, side: int, step: int, device: torch.device) -> Tensor:
 def _nearness(patches: Tensor, centres: Tensor) -> Tensor:
     """(B, PARTS, n) patches -> (B, count): by how much each word is nearer than the mean of all, on average."""
     found, lengths = [], (centres * centres).sum(1, keepdim=True)
-    # So few at once that the distances to all words stay in the processor's cache.
-    for part in patches.split(max(1, CACHED // patches.shape[2])):
-        squares = torch.baddbmm((part * part).sum(1, keepdim=True), (-2 * centres).expand(len(part), -1, -1), part)
+    # So few at once that the distances to all words stay in the processor's cache. A graph for ONNX takes all tiles at
+    # once, since it has no number of them.
+    for part in [patches] if torch.compiler.is_exporting() else patches.split(max(1, CACHED // patches.shape[2])):
+        squares = torch.baddbmm((part * part).sum(1, keepdim=True), (-2 * centres).expand(part.shape[0], -1, -1), part)
         far = squares.add_(lengths).clamp_(min=0).sqrt_()
         mean = far.mean(1, keepdim=True)
         found.append(mean.mean(2) - torch.minimum(far, mean).mean(2))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from histossl.core.atomic import whole_folder
 from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.hub import ours
 from histossl.encoders.external import KINDS, hash_of, known_as, load_external, probed_dim
 from histossl.encoders.joint import Joint
 from histossl.encoders.patch_kmeans import PatchKMeans
@@ -91,7 +92,8 @@ def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision
             path of a .safetensors file of ResNet-18 weights (torchvision's, MoCo's or ours), `pickle:FILE` for such
             weights in any other file (.pth, .pt, .tar), or a folder of ours with model.safetensors and config.json. Of
             a ResNet-18, all after `layer3` is cut off: dim = 256; visual words have a dim of six times their count. Or
-            anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_external`.
+            anybody's model: `timm:NAME`, `hf:NAME`, `torchscript:FILE`, see `load_external`; `hf:OWNER/NAME` may also
+            be a folder of ours that lies on Hugging Face.
         seed: of `random`.
         device: auto, cpu or cuda.
         precision: auto, float32 or bfloat16.
@@ -111,6 +113,7 @@ def load_encoder(name: str | Path, seed: int = 0, device: str = "cpu", precision
     where = pick_device(device)
     dtype = pick_dtype(precision, where)
     keep_buffers()
+    name = _found(name)
     kind, _, rest = name.partition(":")
     if kind in KINDS:
         return _external_encoder(kind, rest, where, precision)
@@ -146,9 +149,17 @@ def fourth_stage(name: str) -> dict[str, Tensor]:
     Raises:
         FileFormatError: see `load_encoder`.
     """
+    name = _found(name)
     if name == "random" or name.partition(":")[0] in KINDS:
         return {}
     return {n: v.contiguous() for n, v in state_of(read_weights(name)).items() if n.startswith("layer4.")}
+
+
+def _found(name: str) -> str:
+    """The folder of what `hf:` names, where it is a tile encoder of ours; any other name as it is."""
+    kind, _, rest = name.partition(":")
+    folder = ours(rest) if kind == "hf" else None
+    return name if folder is None else str(folder)
 
 
 def _external_encoder(kind: str, name: str, where: torch.device, precision: str) -> TileEncoder:

@@ -29,6 +29,7 @@ from histossl.evaluate.sources import Source
 from histossl.evaluate.targets import Task, make_task
 
 FORMAT = "histossl probe 1"
+MEAN_PART = "mean"  # as the slide encoder calls it
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -75,6 +76,7 @@ class FittedProbe:
         patients: (N,) text, the patient of each.
         vectors: (N, d) float32.
         strange: (N,) float64, how far each lies from the other patients, see `strangeness`.
+        unlearned: (d,) bool, the numbers that this is measured by, see `unlearned_numbers`.
         targets: what it predicts.
         settings: of the probe.
         stages: settings of the stages that made the vectors; empty where nobody says.
@@ -85,6 +87,7 @@ class FittedProbe:
     patients: NDArray
     vectors: NDArray[np.float32]
     strange: NDArray[np.float64]
+    unlearned: NDArray[np.bool_]
     targets: tuple[FittedTarget, ...]
     settings: ProbeSettings
     stages: Mapping[str, Any]
@@ -95,7 +98,7 @@ class FittedProbe:
         Args:
             folder: of the probe; an existing one is replaced.
         """
-        arrays = {"vectors": self.vectors, "strange": self.strange}
+        arrays = {"vectors": self.vectors, "strange": self.strange, "unlearned": self.unlearned}
         told = []
         for k, one in enumerate(self.targets):
             parts = {"weights": one.score.weights, "intercept": one.score.intercept, "rows": one.rows}
@@ -134,11 +137,13 @@ def load_probe(folder: Path) -> FittedProbe:
         vectors, strange = arrays["vectors"], arrays["strange"]
         if not len(ids) == len(patients) == len(vectors) == len(strange):
             raise ValueError(f"{len(ids)} slides, {len(patients)} patients, {len(vectors)} vectors")
+        unlearned = arrays.get("unlearned", np.ones(vectors.shape[1], bool))  # of probes of before, all numbers
+        if unlearned.shape != vectors.shape[1:] or unlearned.dtype != bool:
+            raise ValueError(f"unlearned {unlearned.shape} {unlearned.dtype} of vectors {vectors.shape}")
         targets = tuple(_target(about, k, arrays) for k, about in enumerate(config["targets"]))
         settings = from_dict(ProbeSettings, config["settings"])
-        return FittedProbe(
-            str(config["embedding"]), ids, patients, vectors, strange, targets, settings, config["stages"]
-        )
+        about = targets, settings, config["stages"]
+        return FittedProbe(str(config["embedding"]), ids, patients, vectors, strange, unlearned, *about)
 
 
 def _arrays(path: Path) -> dict[str, NDArray]:
@@ -191,8 +196,28 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
     if not targets:
         raise failed[0]
     patients = patients_of(source, labels)
-    strange = strangeness(nearest_patients(vectors, vectors, patients, patients)[1])
-    return FittedProbe(name, source.ids, patients, vectors, strange, tuple(targets), settings, source.stages)
+    unlearned = unlearned_numbers(source)
+    looked_at = vectors[:, unlearned]
+    strange = strangeness(nearest_patients(looked_at, looked_at, patients, patients)[1])
+    about = tuple(targets), settings, source.stages
+    return FittedProbe(name, source.ids, patients, vectors, strange, unlearned, *about)
+
+
+def unlearned_numbers(source: Source) -> NDArray[np.bool_]:
+    """The numbers of the first vectors that no slide encoder learned on the known slides: the mean of the tiles.
+
+    By what was learned on the known slides, prototypes above all, they lie wider apart than new slides of the same
+    kind, which then look as if nothing were unlike them.
+
+    Args:
+        source: of the vectors.
+
+    Returns:
+        (d,) bool; all, where nobody says which the parts are.
+    """
+    count = next(iter(source.vectors.values())).shape[1]
+    found = np.array([name == MEAN_PART for name in source.parts], bool)
+    return found if len(found) == count and found.any() else np.ones(count, bool)
 
 
 def keep_probe(source: Source, labels: Labels, settings: ProbeSettings, folder: Path) -> None:

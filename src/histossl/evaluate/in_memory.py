@@ -273,7 +273,8 @@ def _of_anndata(data: AnnData) -> Source:
 
     lent, stages = lent_patients(about or {}), json.loads(str(about["settings"])) if about is not None else {}
     people, places = values_of(PATIENT_COLUMNS), values_of(SITE_COLUMNS)
-    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages)
+    parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
+    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages, parts=parts)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:

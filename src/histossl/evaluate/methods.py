@@ -16,8 +16,10 @@ SCALED = {
     "columns": "brought to variance 1, and divided by the root of their number",
 }
 REMEDIED = {
-    "centre": "From the vectors of each site its mean was subtracted, over all of its slides and without labels.",
-    "scale": "The vectors of each site were centred and scaled to the cohort, by all of its slides and without labels.",
+    "centre": "From the vectors of each site the mean of its training patients was subtracted, without labels; a site "
+    "that no training patient is of was centred by its own slides.",
+    "scale": "The vectors of each site were centred and scaled to the cohort by its training patients, without labels; "
+    "those of a site that no training patient is of by its own slides.",
 }
 
 

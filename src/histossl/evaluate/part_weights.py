@@ -12,13 +12,18 @@ from histossl.evaluate.linear import fit_ridge
 from histossl.evaluate.logistic import predict, prepare, solve
 from histossl.evaluate.scaling import inner_folds, units
 from histossl.evaluate.settings import ProbeSettings, Rival
+from histossl.evaluate.site_remedies import remedied
 
 FACTORS = (0.0, 0.3, 3.0)
 """What a part may be multiplied by instead of 1; its features' penalty is divided by the square of that."""
 
 
 def weighed_parts(
-    values: NDArray, parts: Sequence[str], patients: Sequence[str], settings: ProbeSettings
+    values: NDArray,
+    parts: Sequence[str],
+    patients: Sequence[str],
+    settings: ProbeSettings,
+    sites: NDArray | None = None,
 ) -> tuple[str, Rival]:
     """The probe with a weight for each part of the vectors.
 
@@ -30,6 +35,7 @@ def weighed_parts(
         parts: (d,) name of the part of each number.
         patients: (N,) patient of each slide.
         settings: of the probe.
+        sites: (N,) the site of each slide, for `settings.site_remedy`, fitted on all slides but those that are tested.
 
     Returns:
         What the method is called after the vectors' name, and the method.
@@ -52,12 +58,12 @@ def weighed_parts(
         w, b, _ = solve(prepare(x, y, settings.balanced), settings.C)
         return predict(x_test, w, b)
 
-    def loss(train: NDArray, truth: NDArray, folds: NDArray, weights: dict[str, float]) -> float:
+    def loss(rows: NDArray, train: NDArray, truth: NDArray, folds: NDArray, weights: dict[str, float]) -> float:
         total = 0.0
         for fold in range(3):
             inside, held = train[folds != fold], train[folds == fold]
             y, y_held = truth[folds != fold], truth[folds == fold]
-            found = weighed(values[inside], y, who[inside], values[held], weights)
+            found = weighed(rows[inside], y, who[inside], rows[held], weights)
             if y.dtype.kind == "f":
                 total += float(((found[:, 0] - y_held) ** 2).sum())
             else:
@@ -68,16 +74,18 @@ def weighed_parts(
     def method(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         if truth.ndim == 2:
             raise SettingsError("probe.rivals: parts weighs classes and numbers, not survival", "leave parts out")
+        others = np.delete(np.arange(len(values)), test)
+        rows = values if sites is None else remedied(values, sites, settings.site_remedy, others)
         strata = truth if truth.dtype.kind != "f" else np.argsort(np.argsort(truth)) * 3 // len(truth)
         folds = inner_folds(strata, who[train], settings)
         weights = dict.fromkeys(names, 1.0)
         if folds is not None:
-            best = loss(train, truth, folds, weights)
+            best = loss(rows, train, truth, folds, weights)
             for name in names:
-                tried = {factor: loss(train, truth, folds, weights | {name: factor}) for factor in FACTORS}
+                tried = {factor: loss(rows, train, truth, folds, weights | {name: factor}) for factor in FACTORS}
                 factor = min(tried, key=tried.__getitem__)
                 if tried[factor] < best and (factor or any(weights[n] for n in names if n != name)):
                     best, weights = tried[factor], weights | {name: factor}
-        return weighed(values[train], truth, who[train], values[test], weights)
+        return weighed(rows[train], truth, who[train], rows[test], weights)
 
     return "parts weighed", method

@@ -104,7 +104,9 @@ def predict_vectors(probe: FittedProbe, ids: Sequence[str], vectors: NDArray, co
     if not 0 < coverage < 1:
         raise SettingsError(f"coverage is {coverage}", "it lies between 0 and 1, such as 0.9")
     patients, distances = nearest_patients(vectors, probe.vectors, probe.patients)
-    far = share_beyond(probe.strange, probe.patients, strangeness(distances))
+    on = probe.unlearned
+    away = distances if on.all() else nearest_patients(vectors[:, on], probe.vectors[:, on], probe.patients)[1]
+    far = share_beyond(probe.strange, probe.patients, strangeness(away))
     labels = _labels_of_patients(probe)
     near = {}
     for name, people, away in zip(ids, patients.tolist(), distances.tolist(), strict=True):

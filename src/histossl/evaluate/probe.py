@@ -28,6 +28,7 @@ from histossl.evaluate.risk_groups import risk_groups
 from histossl.evaluate.scaling import scaled
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
+from histossl.evaluate.site_remedies import remedied
 from histossl.evaluate.survival import WITHOUT, fit_survival, no_features, ranks_in_folds, with_survival
 from histossl.evaluate.survival_score import survival_samples
 from histossl.evaluate.targets import Task, labelled, make_task, numbers_of_labels
@@ -88,6 +89,9 @@ def probe(
         line = audit_line(list(task.slides), task.patients, task.balance(), task.folds, here, task.sites, seen)
         if task.names is not None and task.sites is not None and len(np.unique(task.sites)) > 1:
             line = f"{line}; {confounding(task.names[task.truth], task.sites)}"
+        if task.sites is not None and settings.site_remedy != "none":
+            alone = int((np.unique(task.sites, return_counts=True)[1] == 1).sum())
+            line += f"; {alone} slides are alone at their site and stay as they are" if alone else ""
         audit.append(f"{target}: {line}{note}")
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
@@ -123,11 +127,13 @@ def _out_of_fold(
 
     def fit_vectors(place: tuple[int, int]) -> int:
         unfinished, test = 0, np.flatnonzero(task.folds[place[0]] == place[1])
-        for n in counts:
-            train = labelled(task, *place, n, settings)
-            for name, values in vectors.items():
-                x, y = values[task.rows[train]], task.truth[train]
-                found, finished = fit(x, y, task.patients[train], values[task.rows[test]], settings)
+        trains = {n: labelled(task, *place, n, settings) for n in counts}
+        for name, values in vectors.items():
+            x = values[task.rows]
+            if task.sites is not None and settings.site_remedy != "none":
+                x = remedied(x, task.sites, settings.site_remedy, trains["all"])  # which takes no label
+            for n, train in trains.items():
+                found, finished = fit(x[train], task.truth[train], task.patients[train], x[test], settings)
                 scores[name, n][place[0], test] = found
                 unfinished += not finished
         return unfinished

@@ -24,7 +24,7 @@ from histossl.evaluate.part_weights import weighed_parts
 from histossl.evaluate.patients import by_patient
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
-from histossl.evaluate.site_effects import remedied_source
+from histossl.evaluate.site_remedies import remedied
 from histossl.evaluate.sources import Source
 
 POOLED = {"mean": "mean pooling", "deviation": "mean and deviation", "max": "max pooling"}
@@ -65,18 +65,18 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         vectors |= _pooled(source, pooled)
     source = replace(source, vectors=vectors)
     labels = replace(labels, sites={**source.sites, **labels.sites})
-    source = remedied_source(source, labels.sites, settings.site_remedy)
     members = {name: [name] for name in source.ids}
     if settings.unit == "patient":
         source, labels, members = by_patient(source, labels, settings.combine)
     rivals: dict[str, Rival] = {}
+    sites = np.array([labels.sites.get(name, "") for name in source.ids])
     if "knn" in wanted:
         first = next(iter(source.vectors))
-        rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first])
+        rivals[f"{first}, {NEIGHBOURS} nearest"] = neighbours(source.vectors[first], sites, settings.site_remedy)
     if "parts" in wanted:
         first, ids = next(iter(source.vectors)), list(source.ids)
         patients = labels.table["patient_id"].reindex(ids).fillna(dict(zip(ids, ids, strict=True)))
-        name, rival = weighed_parts(source.vectors[first], source.parts, list(patients), settings)
+        name, rival = weighed_parts(source.vectors[first], source.parts, list(patients), settings, sites)
         rivals[f"{first}, {name}"] = rival
     rivals |= _trained(source, [name for name in wanted if name in TRAINED], members, keep)
     found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen)
@@ -176,11 +176,13 @@ def _stamp(file: Path) -> list[int]:
     return [about.st_size, about.st_mtime_ns]
 
 
-def neighbours(values: NDArray) -> Rival:
+def neighbours(values: NDArray, sites: NDArray | None = None, remedy: str = "none") -> Rival:
     """Nearest neighbours: classes by their vote, numbers by their mean.
 
     Args:
         values: (N, d), one row per slide.
+        sites: (N,) the site of each slide, for the remedy.
+        remedy: as of `remedied`, fitted on all slides but those that are tested.
 
     Returns:
         A method of the probe.
@@ -189,8 +191,9 @@ def neighbours(values: NDArray) -> Rival:
     def predict(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         if truth.ndim == 2:
             raise SettingsError("probe.rivals: knn predicts classes and numbers, not survival", "leave knn out")
-        scaler = StandardScaler().fit(values[train])
-        x, x_test = scaler.transform(values[train]), scaler.transform(values[test])
+        rows = values if sites is None else remedied(values, sites, remedy, np.delete(np.arange(len(values)), test))
+        scaler = StandardScaler().fit(rows[train])
+        x, x_test = scaler.transform(rows[train]), scaler.transform(rows[test])
         how = {"n_neighbors": min(NEIGHBOURS, len(train)), "weights": "distance", "metric": "cosine"}
         if truth.dtype.kind == "f":
             return KNeighborsRegressor(**how).fit(x, truth).predict(x_test)[:, None]

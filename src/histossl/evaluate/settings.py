@@ -36,7 +36,7 @@ class ProbeSettings:
         combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         site_remedy: none; centre: subtract each site's mean from its vectors, which takes no label; scale: and scale
-            their deviations to the cohort's.
+            their deviations to the cohort's; fitted on the training patients of each fold.
         folds: folds of the cross-validation; every class needs at least as many patients.
         repeats: how often the patients are distributed over the folds.
         scale: whole: features keep their proportions, and all share one scale; columns: each has variance 1, for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,62 +16,9 @@ from histossl.evaluate.audit import confounding
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, ProbeSettings
+from histossl.evaluate.site_remedies import REMEDIES, remedied
 from histossl.evaluate.sources import Source
 from histossl.evaluate.targets import make_task
-
-REMEDIES = {"none": "as they are", "centre": "centred by site", "scale": "centred and scaled by site"}
-SHRINK = 10.0  # slides of the cohort that a site's variance is averaged with
-
-
-def remedied(values: NDArray, sites: NDArray, how: str) -> NDArray[np.float32]:
-    """Take the means, or means and deviations, of the sites out of vectors; no label is used.
-
-    Args:
-        values: (N, d) vectors.
-        sites: (N,) the site of each slide.
-        how: none; centre: every site gets the mean of the cohort; scale: and its deviations, as ComBat does, a site's
-            variance being averaged with that of the cohort within sites, as if that were 10 slides more.
-
-    Returns:
-        (N, d) float32.
-    """
-    x = np.asarray(values, np.float64)
-    if how == "none":
-        return x.astype(np.float32)
-    names, site = np.unique(sites, return_inverse=True)
-    counts = np.bincount(site)
-    means = np.stack([x[site == k].mean(axis=0) for k in range(len(names))])
-    rest = x - means[site]
-    if how == "scale":
-        within = (rest**2).mean(axis=0)
-        own = np.stack([(rest[site == k] ** 2).sum(axis=0) for k in range(len(names))])
-        shrunk = (own + SHRINK * within) / (counts[:, None] + SHRINK)
-        rest *= np.sqrt(np.divide(within, shrunk, out=np.ones_like(shrunk), where=shrunk > 0))[site]
-    return (rest + x.mean(axis=0)).astype(np.float32)
-
-
-def remedied_source(source: Source, sites: Mapping[str, str], how: str) -> Source:
-    """A source whose vectors are all `remedied`.
-
-    Args:
-        source: of the vectors.
-        sites: slide -> site.
-        how: as of `remedied`.
-
-    Returns:
-        The source with other vectors.
-
-    Raises:
-        LabelError: the site of a slide is not known.
-    """
-    if how == "none":
-        return source
-    lost = [name for name in source.ids if not sites.get(name)]
-    if lost:
-        what = f"no site is known of {len(lost)} slides: {listed(lost, 3)}"
-        raise LabelError(what, "add a column site to the table of labels, and a row for each slide")
-    of = np.array([sites[name] for name in source.ids])
-    return replace(source, vectors={name: remedied(values, of, how) for name, values in source.vectors.items()})
 
 
 def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tuple[pd.DataFrame, list[str]]:
@@ -84,13 +30,13 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
         settings: of the probes.
 
     Returns:
-        One row a target and remedy: `site_auroc` with `site_low`, `site_high`: sites told from the vectors of patients
-        held out, .5 where they know nothing of it, and less after a remedy, whose means are of these patients too;
-        `purity`: share of the nearest slides of other patients that are of the slide's own site, and `expected_purity`,
-        what it would be if they were drawn among those of its own class; `robustness`: among the nearest that share
-        either the class or the site and not both, the share of those with the class (PathoROB); `auroc` with `low`,
-        `high` of the label with patients held out, and `auroc_new_sites`, the same with whole sites held out, empty
-        where that is impossible. And one sentence a target on confounding.
+        One row a target and remedy, which is fitted on the training patients of each fold: `site_auroc` with
+        `site_low`, `site_high`: sites told by a linear model from the vectors of patients held out, .5 where it knows
+        nothing of them; `purity`: share of the nearest training slides that are of the slide's own site, and
+        `expected_purity`, what it would be if they were drawn among those of its own class; `robustness`: among the
+        nearest that share either the class or the site and not both, the share of those with the class (PathoROB);
+        `auroc` with `low`, `high` of the label with patients held out, and `auroc_new_sites`, the same with whole sites
+        held out, empty where that is impossible. And one sentence a target on confounding.
 
     Raises:
         LabelError: fewer than two sites with enough patients, or no target with classes.
@@ -107,14 +53,15 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
             raise LabelError(f"{target} {why}", "name another with --probe.targets, or add a column site")
         notes.append(f"{target}: {confounding(task.names[task.truth], task.sites)}")
         one = replace(labels, targets=(target,), chosen=True)
+        values, slides = source.vectors[name][task.rows], list(task.slides)
         for how, title in REMEDIES.items():
-            values = remedied(source.vectors[name][task.rows], task.sites, how)
+            settings = replace(plain, site_remedy=how)
             row = {"target": target, "embedding": name, "remedy": title}
-            row |= _site_auroc(values, list(task.slides), task.patients, task.sites, plain)
-            row |= neighbourhood(values, task.truth, task.sites, task.patients)
-            found = probe({name: values}, list(task.slides), one, plain).table.iloc[0]
+            row |= _site_auroc(values, slides, task.patients, task.sites, settings)
+            row |= neighbourhood(values, task.truth, task.sites, task.folds, how)
+            found = probe({name: values}, slides, one, settings).table.iloc[0]
             row |= {figure: found[figure] for figure in ("auroc", "low", "high")}
-            rows.append(row | {"auroc_new_sites": _new_sites(values, list(task.slides), one, task.sites, plain)})
+            rows.append(row | {"auroc_new_sites": _new_sites(values, slides, one, task.sites, settings)})
     return pd.DataFrame(rows), notes
 
 
@@ -126,12 +73,17 @@ def _site_auroc(
     enough = [name for name in names if len(np.unique(patients[sites == name])) >= settings.folds]
     kept = np.flatnonzero(np.isin(sites, enough))
     if len(enough) < 2:
-        what = f"{len(enough)} sites have {settings.folds} patients or more"
+        count = {name: len(np.unique(patients[sites == name])) for name in names}
+        told = listed(
+            (f"{name} ({count[name]})" for name in sorted(count, key=lambda name: -count[name])), 3, quote=False
+        )
+        what = f"two sites with {settings.folds} patients or more are needed; the sites and their patients: {told}"
         raise LabelError(what, "fewer --probe.folds, or more patients a site")
     ids = [slides[k] for k in kept]
     table = pd.DataFrame({"patient_id": patients[kept], "site": sites[kept]}, index=pd.Index(ids))
     # A patient may have slides of several sites.
-    found = probe({"v": values[kept]}, ids, Labels(table, ("site",)), replace(settings, mixed_patients=True)).table
+    labels = Labels(table, ("site",), sites=dict(zip(ids, map(str, sites[kept]), strict=True)))
+    found = probe({"v": values[kept]}, ids, labels, replace(settings, mixed_patients=True)).table
     return {f"site_{figure}": float(found[figure].iloc[0]) for figure in ("auroc", "low", "high")}
 
 
@@ -144,32 +96,39 @@ def _new_sites(values: NDArray, slides: list[str], labels: Labels, sites: NDArra
     return float(found["auroc"].iloc[0])
 
 
-def neighbourhood(values: NDArray, classes: NDArray, sites: NDArray, patients: NDArray) -> dict[str, float]:
-    """Sites and classes among the nearest slides of other patients.
+def neighbourhood(
+    values: NDArray, classes: NDArray, sites: NDArray, folds: NDArray, how: str = "none"
+) -> dict[str, float]:
+    """Sites and classes among the training slides that are nearest to those held out.
 
     Args:
         values: (N, d) vectors.
         classes: (N,) the class of each slide.
         sites: (N,) its site.
-        patients: (N,) its patient.
+        folds: (repeats, N) int, the fold in which each slide is held out.
+        how: the remedy, fitted on the slides that train.
 
     Returns:
         `purity`, `expected_purity` and `robustness` in [0, 1], see `site_effects`; nan where nothing can be counted.
     """
-    x = StandardScaler().fit_transform(np.asarray(values, np.float64))
-    most = np.unique(patients, return_counts=True)[1].max() + NEIGHBOURS
-    near = NearestNeighbors(n_neighbors=min(most, len(x)), metric="cosine").fit(x).kneighbors(return_distance=True)[1]
     same_class, same_site, expected = [], [], []
-    for k in range(len(x)):
-        others = near[k][(patients[near[k]] != patients[k]) & (near[k] != k)][:NEIGHBOURS]
-        same_class.append(classes[others] == classes[k])
-        same_site.append(sites[others] == sites[k])
-        alike = (classes == classes[k]) & (patients != patients[k])
-        expected.append((sites[alike] == sites[k]).mean() if alike.any() else np.nan)
+    for fold_of in folds:
+        for fold in np.unique(fold_of):
+            train, test = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+            x = remedied(values, sites, how, train)
+            scaler = StandardScaler().fit(x[train])
+            index = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(train)), metric="cosine")
+            index.fit(scaler.transform(x[train]))
+            near = train[index.kneighbors(scaler.transform(x[test]), return_distance=False)]
+            same_class.append((classes[near] == classes[test, None]).ravel())
+            same_site.append((sites[near] == sites[test, None]).ravel())
+            alike = classes[train] == classes[test, None]
+            own = (alike & (sites[train] == sites[test, None])).sum(axis=1)
+            expected.append(own[alike.any(axis=1)] / alike.sum(axis=1)[alike.any(axis=1)])
     same_class, same_site = np.concatenate(same_class), np.concatenate(same_site)
     right, wrong = (same_class & ~same_site).sum(), (~same_class & same_site).sum()
     return {
-        "purity": float(same_site.mean()) if len(same_site) else float("nan"),
-        "expected_purity": float(np.nanmean(expected)),
+        "purity": float(same_site.mean()),
+        "expected_purity": float(np.concatenate(expected).mean()),
         "robustness": float(right / (right + wrong)) if right + wrong else float("nan"),
     }

@@ -104,8 +104,9 @@ def make_task(target: str, ids: Sequence[str], labels: Labels, settings: ProbeSe
             _check_classes(names[truth], patients, slides, labels, settings)
         if times is not None:
             _check_outcomes(values, patients, slides, labels)
-        if settings.hold_out == "sites":
+        if settings.hold_out == "sites" or settings.site_remedy != "none":
             _all_known(slides, known)
+        if settings.hold_out == "sites":
             assert sites is not None
             folds = site_folds(strata, patients, sites, settings.folds, settings.repeats, settings.seed)
         else:

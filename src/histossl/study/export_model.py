@@ -27,16 +27,17 @@ NAMES_IN = {
 }
 
 
-def export_model(source: Path, what: str, out: Path) -> None:
+def export_model(source: Path, what: str, out: Path, onnx: bool = False) -> None:
     """Write a model of a study into a folder of its own, with a model card: README.md.
 
     Args:
         source: the study; of nuclei the folder that `nuclei train` wrote.
         what: slide-encoder, tile-encoder, nuclei or probe; with the probe go the encoders that made its vectors.
         out: the new folder.
+        onnx: also write model.onnx, see `write_onnx`; of tile-encoder and nuclei.
 
     Raises:
-        SettingsError: `what` is none of these.
+        SettingsError: `what` is none of these, or has no ONNX; or a library is missing.
         StudyError: `out` holds something.
         FileFormatError: the study has no such model.
     """
@@ -58,6 +59,10 @@ def export_model(source: Path, what: str, out: Path) -> None:
             for name in ("model.safetensors", "untrained.safetensors", "config.json"):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, part / name)
+        if onnx:
+            from histossl.study.onnx_models import write_onnx
+
+            write_onnx(what, folder, part / "model.onnx")
         (part / "README.md").write_text(_card(source, what, folder / "config.json", part), encoding="utf-8")
 
 

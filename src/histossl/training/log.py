@@ -1,4 +1,4 @@
-"""The log of a training: log.csv and TensorBoard."""
+"""The log of a training: log.csv, TensorBoard, and the loggers of other tools that the environment names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from histossl.core import atomic
+from histossl.training.loggers import Loggers
 
 
 class Log:
-    """Writes means over the steps since the last row to log.csv and to TensorBoard.
+    """Writes means over the steps since the last row to log.csv, to TensorBoard, and to `Loggers`.
 
     Args:
         folder: of log.csv, and of the folder `tensorboard`.
@@ -26,6 +27,7 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.csv"
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if writes else None
+        self.others = Loggers(folder) if writes else None
         self.rows = self._kept(start)
         self.sums: dict[str, Tensor] = {}
         self.count = 0
@@ -69,9 +71,16 @@ class Log:
             writer.writerows(self.rows)
         for name, value in row.items():
             self.board.add_scalar(name, value, step)
+        if self.others is not None:
+            self.others.write(row)
         return row
 
-    def close(self) -> None:
-        """Flush TensorBoard's file."""
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Flush TensorBoard's file, and end the runs of other tools."""
         if self.board is not None:
             self.board.close()
+        if self.others is not None:
+            self.others.close(whole=kind is None)

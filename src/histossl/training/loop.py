@@ -163,7 +163,7 @@ def fit(
     model, opt = fabric.setup(task, adam)
     log = Log(logs, step, writes=fabric.is_global_zero)
     model.train()
-    with progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
+    with log, progress_bar("training", schedule.steps, step, shown=fabric.is_global_zero) as bar:
         for batch in _batches_ahead(batch_of, run, schedule, fabric.device.type == "cuda"):
             for group in opt.param_groups:
                 group["lr"] = rate_at(step, schedule, run.ending)
@@ -183,7 +183,6 @@ def fit(
                     run.ending = step
                 if fabric.is_global_zero:
                     run.keep(step, best=best and lowest(log.rows, schedule) == step)
-    log.close()
     outcome = outcome_of(log.rows, schedule) if log.rows else Outcome(step, step, step)
     if best and outcome.kept != outcome.steps and fabric.is_global_zero:
         say(f"the loss rose after step {outcome.best} of {outcome.steps}: that step's weights are kept", "yellow")

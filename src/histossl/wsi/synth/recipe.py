@@ -122,6 +122,22 @@ def outcome(settings: SynthSettings) -> tuple[float, int]:
     return max(round(min(event, contact), 1), 0.1), int(event <= contact)
 
 
+def site_of(settings: SynthSettings) -> str:
+    """The laboratory of a slide's patient, independent of the factors: hue of the eosin, light and softness.
+
+    Args:
+        settings: the slide.
+
+    Returns:
+        laboratory 1, 2 or 3.
+    """
+    return f"laboratory {_laboratory(np.random.default_rng([settings.patient, 7]), settings) + 1}"
+
+
+def _laboratory(patient: np.random.Generator, settings: SynthSettings) -> int:
+    return int(patient.integers(3)) if settings.stain_jitter else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What is decided once per slide; its memory is bounded, except for two bytes per patch.
@@ -290,8 +306,7 @@ def _stain(settings: SynthSettings, rng: np.random.Generator) -> tuple[NDArray[n
             settings.stain_jitter * scale * (0.9 * patient.standard_normal(shape) + 0.45 * rng.standard_normal(shape))
         )
 
-    laboratory = patient.integers(3) if settings.stain_jitter else 0
-    eosin, glass, sharpness = _LABORATORIES[laboratory]
+    eosin, glass, sharpness = _LABORATORIES[_laboratory(patient, settings)]
     vectors = np.abs(np.array([[0.62, 0.68, 0.34], eosin]) + jitter((2, 3), 0.025))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     strength = np.exp(jitter((2, 1), 0.12))

@@ -24,7 +24,7 @@ from histossl.core.console import Bar, progress_bar
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.synth.artefacts import with_artefacts
-from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, outcome, plan
+from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, outcome, plan, site_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,9 +294,6 @@ def _feature(name: int, kind: str, ring: list[list[float]]) -> str:
     )
 
 
-# ---- cohorts
-
-
 def write_cohort(
     folder: str | Path,
     slides: int = 48,
@@ -307,6 +304,7 @@ def write_cohort(
     seed: int = 0,
     truth: bool = False,
     artefacts: Sequence[str] = (),
+    sites: bool = False,
 ) -> list[SynthSettings]:
     """Write a cohort: `slides/*.tiff`, `labels.csv` with the three factors of each slide, and `survival.csv`.
 
@@ -324,6 +322,7 @@ def write_cohort(
         seed: seed of the whole cohort.
         truth: also write the nuclei as `truth/*.geojson`.
         artefacts: kinds that are painted over the tissue of each slide.
+        sites: also write the laboratory of each slide, as the column `site` of labels.csv.
 
     Returns:
         The settings of each slide, in the order of labels.csv.
@@ -344,8 +343,9 @@ def write_cohort(
                 write_truth(folder / "truth" / f"{name}.geojson", settings)
             bar.advance(1)
     patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
+    known = (*FACTORS, "site") if sites else FACTORS
     for kind, columns, values_of in (
-        ("labels", FACTORS, lambda s: [CLASSES[factor][getattr(s, factor)] for factor in FACTORS]),
+        ("labels", known, lambda s: [*(CLASSES[f][getattr(s, f)] for f in FACTORS), site_of(s)][: len(known)]),
         ("survival", ("os_months", "os_event"), outcome),
     ):
         with whole(folder / f"{kind}.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
@@ -381,6 +381,7 @@ def synth(
     seed: int = 0,
     truth: bool = False,
     artefacts: tuple[str, ...] = (),
+    sites: bool = False,
 ) -> None:
     """Paint a cohort of hematoxylin-and-eosin slides with known classes and nuclei.
 
@@ -394,5 +395,6 @@ def synth(
         seed: the same seed gives the same bytes.
         truth: also write the outline of every nucleus to truth/*.geojson.
         artefacts: kinds to paint over the tissue: fold, blur, bubble, dirt, pen-black, pen-blue, pen-green, pen-red.
+        sites: also write which of three laboratories stained and scanned a slide: the column `site` of labels.csv.
     """
-    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth, artefacts)
+    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth, artefacts, sites)
