@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,47 +46,64 @@ def weighed_parts(
     """
     if not parts:
         raise SettingsError("probe.rivals: the vectors name no parts to weigh", "embed the study again")
-    at, who = np.array(parts), np.array(patients)
-    names = list(dict.fromkeys(parts))
-
-    def weighed(x: NDArray, y: NDArray, of: NDArray, x_test: NDArray, weights: dict[str, float]) -> NDArray:
-        each = np.array([weights[name] for name in at])
-        mean, unit = units(x, settings)
-        x, x_test = (x - mean) / unit * each, (x_test - mean) / unit * each
-        if y.dtype.kind == "f":
-            w, b = fit_ridge(x, y, of, settings)
-            return x_test @ w + b
-        w, b, _ = solve(prepare(x, y, settings.balanced), settings.C)
-        return predict(x_test, w, b)
-
-    def loss(rows: NDArray, train: NDArray, truth: NDArray, folds: NDArray, weights: dict[str, float]) -> float:
-        total = 0.0
-        for fold in range(3):
-            inside, held = train[folds != fold], train[folds == fold]
-            y, y_held = truth[folds != fold], truth[folds == fold]
-            found = weighed(rows[inside], y, who[inside], rows[held], weights)
-            if y.dtype.kind == "f":
-                total += float(((found[:, 0] - y_held) ** 2).sum())
-            else:
-                right = np.maximum(found[np.arange(len(held)), y_held], 1e-12)
-                total -= float((np.log(right) / np.bincount(truth)[y_held]).sum())
-        return total
+    model, who = _Weighed(np.array(parts), settings), np.array(patients)
 
     def method(train: NDArray, truth: NDArray, test: NDArray, seed: int) -> NDArray[np.float64]:
         if truth.ndim == 2:
             raise SettingsError("probe.rivals: parts weighs classes and numbers, not survival", "leave parts out")
         others = np.delete(np.arange(len(values)), test)
         rows = values if sites is None else remedied(values, sites, settings.site_remedy, others)
-        strata = truth if truth.dtype.kind != "f" else np.argsort(np.argsort(truth)) * 3 // len(truth)
-        folds = inner_folds(strata, who[train], settings)
-        weights = dict.fromkeys(names, 1.0)
-        if folds is not None:
-            best = loss(rows, train, truth, folds, weights)
-            for name in names:
-                tried = {factor: loss(rows, train, truth, folds, weights | {name: factor}) for factor in FACTORS}
-                factor = min(tried, key=tried.__getitem__)
-                if tried[factor] < best and (factor or any(weights[n] for n in names if n != name)):
-                    best, weights = tried[factor], weights | {name: factor}
-        return weighed(rows[train], truth, who[train], rows[test], weights)
+        weights = model.chosen(rows[train], truth, who[train])
+        return model.predicted(rows[train], truth, who[train], rows[test], weights)
 
     return "parts weighed", method
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """The regression on vectors whose parts (d,) are multiplied by weights."""
+
+    parts: NDArray[np.str_]
+    settings: ProbeSettings
+
+    def predicted(
+        self, x: NDArray, y: NDArray, patients: NDArray, x_test: NDArray, weights: Mapping[str, float]
+    ) -> NDArray[np.float64]:
+        """(m, classes) probabilities, or (m, 1) numbers."""
+        each = np.array([weights[str(name)] for name in self.parts])
+        mean, unit = units(x, self.settings)
+        x, x_test = (x - mean) / unit * each, (x_test - mean) / unit * each
+        if y.dtype.kind == "f":
+            w, b = fit_ridge(x, y, patients, self.settings)
+            return x_test @ w + b
+        w, b, _ = solve(prepare(x, y, self.settings.balanced), self.settings.C)
+        return predict(x_test, w, b)
+
+    def chosen(self, x: NDArray, y: NDArray, patients: NDArray) -> dict[str, float]:
+        """A weight a part."""
+        weights = {str(name): 1.0 for name in dict.fromkeys(self.parts)}
+        strata = y if y.dtype.kind != "f" else np.argsort(np.argsort(y)) * 3 // len(y)
+        folds = inner_folds(strata, patients, self.settings)
+        if folds is None:
+            return weights
+        least = self._loss(x, y, patients, folds, weights)
+        for name in list(weights):
+            tried = {f: self._loss(x, y, patients, folds, weights | {name: f}) for f in FACTORS}
+            factor = min(tried, key=tried.__getitem__)
+            something_is_left = factor or any(weights[other] for other in weights if other != name)
+            if tried[factor] < least and something_is_left:
+                least, weights[name] = tried[factor], factor
+        return weights
+
+    def _loss(self, x: NDArray, y: NDArray, patients: NDArray, folds: NDArray, weights: Mapping[str, float]) -> float:
+        """Summed over the slides of all folds, each predicted by a model of the others."""
+        total = 0.0
+        for fold in range(3):
+            held = folds == fold
+            found = self.predicted(x[~held], y[~held], patients[~held], x[held], weights)
+            if y.dtype.kind == "f":
+                total += float(((found[:, 0] - y[held]) ** 2).sum())
+            else:
+                right = np.maximum(found[np.arange(len(found)), y[held]], 1e-12)
+                total -= float((np.log(right) / np.bincount(y)[y[held]]).sum())
+        return total
