@@ -28,6 +28,7 @@ class TileSource:
         path, mpp: of the slide.
         tile: what its tiles are.
         tiles_path: the HDF5 file of their places.
+        area: of the slide that they lie in, "" for all of it.
     """
 
     slide_id: str
@@ -35,6 +36,7 @@ class TileSource:
     mpp: float
     tile: TileSpec
     tiles_path: Path
+    area: str = ""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
             pass
         content = content_of(job.path)
         changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
-        remarks = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
+        drawn = job.areas.note if job.areas else ""
+        remarks = [*slide.notes, mask.ink_note, drawn, changed if job.content not in ("", content) else ""]
         note = "; ".join(filter(None, remarks))
         return SlideSurvey(
             slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content, str(grid.artefacts)

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from histossl.core.config import check_choice, fingerprint
+from histossl.core.config import check_choice, fingerprint, to_dict
 from histossl.core.errors import LabelError, SettingsError, SlideError
 from histossl.core.names import folded
 from histossl.wsi.area_shapes import GEOJSON, TABLES, paint_outlines
@@ -107,6 +107,11 @@ class AreaFolder:
         self._files = sorted(path for path in self._files if not path.name.startswith("."))
         if not self._files:
             raise SettingsError(f"{folder}: holds no areas", f"endings are {', '.join((*OUTLINES, *MASKS))}")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The settings as a study writes them down."""
+        return to_dict(self.settings)
 
     def of(self, names: Iterable[str]) -> tuple[dict[str, SlideAreas], list[str]]:
         """Find the files of slides.
