@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ from histossl.study.area_rows import areas_in_memory
 from histossl.study.folder import Study, slide_names
 from histossl.study.import_features import check_coordinates
 from histossl.study.inspect_stage import InspectSettings
+from histossl.study.stain_target import SAVED, change_of, target_of
 from histossl.study.survey import SurveyJob, survey_slide
 from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.named_areas import CoreGrid, open_areas
 from histossl.wsi.slide import find_slides
+from histossl.wsi.stain_norm import Look
 from histossl.wsi.tile_files import read_tiles_of
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
@@ -145,6 +147,10 @@ def encode(
     with _readers(workers) as readers:
         drawn = open_areas(None if areas is None else Path(areas), area)
         cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers, drawn)
+        places = {source.slide_id: source.tiles_path for source in cut}
+        target = target_of(chosen, places)
+        cut, unlike = _recoloured(cut, chosen, target)
+        failed |= unlike
         if encoder == "self":
             encoder = _trained(cut, TileTrainSettings(), folder / "tile-encoder", readers, device)
         start = None
@@ -156,6 +162,7 @@ def encode(
     _say_failed(failed, len(kept))
     made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": drawn.told} if drawn else {})}
     made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
+    made_with["encode"] |= {SAVED: target.numbers()} if target else {}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
     return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
 
@@ -321,6 +328,20 @@ def _lay_tiles(
     return cut, failed
 
 
+def _recoloured(
+    cut: list[TileSource], settings: EncodeSettings, target: Look | None
+) -> tuple[list[TileSource], dict[str, str]]:
+    """The slides whose tiles can get the colours of the target, and why others cannot."""
+    found, failed = [], {}
+    for source in cut:
+        try:
+            change = change_of(source.path, source.tiles_path, settings, target)
+            found.append(replace(source, change=change))
+        except SlideError as error:
+            failed[source.slide_id] = str(error)
+    return found, failed
+
+
 def _trained(
     cut: list[TileSource], settings: TileTrainSettings, out: Path, readers: Workers | ThreadExecutor, device: str
 ) -> Path:
@@ -351,12 +372,13 @@ def _encode(
     jobs, failed, total = [], {}, 0
     for source in cut:
         name, tiles = source.slide_id, read_tiles_of(source.tiles_path)
-        made = encode_fingerprint(tiles.fingerprint, encoder, settings)
+        target = source.change.target if source.change else None
+        made = encode_fingerprint(tiles.fingerprint, encoder, settings, target)
         features, views = folder / "features" / f"{name}.h5", folder / "views" / name
         products = [features, views] if settings.views else [features]
         if any(fingerprints.fingerprint_of(product) != made for product in products):
             places = (source.tiles_path, features, views)
-            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places, drop))
+            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places, drop, source.change))
             total += len(tiles.xy)
     with progress_bar("tiles", total) as bar:
         for step in encode_slides(jobs, encoder, settings, readers):
