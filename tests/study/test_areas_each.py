@@ -14,16 +14,21 @@ from PIL import Image
 
 import histossl as hs
 from histossl.cli.main import main
-from histossl.core.errors import LabelError, SlideError
+from histossl.core.embeddings import embeddings_table
+from histossl.core.errors import LabelError, SlideError, StudyError
 from histossl.core.tables import read_rows
+from histossl.execution.workers import SerialExecutor
+from histossl.study.folder import Study
+from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.wsi.areas import AreaFolder, AreaSettings, SlideAreas
 from histossl.wsi.cores import find_cores
-from histossl.wsi.named_areas import NameJob, area_ids, name_areas
+from histossl.wsi.named_areas import CoreGrid, NameJob, area_ids, name_areas, open_areas
+from histossl.wsi.tile_files import read_tiles_of
+from histossl.wsi.tissue import TissueSettings
 
 WIDTH, HEIGHT, MPP = 800, 500, 2.0
 LEFT, RIGHT = shapely.box(80, 60, 380, 440), shapely.box(400, 60, 720, 440)
-PEOPLE = ("p", "p", "q", "r", "s", "t")
-QUICK = ("--tile.px", "56", "--tile.mpp", "2", "--workers", "1")
+TILE = hs.TileSpec(56, MPP)
 
 
 def draw(path: Path, **areas) -> None:
@@ -53,17 +58,18 @@ def slides(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def inspect(folder: Path, *more: str) -> int:
-    return main(["inspect", str(folder / "slides"), "--out", str(folder / "out"), *QUICK, *more])
-
-
-def drawn(folder: Path) -> tuple[str, ...]:
-    return "--areas", str(folder / "areas"), "--area.each", "true"
+def inspect(folder: Path, areas: str = "", tile: hs.TileSpec = TILE, **settings) -> int:
+    """As `histossl inspect`, in this process."""
+    drawn = open_areas(Path(areas or folder / "areas"), AreaSettings(each=True, **settings))
+    study, found = Study(folder / "out"), find_slides(folder / "out", folder / "slides")
+    with study.share(lambda holder: None):
+        return inspect_slides(study, found, None, TissueSettings(), tile, SerialExecutor(), drawn)
 
 
 def test_each_area_goes_the_whole_way(slides):
-    assert inspect(slides, *drawn(slides)) == 0
     out = slides / "out"
+    laid = ["--tile.px", "56", "--tile.mpp", "2", "--workers", "1", "--areas", str(slides / "areas")]
+    assert main(["inspect", str(slides / "slides"), "--out", str(out), *laid, "--area.each"]) == 0
     rows = {row["slide_id"]: row for row in read_rows(out / "slides.csv")}
     assert list(rows)[:2] == ["s0@Tumor", "s0@Margin"]
     assert {row["area"] for row in rows.values()} == {"Tumor", "Margin"}
@@ -86,10 +92,8 @@ def test_each_area_goes_the_whole_way(slides):
 
 
 def test_the_tiles_of_an_area_lie_in_it(slides):
-    assert inspect(slides, *drawn(slides)) == 0
+    assert inspect(slides) == 0
     for name, box in (("Tumor", LEFT), ("Margin", RIGHT)):
-        from histossl.wsi.tile_files import read_tiles_of
-
         tiles = read_tiles_of(slides / "out" / "tiles" / f"s3@{name}.h5")
         assert len(tiles.xy) > 10
         for x, y in tiles.xy.tolist():
@@ -97,7 +101,7 @@ def test_the_tiles_of_an_area_lie_in_it(slides):
 
 
 def test_rows_of_areas_keep_what_users_wrote_and_areas_that_go_are_named(slides):
-    assert inspect(slides, *drawn(slides)) == 0
+    assert inspect(slides) == 0
     table = slides / "out" / "slides.csv"
     rows = read_rows(table)
     for row in rows:
@@ -105,7 +109,7 @@ def test_rows_of_areas_keep_what_users_wrote_and_areas_that_go_are_named(slides)
     pd.DataFrame(rows).to_csv(table, index=False)
     draw(slides / "areas" / "s1.geojson", Tumor=LEFT, Lymph_node=RIGHT)
     (slides / "slides" / "s2.png").unlink()
-    assert inspect(slides, *drawn(slides)) == 1
+    assert inspect(slides) == 1
     after = {row["slide_id"]: row for row in read_rows(table)}
     assert {row["patient_id"] for row in after.values()} == {"someone"}
     assert {row["hospital"] for row in after.values()} == {"north"}
@@ -115,25 +119,25 @@ def test_rows_of_areas_keep_what_users_wrote_and_areas_that_go_are_named(slides)
     assert after["s2@Tumor"]["tiles"]
 
 
-def test_areas_of_a_slide_that_differ_in_what_users_wrote_are_refused(slides, capsys):
-    assert inspect(slides, *drawn(slides)) == 0
+def test_areas_of_a_slide_that_differ_in_what_users_wrote_are_refused(slides):
+    assert inspect(slides) == 0
     rows = read_rows(slides / "out" / "slides.csv")
     rows[0]["patient_id"], rows[1]["patient_id"] = "p", "q"
     pd.DataFrame(rows).to_csv(slides / "out" / "slides.csv", index=False)
-    assert inspect(slides, *drawn(slides)) == 2
-    assert "the areas of s0 differ in patient_id" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(StudyError, match="the areas of s0 differ in patient_id"):
+        inspect(slides)
 
 
 def test_slides_without_areas_are_whole_beside_areas(slides):
     (slides / "areas" / "s0.geojson").unlink()
-    assert inspect(slides, *drawn(slides), "--area.missing", "whole", "--area.include", "tumor") == 0
+    assert inspect(slides, missing="whole", include=("tumor",)) == 0
     rows = {row["slide_id"]: row["area"] for row in read_rows(slides / "out" / "slides.csv")}
     assert rows == {"s0": ""} | {f"s{k}@Tumor": "Tumor" for k in range(1, 6)}
 
 
 def test_overlapping_areas_are_told(slides):
     draw(slides / "areas" / "s0.geojson", Tumor=LEFT, Margin=shapely.box(230, 60, 720, 440))
-    assert inspect(slides, *drawn(slides)) == 0
+    assert inspect(slides) == 0
     notes = {row["slide_id"]: row["note"] for row in read_rows(slides / "out" / "slides.csv")}
     assert "50% with Margin" in notes["s0@Tumor"]
     assert "31% with Tumor" in notes["s0@Margin"]
@@ -165,8 +169,6 @@ def test_labels_name_areas_or_slides(slides):
     )
     assert len(cohort) == 12
     vectors = np.stack([cohort[name].features.mean(0) for name in cohort])
-    from histossl.core.embeddings import embeddings_table
-
     data = embeddings_table(cohort.rows, {"mean": vectors}, {}, "x")
     labels = pd.DataFrame(
         {
@@ -230,23 +232,21 @@ def test_a_slide_without_cores_is_refused(tmp_path):
 
 
 def test_grid_cuts_a_microarray_into_rows(tmp_path):
-    picture, centres = array(2, 3)
+    picture, _ = array(2, 3)
     (tmp_path / "slides").mkdir()
     Image.fromarray(picture).save(tmp_path / "slides" / "tma.png", dpi=(25400 / 8, 25400 / 8))
-    assert inspect(tmp_path, "--areas", "grid", "--tile.mpp", "8", "--tile.px", "20") == 0
+    assert inspect(tmp_path, "grid", hs.TileSpec(20, 8.0)) == 0
     rows = {row["slide_id"]: row for row in read_rows(tmp_path / "out" / "slides.csv")}
     assert list(rows) == ["tma@A-1", "tma@A-2", "tma@A-3", "tma@B-1", "tma@B-2", "tma@B-3"]
     assert all(int(row["tiles"]) >= 5 for row in rows.values())
     drawn = json.loads((tmp_path / "out" / "areas" / "tma.geojson").read_text())
     assert len(drawn["features"]) == 6
     before = (tmp_path / "out" / "slides.csv").read_bytes()
-    assert inspect(tmp_path, "--areas", "grid", "--tile.mpp", "8", "--tile.px", "20") == 0
+    assert inspect(tmp_path, "grid", hs.TileSpec(20, 8.0)) == 0
     assert (tmp_path / "out" / "slides.csv").read_bytes() == before
 
 
 def test_a_folder_called_grid_has_another_spelling(tmp_path, monkeypatch):
-    from histossl.wsi.named_areas import CoreGrid, open_areas
-
     monkeypatch.chdir(tmp_path)
     Path("grid").mkdir()
     draw(Path("grid/a.geojson"), Tumor=LEFT)

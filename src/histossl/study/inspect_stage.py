@@ -211,13 +211,13 @@ def suspicions(rows: Sequence[Row]) -> list[str]:
     Returns:
         One line per suspicion, for a person to judge.
     """
-    holding: dict[str, list[str]] = defaultdict(list)
+    holding: dict[str, dict[str, str]] = defaultdict(dict)  # areas of a slide are of one file
     for row in rows:
         if row.get("content") and row["status"] != "failed":
-            holding[row["content"]].append(row["slide_id"])
+            holding[row["content"]].setdefault(row["path"], row["slide_id"])
     notes = [
         f"{' and '.join(names[:3])} hold the same: if they are one slide, leave one, or give them one patient_id"
-        for names in holding.values()
+        for names in (list(by_path.values()) for by_path in holding.values())
         if len(names) > 1
     ]
     mpps = {row["slide_id"]: number(row["mpp"]) for row in rows if row["mpp"] and row["status"] != "failed"}

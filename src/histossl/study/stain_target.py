@@ -1,12 +1,14 @@
-"""The colours that the tiles of a study get: of its median slide or of one of its slides, fixed once they are chosen."""
+"""The colours that the tiles of a study get: of its median slide or of one slide, fixed once they are chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from histossl.core.errors import SettingsError, SlideError
 from histossl.encoders.encode import EncodeSettings
+from histossl.encoders.tile_stream import TileSource
 from histossl.study.folder import Study
 from histossl.wsi.stain_norm import Change, Look, look_from, usual_look
 from histossl.wsi.tile_files import read_look
@@ -80,3 +82,29 @@ def change_of(path: Path, tiles: Path, settings: EncodeSettings, target: Look | 
     if look is None:
         raise SlideError(path, "no stains could be estimated, so its colours cannot be normalised", _LOOK_HINT)
     return Change(settings.stain_method, look, target)
+
+
+def recoloured(
+    cut: Sequence[TileSource], failed: Mapping[str, str], settings: EncodeSettings
+) -> tuple[list[TileSource], dict[str, str], Look | None]:
+    """Have the tiles of slides get other colours.
+
+    Args:
+        cut: the slides.
+        failed: slide_id -> why others are left out.
+        settings: of the encoding, whose `stain` says which colours.
+
+    Returns:
+        The slides whose colours are known; those that are left out and why; and the colours that tiles get.
+
+    Raises:
+        SettingsError: see `target_of`.
+    """
+    target = target_of(settings, {source.slide_id: source.tiles_path for source in cut})
+    found, lost = [], dict(failed)
+    for source in cut:
+        try:
+            found.append(replace(source, change=change_of(source.path, source.tiles_path, settings, target)))
+        except SlideError as error:
+            lost[source.slide_id] = str(error)
+    return found, lost, target

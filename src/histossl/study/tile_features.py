@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,11 @@ from histossl.study.area_rows import areas_in_memory
 from histossl.study.folder import Study, slide_names
 from histossl.study.import_features import check_coordinates
 from histossl.study.inspect_stage import InspectSettings
-from histossl.study.stain_target import SAVED, change_of, target_of
+from histossl.study.stain_target import SAVED, recoloured
 from histossl.study.survey import SurveyJob, survey_slide
 from histossl.wsi.areas import AreaFolder, AreaSettings
 from histossl.wsi.named_areas import CoreGrid, open_areas
 from histossl.wsi.slide import find_slides
-from histossl.wsi.stain_norm import Look
 from histossl.wsi.tile_files import read_tiles_of
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
@@ -147,10 +146,7 @@ def encode(
     with _readers(workers) as readers:
         drawn = open_areas(None if areas is None else Path(areas), area)
         cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers, drawn)
-        places = {source.slide_id: source.tiles_path for source in cut}
-        target = target_of(chosen, places)
-        cut, unlike = _recoloured(cut, chosen, target)
-        failed |= unlike
+        cut, failed, target = recoloured(cut, failed, chosen)
         if encoder == "self":
             encoder = _trained(cut, TileTrainSettings(), folder / "tile-encoder", readers, device)
         start = None
@@ -161,8 +157,8 @@ def encode(
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
     made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": drawn.told} if drawn else {})}
-    made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
-    made_with["encode"] |= {SAVED: target.numbers()} if target else {}
+    colours = {SAVED: target.numbers()} if target else {}
+    made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen), **colours}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
     return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
 
@@ -309,37 +305,21 @@ def _lay_tiles(
     for name, path, own in chosen:
         places = folder / "tiles" / f"{name}.h5", folder / f"qc/{name}.jpg"
         jobs.append(SurveyJob(name, path.absolute(), *mpp, tissue, tile, *places, areas=own))
-    if not jobs and failed:
-        raise SlideError(paths[0], f"none of {len(paths)} slides can be used: {next(iter(failed.values()))}")
     if not jobs:
-        raise SlideError(paths[0], f"none of {len(paths)} slides has an area", "name the files of areas as the slides")
+        why = next(iter(failed.values()), "none has an area; name the files of areas as the slides")
+        raise SlideError(paths[0], f"none of {len(paths)} slides can be used: {why}")
     with progress_bar("slides", len(jobs)) as bar:
         for job, answer in readers.map(survey_slide, jobs):
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
                 failed[job.slide_id] = failure_reason(answer, job.path)
             else:
-                only = job.areas.only if job.areas and job.areas.only is not None else None
-                area = "" if only is None else only or "area"
+                area = job.areas.area if job.areas else ""
                 cut.append(TileSource(job.slide_id, job.path, answer.mpp, tile, job.tiles_path, area))
             bar.advance(1)
     if not cut:
         raise SlideError(jobs[0].path, f"none of {len(jobs)} slides can be used: {failed[jobs[0].slide_id]}")
     return cut, failed
-
-
-def _recoloured(
-    cut: list[TileSource], settings: EncodeSettings, target: Look | None
-) -> tuple[list[TileSource], dict[str, str]]:
-    """The slides whose tiles can get the colours of the target, and why others cannot."""
-    found, failed = [], {}
-    for source in cut:
-        try:
-            change = change_of(source.path, source.tiles_path, settings, target)
-            found.append(replace(source, change=change))
-        except SlideError as error:
-            failed[source.slide_id] = str(error)
-    return found, failed
 
 
 def _trained(
@@ -405,8 +385,11 @@ def _rows(sources: Iterable[SlideSource], known: list[TileSource]) -> tuple[Row,
     for source in sources:
         tiles, slide = read_tiles_of(source.features), slides.get(source.slide_id)
         about = {"slide_id": source.slide_id, "path": str(slide.path) if slide else "", "patient_id": ""}
-        about |= {"area": slide.area if slide else ""}
-        about |= {"mpp": repr(slide.mpp) if slide else "", "width": str(tiles.size.width)}
+        about |= {
+            "area": slide.area if slide else "",
+            "mpp": repr(slide.mpp) if slide else "",
+            "width": str(tiles.size.width),
+        }
         rows.append(about | {"height": str(tiles.size.height), "tiles": str(len(tiles.xy))})
     return tuple(rows)
 

@@ -71,6 +71,11 @@ class SlideAreas:
         return self.settings.include if self.only is None else (self.only,)
 
     @property
+    def area(self) -> str:
+        """What the one class is called in a row of its own; "" for all."""
+        return "" if self.only is None else self.only or "area"
+
+    @property
     def made(self) -> str:
         """The fingerprint of the files' contents and of all settings.
 

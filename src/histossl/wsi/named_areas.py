@@ -141,9 +141,9 @@ def slide_of(slide_id: str, area: str) -> str:
 
 def _cores_of(job: NameJob) -> Path:
     """The GeoJSON of the cores, written anew where the slide or the settings are others than those that made it."""
-    made = fingerprint(slide_state(job.path), job.mpp, job.mpp_default, job.tissue)
-    if read_made(job.cores) != made:
-        with open_slide(job.path, job.mpp, job.mpp_default) as slide:
+    with open_slide(job.path, job.mpp, job.mpp_default) as slide:
+        made = fingerprint(slide_state(job.path), slide.mpp, job.tissue)
+        if read_made(job.cores) != made:
             write_cores(job.cores, find_cores(slide, find_tissue(slide, job.tissue)), made)
     return job.cores
 

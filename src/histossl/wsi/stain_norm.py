@@ -1,7 +1,7 @@
 """The colours of a slide as a few numbers, and tiles as they would look in the colours of another slide.
 
-Macenko et al. (ISBI 2009): amounts of the slide's two stains, brought to the other's strength and painted in its stains;
-what is neither stain stays as it is, where they leave it out. Reinhard et al. (2001): mean and deviation of the
+Macenko et al. (ISBI 2009): amounts of the slide's two stains, brought to the other's strength and painted in its
+stains; what is neither stain stays as it is, where they leave it out. Reinhard et al. (2001): mean and deviation of the
 logarithms of cones' answers, in the axes of lightness and two colours. Both are a few products a pixel.
 """
 
