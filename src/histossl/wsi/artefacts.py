@@ -28,6 +28,8 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 LIMITS = np.array([limit for limit, _ in _KINDS.values()], np.float32)
+# From which share on a tile is left out where its kind is dropped: what a fold only touches still tells of it.
+DROPPED = np.where(np.array(KINDS) == "fold", np.float32(0.001), LIMITS)
 COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
@@ -116,7 +118,7 @@ def left_out_of(cell: str) -> NDArray[np.int64]:
 
 
 def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.bool_], TileArtefacts]:
-    """Leave out the tiles of dropped kinds.
+    """Leave out the tiles of dropped kinds; those that a fold touches, too.
 
     Args:
         scores: (n, len(KINDS)); NaN where a kind was not judged.
@@ -125,7 +127,7 @@ def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.
     Returns:
         (n,) bool, the tiles that stay; and their artefacts.
     """
-    bad = np.where((scores >= LIMITS) & are_dropped(drop), scores / LIMITS, 0)
+    bad = np.where((scores >= DROPPED) & are_dropped(drop), scores / LIMITS, 0)
     kept = np.asarray(~bad.any(1))
     left_out = np.bincount(bad[~kept].argmax(1), minlength=len(KINDS))
     shares = np.full(len(KINDS), np.nan, np.float32)
