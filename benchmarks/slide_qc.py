@@ -2,8 +2,8 @@
 
     python benchmarks/slide_qc.py PICTURE
 
-PICTURE is a slide or picture with tissue, of 2,048 pixels at 1 µm per pixel or more; an ellipse of copies of it on glass
-is written into out/ as a pyramid of JPEG tiles. Prints processor seconds and the memory that comes on top of the
+PICTURE is a slide or picture with tissue, of 2,048 pixels at 1 µm per pixel or more; an ellipse of copies of it on
+glass is written into out/ as a pyramid of JPEG tiles. Prints processor seconds and the memory on top of the
 imports, for what `histossl inspect` does to a slide; and for batches of its tiles the time of their artefact scores
 beside that of encoding them (ResNet-18, random weights, one thread).
 """
