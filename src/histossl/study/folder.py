@@ -111,6 +111,17 @@ class Study(SharedTable):
         """
         return self._of("qc", slide_id, ".jpg")
 
+    def area_mask(self, slide_id: str) -> Path:
+        """The path of the picture of the tissue that lies inside a slide's areas, where areas were given.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in areas/.
+        """
+        return self._of("areas", slide_id, ".png")
+
     def tiles(self, slide_id: str) -> Path:
         """The path of the coordinates of a slide's tiles.
 

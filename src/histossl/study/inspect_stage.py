@@ -98,7 +98,8 @@ def inspect_slides(
             wrong.append((row, failure(complaint)))
         elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, own, exists):
             job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
-            jobs.append((row, replace(job, content=row["content"], areas=own)))
+            inside = study.area_mask(name) if own else None
+            jobs.append((row, replace(job, content=row["content"], areas=own, mask_path=inside)))
     # Before the first product is replaced: a row must not describe a product that no longer exists.
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
     journal.write("check", wrong)

@@ -32,6 +32,7 @@ class SurveyJob:
         tiles_path, qc_path: the files to write.
         content: fingerprint of the file when it was last surveyed, or "".
         areas: the user's areas that tiles are laid in; None lays them on all tissue.
+        mask_path: the picture of the tissue inside them to write; None writes none.
     """
 
     slide_id: str
@@ -44,6 +45,7 @@ class SurveyJob:
     qc_path: Path
     content: str = ""
     areas: SlideAreas | None = None
+    mask_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         mask = find_tissue(slide, job.tissue)
         if job.areas:
             mask = restrict(mask, slide, job.areas)
+            if job.mask_path:
+                with atomic.whole(job.mask_path) as part:
+                    Image.fromarray(mask.mask).save(part, format="PNG")
         grid = tile_grid(slide, mask, job.tile)
         picture = Image.fromarray(qc_picture(slide, mask, grid))
         with atomic.whole(job.qc_path) as part:
