@@ -21,7 +21,7 @@ def artefact_layers(path: Path) -> list[tuple[str, int]]:
         path: the HDF5 file of its tiles or features.
 
     Returns:
-        (name of the layer, index of the kind) of each kind that covers a hundredth of any tile, in the order of `KINDS`.
+        (name of the layer, index of the kind) of each kind that covers a hundredth of any tile, in order.
 
     Raises:
         FileFormatError: the file cannot be read.
