@@ -28,7 +28,7 @@ from histossl.wsi.tissue import TissueSettings
 
 WIDTH, HEIGHT, MPP = 800, 500, 2.0
 LEFT, RIGHT = shapely.box(80, 60, 380, 440), shapely.box(400, 60, 720, 440)
-TILE = hs.TileSpec(56, MPP)
+TILE = hs.TileSpec(28, 4.0)  # 56 level-0 pixels
 
 
 def draw(path: Path, **areas) -> None:
@@ -68,7 +68,7 @@ def inspect(folder: Path, areas: str = "", tile: hs.TileSpec = TILE, **settings)
 
 def test_each_area_goes_the_whole_way(slides):
     out = slides / "out"
-    laid = ["--tile.px", "56", "--tile.mpp", "2", "--workers", "1", "--areas", str(slides / "areas")]
+    laid = ["--tile.px", "28", "--tile.mpp", "4", "--workers", "1", "--areas", str(slides / "areas")]
     assert main(["inspect", str(slides / "slides"), "--out", str(out), *laid, "--area.each"]) == 0
     rows = {row["slide_id"]: row for row in read_rows(out / "slides.csv")}
     assert list(rows)[:2] == ["s0@Tumor", "s0@Margin"]
@@ -164,9 +164,7 @@ def test_values_of_masks_are_areas_and_soft_masks_are_refused(slides):
 
 def test_labels_name_areas_or_slides(slides):
     settings = AreaSettings(each=True)
-    cohort = hs.encode(
-        slides / "slides", "random", hs.TileSpec(56, MPP), areas=slides / "areas", area=settings, workers=0
-    )
+    cohort = hs.encode(slides / "slides", "random", TILE, areas=slides / "areas", area=settings, workers=0)
     assert len(cohort) == 12
     vectors = np.stack([cohort[name].features.mean(0) for name in cohort])
     data = embeddings_table(cohort.rows, {"mean": vectors}, {}, "x")
