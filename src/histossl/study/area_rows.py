@@ -99,7 +99,7 @@ class AreaRows:
         self._kept: dict[str, dict[str, Row]] = {}
         of_path: dict[str, Row] = {}
         for row in rows:
-            if not row.get("area"):
+            if not row.get("area") or "@" not in row["slide_id"]:  # a user's own column may be called so
                 self.whole.append(row)
                 continue
             path = row["path"]

@@ -136,7 +136,7 @@ def slide_of(slide_id: str, area: str) -> str:
         slide_id: of the row.
         area: of the row, "" for a whole slide.
     """
-    return slide_id.rpartition("@")[0] if area else slide_id
+    return (slide_id.rpartition("@")[0] if area else "") or slide_id
 
 
 def _cores_of(job: NameJob) -> Path:
