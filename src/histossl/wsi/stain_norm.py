@@ -23,6 +23,7 @@ from histossl.wsi.tissue import TissueMask
 METHODS = ("macenko", "reinhard")
 _FIELDS, _PIXELS, _MPP = 8, 60_000, 1.0  # of the sample of a slide; µm per pixel, or the slide's where it is coarser
 _TISSUE = 0.12  # mean optical density of a pixel that counts for Reinhard's statistics
+_ALIKE = 0.999  # cosine of two stains that are one
 _LEAST, _RATIO = 0.05, 5.0  # of a stain's strength, and of two strengths: beyond, one of the stains is not there
 
 # Reinhard's: RGB to the answers of cones; their logarithms to lightness, yellow against blue, red against green.
@@ -97,10 +98,10 @@ def look_of(slide: Slide, mask: TissueMask) -> Look | None:
     pixels = np.concatenate([field.reshape(-1, 3) for field in fields] or [np.zeros((0, 3), np.uint8)])
     pixels = pixels[:: max(1, len(pixels) // _PIXELS)]
     try:
-        stains = estimate_stains(pixels)
+        stains = estimate_stains(pixels, every_channel=False)
     except SlideError:  # grey
         return None
-    if stains is None:
+    if stains is None or np.dot(stains.hematoxylin, stains.eosin) > _ALIKE:
         return None
     density = optical_density(pixels, stains.white)
     stained = density.mean(1) > _TISSUE
