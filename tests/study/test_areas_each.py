@@ -43,19 +43,23 @@ def draw(path: Path, **areas) -> None:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 
-@pytest.fixture
-def slides(tmp_path: Path) -> Path:
-    """Six slides of tissue, an area each in its left and its right half."""
-    (tmp_path / "slides").mkdir()
-    (tmp_path / "areas").mkdir()
-    for k in range(6):
+def make(folder: Path, count: int) -> Path:
+    """Slides of tissue, an area each in their left and right halves."""
+    (folder / "slides").mkdir()
+    (folder / "areas").mkdir()
+    for k in range(count):
         rng = np.random.default_rng(k)
         picture = np.full((HEIGHT, WIDTH, 3), 244, np.uint8)
         colour = (190, 110, 170) if k % 2 else (150, 90, 180)
         picture[50:450, 70:730] = np.clip(rng.normal(colour, 25, (400, 660, 3)), 0, 255)
-        Image.fromarray(picture).save(tmp_path / "slides" / f"s{k}.png", dpi=(25400 / MPP, 25400 / MPP))
-        draw(tmp_path / "areas" / f"s{k}.geojson", Tumor=LEFT, Margin=RIGHT)
-    return tmp_path
+        Image.fromarray(picture).save(folder / "slides" / f"s{k}.png", dpi=(25400 / MPP, 25400 / MPP))
+        draw(folder / "areas" / f"s{k}.geojson", Tumor=LEFT, Margin=RIGHT)
+    return folder
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    return make(tmp_path, 3)
 
 
 def inspect(folder: Path, areas: str = "", tile: hs.TileSpec = TILE, **settings) -> int:
@@ -66,7 +70,9 @@ def inspect(folder: Path, areas: str = "", tile: hs.TileSpec = TILE, **settings)
         return inspect_slides(study, found, None, TissueSettings(), tile, SerialExecutor(), drawn)
 
 
-def test_each_area_goes_the_whole_way(slides):
+@pytest.mark.slow
+def test_each_area_goes_the_whole_way(tmp_path):
+    slides = make(tmp_path, 6)
     out = slides / "out"
     laid = ["--tile.px", "28", "--tile.mpp", "4", "--workers", "1", "--areas", str(slides / "areas")]
     assert main(["inspect", str(slides / "slides"), "--out", str(out), *laid, "--area.each"]) == 0
@@ -82,7 +88,7 @@ def test_each_area_goes_the_whole_way(slides):
     assert len(np.unique(found.X, axis=0)) == 12
     table = pd.DataFrame({"slide_id": [f"s{k}" for k in range(6)], "label": list("ababab")})
     table.to_csv(slides / "labels.csv", index=False)
-    probe = ["probe", str(out), str(slides / "labels.csv"), "--probe.folds", "2", "--probe.repeats", "2"]
+    probe = ["probe", str(out), "--labels", str(slides / "labels.csv"), "--probe.folds", "2", "--probe.repeats", "2"]
     assert main([*probe, "--probe.shots", "", "--probe.bootstraps", "100"]) == 0
     predicted = pd.read_csv(out / "predictions.csv")
     assert set(predicted["slide_id"]) == set(rows)
@@ -94,7 +100,7 @@ def test_each_area_goes_the_whole_way(slides):
 def test_the_tiles_of_an_area_lie_in_it(slides):
     assert inspect(slides) == 0
     for name, box in (("Tumor", LEFT), ("Margin", RIGHT)):
-        tiles = read_tiles_of(slides / "out" / "tiles" / f"s3@{name}.h5")
+        tiles = read_tiles_of(slides / "out" / "tiles" / f"s1@{name}.h5")
         assert len(tiles.xy) > 10
         for x, y in tiles.xy.tolist():
             assert box.intersection(shapely.box(x, y, x + 56, y + 56)).area >= 0.46 * 56**2
@@ -109,7 +115,7 @@ def test_rows_of_areas_keep_what_users_wrote_and_areas_that_go_are_named(slides)
     pd.DataFrame(rows).to_csv(table, index=False)
     draw(slides / "areas" / "s1.geojson", Tumor=LEFT, Lymph_node=RIGHT)
     (slides / "slides" / "s2.png").unlink()
-    assert inspect(slides) == 1
+    assert inspect(slides) == 3  # the margin that is no longer drawn, and two areas of the slide that is gone
     after = {row["slide_id"]: row for row in read_rows(table)}
     assert {row["patient_id"] for row in after.values()} == {"someone"}
     assert {row["hospital"] for row in after.values()} == {"north"}
@@ -132,7 +138,7 @@ def test_slides_without_areas_are_whole_beside_areas(slides):
     (slides / "areas" / "s0.geojson").unlink()
     assert inspect(slides, missing="whole", include=("tumor",)) == 0
     rows = {row["slide_id"]: row["area"] for row in read_rows(slides / "out" / "slides.csv")}
-    assert rows == {"s0": ""} | {f"s{k}@Tumor": "Tumor" for k in range(1, 6)}
+    assert rows == {"s0": ""} | {f"s{k}@Tumor": "Tumor" for k in (1, 2)}
 
 
 def test_overlapping_areas_are_told(slides):
@@ -162,7 +168,8 @@ def test_values_of_masks_are_areas_and_soft_masks_are_refused(slides):
         name_areas(job)
 
 
-def test_labels_name_areas_or_slides(slides):
+def test_labels_name_areas_or_slides(tmp_path):
+    slides = make(tmp_path, 6)
     settings = AreaSettings(each=True)
     cohort = hs.encode(slides / "slides", "random", TILE, areas=slides / "areas", area=settings, workers=0)
     assert len(cohort) == 12
@@ -208,7 +215,7 @@ def array(rows: int, columns: int, angle: float = 0.0, absent=(), broken=()) -> 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "angle", "absent", "broken"),
-    [(4, 6, 0.0, (), ()), (5, 7, 0.06, {(0, 0), (2, 3)}, {(1, 1), (3, 4)}), (6, 9, -0.08, (), ()), (1, 6, 0.0, (), ())],
+    [(3, 4, -0.08, (), ()), (5, 7, 0.06, {(0, 0), (2, 3)}, {(1, 1), (3, 4)}), (1, 6, 0.0, (), ())],
 )
 def test_cores_are_found_and_named_by_row_and_column(rows, columns, angle, absent, broken):
     picture, centres = array(rows, columns, angle, absent, broken)
