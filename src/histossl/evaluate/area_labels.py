@@ -57,16 +57,20 @@ def name_rows(rows: Mapping[int, dict[str, str]], slide_column: str, area_column
     if area_column is None or not areas:
         return
     names = {(folded(slide), folded(area)): name for name, (slide, area) in areas.items()}
+    slides = {folded(slide) for slide, _ in areas.values()}
     for row in rows.values():
-        row[slide_column] = names.get((folded(row[slide_column]), folded(row[area_column])), row[slide_column])
+        slide, area = folded(row[slide_column]), folded(row[area_column])
+        if slide in slides and area:  # an area that has no vector is told as a slide that has none
+            row[slide_column] = names.get((slide, area), f"{row[slide_column]}@{row[area_column]}")
 
 
-def spread(lines: Mapping[str, int], areas: Areas) -> dict[str, int]:
+def spread(lines: Mapping[str, int], areas: Areas, known: Collection[str]) -> dict[str, int]:
     """The lines of vectors: what is said of a slide holds for all of its areas that no other line names.
 
     Args:
         lines: slide or vector -> its line.
         areas: of the vectors.
+        known: the vectors that count; others of areas are left out.
 
     Returns:
         Slide or vector -> its line.
@@ -78,4 +82,5 @@ def spread(lines: Mapping[str, int], areas: Areas) -> dict[str, int]:
     named = {folded(name) for name in found}
     for slide, line in lines.items():
         found |= {name: line for name in of_slide.get(folded(slide), ()) if folded(name) not in named}
-    return found
+    others = {folded(name) for name in areas} - {folded(name) for name in known}
+    return {name: line for name, line in found.items() if folded(name) not in others}

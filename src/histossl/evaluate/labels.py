@@ -120,11 +120,11 @@ def read_labels(
             the file with the header as row 1.
     """
     path = Path(path)
-    found = read_table(path, LabelError)
-    rows = found.rows
+    rows = (found := read_table(path, LabelError)).rows
     slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, found.columns, targets, outcome)
     name_rows(rows, slide_column or "", find_column(found.columns, AREA_COLUMNS), areas or {})
-    written = spread(_written(path, rows, slide_column, patient_column, slide_ids, patients or {}), areas or {})
+    written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
+    written = spread(written, areas or {}, slide_ids)
     spelt = _spelt(path, written, slide_ids)
     lost = {slide: line for slide, line in written.items() if slide not in spelt}
     complaints = absent_slides(path.name, lost, slide_ids, set(spelt.values()))
