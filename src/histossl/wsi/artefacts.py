@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import blurred, largest, least, parts_of, variation, within, without_small
+from histossl.wsi.density import average, blurred, largest, least, parts_of, variation, within, without_small
 
 # Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
 _KINDS = {
@@ -187,7 +187,7 @@ def overview(
     tissue = tissue & (ink == 0)
     bubbles = _bubbles(raw, tissue, mpp)
     for kind, where in (
-        ("empty", tissue & (density.mean(2) < 0.05)),
+        ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
         ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
@@ -203,7 +203,7 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     Special stains have the colours of ink, and their density varies with the structure under them.
     """
     red, green, blue = np.moveaxis(density, 2, 0)
-    mean = density.mean(2)
+    mean = average(density)
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
     black = (mean > 0.75) & (largest(density) - least(density) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
@@ -262,7 +262,7 @@ def _folds(
     ratios = smooth / np.maximum(around, 0.05)
     layers = least(ratios)
     found = np.zeros(tissue.shape, bool)
-    dense = tissue & (layers > _LAYERS[1]) & (smooth.mean(2) > 0.3)
+    dense = tissue & (layers > _LAYERS[1]) & (average(smooth) > 0.3)
     for part in _long_parts(dense, 150 / mpp, 200 / mpp):
         depth = np.asarray(ndimage.distance_transform_edt(part))
         area, width = part.sum(), 2 * depth.max()

@@ -34,6 +34,18 @@ def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
 
 
+def average(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of the channels, see `least`.
+
+    Args:
+        values: (..., 3).
+
+    Returns:
+        (...).
+    """
+    return (values[..., 0] + values[..., 1] + values[..., 2]) / np.float32(3)
+
+
 def glass_colour(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
     """The colour of empty glass, dim or tinted: the brightest percent, if that is not pink; else white.
 

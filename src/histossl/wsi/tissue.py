@@ -12,6 +12,7 @@ from scipy import ndimage
 from histossl.core.errors import SettingsError
 from histossl.wsi.artefacts import PENS, are_dropped, check_kinds, overview
 from histossl.wsi.density import (
+    average,
     blurred,
     deviation,
     glass_colour,
@@ -142,7 +143,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     smooth = blurred(intensity, sigma)
     glass = glass_colour(smooth)
     density, raw = optical_density(smooth, glass), optical_density(intensity, glass)
-    evidence = largest(density) - least(density) + deviation(raw.mean(2), sigma)
+    evidence = largest(density) - least(density) + deviation(average(raw), sigma)
     area = 1 / mpp**2
     mask = evidence > settings.threshold
     holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask
