@@ -74,12 +74,7 @@ def inspect_slides(
     settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": areas.told} if areas else {})
     study.settle("inspect", settings, study.folder / "tiles")
     journal = Journal(study)
-    named = NamedAreas()
-    if areas and areas.settings.each:
-        rows = study.slides()
-        paths = [*found.slides, *(Path(row["path"]) for row in rows)]
-        files = given if isinstance(areas, AreaFolder) else None
-        named = name_all(paths, rows, files, mpp_default, tissue, study.areas, workers)
+    named = _named(study, found, areas, given, mpp_default, tissue, workers)
     with study.writing():
         known = study.slides()
         of_areas = AreaRows(known)
@@ -111,6 +106,24 @@ def inspect_slides(
     for line in suspicions(rows):
         say(f"SUSPECT {line}", "yellow")
     return failed
+
+
+def _named(
+    study: Study,
+    found: Found,
+    areas: AreaFolder | CoreGrid | None,
+    given: dict[str, SlideAreas],
+    mpp_default: float | None,
+    tissue: TissueSettings,
+    workers: Executor,
+) -> NamedAreas:
+    """The areas that have rows of their own; none where a slide has one."""
+    if areas is None or not areas.settings.each:
+        return NamedAreas()
+    rows = study.slides()
+    paths = [*found.slides, *(Path(row["path"]) for row in rows)]
+    files = given if isinstance(areas, AreaFolder) else None
+    return name_all(paths, rows, files, mpp_default, tissue, study.areas, workers)
 
 
 def find_slides(folder: Path, slides: Path) -> Found:
