@@ -73,8 +73,7 @@ def inspect_slides(
         found = replace(found, slides=[path for path in found.slides if path.stem in given])
     settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": areas.told} if areas else {})
     study.settle("inspect", settings, study.folder / "tiles")
-    journal = Journal(study)
-    named = _named(study, found, areas, given, mpp_default, tissue, workers)
+    journal, named = Journal(study), _named(study, found, areas, given, mpp_default, tissue, workers)
     with study.writing():
         known = study.slides()
         of_areas = AreaRows(known)
@@ -101,10 +100,9 @@ def inspect_slides(
     _survey(journal, jobs, workers)
     say_left_out(rows)
     failed = report_failures(rows)
-    for line in (*merged.notes, *_notes(found)):
-        say(f"note: {line}", "yellow")
-    for line in suspicions(rows):
-        say(f"SUSPECT {line}", "yellow")
+    told = [f"note: {line}" for line in (*merged.notes, *_notes(found))]
+    for line in (*told, *(f"SUSPECT {line}" for line in suspicions(rows))):
+        say(line, "yellow")
     return failed
 
 
