@@ -27,10 +27,10 @@ from histossl.nuclei.patch_sampling import PatchContrastSettings
 from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter, samples
 from histossl.nuclei.self_training import SelfTraining
-from histossl.nuclei.stain import optical_density
 from histossl.nuclei.stain_survey import survey
 from histossl.nuclei.strata import BY, found_nuclei, grouped
 from histossl.wsi.array_slide import picture_slide
+from histossl.wsi.stain import optical_density
 
 # The organs of MoNuSeg's training images, by the middle of the TCGA barcode.
 ORGANS = {

@@ -17,8 +17,8 @@ from histossl.nuclei.component_tree import TreeSettings, best_objects
 from histossl.nuclei.instances import InstanceSettings, concatenate, label_instances, nuclei_of_tile, outline_instances
 from histossl.nuclei.metrics import score
 from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, targets
-from histossl.nuclei.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 from histossl.nuclei.threshold import Prior, PriorSettings
+from histossl.wsi.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 
 STAINS = Stains((0.62, 0.70, 0.35), (0.20, 0.84, 0.50))
 

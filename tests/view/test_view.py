@@ -22,8 +22,10 @@ from histossl.view.app import Viewer
 from histossl.view.pyramid import SIDE, NoTile, Pyramid
 from histossl.view.reading import PictureCache, SlideCache, SlideRef
 from histossl.view.report.study_report import report_study
+from histossl.wsi.artefacts import KINDS
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import open_slide
+from histossl.wsi.tile_files import read_artefacts
 from support.viewed import TOKEN, app, ask, asked, folder, viewer  # noqa: F401 - fixtures
 
 
@@ -134,17 +136,21 @@ def test_tissue_and_tiles_are_those_of_the_study(app, folder, viewer):
     assert np.frombuffer(data, "<f4", 2).tolist() == [64, 64]
     count = int(viewer.cohort.rows[0]["tiles"])
     assert len(data) == 8 + 8 * count
-    assert ask(app, f"/{TOKEN}/slides/0/facts.json").json()["overlays"]["heat"] == ["kind: a", "kind: b"]
+    layers = ask(app, f"/{TOKEN}/slides/0/facts.json").json()["overlays"]["heat"]
+    assert [name for name in layers if not name.startswith("artefact: ")] == layers[:2] == ["kind: a", "kind: b"]
     heat = ask(app, f"/{TOKEN}/slides/0/heat/0.bin").body
     assert heat[: len(data)] == data
     assert np.frombuffer(heat, "<f4", -1, len(data)).tolist() == list(range(count))
-    assert ask(app, f"/{TOKEN}/slides/0/heat/2.bin").status == 404
-    assert ask(app, f"/{TOKEN}/slides/1/facts.json").json()["overlays"] == {
-        "tissue": True,
-        "tiles": True,
-        "heat": [],
-        "nuclei": False,
-    }
+    assert ask(app, f"/{TOKEN}/slides/0/heat/{len(layers)}.bin").status == 404
+    known = read_artefacts(Study(folder).tiles(viewer.cohort.rows[0]["slide_id"]))
+    shown = [kind for k, kind in enumerate(KINDS) if np.nan_to_num(known.scores[:, k]).max() >= 0.01]
+    assert layers[2:] == [f"artefact: {kind}" for kind in shown]
+    for k, kind in enumerate(shown, 2):
+        heat = ask(app, f"/{TOKEN}/slides/0/heat/{k}.bin").body
+        np.testing.assert_array_equal(np.frombuffer(heat, "<f4", -1, len(data)), known.scores[:, KINDS.index(kind)])
+    others = ask(app, f"/{TOKEN}/slides/1/facts.json").json()["overlays"]
+    assert all(name.startswith("artefact: ") for name in others.pop("heat"))
+    assert others == {"tissue": True, "tiles": True, "nuclei": False}
 
 
 # ---- bounds

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,48 @@ MANY = shapely.MultiPolygon([shapely.box(x, 300, x + 60, 700) for x in range(300
 def test_outlines_are_painted_where_they_lie(slide, tmp_path, shape, ending):
     mask = inside(slide, write(tmp_path / f"a{ending}", annotation(shape)))
     assert (mask != truth(shape, mask)).mean() < 1e-3
+
+
+def write_table(path: Path, **areas) -> Path:
+    """As geopandas writes a GeoParquet or a GeoPackage, a row for each area with its class."""
+    blobs, kinds = [shapely.to_wkb(shape) for shape in areas.values()], list(areas)
+    if path.suffix == ".parquet":
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        about = {"primary_column": "shape", "columns": {"shape": {"encoding": "WKB"}}, "version": "1.0.0"}
+        table = pa.table({"id": range(len(kinds)), "classification": kinds, "shape": blobs})
+        pq.write_table(table.replace_schema_metadata({"geo": json.dumps(about)}), path)
+        return path
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE gpkg_geometry_columns (table_name TEXT, column_name TEXT)")
+        file.execute("INSERT INTO gpkg_geometry_columns VALUES ('my areas', 'geom')")
+        file.execute('CREATE TABLE "my areas" (fid INTEGER, geom BLOB, class TEXT)')
+        for k, (blob, kind) in enumerate(zip(blobs, kinds, strict=True)):
+            head = (
+                b"GP\0" + (bytes([0b0000001]) if k % 2 else bytes([0b0000011])) + bytes(4) + bytes(0 if k % 2 else 32)
+            )
+            file.execute('INSERT INTO "my areas" VALUES (?, ?, ?)', (k, head + blob, kind))
+        file.commit()
+    return path
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".gpkg"])
+def test_tables_of_geopandas_say_the_same_as_geojson(slide, tmp_path, ending):
+    shapes = {"tumour": BOX, "margin": DONUT, "exclude": shapely.box(350, 250, 400, 300)}
+    mask = inside(slide, write_table(tmp_path / f"a{ending}", **shapes))
+    same = inside(slide, write(tmp_path / "a.geojson", *(annotation(shape, kind) for kind, shape in shapes.items())))
+    np.testing.assert_array_equal(mask, same)
+    alone = inside(slide, tmp_path / f"a{ending}", include=("margin",), exclude=())
+    assert (alone != truth(DONUT, alone)).mean() < 1e-3
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".gpkg"])
+def test_tables_that_are_none_are_refused(slide, tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(b"PAR1 SQLite no")
+    with pytest.raises(SlideError, match=r"is no Geo(Parquet|Package) of areas"):
+        inside(slide, tmp_path / f"a{ending}")
+    (tmp_path / f"a{ending}").unlink()
+    with pytest.raises(SlideError, match="holds no area"):
+        inside(slide, write_table(tmp_path / f"a{ending}"))
 
 
 def test_a_ring_that_crosses_itself_is_both_of_its_parts(slide, tmp_path):

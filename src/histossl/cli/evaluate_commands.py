@@ -14,8 +14,8 @@ from histossl.core.console import say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.core.names import Known
 from histossl.evaluate.fitted import keep_probe
-from histossl.evaluate.labels import Labels, read_labels
-from histossl.evaluate.patients import patients_of
+from histossl.evaluate.labels import Labels
+from histossl.evaluate.patients import labels_for, of_area, patients_of
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
@@ -62,13 +62,14 @@ def probe_vectors(
     source = read_source(vectors, pickles, columns)
     if against is not None:
         source = side_by_side(source, read_source(against, pickles, columns), against.stem)
+    source = of_area(source, probe.area)
     if splits is not None:
         return _probe_splits(out, source, labels, splits, probe)
     return _probe_into(out, source, labels, probe)
 
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
-    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
+    table = labels_for(source, labels, settings)
     _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
     write_probe(result, out)
@@ -82,7 +83,7 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     from histossl.evaluate.given_splits import probe_splits, summary
     from histossl.evaluate.split_files import known_slides, read_splits
 
-    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
+    table = labels_for(source, labels, settings)
     named = read_splits(splits)
     _tell(source, table)
     cohort = read_cohort_table(labels)
@@ -129,7 +130,7 @@ def search(
     if top < 1:
         raise SettingsError(f"--top {top}", "ask for one or more")
     source = read_source(vectors, columns=columns)
-    table = None if labels is None else read_labels(labels, source.ids, (), source.patients, source.lent)
+    table = None if labels is None else labels_for(source, labels)
     _tell(source, table)
     query, patients = _row_of(source, slide), patients_of(source, table)
     name, values = next(iter(source.vectors.items()))
@@ -227,8 +228,8 @@ def sites(
     """
     from histossl.evaluate.site_effects import site_effects
 
-    source = read_source(vectors, columns=columns)
-    table = read_labels(labels, source.ids, probe.targets, source.patients, source.lent, probe.outcome)
+    source = of_area(read_source(vectors, columns=columns), probe.area)
+    table = labels_for(source, labels, probe)
     _tell(source, table)
     found, notes = site_effects(source, table, probe)
     answers.give_rows("sites", _rows(found))

@@ -12,7 +12,8 @@ from histossl.execution.cluster import open_workers
 from histossl.study.folder import Study
 from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.study.qc_sheet import write_sheet
-from histossl.wsi.areas import AreaFolder, AreaSettings
+from histossl.wsi.areas import AreaSettings
+from histossl.wsi.named_areas import open_areas
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -36,8 +37,8 @@ def inspect(
     Args:
         slides: a folder of slides, or one slide.
         out: the folder of the study; without it nothing stays.
-        areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
-            docs/how-to/areas.md.
+        areas: a folder of the areas that count: GeoJSON of QuPath, GeoParquet, GeoPackage or mask images, named as the
+            slides; or grid, for the cores of tissue microarrays; see docs/how-to/areas.md.
         mpp_default: µm per pixel of slides that carry none.
         area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.
@@ -48,7 +49,7 @@ def inspect(
         scheduler: work on the Dask cluster at this address, such as tcp://host:8786, instead of on this machine alone.
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
     """
-    drawn = AreaFolder(areas, area) if areas else None
+    drawn = open_areas(areas, area)
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         found = find_slides(Path(str(folder)), slides)  # before the folder of the study is made
         study = Study(Path(str(folder)))

@@ -37,6 +37,7 @@ from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, Segment
 from histossl.nuclei.stain_survey import SegmentSettings
 from histossl.wsi.areas import AreaFolder, AreaSettings, SlideAreas
 from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
+from histossl.wsi.named_areas import CoreGrid, open_areas
 
 
 def train(
@@ -96,8 +97,8 @@ def segment(
             prior (a threshold, no learning), a folder that `nuclei train` wrote, or hf:OWNER/NAME.
         adapt: train on from the model on the inputs first, and take the result where it is judged better, without
             labels; else the model stands.
-        areas: a folder of the areas that nuclei are looked for in: GeoJSON of QuPath or mask images, named as the
-            slides; see docs/how-to/areas.md.
+        areas: a folder of the areas that nuclei are looked for in: GeoJSON of QuPath, GeoParquet, GeoPackage or mask
+            images, named as the slides; their union counts; see docs/how-to/areas.md.
         mpp_default: µm per pixel of images that carry none.
         area: which of the areas count, and what happens to slides without any.
         self_training: how `self` learns.
@@ -110,7 +111,7 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    given = _with_areas(inputs_beside(_files(inputs), inputs, out), AreaFolder(areas, area) if areas else None)
+    given = _with_areas(inputs_beside(_files(inputs), inputs, out), _drawn(areas, area))
     files = list(given)
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
@@ -211,6 +212,13 @@ def _files(inputs: Sequence[Path]) -> list[Path]:
     if not files:
         raise SettingsError("no images or slides there", f"formats are {', '.join(sorted(EXTENSIONS))}")
     return files
+
+
+def _drawn(areas: Path | None, settings: AreaSettings) -> AreaFolder | None:
+    found = open_areas(areas, settings)
+    if isinstance(found, CoreGrid):
+        raise SettingsError("nuclei are looked for in all cores of a microarray anyway", "leave --areas out")
+    return found
 
 
 def _with_areas(found: Sequence[Path], areas: AreaFolder | None) -> dict[Path, SlideAreas | None]:

@@ -35,7 +35,8 @@ from histossl.study.remote_tasks import EncoderName, encode_on
 from histossl.training import distributed
 from histossl.training.device import pick_device
 from histossl.view.report.study_report import report_study
-from histossl.wsi.areas import AreaFolder, AreaSettings
+from histossl.wsi.areas import AreaSettings
+from histossl.wsi.named_areas import open_areas
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -73,8 +74,8 @@ def run(
         slides: a folder of slides, searched with its subfolders, or one slide.
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
-        areas: a folder of the areas that count: GeoJSON of QuPath or mask images, named as the slides; see
-            docs/how-to/areas.md.
+        areas: a folder of the areas that count: GeoJSON of QuPath, GeoParquet, GeoPackage or mask images, named as the
+            slides; or grid, for the cores of tissue microarrays; see docs/how-to/areas.md.
         mpp_default: µm per pixel of slides that have none in their file or in slides.csv.
         encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
             the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
@@ -95,7 +96,7 @@ def run(
     """
     network = first_look(pretrain, encoder, encode, device, labels, probe)
     found = find_slides(out, slides)  # before the folder of the study is made
-    study, drawn = Study(out), AreaFolder(areas, area) if areas else None
+    study, drawn = Study(out), open_areas(areas, area)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(say_waiting):
             say(f"1/6 inspect   {slides}")

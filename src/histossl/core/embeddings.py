@@ -66,8 +66,13 @@ def embeddings_table(
     obs = (
         pd.DataFrame(slides)
         .set_index("slide_id")
-        .drop(columns=["status", "error", "made", "note", "content", "artefacts"], errors="ignore")
+        .drop(columns=["status", "error", "made", "note", "content", "artefacts", "stains"], errors="ignore")
     )
+    if "area" in obs and (obs["area"] == "").all():
+        obs = obs.drop(columns="area")
+    elif "area" in obs:  # the part of the name before the last @, which areas' own names do not hold
+        ids = [(row["slide_id"], row.get("area")) for row in slides]
+        obs["slide"] = [(name.rpartition("@")[0] if area else "") or name for name, area in ids]
     obs = obs.replace({"mpp": {"": "nan"}})  # features may come without
     obs = obs.astype({name: kind for name, kind in NUMBERS.items() if name in obs})
     names = list(vectors)

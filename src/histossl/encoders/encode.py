@@ -22,6 +22,7 @@ from histossl.encoders.tile_encoder import TileEncoder
 from histossl.wsi import tile_files
 from histossl.wsi.artefacts import judge, together, with_pixels
 from histossl.wsi.slide import slide_state
+from histossl.wsi.stain_norm import METHODS, Change, Look
 from histossl.wsi.tile_reader import ReadJob, TileBatch
 from histossl.wsi.tiles import TileSpec
 
@@ -40,6 +41,8 @@ class EncodeSettings:
             tiles.
         batch: tiles per forward pass.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
+        stain: none; or tiles get the colours of the cohort's median slide (median), or of one slide (its slide_id).
+        stain_method: macenko (by the amounts of two stains) or reinhard (by mean and deviation of the colours).
         seed: of the augmentations and of the tiles drawn.
         max_lost: share of a slide's tiles that may be undecodable, in [0, 1); they are left out. With more, the slide
             fails.
@@ -51,6 +54,8 @@ class EncodeSettings:
     window: int = 64
     batch: int = 64
     precision: str = "auto"
+    stain: str = "none"
+    stain_method: str = "macenko"
     seed: int = 0
     max_lost: float = 0.05
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -60,13 +65,19 @@ class EncodeSettings:
             if getattr(self, name) < least:
                 raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
         check_choice("encode.precision", self.precision, PRECISIONS)
+        check_choice("encode.stain_method", self.stain_method, METHODS)
         if not 0 <= self.max_lost < 1:
             raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One slide to encode: its file, its tiles, the paths of its features and views, and artefacts to leave out."""
+    """One slide to encode: its file, its tiles, the paths of its features and views.
+
+    Attributes:
+        drop: kinds of artefacts to leave out.
+        change: of the colours of its tiles; None leaves them.
+    """
 
     slide_id: str
     path: Path
@@ -76,20 +87,22 @@ class EncodeJob:
     features_path: Path
     views_path: Path
     drop: tuple[str, ...] = ()
+    change: Change | None = None
 
 
-def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings) -> str:
+def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSettings, target: Look | None = None) -> str:
     """The fingerprint of a slide's features and views.
 
     Args:
         tiles: fingerprint of the slide's tiles.
         encoder: of tiles.
         settings: of the encoding.
+        target: the colours that tiles get; None for their own.
 
     Returns:
-        `tiles`, a dash, and 16 hex digits for the encoder and all settings.
+        `tiles`, a dash, and 16 hex digits for the encoder, all settings and the target.
     """
-    return f"{tiles}-{fingerprint(encoder.identity, settings)}"
+    return f"{tiles}-{fingerprint(encoder.identity, settings, *([target.numbers()] if target else []))}"
 
 
 class SlideEncoding:
@@ -126,7 +139,8 @@ class SlideEncoding:
         self._check_unchanged()
         self.kept = np.array([k for k in range(self.all) if k not in lost], np.int64)
         self.tiles = replace(self.tiles, xy=self.tiles.xy[self.kept])
-        self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings)
+        target = job.change.target if job.change else None
+        self.made = encode_fingerprint(self.tiles.fingerprint, encoder, settings, target)
         count, px = len(self.tiles.xy), job.tile.px
         self.chunks = [slice(a, min(a + settings.batch, count)) for a in range(0, count, settings.batch)]
         self.artefacts = tile_files.read_artefacts(job.tiles_path)
@@ -151,9 +165,8 @@ class SlideEncoding:
         if self.plan is not None:
             wanted = [chosen[part] for _, chosen in self.plan for part in self._parts(len(chosen))]
         for step, chosen in enumerate(wanted, self.step):
-            yield ReadJob(
-                self.position, step, job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px, judged
-            )
+            about = job.path, job.mpp, xy[chosen], self.tiles.extent, job.tile.mpp, job.tile.px
+            yield ReadJob(self.position, step, *about, judged, job.change)
 
     def add(self, batch: TileBatch) -> None:
         """Encode the next batch; after the last one the files are written and `finished` is true.

@@ -15,6 +15,7 @@ from torch import Tensor
 from histossl.core.errors import FileFormatError, SlideError, TrainingError
 from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.wsi import tile_files
+from histossl.wsi.stain_norm import Change
 from histossl.wsi.tile_reader import ReadJob, read_tiles
 from histossl.wsi.tiles import TileSpec
 
@@ -28,6 +29,8 @@ class TileSource:
         path, mpp: of the slide.
         tile: what its tiles are.
         tiles_path: the HDF5 file of their places.
+        area: of the slide that they lie in, "" for all of it.
+        change: of the colours of its tiles; None leaves them.
     """
 
     slide_id: str
@@ -35,6 +38,8 @@ class TileSource:
     mpp: float
     tile: TileSpec
     tiles_path: Path
+    area: str = ""
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ class TileStream:
             count = wanted // slides + (position < wanted % slides)
             chosen = np.sort(rng.choice(len(tiles.xy), count, replace=count > len(tiles.xy)))
             xy, tile = tiles.xy[chosen], source.tile
-            found.append(ReadJob(k, step, source.path, source.mpp, xy, tiles.extent, tile.mpp, tile.px))
+            about = source.path, source.mpp, xy, tiles.extent, tile.mpp, tile.px
+            found.append(ReadJob(k, step, *about, change=source.change))
         return found
 
     def _slide(self, place: int) -> int:

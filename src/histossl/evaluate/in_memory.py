@@ -18,10 +18,11 @@ from histossl.core.config import from_dict
 from histossl.core.embeddings import anndata_of, lent_patients
 from histossl.core.errors import FileFormatError, LabelError
 from histossl.core.tables import cell
+from histossl.evaluate.area_labels import areas_of, with_slides
 from histossl.evaluate.classes import known_name
 from histossl.evaluate.fitted import keep_probe, load_probe
-from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels, read_labels
-from histossl.evaluate.patients import combine, patients_of
+from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, Labels
+from histossl.evaluate.patients import combine, labels_for, of_area, patients_of
 from histossl.evaluate.predict import predict_source
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.search import nearest
@@ -68,6 +69,7 @@ def probe(
     if isinstance(settings.get("targets"), str):
         settings["targets"] = (settings["targets"],)
     chosen, source = from_dict(ProbeSettings, settings), slide_vectors(vectors)
+    source = of_area(source, chosen.area)
     if patients is not None:
         source = replace(source, patients=_patients_of(source, patients))
     if isinstance(labels, str) and labels in getattr(getattr(vectors, "obs", None), "columns", ()):
@@ -272,9 +274,10 @@ def _of_anndata(data: AnnData) -> Source:
         return {name: value for name, value in zip(ids, values, strict=False) if known_name(value)}
 
     lent, stages = lent_patients(about or {}), json.loads(str(about["settings"])) if about is not None else {}
-    people, places = values_of(PATIENT_COLUMNS), values_of(SITE_COLUMNS)
+    people, places, areas = values_of(PATIENT_COLUMNS), values_of(SITE_COLUMNS), areas_of(ids, columns)
+    people, lent = with_slides(areas, people, lent)
     parts = tuple(map(str, data.var["part"])) if "part" in data.var else ()
-    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages, parts=parts)
+    return Source(ids, found, patients=people, sites=places, lent=lent, stages=stages, parts=parts, areas=areas)
 
 
 def _weights_of(vectors: Vectors, column: str) -> dict[Any, float]:
@@ -292,12 +295,12 @@ def _patients_of(source: Source, patients: Mapping[str, str] | pd.Series) -> dic
 def _labels(labels: Any, source: Source, chosen: ProbeSettings) -> Labels:
     """Labels in memory, written to a file and read back, so that they pass the same checks as those of a file."""
     if isinstance(labels, str | Path):
-        return read_labels(labels, source.ids, chosen.targets, source.patients, source.lent, chosen.outcome)
+        return labels_for(source, labels, chosen)
     table = _label_table(labels, source)
     with tempfile.TemporaryDirectory(prefix="histossl-") as place:
         path = Path(place) / "labels.csv"
         table.map(cell).to_csv(path, index=False)
-        found = read_labels(path, source.ids, chosen.targets, source.patients, source.lent, chosen.outcome)
+        found = labels_for(source, path, chosen)
     return replace(found, lines={})  # these rows are not those of a file of the user
 
 

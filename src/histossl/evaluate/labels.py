@@ -25,6 +25,7 @@ from histossl.core.names import (
     zero_suspicions,
 )
 from histossl.core.tables import Table, read_table
+from histossl.evaluate.area_labels import AREA_COLUMNS, Areas, name_rows, spread
 from histossl.evaluate.classes import known_name, odd_classes, read_classes
 from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
 
@@ -34,7 +35,7 @@ SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital"
 # Of slides.csv and of split files: no targets unless they are named.
 _NO_TARGETS = frozenset(
     ["", "index", "path", "file", "filename", "mpp", "width", "height", "tiles", "status", "error", "made", "note",
-     "content", "split", "set", "fold"]
+     "content", "split", "set", "fold", *AREA_COLUMNS]
 )  # fmt: skip
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 
@@ -88,6 +89,7 @@ def read_labels(
     patients: Mapping[str, str] | None = None,
     lent: Collection[str] = (),
     outcome: tuple[str, str] = ("", ""),
+    areas: Areas | None = None,
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
 
@@ -107,6 +109,7 @@ def read_labels(
         lent: slides whose patient in `patients` came from earlier labels: the file may name another.
         outcome: names of the columns of the time and of the event of a survival target; empty to find such pairs, such
             as os_months and os_event, see `find_outcomes`.
+        areas: of the vectors of areas; a row holds for all areas of its slide, or for the one in its column `area`.
 
     Returns:
         The labels of the known slides, and complaints about rows and slides that were left out.
@@ -117,10 +120,11 @@ def read_labels(
             the file with the header as row 1.
     """
     path = Path(path)
-    found = read_table(path, LabelError)
-    rows = found.rows
+    rows = (found := read_table(path, LabelError)).rows
     slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, found.columns, targets, outcome)
+    name_rows(rows, slide_column or "", find_column(found.columns, AREA_COLUMNS), areas or {})
     written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
+    written = spread(written, areas or {}, slide_ids)
     spelt = _spelt(path, written, slide_ids)
     lost = {slide: line for slide, line in written.items() if slide not in spelt}
     complaints = absent_slides(path.name, lost, slide_ids, set(spelt.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,47 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from histossl.core.errors import LabelError
-from histossl.core.names import barcode, spellings
-from histossl.evaluate.labels import Labels
+from histossl.core.names import barcode, folded, listed, spellings
+from histossl.evaluate.labels import Labels, read_labels
+from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
+
+
+def labels_for(source: Source, path: str | Path, settings: ProbeSettings = ProbeSettings()) -> Labels:
+    """Read a table of labels for the slides of a source, see `read_labels`.
+
+    Args:
+        source: of the slides, with what it knows of patients and areas.
+        path: the file.
+        settings: name the targets.
+
+    Raises:
+        LabelError: the labels cannot be used.
+    """
+    about = settings.targets, source.patients, source.lent, settings.outcome
+    return read_labels(path, source.ids, *about, source.areas)
+
+
+def of_area(source: Source, area: str) -> Source:
+    """The vectors of one area of each slide.
+
+    Args:
+        source: of the slides.
+        area: its name; "" takes all vectors, and notes it where slides have several.
+
+    Raises:
+        LabelError: no vector is of that area.
+    """
+    names = sorted({name for _, name in source.areas.values()})
+    if not area:
+        several = len(names) > 1 and len({slide for slide, _ in source.areas.values()}) < len(source.areas)
+        what = f"slides have vectors of several areas ({listed(names, 3)}), and all count; --probe.area takes one"
+        return replace(source, notes=(*source.notes, what)) if several else source
+    wanted = [k for k, n in enumerate(source.ids) if folded(source.areas.get(n, ("", ""))[1]) == folded(area)]
+    if not wanted:
+        raise LabelError(f"no vector is of the area {area!r}", f"there are {listed(names)}" if names else "see --areas")
+    ids = tuple(source.ids[k] for k in wanted)
+    return replace(source, ids=ids, vectors={name: values[wanted] for name, values in source.vectors.items()})
 
 
 def combine(values: NDArray, groups: NDArray[np.int64], weights: NDArray | None = None) -> NDArray[np.float32]:

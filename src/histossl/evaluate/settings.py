@@ -32,6 +32,7 @@ class ProbeSettings:
         horizons: times at which survival is asked for; empty takes the quartiles of the times of the events.
         task: auto takes a column of more than 20 different numbers (or on more than half of the slides) as numbers, all
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
+        area: where slides have a vector for each of several areas, the one that counts; empty takes all.
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
         combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
@@ -63,6 +64,7 @@ class ProbeSettings:
     event: str = ""
     horizons: tuple[float, ...] = ()
     task: str = "auto"
+    area: str = ""
     unit: str = "slide"
     combine: str = "mean"
     hold_out: str = "patients"

@@ -22,6 +22,7 @@ from histossl.core.names import Known, bare, clashes, listed, row_list, spelling
 from histossl.core.npy import read_npy
 from histossl.core.sidecars import files_of
 from histossl.core.tables import EMPTY, number, read_table
+from histossl.evaluate.area_labels import areas_of, with_slides
 from histossl.evaluate.classes import known_name
 from histossl.evaluate.columns import prefix_of, row_numbers, vector_of
 from histossl.evaluate.labels import PATIENT_COLUMNS, SITE_COLUMNS, SLIDE_COLUMNS, find_column
@@ -50,6 +51,7 @@ class Source:
         stages: settings of the stages that made the vectors; empty where nobody says.
         notes: one line each for what was left out or not read as it is written.
         passed: one line each for files that were not read.
+        areas: slide id -> its slide and its area, of vectors of areas.
     """
 
     ids: tuple[str, ...]
@@ -69,6 +71,7 @@ class Source:
     stages: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
+    areas: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) -> Source:
@@ -101,8 +104,10 @@ def read_source(path: Path, pickles: bool = False, columns: Sequence[str] = ()) 
     table = functools.partial(_table, wanted=tuple(columns))
     kinds: dict[str, Callable[[Path], Source]] = {".h5ad": _anndata, ".npy": _arrays}
     kinds |= dict.fromkeys((".csv", ".tsv", ".txt", ".parquet"), table)
+    if (study := path / "embeddings.h5ad").exists():
+        return _checked(path, _anndata(study))
     if path.is_dir():
-        read = _study if (path / "embeddings.h5ad").exists() else _arrays if (path / "ids.npy").exists() else _folder
+        read = _arrays if (path / "ids.npy").exists() else _folder
     elif path.suffix.lower() in kinds:
         read = kinds[path.suffix.lower()]
     else:
@@ -178,10 +183,6 @@ def _checked(path: Path, source: Source) -> Source:
     return source
 
 
-def _study(folder: Path) -> Source:
-    return _anndata(folder / "embeddings.h5ad")
-
-
 def _anndata(path: Path) -> Source:
     with file_errors(path, "give an AnnData file with a row a slide"):
         return _of_anndata(path, anndata_of(path))
@@ -195,7 +196,7 @@ def _of_anndata(path: Path, data: Any) -> Source:
         dense = data.X.toarray() if hasattr(data.X, "toarray") else np.asarray(data.X)
         slides, vectors = pd.DataFrame(data.obs), {path.stem: dense.astype(np.float32)}
         parts, stages = tuple(map(str, data.var["part"])) if "part" in data.var else (), {}
-    ids = [str(name) for name in slides.index]
+    ids = list(map(str, slides.index))
     columns = {str(name): slides[name].astype(str).tolist() for name in slides.columns}
     patient, site = (find_column(list(columns), names) for names in (PATIENT_COLUMNS, SITE_COLUMNS))
     patients = None if patient is None else [known_name(p) for p in columns[patient]]
@@ -204,23 +205,24 @@ def _of_anndata(path: Path, data: Any) -> Source:
     ends = (("qc", ".jpg"), ("features", ".h5"))
     rooms = {part: {n: path.parent / part / f"{n}{end}" for n in names} for part, end in ends}
     standing = {part: {n: file for n, file in files.items() if file.is_file()} for part, files in rooms.items()}
-    encoder = path.parent / "slide-encoder"
+    encoder, areas = path.parent / "slide-encoder", areas_of(ids, columns)
+    lent = lent_patients(data.uns["histossl"]) if ours else ()
+    people, lent = with_slides(areas, dict(zip(ids, patients or (), strict=False)), lent)
     return Source(
         tuple(ids),
         vectors,
-        patients=dict(zip(ids, patients, strict=True)) if patients else {},
+        people,
         sites={name: site for name, site in zip(ids, sites, strict=False) if known_name(site)},
         paths={name: Path(place) for name, place in zip(ids, columns.get("path", ()), strict=False) if place},
         pictures=standing["qc"],
         tiles=standing["features"],
-        tile_counts={
-            n: int(float(k)) for n, k in zip(ids, columns.get("tiles", ()), strict=False) if float(k or 0) > 0
-        },
+        tile_counts=_counts(ids, columns.get("tiles", ())),
         encoder=encoder if encoder.is_dir() else None,
         parts=parts,
-        lent=lent_patients(data.uns["histossl"]) if ours else frozenset(),
+        lent=lent,
         seen=_seen(encoder / "config.json"),
         stages=stages,
+        areas=areas,
     )
 
 
@@ -234,8 +236,6 @@ def _counts(ids: Sequence[str], tiles: Sequence[str]) -> dict[str, int]:
 
 
 def _seen(config: Path) -> frozenset[str] | None:
-    if not config.exists():
-        return None
     try:
         return frozenset(map(str, json.loads(config.read_text(encoding="utf-8"))["about"]["slides"]))
     except (OSError, ValueError, KeyError, TypeError):

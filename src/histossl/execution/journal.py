@@ -107,12 +107,21 @@ def caught_up(shared: SharedTable) -> tuple[list[Row], bool]:
     rows = shared.slides()
     lines = lines_since(shared, lambda line: "kept" in line)
     if lines:
-        by_path = {row["path"]: row for row in rows}
+        by_path = {row["path"]: row for row in rows}  # a slide may have been renamed
+        by_area = {(row["path"], row["slide_id"]): row for row in rows if _is_area(row)}
         for line in lines:
-            row = by_path.get(line.get("path", ""))
+            path = line.get("path", "")
+            row = by_area.get((path, line.get("slide_id", "")), by_path.get(path))
+            if row is not None and _is_area(row) and row["slide_id"] != line.get("slide_id"):
+                row = None
             if row is not None:
                 row |= line["row"]
     return rows, bool(lines)
+
+
+def _is_area(row: Row) -> bool:
+    """Whether a row is of an area of a slide, of which there may be several."""
+    return bool(row.get("area")) and "@" in row["slide_id"]
 
 
 def lines_since(shared: SharedTable, stop: Callable[[Line], bool], most: int | None = None) -> list[Line]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.nuclei.pseudo_labels import SlideTree, depth_inside, hematoxylin
-from histossl.nuclei.stain import Stains, optical_density
+from histossl.wsi.stain import Stains, optical_density
 
 _ODDS = np.float32(np.e)  # a sure nucleus makes it so many times as likely that its pixels are nucleus
 _SHARE = np.float32(0.5)  # of the depth of a sure nucleus; the rest is the network's

@@ -17,7 +17,7 @@ from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.morphology import diameters, eccentricities, spreads
 from histossl.nuclei.outline_tracing import trace_outlines
 from histossl.nuclei.pseudo_labels import SlideTree
-from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
+from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.nuclei.stain import Stains
+from histossl.wsi.stain import Stains
 
 
 class Method(Protocol):

@@ -22,9 +22,9 @@ from histossl.core.config import fingerprint, from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.network import read_model, save_model
 from histossl.nuclei.patch_sampling import ConfidenceNet, PatchContrastSettings, PatchContrastTask
-from histossl.nuclei.stain import Stains, gaussian, optical_density, unmixed
 from histossl.training.device import pick_device, sent
 from histossl.training.loop import Schedule, end_of_training, fit
+from histossl.wsi.stain import Stains, gaussian, optical_density, unmixed
 
 _EDGE = 4  # pixels of zeros around a map, more than the discs' radii
 _SIDE, _FIELDS = 400, 12  # side in pixels, and number of the fields that channels are chosen on

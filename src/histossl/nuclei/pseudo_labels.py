@@ -14,7 +14,7 @@ from skimage.segmentation import find_boundaries
 from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import SettingsError
 from histossl.nuclei.component_tree import TreeSettings, best_objects, slopes
-from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density
+from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 

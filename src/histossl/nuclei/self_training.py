@@ -32,9 +32,9 @@ from histossl.nuclei.pseudo_labels import (
     make_pseudo_labels,
     targets,
 )
-from histossl.nuclei.stain import Stains, optical_density
 from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
+from histossl.wsi.stain import Stains, optical_density
 
 
 class SelfTraining:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError, SlideError
 from histossl.nuclei.instances import InstanceSettings
-from histossl.nuclei.stain import Stains, estimate_stains, sample_fields
 from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.slide import Slide, open_slide
+from histossl.wsi.stain import Stains, estimate_stains, sample_fields
 from histossl.wsi.tissue import TissueMask, find_tissue
 
 log = logging.getLogger(__name__)

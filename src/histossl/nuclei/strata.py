@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from histossl.core.errors import LabelError
-from histossl.nuclei.stain import optical_density
+from histossl.wsi.stain import optical_density
 
 BY = ("area", "darkness")
 """What nuclei can be grouped by."""

@@ -11,7 +11,7 @@ from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
 from histossl.nuclei.component_tree import filled
-from histossl.nuclei.stain import Stains, concentrations, gaussian, optical_density, unmixed
+from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density, unmixed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from histossl.core import atomic, fingerprints
 from histossl.core.config import from_dict, to_dict
 from histossl.core.console import progress_bar, say
-from histossl.core.errors import StudyError
+from histossl.core.errors import SlideError, StudyError
 from histossl.encoders.encode import EncodeJob, EncodeSettings, encode_fingerprint
 from histossl.encoders.encode_slides import Step
 from histossl.encoders.pretrain_tiles import TileTrainSettings, pretrain_tiles
@@ -26,6 +26,9 @@ from histossl.execution.throughput import Throughput
 from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
 from histossl.study.inspect_stage import ExistingProducts, say_left_out
+from histossl.study.stain_target import SAVED, change_of, study_target
+from histossl.wsi.stain_norm import Look
+from histossl.wsi.tile_files import read_look
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
 
@@ -59,7 +62,7 @@ def encoder_of(
         FileFormatError, SettingsError, TrainingError: see `load_encoder` and `pretrain_tiles`.
     """
     if name == "self":
-        _pretrain_tiles(study, training, workers, device)
+        _pretrain_tiles(study, training, encode, workers, device)
         name = str(study.tile_encoder)
     found = loaded or load_encoder(name, encode.seed, device, encode.precision)
     shown = study.settings().get("inspect", {}).get("tile", {}).get("mpp")
@@ -74,8 +77,12 @@ def encoder_of(
     return found
 
 
-def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers, device: str) -> None:
-    study.settle("tile-encoder", settings, study.tile_encoder)
+def _pretrain_tiles(
+    study: Study, settings: TileTrainSettings, encode: EncodeSettings, workers: Workers, device: str
+) -> None:
+    target = study_target(study, encode)
+    colours = {"stain": encode.stain, "stain_method": encode.stain_method} if target else {}
+    study.settle("tile-encoder", to_dict(settings) | colours, study.tile_encoder)
     slides = [row for row in study.slides() if row["status"] != "failed"]
     if study.tile_encoder.is_dir():
         new = len({row["slide_id"] for row in slides} - tiles_trained_on(study.tile_encoder))
@@ -87,10 +94,13 @@ def _pretrain_tiles(study: Study, settings: TileTrainSettings, workers: Workers,
         what = f"{study.folder}: settings.json does not say how its tiles were laid"
         raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
     tile = from_dict(TileSpec, saved)
-    sources = [
-        TileSource(row["slide_id"], Path(row["path"]), float(row["mpp"]), tile, study.tiles(row["slide_id"]))
-        for row in slides
-    ]
+    sources = []
+    for row in slides:
+        name, path = row["slide_id"], Path(row["path"])
+        if target and read_look(study.tiles(name)) is None:  # encoding says so
+            continue
+        change = change_of(path, study.tiles(name), encode, target)
+        sources.append(TileSource(name, path, float(row["mpp"]), tile, study.tiles(name), row.get("area", ""), change))
     unread = pretrain_tiles(sources, settings, study.tile_encoder, study.logs / "tile-encoder", workers, device)
     for complaint in unread.values():
         say(f"LEFT OUT of the training of tiles: {complaint}", "yellow")
@@ -101,6 +111,7 @@ def encode_study(
     encoder: TileEncoder,
     settings: EncodeSettings,
     encoded: Callable[[Iterator[EncodeJob]], Iterator[Step]],
+    target: Look | None = None,
 ) -> int:
     """Encode every inspected slide, features and views: features/ and views/.
 
@@ -109,6 +120,7 @@ def encode_study(
         encoder: the tile encoder.
         settings: settings of the stage.
         encoded: encodes slides with these, here or on other machines, and yields what happens to each.
+        target: the colours that tiles get, of another study; None asks the settings.
 
     Returns:
         The number of slides that failed.
@@ -121,10 +133,12 @@ def encode_study(
         what = f"{study.folder}: settings.json does not say how its tiles were laid"
         raise StudyError(what, "run `histossl inspect SLIDES --out` on it first")
     tile = from_dict(TileSpec, saved)
-    study.settle("encode", {"encoder": encoder.identity, **to_dict(settings)}, study.folder / "features")
+    target = target or study_target(study, settings)
+    about = {"encoder": encoder.identity, **to_dict(settings)} | ({SAVED: target.numbers()} if target else {})
+    study.settle("encode", about, study.folder / "features")
     journal = Journal(study)
     rows = journal.rows
-    jobs, changes = _to_encode(study, rows, tile, encoder, settings)
+    jobs, changes = _to_encode(study, rows, tile, (encoder, settings, target))
     journal.write("check", changes)
     total = sum(int(row["tiles"]) for row, _ in jobs)
     speed = Throughput("GPU" if encoder.device.type == "cuda" else "CPU")
@@ -161,10 +175,10 @@ def _encoded_row(step: Step) -> Row:
 
 
 def _to_encode(
-    study: Study, rows: list[Row], tile: TileSpec, encoder: TileEncoder, settings: EncodeSettings
+    study: Study, rows: list[Row], tile: TileSpec, how: tuple[TileEncoder, EncodeSettings, Look | None]
 ) -> tuple[list[tuple[Row, EncodeJob]], list[tuple[Row, Row]]]:
     """(The slides that are not encoded, the changes of rows that contradict the files)."""
-    exists, key = ExistingProducts(study), encode_fingerprint("", encoder, settings)
+    exists, key, (_, settings, target) = ExistingProducts(study), encode_fingerprint("", *how), how
     jobs, changes, drop = [], [], dropped_kinds(study)
     for row in rows:
         if row["status"] == "failed":
@@ -174,8 +188,13 @@ def _to_encode(
         if there and row["status"] == "encoded" and row["made"].endswith(key):
             continue
         places = study.tiles(name), study.features(name), study.views(name)
-        job = EncodeJob(name, Path(row["path"]), float(row["mpp"]), tile, *places, drop)
-        made = _encoded(job, encoder, settings) if there else ""
+        try:
+            change = change_of(Path(row["path"]), study.tiles(name), settings, target)
+        except SlideError as error:
+            changes.append((row, failure(str(error))))
+            continue
+        job = EncodeJob(name, Path(row["path"]), float(row["mpp"]), tile, *places, drop, change)
+        made = _encoded(job, *how) if there else ""
         if made:
             changes.append((row, {"status": "encoded", "made": made}))
         else:
@@ -185,8 +204,8 @@ def _to_encode(
     return jobs, changes
 
 
-def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings) -> str:
+def _encoded(job: EncodeJob, encoder: TileEncoder, settings: EncodeSettings, target: Look | None) -> str:
     """The fingerprint of a slide's products where they exist, of these tiles and settings; or an empty one."""
-    made = encode_fingerprint(fingerprints.fingerprint_of(job.tiles_path) or "", encoder, settings)
+    made = encode_fingerprint(fingerprints.fingerprint_of(job.tiles_path) or "", encoder, settings, target)
     products = [job.features_path, job.views_path] if settings.views else [job.features_path]
     return made if all(fingerprints.fingerprint_of(product) == made for product in products) else ""

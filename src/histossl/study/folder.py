@@ -16,13 +16,14 @@ from histossl.core.tables import Row
 from histossl.execution.shared_table import SharedTable
 
 ROOMS = frozenset(
-    {"features", "heatmaps", "logs", "nuclei", "probe", "qc", "slide-encoder", "tile-encoder", "tiles", "views"}
+    {"areas", "features", "heatmaps", "logs", "nuclei", "probe", "qc", "slide-encoder", "tile-encoder"}
+    | {"tiles", "views"}
 )
 """Folders of a study that may be links, to folders which HISTOSSL_LINKS allows."""
 
 COLUMNS = (
     "slide_id", "path", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "made", "note", "content",
-    "artefacts",
+    "artefacts", "area", "stains",
 )  # fmt: skip
 
 
@@ -35,7 +36,8 @@ class Study(SharedTable):
     Columns of slides.csv: `status` is inspected, encoded or failed; users may edit `mpp` and `patient_id`; `made` is
     the fingerprint of the products, `note` is for readers of the file, `content` is the fingerprint of the slide's
     file, which identifies a slide that was moved, `artefacts` the mean share of each kind in its tiles and how many
-    were left out.
+    were left out, `area` the area of the slide that the row is of where each has its own, `stains` the estimated stain
+    vectors.
 
     Args:
         folder: of the study.
@@ -46,6 +48,7 @@ class Study(SharedTable):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder, "slides.csv", COLUMNS, ROOMS)
+        self.areas = self.folder / "areas"
         self.tile_encoder = self.folder / "tile-encoder"
         self.fourth_stage = self.folder / "fourth-stage.safetensors"
         self.slide_encoder = self.folder / "slide-encoder"
@@ -107,6 +110,17 @@ class Study(SharedTable):
             The path in qc/.
         """
         return self._of("qc", slide_id, ".jpg")
+
+    def area_mask(self, slide_id: str) -> Path:
+        """The path of the picture of the tissue that lies inside a slide's areas, where areas were given.
+
+        Args:
+            slide_id: the slide.
+
+        Returns:
+            The path in areas/.
+        """
+        return self._of("areas", slide_id, ".png")
 
     def tiles(self, slide_id: str) -> Path:
         """The path of the coordinates of a slide's tiles.

@@ -16,8 +16,8 @@ from histossl.core.errors import HistosslError, LabelError, SlideError, StudyErr
 from histossl.core.tables import number
 from histossl.evaluate.heatmap import Heatmap, explain, fit_scores
 from histossl.evaluate.heatmap_files import write_heatmap_geojson, write_heatmap_picture, write_heatmap_table
-from histossl.evaluate.labels import read_labels
 from histossl.evaluate.linear import LinearScore
+from histossl.evaluate.patients import labels_for, of_area
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import read_source
 from histossl.gigassl.embed import EmbedSettings
@@ -57,13 +57,13 @@ def heatmaps_study(
         raise StudyError(what, f"explain one of them: {study.sources[0].folder}")
     if not study.embeddings.exists():
         raise StudyError(f"{study.folder}: has no embeddings.h5ad", "run `histossl embed` first")
-    source = read_source(study.embeddings)
+    source = of_area(read_source(study.embeddings), settings.area)
     unknown = [name for name in chosen if name not in source.ids]
     if unknown:
         raise LabelError(
             f"no slide {unknown[0]!r} in {study.embeddings}", f"there are {', '.join(source.ids[:3])}, ..."
         )
-    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
+    table = labels_for(source, labels, settings)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     probes = fit_scores(source, table, settings)

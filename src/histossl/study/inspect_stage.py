@@ -18,6 +18,7 @@ from histossl.core.tables import number
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk, report_failures
 from histossl.execution.journal import Journal, StageQueue
 from histossl.execution.workers import Executor
+from histossl.study.area_rows import AreaRows, NamedAreas, name_all
 from histossl.study.folder import COLUMNS, Row, Study
 from histossl.study.identity import NOT_OURS, merge
 from histossl.study.survey import SurveyJob, inspect_fingerprint, survey_fingerprint, survey_slide
@@ -26,6 +27,7 @@ from histossl.wsi.artefacts import KINDS, left_out_of, left_out_text
 from histossl.wsi.content import chosen_picture, content_of
 from histossl.wsi.folders import NOT_SLIDES, Found, is_ours, lies_in, look_for_slides
 from histossl.wsi.mpp import jumps
+from histossl.wsi.named_areas import CoreGrid
 from histossl.wsi.slide import slide_state
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
@@ -46,7 +48,7 @@ def inspect_slides(
     tissue: TissueSettings,
     tile: TileSpec,
     workers: Executor,
-    areas: AreaFolder | None = None,
+    areas: AreaFolder | CoreGrid | None = None,
 ) -> int:
     """Open every slide, find its tissue and place its tiles: slides.csv, tiles/ and qc/.
 
@@ -57,7 +59,7 @@ def inspect_slides(
         tissue: how tissue is found.
         tile: size and distance of the tiles.
         workers: survey the slides.
-        areas: the user's areas that tiles are laid in; None lays them on all tissue.
+        areas: the areas that tiles are laid in; None lays them on all tissue.
 
     Returns:
         The number of slides that failed.
@@ -66,16 +68,17 @@ def inspect_slides(
         SettingsError: `mpp_default` is out of range.
         StudyError: the study was made with other settings.
     """
-    given = _given(found, study, areas) if areas else {}
+    given = _given(found, study, areas) if isinstance(areas, AreaFolder) else {}
     if areas and areas.settings.missing == "skip":
         found = replace(found, slides=[path for path in found.slides if path.stem in given])
-    settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(areas.settings)} if areas else {})
+    settings = to_dict(InspectSettings(tissue, tile)) | ({"areas": areas.told} if areas else {})
     study.settle("inspect", settings, study.folder / "tiles")
-    journal = Journal(study)
+    journal, named = Journal(study), _named(study, found, areas, given, mpp_default, tissue, workers)
     with study.writing():
         known = study.slides()
-        merged = merge(known, found.slides, study.folder)
-        rows = _with_passed(merged.rows, found)
+        of_areas = AreaRows(known)
+        merged = merge(of_areas.whole, found.slides, study.folder)
+        rows = of_areas.expand(_with_passed(merged.rows, found), named)
         if rows != known:
             study.write_slides(rows)
     jobs: list[tuple[Row, SurveyJob]] = []
@@ -83,23 +86,42 @@ def inspect_slides(
     laying, exists = inspect_fingerprint(tissue, tile), ExistingProducts(study)
     for row in rows:
         name, path = row["slide_id"], Path(row["path"])
-        mpp, complaint = _checked(row, given, areas)
+        mpp, complaint = _checked(row, given, areas, named)
+        own = named.of.get(path, {}).get(row["area"]) or given.get(path.stem)
         if complaint:
             wrong.append((row, failure(complaint)))
-        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, given.get(path.stem), exists):
+        elif not row["error"].startswith(NOT_OURS) and not _surveyed(row, mpp, laying, own, exists):
             job = SurveyJob(name, path, mpp, mpp_default, tissue, tile, study.tiles(name), study.qc(name))
-            jobs.append((row, replace(job, content=row["content"], areas=given.get(path.stem))))
+            inside = study.area_mask(name) if own else None
+            jobs.append((row, replace(job, content=row["content"], areas=own, mask_path=inside)))
     # Before the first product is replaced: a row must not describe a product that no longer exists.
     wrong += [(row, {"made": ""}) for row, _ in jobs if row["made"]]
     journal.write("check", wrong)
     _survey(journal, jobs, workers)
     say_left_out(rows)
     failed = report_failures(rows)
-    for line in (*merged.notes, *_notes(found)):
-        say(f"note: {line}", "yellow")
-    for line in suspicions(rows):
-        say(f"SUSPECT {line}", "yellow")
+    told = [f"note: {line}" for line in (*merged.notes, *_notes(found))]
+    for line in (*told, *(f"SUSPECT {line}" for line in suspicions(rows))):
+        say(line, "yellow")
     return failed
+
+
+def _named(
+    study: Study,
+    found: Found,
+    areas: AreaFolder | CoreGrid | None,
+    given: dict[str, SlideAreas],
+    mpp_default: float | None,
+    tissue: TissueSettings,
+    workers: Executor,
+) -> NamedAreas:
+    """The areas that have rows of their own; none where a slide has one."""
+    if areas is None or not areas.settings.each:
+        return NamedAreas()
+    rows = study.slides()
+    paths = [*found.slides, *(Path(row["path"]) for row in rows)]
+    files = given if isinstance(areas, AreaFolder) else None
+    return name_all(paths, rows, files, mpp_default, tissue, study.areas, workers)
 
 
 def find_slides(folder: Path, slides: Path) -> Found:
@@ -201,13 +223,13 @@ def suspicions(rows: Sequence[Row]) -> list[str]:
     Returns:
         One line per suspicion, for a person to judge.
     """
-    holding: dict[str, list[str]] = defaultdict(list)
+    holding: dict[str, dict[str, str]] = defaultdict(dict)  # areas of a slide are of one file
     for row in rows:
         if row.get("content") and row["status"] != "failed":
-            holding[row["content"]].append(row["slide_id"])
+            holding[row["content"]].setdefault(row["path"], row["slide_id"])
     notes = [
         f"{' and '.join(names[:3])} hold the same: if they are one slide, leave one, or give them one patient_id"
-        for names in holding.values()
+        for names in (list(by_path.values()) for by_path in holding.values())
         if len(names) > 1
     ]
     mpps = {row["slide_id"]: number(row["mpp"]) for row in rows if row["mpp"] and row["status"] != "failed"}
@@ -270,14 +292,20 @@ def _content(path: Path) -> str:
         return ""
 
 
-def _checked(row: Row, given: dict[str, SlideAreas], areas: AreaFolder | None) -> tuple[float | None, str]:
+def _checked(
+    row: Row, given: dict[str, SlideAreas], areas: AreaFolder | CoreGrid | None, named: NamedAreas
+) -> tuple[float | None, str]:
     """The mpp in a row, None where it has none; and what is wrong with the row, else ""."""
     mpp, no_number = _number(row["mpp"])
     path = Path(row["path"])
     if no_number:
         return mpp, f"slides.csv: mpp {row['mpp']!r} is not a number; write µm per pixel, such as 0.25"
-    if areas and areas.settings.missing != "whole" and path.stem not in given and not row["error"].startswith(NOT_OURS):
+    if row["error"].startswith(NOT_OURS):
+        return mpp, ""
+    if isinstance(areas, AreaFolder) and areas.settings.missing != "whole" and path.stem not in given:
         return mpp, f"{path.name}: {areas.lacking(path.stem)}"
+    if path in named.failed:
+        return mpp, named.failed[path]
     return mpp, ""
 
 

@@ -23,6 +23,8 @@ from histossl.study.folder import Study
 from histossl.study.heatmaps import Explainer, thumbnail, write_heatmap
 from histossl.study.import_features import take_encoder
 from histossl.study.inspect_stage import InspectSettings, find_slides, inspect_slides
+from histossl.study.stain_target import SAVED
+from histossl.wsi.stain_norm import look_from
 
 OTHERWISE = "embed the slides in steps, as docs/how-to/apply.md shows, and give that study"
 
@@ -59,7 +61,7 @@ def embed_new_slides(
             is another one.
     """
     inspect, encode = dict(stages.get("inspect", {})), dict(stages.get("encode", {}))
-    identity = encode.pop("encoder", None)
+    identity, colours = encode.pop("encoder", None), encode.pop(SAVED, None)
     if inspect.pop("areas", None) is not None:
         raise StudyError(f"{model}: its tiles lie in areas that were drawn by hand", OTHERWISE)
     if not inspect or not isinstance(identity, dict):
@@ -75,7 +77,8 @@ def embed_new_slides(
         if ours != theirs:
             what = f"{name} is another tile encoder than that of the probe, {identity['name']}"
             raise StudyError(what, "name that one: --encoder")
-        encoded = encode_study(new, network, chosen, lambda jobs: encode_slides(jobs, network, chosen, pool))
+        target = look_from(colours) if colours else None  # of the slides that the probe knows
+        encoded = encode_study(new, network, chosen, lambda jobs: encode_slides(jobs, network, chosen, pool), target)
         take_encoder(new, model / "slide-encoder")
         embed = from_dict(EmbedSettings, dict(stages.get("embed", {})))
         return max(failed, encoded, embed_study(new, embed, device, SerialExecutor()))

@@ -9,7 +9,7 @@ import pandas as pd
 from histossl.core.console import say
 from histossl.core.embeddings import write_labels
 from histossl.evaluate.fitted import keep_probe
-from histossl.evaluate.labels import read_labels
+from histossl.evaluate.patients import labels_for, of_area
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
@@ -35,8 +35,8 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
         FileFormatError: the study has no embeddings.
         LabelError: the labels cannot be used, see `read_labels`.
     """
-    source = read_source(study.embeddings)
-    table = read_labels(labels, source.ids, settings.targets, source.patients, source.lent, settings.outcome)
+    source = of_area(read_source(study.embeddings), settings.area)
+    table = labels_for(source, labels, settings)
     for line in (*source.notes, *table.notes):
         say(f"note: {line}", "yellow")
     for line in table.suspicions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,8 +20,8 @@ _MOST = 400  # slides; more would make a picture that nobody opens
 def write_sheet(study: Study, path: Path) -> int:
     """Write the QC pictures of a study's slides into one PNG.
 
-    Failed slides come first, then those with a note, then the others; within each the slides with the least of their
-    area in tiles come first.
+    Failed slides come first, then those with a note, then the others; within each those of which artefacts cover most,
+    and among equals those with the least of their area in tiles, see `trust`.
 
     Args:
         study: an inspected study.
@@ -32,7 +33,7 @@ def write_sheet(study: Study, path: Path) -> int:
     Raises:
         StudyError: there is no slide.
     """
-    rows = sorted(study.slides(), key=_trust)
+    rows = sorted(study.slides(), key=trust)
     if not rows:
         raise StudyError(f"{study.folder}: no slides, so no sheet")
     shown = rows[:_MOST]
@@ -48,7 +49,7 @@ def write_sheet(study: Study, path: Path) -> int:
                 sheet.paste(picture, (x + (_SIDE - picture.width) // 2, y + (_SIDE - picture.height) // 2))
         colour = "firebrick" if row["status"] == "failed" else "darkorange" if row["note"] else "black"
         draw.rectangle((x - 2, y - 2, x + _SIDE + 1, y + _SIDE + _TEXT), outline=colour)
-        told = row["error"] or row["note"]
+        told = row["error"] or row["note"] or row.get("artefacts", "")
         lines = (row["slide_id"], f"{row['tiles'] or 'no'} tiles, mpp {row['mpp'] or 'unknown'}", told)
         for line, text in enumerate(lines):
             draw.text((x + 2, y + _SIDE + line * 15), _cut(text, draw, font), colour, font)
@@ -57,14 +58,24 @@ def write_sheet(study: Study, path: Path) -> int:
     return len(rows) - len(shown)
 
 
-def _trust(row: Row) -> tuple[int, float, str]:
-    """Small for suspicious slides."""
-    state = 0 if row["status"] == "failed" else 1 if row["note"] else 2
+def trust(row: Row) -> tuple[int, int, float, str]:
+    """A key that puts suspicious slides first.
+
+    Args:
+        row: of slides.csv.
+
+    Returns:
+        Small for slides that failed, then for those with a note; among these for those of which artefacts cover more,
+        in tenths (fat and glass are none), and then for those with less of their area in tiles.
+    """
+    shares = re.findall(r"([a-z-]+) ([01]\.\d+)", row.get("artefacts", ""))
+    spoilt = round(10 * sum(float(share) for kind, share in shares if kind != "empty"))
+    state = 0 if row["status"] == "failed" else 1 if row.get("note") else 2
     try:
         share = number(row["tiles"]) / (number(row["width"]) * number(row["height"]) * number(row["mpp"]) ** 2)
     except (ValueError, ZeroDivisionError):
         share = 0.0
-    return state, share, row["slide_id"]
+    return state, -spoilt, share, row["slide_id"]
 
 
 def _cut(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

@@ -14,6 +14,7 @@ from histossl.wsi import tile_files
 from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.content import content_of
 from histossl.wsi.slide import open_slide, slide_state
+from histossl.wsi.stain_norm import look_of
 from histossl.wsi.tiles import TileSpec, qc_picture, tile_grid
 from histossl.wsi.tissue import TissueSettings, find_tissue
 
@@ -31,6 +32,7 @@ class SurveyJob:
         tiles_path, qc_path: the files to write.
         content: fingerprint of the file when it was last surveyed, or "".
         areas: the user's areas that tiles are laid in; None lays them on all tissue.
+        mask_path: the picture of the tissue inside them to write; None writes none.
     """
 
     slide_id: str
@@ -43,6 +45,7 @@ class SurveyJob:
     qc_path: Path
     content: str = ""
     areas: SlideAreas | None = None
+    mask_path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class SlideSurvey:
     note: str = ""
     content: str = ""
     artefacts: str = ""
+    stains: str = ""
 
 
 def inspect_fingerprint(tissue: TissueSettings, tile: TileSpec) -> str:
@@ -109,6 +113,9 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         mask = find_tissue(slide, job.tissue)
         if job.areas:
             mask = restrict(mask, slide, job.areas)
+            if job.mask_path:
+                with atomic.whole(job.mask_path) as part:
+                    Image.fromarray(mask.mask).save(part, format="PNG")
         grid = tile_grid(slide, mask, job.tile)
         picture = Image.fromarray(qc_picture(slide, mask, grid))
         with atomic.whole(job.qc_path) as part:
@@ -121,12 +128,13 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
         made = survey_fingerprint(state, slide.mpp, inspect_fingerprint(job.tissue, job.tile), job.areas)
-        with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state):
-            pass
+        look = look_of(slide, mask)
+        with tile_files.new_tile_file(job.tiles_path, job.slide_id, grid, made, state) as file:
+            tile_files.write_look(file, look)
         content = content_of(job.path)
         changed = "its file is another one than when it was first inspected: are patient_id and mpp still true?"
-        remarks = [*slide.notes, mask.ink_note, changed if job.content not in ("", content) else ""]
+        drawn = job.areas.note if job.areas else ""
+        remarks = [*slide.notes, mask.ink_note, drawn, changed if job.content not in ("", content) else ""]
         note = "; ".join(filter(None, remarks))
-        return SlideSurvey(
-            slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content, str(grid.artefacts)
-        )
+        about = slide.mpp, slide.size.width, slide.size.height, len(grid.xy), made, note, content
+        return SlideSurvey(*about, str(grid.artefacts), str(look or ""))

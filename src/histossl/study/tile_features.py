@@ -32,11 +32,14 @@ from histossl.encoders.tile_stream import TileSource
 from histossl.execution.failures import failure_reason, give_up_on_disk
 from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.gigassl.slide_sources import SlideSource
+from histossl.study.area_rows import areas_in_memory
 from histossl.study.folder import Study, slide_names
 from histossl.study.import_file import check_coordinates
 from histossl.study.inspect_stage import InspectSettings
+from histossl.study.stain_target import SAVED, recoloured
 from histossl.study.survey import SurveyJob, survey_slide
 from histossl.wsi.areas import AreaFolder, AreaSettings
+from histossl.wsi.named_areas import CoreGrid, open_areas
 from histossl.wsi.slide import find_slides
 from histossl.wsi.tile_files import read_tiles_of
 from histossl.wsi.tiles import TileSpec
@@ -119,8 +122,9 @@ def encode(
         out: a folder for the features, which `read_features` opens again; what exists there is not encoded twice. None
             keeps them in a temporary folder as long as the result is in use.
         tissue: how tissue is found.
-        areas: a folder of the areas that count, a GeoJSON or mask image or several a slide, named as the slide.
-        area: which of these areas count, and what happens to slides without any.
+        areas: a folder of the areas that count, a GeoJSON or mask image or several a slide, named as the slide; or
+            "grid" for the cores of tissue microarrays, which get a vector each.
+        area: which of these areas count, whether each gets a vector, and what happens to slides without any.
         mpp: µm per level-0 pixel of all slides; overrides the files.
         mpp_default: used only for files that have none.
         workers: processes that read slides; 0 reads in a thread of this process.
@@ -140,8 +144,9 @@ def encode(
     chosen = from_dict(EncodeSettings, {"views": 0, **settings})
     keeps, folder = _folder(out)
     with _readers(workers) as readers:
-        drawn = AreaFolder(Path(areas), area) if areas is not None else None
+        drawn = open_areas(None if areas is None else Path(areas), area)
         cut, failed = _lay_tiles(slides, folder, tile, tissue, (mpp, mpp_default), readers, drawn)
+        cut, failed, target = recoloured(cut, failed, chosen)
         if encoder == "self":
             encoder = _trained(cut, TileTrainSettings(), folder / "tile-encoder", readers, device)
         start = None
@@ -151,8 +156,9 @@ def encode(
         failed |= _encode(cut, folder, encoder, chosen, readers, tissue.dropped)
     kept = [source for source in cut if source.slide_id not in failed]
     _say_failed(failed, len(kept))
-    made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": to_dict(area)} if areas else {})}
-    made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen)}
+    made_with = {"inspect": to_dict(InspectSettings(tissue, tile)) | ({"areas": drawn.told} if drawn else {})}
+    colours = {SAVED: target.numbers()} if target else {}
+    made_with["encode"] = {"encoder": encoder.identity, **to_dict(chosen), **colours}
     sources = tuple(_source(folder, source.slide_id) for source in kept)
     return CohortFeatures(_rows(sources, kept), sources, failed, made_with, start, keeps)
 
@@ -284,7 +290,7 @@ def _lay_tiles(
     tissue: TissueSettings,
     mpp: tuple[float | None, float | None],
     readers: Workers | ThreadExecutor,
-    areas: AreaFolder | None = None,
+    areas: AreaFolder | CoreGrid | None = None,
 ) -> tuple[list[TileSource], dict[str, str]]:
     """The slides with tiles, and why the others have none: slide_id -> reason."""
     given = [slides] if isinstance(slides, str | Path) else list(slides)
@@ -294,24 +300,22 @@ def _lay_tiles(
     names = slide_names(paths)
     if complaint := next((complaint for _, complaint in names if complaint), ""):
         raise SettingsError(complaint)
-    given, _ = areas.of(name for name, _ in names) if areas else ({}, [])
-    jobs, cut, failed = [], [], {}
-    for (name, _), path in zip(names, paths, strict=True):
+    chosen, failed = areas_in_memory(paths, areas, mpp, tissue, folder / "areas", readers)
+    jobs, cut = [], []
+    for name, path, own in chosen:
         places = folder / "tiles" / f"{name}.h5", folder / f"qc/{name}.jpg"
-        job = SurveyJob(name, path.absolute(), *mpp, tissue, tile, *places, areas=given.get(name))
-        if job.areas or not areas or areas.settings.missing == "whole":
-            jobs.append(job)
-        elif areas.settings.missing == "refuse":
-            failed[name] = f"{path.name}: {areas.lacking(name)}"
+        jobs.append(SurveyJob(name, path.absolute(), *mpp, tissue, tile, *places, areas=own))
     if not jobs:
-        raise SlideError(paths[0], f"none of {len(paths)} slides has an area", "name the files of areas as the slides")
+        why = next(iter(failed.values()), "none has an area; name the files of areas as the slides")
+        raise SlideError(paths[0], f"none of {len(paths)} slides can be used: {why}")
     with progress_bar("slides", len(jobs)) as bar:
         for job, answer in readers.map(survey_slide, jobs):
             if isinstance(answer, Exception):
                 give_up_on_disk(answer)
                 failed[job.slide_id] = failure_reason(answer, job.path)
             else:
-                cut.append(TileSource(job.slide_id, job.path, answer.mpp, tile, job.tiles_path))
+                area = job.areas.area if job.areas else ""
+                cut.append(TileSource(job.slide_id, job.path, answer.mpp, tile, job.tiles_path, area))
             bar.advance(1)
     if not cut:
         raise SlideError(jobs[0].path, f"none of {len(jobs)} slides can be used: {failed[jobs[0].slide_id]}")
@@ -348,12 +352,13 @@ def _encode(
     jobs, failed, total = [], {}, 0
     for source in cut:
         name, tiles = source.slide_id, read_tiles_of(source.tiles_path)
-        made = encode_fingerprint(tiles.fingerprint, encoder, settings)
+        target = source.change.target if source.change else None
+        made = encode_fingerprint(tiles.fingerprint, encoder, settings, target)
         features, views = folder / "features" / f"{name}.h5", folder / "views" / name
         products = [features, views] if settings.views else [features]
         if any(fingerprints.fingerprint_of(product) != made for product in products):
             places = (source.tiles_path, features, views)
-            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places, drop))
+            jobs.append(EncodeJob(name, source.path, source.mpp, source.tile, *places, drop, source.change))
             total += len(tiles.xy)
     with progress_bar("tiles", total) as bar:
         for step in encode_slides(jobs, encoder, settings, readers):
@@ -380,7 +385,11 @@ def _rows(sources: Iterable[SlideSource], known: list[TileSource]) -> tuple[Row,
     for source in sources:
         tiles, slide = read_tiles_of(source.features), slides.get(source.slide_id)
         about = {"slide_id": source.slide_id, "path": str(slide.path) if slide else "", "patient_id": ""}
-        about |= {"mpp": repr(slide.mpp) if slide else "", "width": str(tiles.size.width)}
+        about |= {
+            "area": slide.area if slide else "",
+            "mpp": repr(slide.mpp) if slide else "",
+            "width": str(tiles.size.width),
+        }
         rows.append(about | {"height": str(tiles.size.height), "tiles": str(len(tiles.xy))})
     return tuple(rows)
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from histossl.core.config import from_dict
 from histossl.core.errors import FileFormatError
 from histossl.study.folder import Study
+from histossl.view.artefact_layers import artefact_layers, artefact_scores
 from histossl.view.cohort import Cohort
 from histossl.view.outlines import Outlines, find_outlines, read_outlines
 from histossl.view.reading import SlideCache
 from histossl.wsi import tile_files
+from histossl.wsi.areas import read_mask
 from histossl.wsi.geometry import Size
-from histossl.wsi.tissue import TissueSettings, find_tissue
+from histossl.wsi.tissue import TissueMask, TissueSettings, find_tissue
 
 _OUTLINE_BYTES = 512 * 2**20  # of outlines kept in memory
 
@@ -49,7 +51,8 @@ class Overlays:
             slide: index of the slide in the cohort.
 
         Returns:
-            `tissue`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps in the order of `heat`.
+            `tissue`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps and of the artefacts in the
+            order of `heat`.
 
         Raises:
             FileFormatError: the tile file cannot be read.
@@ -57,12 +60,12 @@ class Overlays:
         return {
             "tissue": self.cohort.mpp(slide) is not None,
             "tiles": self._tile_file(slide) is not None,
-            "heat": [said for said, _, _ in self._heatmaps(slide)],
+            "heat": [*(said for said, _, _ in self._heatmaps(slide)), *(said for said, _ in self._artefacts(slide))],
             "nuclei": self._nuclei_file(slide) is not None,
         }
 
     def tissue(self, slide: int) -> bytes:
-        """The outlines of the tissue, found with the settings of `inspect`.
+        """The outlines of the tissue, found with the settings of `inspect`; where areas were drawn, inside of them.
 
         Args:
             slide: index of the slide in the cohort.
@@ -77,8 +80,13 @@ class Overlays:
 
         saved = self.study.settings().get("inspect", {}).get("tissue")
         settings = from_dict(TissueSettings, saved) if saved else TissueSettings()
+        name = self.cohort.rows[slide]["slide_id"]
+        drawn = self.study.area_mask(name) if self._named(slide) else None
         with self.shelf.slide(self.cohort.place(slide)) as opened:
-            found = find_tissue(opened, settings)
+            if drawn is not None and within(drawn, self.study.folder):
+                found = TissueMask(read_mask(drawn) != 0, opened.size)
+            else:
+                found = find_tissue(opened, settings)
         # The border closes the rings of tissue at the edge; the 0.5 moves from pixel centres to pixel corners.
         mask = np.pad(found.mask, 1).astype(np.float32)
         height, width = found.mask.shape
@@ -107,7 +115,7 @@ class Overlays:
         return _packed(tiles.stride, tiles.extent, tiles.xy)
 
     def heat(self, slide: int, number: int) -> bytes | None:
-        """One of the heatmaps of a slide.
+        """One of the heatmaps of a slide, or the shares of its tiles that an artefact covers.
 
         Args:
             slide: index of the slide in the cohort.
@@ -120,6 +128,10 @@ class Overlays:
             FileFormatError: the heatmap or the tile file cannot be read.
         """
         maps, tiles = self._heatmaps(slide), self._tile_file(slide)
+        shown = self._artefacts(slide) if number >= len(maps) else []
+        if 0 <= number - len(maps) < len(shown):
+            laid, scores = artefact_scores(self._judged_file(slide), shown[number - len(maps)][1])
+            return _packed(laid.stride, laid.extent, laid.xy) + scores.astype("<f4").tobytes()
         if number >= len(maps) or tiles is None:
             return None
         _, path, column = maps[number]
@@ -200,6 +212,15 @@ class Overlays:
         paths = (self.study.tiles(name), self.study.features(name)) if self._named(slide) else ()
         path = next((path for path in paths if within(path, self.study.folder)), None)
         return None if path is None or tile_files.read_tiles_of(path).in_um else path
+
+    def _judged_file(self, slide: int) -> Path:
+        """The file that knows most of the artefacts of a slide's tiles; only where there are tiles."""
+        name = self.cohort.rows[slide]["slide_id"]
+        features = self.study.features(name)
+        return features if within(features, self.study.folder) else self.study.tiles(name)
+
+    def _artefacts(self, slide: int) -> list[tuple[str, int]]:
+        return artefact_layers(self._judged_file(slide)) if self._tile_file(slide) is not None else []
 
     def _heatmaps(self, slide: int) -> list[tuple[str, Path, str]]:
         """(target and class, file, column) of each heatmap that `histossl heatmap` wrote."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import blurred, extremes, parts_of, variation, within, without_small
+from histossl.wsi.density import average, blurred, largest, least, parts_of, variation, within, without_small
 
 # Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
 _KINDS = {
@@ -28,6 +28,8 @@ _KINDS = {
 }
 KINDS = tuple(_KINDS)
 LIMITS = np.array([limit for limit, _ in _KINDS.values()], np.float32)
+# From which share on a tile is left out where its kind is dropped: what a fold only touches still tells of it.
+DROPPED = np.where(np.array(KINDS) == "fold", np.float32(0.001), LIMITS)
 COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
@@ -116,7 +118,7 @@ def left_out_of(cell: str) -> NDArray[np.int64]:
 
 
 def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.bool_], TileArtefacts]:
-    """Leave out the tiles of dropped kinds.
+    """Leave out the tiles of dropped kinds; those that a fold touches, too.
 
     Args:
         scores: (n, len(KINDS)); NaN where a kind was not judged.
@@ -125,7 +127,7 @@ def judge(scores: NDArray[np.float32], drop: Sequence[str]) -> tuple[NDArray[np.
     Returns:
         (n,) bool, the tiles that stay; and their artefacts.
     """
-    bad = np.where((scores >= LIMITS) & are_dropped(drop), scores / LIMITS, 0)
+    bad = np.where((scores >= DROPPED) & are_dropped(drop), scores / LIMITS, 0)
     kept = np.asarray(~bad.any(1))
     left_out = np.bincount(bad[~kept].argmax(1), minlength=len(KINDS))
     shares = np.full(len(KINDS), np.nan, np.float32)
@@ -185,7 +187,7 @@ def overview(
     tissue = tissue & (ink == 0)
     bubbles = _bubbles(raw, tissue, mpp)
     for kind, where in (
-        ("empty", tissue & (density.mean(2) < 0.05)),
+        ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
         ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
@@ -201,10 +203,9 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     Special stains have the colours of ink, and their density varies with the structure under them.
     """
     red, green, blue = np.moveaxis(density, 2, 0)
-    mean = density.mean(2)
+    mean = average(density)
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
-    low, high = extremes(density)
-    black = (mean > 0.75) & (high - low < 0.25 * mean)
+    black = (mean > 0.75) & (largest(density) - least(density) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
     black = within(~within(~black, 70 / mpp), 70 / mpp) & black  # folds of dark tissue are narrower
     coloured = without_small(cold | black | warm, (150 / mpp) ** 2)
@@ -227,9 +228,9 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     """(h, w) air and edges of coverslips: a thin line as dark in all colours, and what it parts from the rest."""
     side = round(56 / mpp) | 1
     over = raw - np.stack([ndimage.grey_opening(raw[..., k], side) for k in range(3)], 2)
-    least, most = extremes(over)
-    usual = float(np.median(least[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
-    rim = (least > max(_RIM, 2.5 * usual)) & (least > _NEUTRAL * most)
+    lowest = least(over)
+    usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
+    rim = (lowest > max(_RIM, 2.5 * usual)) & (lowest > _NEUTRAL * largest(over))
     found = np.zeros(rim.shape, bool)
     for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2], 200 / mpp, 100 / mpp):
         sides, count = ndimage.label(~part)  # type: ignore[misc]
@@ -259,17 +260,17 @@ def _folds(
     around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
     smooth = blurred(density, 12 / mpp)  # glands and cells show through
     ratios = smooth / np.maximum(around, 0.05)
-    layers, most = extremes(ratios)
+    layers = least(ratios)
     found = np.zeros(tissue.shape, bool)
-    dense = tissue & (layers > _LAYERS[1]) & (smooth.mean(2) > 0.3)
+    dense = tissue & (layers > _LAYERS[1]) & (average(smooth) > 0.3)
     for part in _long_parts(dense, 150 / mpp, 200 / mpp):
         depth = np.asarray(ndimage.distance_transform_edt(part))
         area, width = part.sum(), 2 * depth.max()
         sure = (layers[part] > _LAYERS[0]).mean() > 0.3
-        even = np.median(most[part] / layers[part]) < 1.8  # dirt is black whatever lies around it
+        even = np.median(largest(ratios[part]) / layers[part]) < 1.8  # dirt is black whatever lies around it
         core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
         whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
-        clear = np.median(raw[core > 0].min(1)) < 1
+        clear = np.median(least(raw[core > 0])) < 1
         if sure and even and (whole or clear) and area > 2 * width**2 and area * mpp**2 > 6000:
             found |= part
     return found

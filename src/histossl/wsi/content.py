@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from histossl.core.errors import SlideError
+from histossl.wsi.zarr_reader import zarr_content, zarr_metadata
 
 _BLOCK, _BLOCKS = 2**15, 8
 _CHOSEN = re.compile(r"(.*)#([0-9]+)", re.DOTALL)
@@ -16,7 +17,8 @@ _CHOSEN = re.compile(r"(.*)#([0-9]+)", re.DOTALL)
 def content_of(path: Path) -> str:
     """A fingerprint of a slide's file: its size, and eight blocks spread over it, 256 KiB in all.
 
-    For a MIRAX slide, whose data are in a folder beside it, the index in that folder is included.
+    For a MIRAX slide, whose data are in a folder beside it, the index in that folder is included; of OME-Zarr, a
+    folder, it is of the metadata and of chunks of the smallest level.
 
     Args:
         path: the slide, with or without the number of a picture.
@@ -29,6 +31,8 @@ def content_of(path: Path) -> str:
     """
     path = chosen_picture(path)[0]
     try:
+        if zarr_metadata(path) is not None:
+            return zarr_content(path).hex()[:16]
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.sha256(str(size).encode())

@@ -10,6 +10,42 @@ _DARK = 12.0  # intensities below it are a camera's noise, without colour
 _WIDE = 16  # pixels of a window that is as good on means of blocks
 
 
+def least(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The smallest channel; NumPy's own reduction over three of them takes many times as long.
+
+    Args:
+        values: (..., 3).
+
+    Returns:
+        (...).
+    """
+    return np.minimum(np.minimum(values[..., 0], values[..., 1]), values[..., 2])
+
+
+def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The largest channel, see `least`.
+
+    Args:
+        values: (..., 3).
+
+    Returns:
+        (...).
+    """
+    return np.maximum(np.maximum(values[..., 0], values[..., 1]), values[..., 2])
+
+
+def average(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of the channels, see `least`.
+
+    Args:
+        values: (..., 3).
+
+    Returns:
+        (...).
+    """
+    return (values[..., 0] + values[..., 1] + values[..., 2]) / np.float32(3)
+
+
 def glass_colour(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
     """The colour of empty glass, dim or tinted: the brightest percent, if that is not pink; else white.
 
@@ -37,19 +73,6 @@ def optical_density(intensity: NDArray[np.float32], glass: NDArray[np.float32]) 
         (..., 3).
     """
     return np.log10(glass / np.clip(intensity, _DARK, glass))
-
-
-def extremes(values: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """The least and the most of three channels; numpy's reduction along so short an axis takes ten times as long.
-
-    Args:
-        values: (h, w, 3).
-
-    Returns:
-        (h, w) each.
-    """
-    one, two, three = values[..., 0], values[..., 1], values[..., 2]
-    return np.minimum(np.minimum(one, two), three), np.maximum(np.maximum(one, two), three)
 
 
 def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from histossl.core.errors import SettingsError
 from histossl.core.sidecars import is_sidecar
+from histossl.wsi.zarr_reader import zarr_metadata
 
 # fmt: off
 EXTENSIONS = frozenset([
@@ -204,7 +205,9 @@ def look_for_slides(folder: str | Path, ours: Path | None = None) -> Found:
     series: set[bytes] = set()
     for file in everything:
         kind = file.suffix.lower()
-        if kind not in EXTENSIONS:
+        if kind == ".zarr" and zarr_metadata(file) is not None:
+            found.slides.append(file)
+        elif kind not in EXTENSIONS:
             _pass_over(file, kind, found)
         elif not (kind in (".jpg", ".jpeg") and file.parent in vms):
             target = real.get(os.path.realpath(file)) if file.is_symlink() else None
@@ -229,7 +232,19 @@ def is_ours(folder: str | Path) -> bool:
     )
 
 
-_ROOMS = ("qc", "tiles", "features", "views", "heatmaps", "logs", "tile-encoder", "slide-encoder", "model", "nuclei")
+_ROOMS = (
+    "areas",
+    "qc",
+    "tiles",
+    "features",
+    "views",
+    "heatmaps",
+    "logs",
+    "tile-encoder",
+    "slide-encoder",
+    "model",
+    "nuclei",
+)
 
 
 def lies_in(path: Path, study: Path) -> bool:

@@ -32,6 +32,7 @@ from histossl.wsi.raster import (
 from histossl.wsi.tiff_reader import TiffReader
 from histossl.wsi.tiff_tiles import TiffTiles
 from histossl.wsi.values import ORIENTATION, orientation_of
+from histossl.wsi.zarr_reader import ZarrReader
 
 __all__ = ["FILE_ERRORS", "MAX_PLAIN_PIXELS", "READERS", "Level", "Reader", "Refused", "check_tiff", "describe_error"]
 
@@ -231,6 +232,7 @@ def _only_picture(path: Path, levels: tuple[Level, ...], number: int | None) -> 
 
 
 READERS: dict[str, type[Reader]] = {
+    "zarr": ZarrReader,
     "OpenSlide": OpenSlideReader,
     "tiffslide": TiffSlideReader,
     "tifffile": TiffReader,

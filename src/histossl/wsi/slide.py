@@ -28,6 +28,7 @@ from histossl.wsi.folders import EXTENSIONS, look_for_slides
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.mpp import MPP_RANGE, RANGE_TEXT, objective, stated_mpp, usable
 from histossl.wsi.readers import FILE_ERRORS, READERS, Level, Reader, Refused, check_tiff, describe_error
+from histossl.wsi.zarr_reader import zarr_metadata
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -258,7 +259,8 @@ def slide_state(path: Path) -> str:
         SlideError: the file is gone or cannot be reached.
     """
     try:
-        stat = os.stat(chosen_picture(path)[0])
+        file = chosen_picture(path)[0]
+        stat = os.stat(zarr_metadata(file) or file)
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror})", "check the path and its permissions") from error
     return f"{stat.st_size} {stat.st_mtime_ns}"
@@ -283,6 +285,8 @@ def find_slides(folder: str | Path) -> list[Path]:
 
 def _check_file(path: Path) -> None:
     path = chosen_picture(path)[0]
+    if zarr_metadata(path) is not None:
+        return
     if path.is_dir():
         raise SlideError(path, "is a folder, not a slide")
     try:

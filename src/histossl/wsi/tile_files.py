@@ -17,6 +17,7 @@ from histossl.core.errors import FileFormatError, file_errors
 from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, read_attributes
 from histossl.wsi.artefacts import KINDS, TileArtefacts, judge
 from histossl.wsi.geometry import Size
+from histossl.wsi.stain_norm import Look, look_from
 
 if TYPE_CHECKING:
     from histossl.wsi.tiles import TileGrid
@@ -79,6 +80,34 @@ def write_artefacts(file: h5py.File, artefacts: TileArtefacts) -> None:
     scores = artefacts.scores.astype(np.float32)
     dataset = file.create_dataset("artefacts", data=scores, chunks=chunk_shape(*scores.shape) if len(scores) else None)
     dataset.attrs.update({"kinds": list(KINDS), "shares": artefacts.shares, "left_out": artefacts.left_out})
+
+
+def write_look(file: h5py.File, look: Look | None) -> None:
+    """Write the colours of a slide beside its tiles, where they are known.
+
+    Args:
+        file: an open HDF5 file.
+        look: the colours.
+    """
+    if look is not None:
+        file.attrs["look"] = look.numbers()
+
+
+def read_look(path: Path) -> Look | None:
+    """The colours of a slide, of the file of its tiles.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The colours; None where they are not known.
+
+    Raises:
+        FileFormatError: the file is absent or damaged.
+    """
+    with open_h5(path) as file, file_errors(path, AGAIN):
+        numbers = read_attributes(file, path).get("look")
+        return None if numbers is None else look_from(np.asarray(numbers, np.float64).tolist())
 
 
 def read_artefacts(path: Path) -> TileArtefacts:

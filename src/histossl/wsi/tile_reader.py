@@ -14,6 +14,7 @@ from histossl.core.errors import SlideError
 from histossl.wsi.artefacts import tile_scores
 from histossl.wsi.geometry import Region
 from histossl.wsi.slide import Slide, open_slide
+from histossl.wsi.stain_norm import Change
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ReadJob:
         extent: side of a tile in level-0 pixels.
         tile_mpp: µm per pixel of a tile.
         px: side of a tile in its own pixels.
-        judged: whether artefacts are looked for.
+        judged: whether artefacts are looked for; they are judged on the pixels as they are.
+        change: of the colours of the tiles; None leaves them.
     """
 
     slide: int
@@ -41,6 +43,7 @@ class ReadJob:
     tile_mpp: float
     px: int
     judged: bool = False
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def read_batch(job: ReadJob) -> TileBatch:
                 lost[k] = error.what
     why = next(iter(lost.values()), "")
     scores = tile_scores(tiles, job.tile_mpp) if job.judged else np.empty((len(tiles), 0), np.float32)
+    if job.change is not None:
+        tiles = job.change(tiles)
     took = time.perf_counter() - start, time.process_time() - busy
     return TileBatch(tiles, np.array(list(lost), np.int64), why, *took, scores)
 

@@ -11,7 +11,17 @@ from scipy import ndimage
 
 from histossl.core.errors import SettingsError
 from histossl.wsi.artefacts import PENS, are_dropped, check_kinds, overview
-from histossl.wsi.density import blurred, deviation, extremes, glass_colour, optical_density, within, without_small
+from histossl.wsi.density import (
+    average,
+    blurred,
+    deviation,
+    glass_colour,
+    largest,
+    least,
+    optical_density,
+    within,
+    without_small,
+)
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
 
@@ -133,8 +143,7 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     smooth = blurred(intensity, sigma)
     glass = glass_colour(smooth)
     density, raw = optical_density(smooth, glass), optical_density(intensity, glass)
-    low, high = extremes(density)
-    evidence = high - low + deviation(raw.mean(2), sigma)
+    evidence = largest(density) - least(density) + deviation(average(raw), sigma)
     area = 1 / mpp**2
     mask = evidence > settings.threshold
     holes = np.asarray(ndimage.binary_fill_holes(mask)) & ~mask

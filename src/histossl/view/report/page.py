@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from histossl.core.atomic import whole
 from histossl.evaluate.risk_groups import p_text
+from histossl.study.qc_sheet import trust
 from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture, survival_chart
 from histossl.view.report.sheets import HEATMAPS, Sheet
 from histossl.view.report.short import GIGA_SSL, cautions, methods, named
@@ -175,11 +176,12 @@ def _slides(slides: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str, Any]:
-    """The QC pictures, slides with the fewest tiles first: there a failure to find the tissue is most likely."""
-    tiles = {row["slide_id"]: _tiles(row) for row in slides}
-    there = sorted((slide for slide in qc if Path(qc[slide]).is_file()), key=lambda slide: (tiles.get(slide, 0), slide))
+    """The QC pictures, what is suspicious first, with what is said of it."""
+    rows = {row["slide_id"]: row for row in sorted(slides, key=trust)}
+    there = [slide for slide in rows if slide in qc and Path(qc[slide]).is_file()]
     drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
-    shown = [{"slide": slide, "tiles": tiles.get(slide, 0), "uri": uri} for slide, uri in drawn if uri]
+    told = {slide: row.get("note") or row.get("artefacts", "") for slide, row in rows.items()}
+    shown = [{"slide": s, "tiles": _tiles(rows[s]), "told": told[s], "uri": uri} for s, uri in drawn if uri]
     return {"shown": shown, "more": max(0, len(there) - PICTURES)}
 
 

@@ -112,7 +112,7 @@ def unmixed(density: NDArray[np.float32], weights: NDArray) -> NDArray[np.float3
     return channel[..., 0] * red + channel[..., 1] * green + channel[..., 2] * blue
 
 
-def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
+def estimate_stains(pixels: NDArray[np.uint8], every_channel: bool = True) -> Stains | None:
     """Estimate the stain vectors of a slide from a sample of its pixels.
 
     Hematoxylin absorbs red: it is the mean direction of the bluer half of the 2 % of stained pixels that are darkest in
@@ -122,6 +122,8 @@ def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
 
     Args:
         pixels: (N, 3) uint8 RGB, glass included.
+        every_channel: whether a stained pixel absorbs in every channel, as nuclei do; else in all together. Eosin that
+            absorbs hardly any red is stained in the latter sense only.
 
     Returns:
         The stains; None where too few pixels are stained or all are stained alike, as on an empty slide.
@@ -133,7 +135,7 @@ def estimate_stains(pixels: NDArray[np.uint8]) -> Stains | None:
     density = optical_density(pixels, white)
     seen = (pixels > 12).any(1)
     stained = density[(density > _TISSUE).all(1) & seen]
-    if len(stained) < _LEAST:  # on a pale slide, one channel may be below the limit everywhere
+    if not every_channel or len(stained) < _LEAST:  # on a pale slide, one channel may be below the limit everywhere
         stained = density[(density.sum(1) > 3 * _TISSUE) & seen]
     if len(stained) < _LEAST:
         return None
