@@ -10,7 +10,7 @@ _DARK = 12.0  # intensities below it are a camera's noise, without colour
 _WIDE = 16  # pixels of a window that is as good on means of blocks
 
 
-def least(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def least(values: NDArray[np.floating]) -> NDArray[np.floating]:
     """The smallest channel; NumPy's own reduction over three of them takes many times as long.
 
     Args:
@@ -22,7 +22,7 @@ def least(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.minimum(np.minimum(values[..., 0], values[..., 1]), values[..., 2])
 
 
-def largest(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def largest(values: NDArray[np.floating]) -> NDArray[np.floating]:
     """The largest channel, see `least`.
 
     Args:

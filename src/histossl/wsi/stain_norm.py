@@ -182,7 +182,7 @@ def _macenko_map(source: Look, target: Look) -> tuple[NDArray[np.float32], NDArr
 def _reinhard(pixels: NDArray[np.uint8], source: Look, target: Look) -> NDArray[np.float32]:
     matrix, shift = _reinhard_map(source, target)
     logs = np.log10(_cones(pixels)) @ matrix + shift
-    return (10**logs) @ np.linalg.inv(_CONES).astype(np.float32) - 1
+    return np.asarray((10**logs) @ np.linalg.inv(_CONES).astype(np.float32) - 1, np.float32)
 
 
 @functools.lru_cache(maxsize=64)
