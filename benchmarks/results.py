@@ -195,7 +195,9 @@ def by_field_and_by_patient(cohort: Cohort, settings: ProbeSettings, out: Path) 
         kept = [name for name in source.ids if name in plain.index]
         rows = [source.ids.index(name) for name in kept]
         vectors = {name: values[rows] for name, values in source.vectors.items()}
-    same = Source(tuple(kept), {"colour and texture": plain.loc[kept].to_numpy(np.float32), **vectors})
+    rows = plain.loc[kept]
+    rows = (rows - rows.mean()) / rows.std(ddof=0).clip(lower=1e-9)  # they have different units
+    same = Source(tuple(kept), {"colour and texture": rows.to_numpy(np.float32), **vectors})
     by_patient = read_labels(cohort.labels, kept)
     by_field = replace(by_patient, table=by_patient.table.assign(patient_id=by_patient.table.index))
     quick, tables = replace(settings, shots=(), rivals=()), []

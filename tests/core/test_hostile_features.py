@@ -255,8 +255,11 @@ def test_vectors_of_another_tool_are_refused_by_name_or_read(tmp_path):
         shutil.copyfile(CORPUS / "vectors-scanpy.h5ad", path)
         with h5py.File(path, "a") as file:
             change(file)
-        with pytest.raises(FileFormatError, match=r"v\.h5ad"):
-            read_source(path)
+        if change is VECTORS["a kind that nobody knows"]:
+            with pytest.raises(FileFormatError, match=r"v\.h5ad"):
+                read_source(path)
+        else:
+            assert read_source(path).tile_counts == {}  # words are no counts
 
 
 def test_names_of_slides_lead_to_no_pictures_outside_the_folder(tmp_path):

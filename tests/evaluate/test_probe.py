@@ -318,7 +318,7 @@ def test_the_paragraph_of_method_tells_every_setting():
         "choose_C": (0.3, 3.0), "balanced": False, "alphas": (0.7,), "shots": (17,), "shots_of": "patients",
         "bootstraps": 777, "rivals": ("max",), "mixed_patients": True, "seed": 5, "parts": ("all",),
         "unit": "patient", "site_remedy": "centre", "time": "os_months", "event": "os_event", "horizons": (60.0,),
-        "scale": "columns",
+        "scale": "columns", "area": "tumour",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(ProbeSettings)} - {"combine"}
     patients = replace(plain, unit="patient")

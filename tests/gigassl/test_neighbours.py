@@ -94,7 +94,7 @@ def tissue(folder: Path, name: str, share: float, rng: np.random.Generator) -> S
     source = write_source(folder, name, rng, views=0)
     kinds = np.repeat(np.repeat(rng.random((2, 4)) < share, 3, 0), 3, 1)[:, :10].ravel()
     with h5py.File(source.features, "r+") as file:
-        rows = rng.standard_normal((60, 32)) * 2 + rng.standard_normal(32)
+        rows = (rng.standard_normal((60, 32)) * 2 + rng.standard_normal(32)) / 2**0.5  # as large as the kinds are
         rows[:, 3] = 3.0 * kinds + 0.5 * rng.standard_normal(60)
         file["features"][...] = rows.astype(np.float32)
         file.attrs["share"] = kinds.mean()

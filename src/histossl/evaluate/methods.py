@@ -42,6 +42,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
         f"Features are centred and {SCALED[settings.scale]}, by the training slides alone "
         f"(histossl {histossl.__version__}).",
         *([REMEDIED[settings.site_remedy]] if settings.site_remedy != "none" else []),
+        *([f"Of slides with several areas only {settings.area} counts."] if settings.area else []),
         *([_unit(settings)] if settings.unit == "patient" else []),
         _splits(settings),
         _figures(settings, classes, numbers, survival),

@@ -120,7 +120,7 @@ def _splits(file: Path, name: str) -> list[Split]:
         if values <= {"true", "false", "0", "1", "0.0", "1.0"}:
             # CLAM writes the slides in the first column, which has no name.
             key = slide or ""
-            if key not in columns:
+            if not all(key in row for row in rows.values()):
                 what = f"{file.name}: no column names the slides; it has {listed(columns, 5)}"
                 raise LabelError(what, "name it slide_id")
             named = [

@@ -115,6 +115,7 @@ class Claims:
     def __init__(self, folder: Path, expiry: float = EXPIRY) -> None:
         self.folder, self.expiry = folder, expiry
         self._held: dict[str, list[Path]] = {}  # name -> the claims it follows, and its own at the end
+        self._making: Path | None = None  # an interrupt may come before a claim is noted as held
         self._change = threading.Lock()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
@@ -131,6 +132,10 @@ class Claims:
         self._beat.join()
         for name in list(self._held):
             self.release(name)
+        if self._making is not None:
+            claim, _ = self._look(self._making)
+            if claim is not None and claim.owner == this_process():
+                self._making.unlink(missing_ok=True)
         with suppress(OSError):  # not empty where others have claims in it
             for clock in self.folder.glob("clock-*"):  # also those of killed runs; a live run creates its own again
                 clock.unlink(missing_ok=True)
@@ -152,9 +157,14 @@ class Claims:
         """
         if name in self._held:
             return True
+        taken = self._taken(name)
+        self._making = None
+        return taken
+
+    def _taken(self, name: str) -> bool:
         seen: list[tuple[Path, int]] = []
         while True:
-            path = self._path(name, len(seen) + 1)
+            path = self._making = self._path(name, len(seen) + 1)
             if self._create(path, name):
                 break
             claim, touched = self._look(path)
