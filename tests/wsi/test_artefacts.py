@@ -205,7 +205,7 @@ def test_real_slides_show_few(data_dir, name):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.66 was seen after, when only tiles of which folds cover .05 were dropped; not since")
+@pytest.mark.xfail(reason="0.70 is seen after", strict=True)
 def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
     """Each slide comes twice; the twin has folds and is of the other class, so nothing else tells them apart."""
     from sklearn.linear_model import LogisticRegression
