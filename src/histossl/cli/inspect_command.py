@@ -37,8 +37,8 @@ def inspect(
     Args:
         slides: a folder of slides, or one slide.
         out: the folder of the study; without it nothing stays.
-        areas: a folder of the areas that count, as outlines or masks named as the slides; or grid, for the cores of
-            tissue microarrays; see docs/how-to/areas.md.
+        areas: a folder of outlines or masks of the areas that count, named as the slides; or grid, which finds the
+            cores of tissue microarrays.
         mpp_default: µm per pixel of slides that carry none.
         area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.

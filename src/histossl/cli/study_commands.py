@@ -74,8 +74,8 @@ def run(
         slides: a folder of slides, searched with its subfolders, or one slide.
         out: the folder of the study; made where there is none.
         labels: a CSV with slide_id, optionally patient_id, and label; only the probe ever sees it.
-        areas: a folder of the areas that count, as outlines or masks named as the slides; or grid, for the cores of
-            tissue microarrays; see docs/how-to/areas.md.
+        areas: a folder of outlines or masks of the areas that count, named as the slides; or grid, which finds the
+            cores of tissue microarrays.
         mpp_default: µm per pixel of slides that have none in their file or in slides.csv.
         encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
             the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
