@@ -68,7 +68,7 @@ class ZarrReader:
             import zarr
         except ImportError as error:
             raise SlideError(path, "is OME-Zarr, which needs zarr", "pip install 'histossl[nuclei]'") from error
-        group = zarr.open_group(path, mode="r")
+        group: Any = zarr.open_group(path, mode="r")
         if "bioformats2raw.layout" in group.attrs or "bioformats2raw.layout" in _ome(group):
             group = group["0"]
         scales = _ome(group).get("multiscales")
