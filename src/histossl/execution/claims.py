@@ -115,7 +115,7 @@ class Claims:
     def __init__(self, folder: Path, expiry: float = EXPIRY) -> None:
         self.folder, self.expiry = folder, expiry
         self._held: dict[str, list[Path]] = {}  # name -> the claims it follows, and its own at the end
-        self._making: Path | None = None  # an interrupt may come before a claim is noted as held
+        self._loose: set[Path] = set()  # being made or removed: an interrupt may come amid that
         self._change = threading.Lock()
         self._over = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, daemon=True)
@@ -132,10 +132,10 @@ class Claims:
         self._beat.join()
         for name in list(self._held):
             self.release(name)
-        if self._making is not None:
-            claim, _ = self._look(self._making)
-            if claim is not None and claim.owner == this_process():
-                self._making.unlink(missing_ok=True)
+        for path in self._loose:
+            claim, _ = self._look(path)
+            if claim is not None and claim.owner in (None, this_process()):
+                path.unlink(missing_ok=True)
         with suppress(OSError):  # not empty where others have claims in it
             for clock in self.folder.glob("clock-*"):  # also those of killed runs; a live run creates its own again
                 clock.unlink(missing_ok=True)
@@ -158,13 +158,14 @@ class Claims:
         if name in self._held:
             return True
         taken = self._taken(name)
-        self._making = None
+        self._loose.clear()
         return taken
 
     def _taken(self, name: str) -> bool:
         seen: list[tuple[Path, int]] = []
         while True:
-            path = self._making = self._path(name, len(seen) + 1)
+            path = self._path(name, len(seen) + 1)
+            self._loose.add(path)
             if self._create(path, name):
                 break
             claim, touched = self._look(path)
@@ -185,10 +186,12 @@ class Claims:
         Args:
             name: a slide that this process has claimed.
         """
+        self._loose.update(self._held[name])
         with self._change:
             paths = self._held.pop(name)
         for path in paths:  # own claim last: while it exists no other process can take over
             path.unlink(missing_ok=True)
+        self._loose.difference_update(paths)
 
     def sweep(self) -> None:
         """Remove claims of dead runs: a slide that was finished just before its run was killed is not taken again."""
