@@ -23,7 +23,9 @@ ROOT = Path("out/benchmarks/stages")
 def spent(words: list[str]) -> tuple[float, float]:
     """(CPU seconds, seconds on the clock) of a command and all its children."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "histossl", *words], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "histossl", *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return busy, time.perf_counter() - start
