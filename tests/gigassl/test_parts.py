@@ -160,6 +160,13 @@ def test_an_encoder_made_before_the_stage_had_prototypes_opens_and_says_so(tmp_p
     assert made_before(tmp_path / "e").endswith("no prototypes of what the stage learned")
 
 
+def test_an_encoder_of_the_former_inlet_opens_and_says_so(tmp_path: Path) -> None:
+    for inlet, old in (("standard", True), ("scaled", False)):
+        SlideEncoder(replace(NEIGHBOURS, in_dim=16, dim=8, prototypes=6, inlet=inlet)).save(tmp_path / inlet)
+        assert SlideEncoder.load(tmp_path / inlet).settings.inlet == inlet
+        assert ("variance 1" in made_before(tmp_path / inlet)) == old
+
+
 def test_the_rival_counts_the_same_tiles_and_has_a_stage_of_its_own() -> None:
     slides = cohort(6)
     encoder = SlideEncoder(replace(NEIGHBOURS, in_dim=16, dim=8, prototypes=6), seed=5)  # as if training had moved it

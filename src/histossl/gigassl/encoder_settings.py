@@ -116,9 +116,12 @@ def made_before(folder: Path) -> str:
         return ""
     if not isinstance(settings, dict):
         return ""
-    lacks = ""
     if "normalise" not in settings:
-        lacks = "the parts of its vectors are not brought to one scale"
-    elif settings.get("arch") == "neighbours" and "stage_scales" not in settings:
-        lacks = "its vectors have no prototypes of what the stage learned"
-    return lacks and f"it was made by an earlier version: {lacks}"
+        return "it was made by an earlier version: the parts of its vectors are not brought to one scale"
+    if settings.get("arch") != "neighbours":
+        return ""
+    if "stage_scales" not in settings:
+        return "it was made by an earlier version: its vectors have no prototypes of what the stage learned"
+    if settings.get("inlet") == "standard":
+        return "it brings every feature of a tile to variance 1, as was the default of earlier versions"
+    return ""
