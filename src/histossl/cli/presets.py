@@ -11,7 +11,7 @@ from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.gigassl.views import ViewSettings
 from histossl.wsi.tiles import TileSpec
 
-# Giga-SSL as published (Lazard et al., CVPR workshops 2023, and its public code), but for what docs/methods.md lists.
+# Giga-SSL as published (Lazard et al., CVPR workshops 2023, and its public code), but for what docs/training.md lists.
 PAPER = PretrainSettings(
     epochs=3000,
     batch=256,

@@ -41,7 +41,7 @@ KINDS = {
     "prototypes": Kind(0.3, 16, 0.0, True),
     "stage prototypes": Kind(0.8, 16, 0.5, True),
 }
-"""Chosen on slides composed of real lung tiles (two seeds) and on lymphomas, see docs/methods.md."""
+"""Chosen on slides composed of real lung tiles (two seeds) and on lymphomas, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),

@@ -15,7 +15,7 @@ from histossl.gigassl.views import ViewSettings
 from histossl.training.loop import Schedule
 
 NEIGHBOURS = EncoderSettings(dim=64, inlet="scaled", arch="neighbours")
-"""Learned without a contrast of slides: see `Neighbours`, and docs/methods.md for what it is worth."""
+"""Learned without a contrast of slides: see `Neighbours`, and docs/ablation.md for what it is worth."""
 
 
 @dataclass(frozen=True)
