@@ -2,12 +2,14 @@
 
     python benchmarks/real_tiles.py STUDY [STUDY ...] --labels LABELS [LABELS ...] [--draws 20]
 
-Each STUDY is embedded, each LABELS the table of its slides: `slide_id`, `patient_id`, `fold` (slides of different folds
-share no source tile), and the columns of --tasks. Plain scikit-learn logistic regression (L2, C = 10, balanced classes)
-on rows of length 1 and on standardised rows; the better of the two is given, for every vector alike. AUROC with 25, 50
-and all labels, and the squared correlation (R²) that a ridge regression reaches of `fraction` where there is one.
+Each STUDY is embedded, each LABELS the table of its slides (one LABELS serves all): `slide_id`, `patient_id`, `fold`
+(slides of different folds share no source tile), and the columns of --tasks. A plain logistic regression (L2,
+C = 10, balanced classes) on rows of length 1 and on standardised rows; the better of the two is given, for every vector
+alike. AUROC with 25, 50 and all labels, and the squared correlation (R²) that a ridge regression reaches of `fraction`
+where there is one.
 Beside the vector: each part alone, mean pooling, the like-for-like rival of which no weight was trained, and the vector
-without its stage. Last, the vector minus either of these, with a 95 % interval from resampled patients.
+without its stage. Then the vector minus either of these, with a 95 % interval from resampled patients. Last, of several
+studies, such as of several seeds of training, the mean and standard deviation over them.
 """
 
 from __future__ import annotations
@@ -94,21 +96,26 @@ def judged(vectors: dict[str, np.ndarray], table: pd.DataFrame, tasks: list[str]
     return found
 
 
+def explained(scores: np.ndarray, truth: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """R² over all folds."""
+    return float(r2_score(truth, scores, sample_weight=weight))
+
+
 def ahead(rows: list[dict], table: pd.DataFrame, task: str, labels: int | str, pair: tuple[str, str]) -> str:
-    """The first of a pair minus the second, AUROC, with its interval from resampled patients."""
+    """The first of a pair minus the second, AUROC or R², with its interval from resampled patients."""
     one, other = (
         next(r["scores"] for r in rows if (r["task"], r["vector"], r["labels"]) == (task, name, labels))
         for name in pair
     )
-    truth, fold = table[task].to_numpy(int), table.fold.to_numpy()
+    numbers = table[task].nunique() > 2
+    truth, fold = table[task].to_numpy(float if numbers else int), table.fold.to_numpy()
+    figure = explained if numbers else within_folds
     patient, rng, drawn_ones = np.unique(table.patient_id, return_inverse=True)[1], np.random.default_rng(0), []
     for _ in range(200):
         weight = np.bincount(rng.integers(patient.max() + 1, size=patient.max() + 1), minlength=patient.max() + 1)
-        both = [np.mean([within_folds(s, truth, fold, weight[patient]) for s in scores[:3]]) for scores in (one, other)]
+        both = [np.mean([figure(s, truth, fold, weight[patient]) for s in scores[:3]]) for scores in (one, other)]
         drawn_ones.append(both[0] - both[1])
-    middle = np.mean(
-        [within_folds(a, truth, fold) - within_folds(b, truth, fold) for a, b in zip(one, other, strict=True)]
-    )
+    middle = np.mean([figure(a, truth, fold) - figure(b, truth, fold) for a, b in zip(one, other, strict=True)])
     low, high = np.percentile(drawn_ones, [2.5, 97.5])
     return f"{task}, {labels} labels: {middle:+.3f} ({low:+.3f} to {high:+.3f})"
 
@@ -121,7 +128,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["composition", "needle", "arrangement", "fraction"])
     parser.add_argument("--draws", type=int, default=20)
     options = parser.parse_args()
-    for study, labels in zip(options.studies, options.labels, strict=True):
+    labels_of = options.labels * len(options.studies) if len(options.labels) == 1 else options.labels
+    figures = []
+    for study, labels in zip(options.studies, labels_of, strict=True):
         source = read_source(study)
         table = pd.read_csv(labels, dtype={"slide_id": str, "patient_id": str}).set_index("slide_id")
         table = table.loc[list(source.ids)]
@@ -134,11 +143,16 @@ def main() -> None:
         shown = pd.DataFrame(rows).drop(columns=["scores", "way"])
         shown = shown.pivot(index="vector", columns=["task", "labels"], values="figure").loc[list(vectors)]
         print(shown.round(3).to_string())
+        figures.append(shown)
         for rival in (name for name in ("untrained encoder", "without its stage") if name in vectors):
             print(f"giga-ssl minus {rival}:")
-            for task in (task for task in options.tasks if table[task].nunique() == 2):
+            for task in options.tasks:
                 for count in SHOTS:
                     print("  " + ahead(rows, table, task, count or "all", ("giga-ssl", rival)))
+    if len(figures) > 1:
+        every = pd.concat(figures, keys=range(len(figures))).groupby(level=1, sort=False)
+        print(f"mean over {len(figures)} studies:", every.mean().round(3).to_string(), sep="\n")
+        print("standard deviation:", every.std().round(3).to_string(), sep="\n")
 
 
 if __name__ == "__main__":
