@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from histossl.evaluate.rivals import parts_alone
 from histossl.evaluate.sources import read_source
 
+TASKS = ["composition", "needle", "arrangement", "fraction"]
 SHOTS = (25, 50, 0)  # 0: all labels of the other folds
 
 
@@ -120,35 +121,41 @@ def ahead(rows: list[dict], table: pd.DataFrame, task: str, labels: int | str, p
     return f"{task}, {labels} labels: {middle:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
+def measured(study: Path, labels: Path, tasks: list[str], draws: int) -> tuple[pd.DataFrame, list[str]]:
+    """Figures, a row a vector and a column a task and number of labels; then what training and the stage are worth."""
+    source = read_source(study)
+    table = pd.read_csv(labels, dtype={"slide_id": str, "patient_id": str}).set_index("slide_id")
+    table = table.loc[list(source.ids)]
+    vectors = source.vectors | (parts_alone(source, ("all",)) if source.parts else {})
+    first = next(iter(vectors))
+    if "stage" in source.parts:
+        rest = np.flatnonzero(np.array(source.parts) != "stage")
+        vectors["without its stage"] = vectors[first][:, rest]
+    rows = judged(vectors, table, tasks, draws)
+    shown = pd.DataFrame(rows).drop(columns=["scores", "way"])
+    shown = shown.pivot(index="vector", columns=["task", "labels"], values="figure").loc[list(vectors)]
+    lines = []
+    for rival in (name for name in ("untrained encoder", "without its stage") if name in vectors):
+        lines.append(f"minus {rival}:")
+        for task in tasks:
+            lines += ["  " + ahead(rows, table, task, count or "all", (first, rival)) for count in SHOTS]
+    return shown, lines
+
+
 def main() -> None:
     """Print a table of every study, then what training is worth in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+")
     parser.add_argument("--labels", type=Path, nargs="+", required=True)
-    parser.add_argument("--tasks", nargs="+", default=["composition", "needle", "arrangement", "fraction"])
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--draws", type=int, default=20)
     options = parser.parse_args()
     labels_of = options.labels * len(options.studies) if len(options.labels) == 1 else options.labels
     figures = []
     for study, labels in zip(options.studies, labels_of, strict=True):
-        source = read_source(study)
-        table = pd.read_csv(labels, dtype={"slide_id": str, "patient_id": str}).set_index("slide_id")
-        table = table.loc[list(source.ids)]
-        vectors = source.vectors | (parts_alone(source, ("all",)) if source.parts else {})
-        if "stage" in source.parts:
-            rest = np.flatnonzero(np.array(source.parts) != "stage")
-            vectors["without its stage"] = vectors["giga-ssl"][:, rest]
-        rows = judged(vectors, table, options.tasks, options.draws)
-        print(f"{study}: {len(table)} slides, {options.draws} draws")
-        shown = pd.DataFrame(rows).drop(columns=["scores", "way"])
-        shown = shown.pivot(index="vector", columns=["task", "labels"], values="figure").loc[list(vectors)]
-        print(shown.round(3).to_string())
+        shown, lines = measured(study, labels, options.tasks, options.draws)
+        print(f"{study}: {options.draws} draws", shown.round(3).to_string(), *lines, sep="\n", flush=True)
         figures.append(shown)
-        for rival in (name for name in ("untrained encoder", "without its stage") if name in vectors):
-            print(f"giga-ssl minus {rival}:")
-            for task in options.tasks:
-                for count in SHOTS:
-                    print("  " + ahead(rows, table, task, count or "all", ("giga-ssl", rival)))
     if len(figures) > 1:
         every = pd.concat(figures, keys=range(len(figures))).groupby(level=1, sort=False)
         print(f"mean over {len(figures)} studies:", every.mean().round(3).to_string(), sep="\n")

@@ -1,13 +1,14 @@
-"""Make docs/results.md again: lymphoma and the three painted kinds, every method, few labels and all.
+"""Make docs/results.md and README's table again: real tiles, lymphoma and the painted kinds, few labels and all.
 
     python benchmarks/results.py                                        # everything, hours on two cores
-    python benchmarks/results.py --lymphoma-study STUDY --synthetic-study STUDY
+    python benchmarks/results.py --lymphoma-study STUDY --synthetic-study STUDY --tiles-study STUDY --tiles-labels CSV
     python benchmarks/results.py --only sparse                          # one step; the last, page, needs no other
 
 Steps, in order: studies (made where no --…-study is given), attention, sparse, finetune, split, page. Whatever stands
 under --out is not made again, so that an interrupted run goes on where it was, and steps may run side by side. The
 lymphoma fields are looked for in $HISTOSSL_DATA/cohort/lymphoma (slides/ and labels.csv); the painted study keeps its
-slides and labels.csv in its own cohort/, as `histossl demo` does.
+slides and labels.csv in its own cohort/, as `histossl demo` does. Slides composed of real tiles are judged as
+`real_tiles.py` does, where a study of them is given.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import TRAINED, ProbeSettings
 from histossl.evaluate.sources import Source, read_source
-from results_page import Found, draw_shots_picture, draw_split_picture, page
+from real_tiles import TASKS, measured
+from results_page import Found, draw_shots_picture, draw_split_picture, page, readme, tiles_section
 
 STEPS = ("studies", *TRAINED, "split", "page")
 CHEAP = ("mean", "deviation", "max", "knn")
@@ -61,9 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lymphoma-study", type=Path, help="made under --out where not given")
     parser.add_argument("--synthetic-study", type=Path, help="made under --out where not given")
+    parser.add_argument("--tiles-study", type=Path, help="slides composed of real tiles, embedded")
+    parser.add_argument("--tiles-labels", type=Path, help="their table, as real_tiles.py takes it")
+    parser.add_argument("--tiles-draws", type=int, default=20)
     parser.add_argument("--lymphoma", type=Path, default=Path(os.environ.get("HISTOSSL_DATA", ".")) / "cohort/lymphoma")
     parser.add_argument("--out", type=Path, default=Path("out/results"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--rivals", nargs="*", choices=TRAINED, default=list(TRAINED), help="trained ones on the page")
     parser.add_argument("--flags", default="", help="of `histossl run`, for both studies")
@@ -177,12 +183,19 @@ def write_page(cohorts: list[Cohort], settings: ProbeSettings, args: argparse.Na
         size = sum(path.stat().st_size for path in places)
         found.append(Found(cohort.name, result, size, next(iter(source.vectors.values())).shape))
     split = by_field_and_by_patient(cohorts[0], settings, args.out)
+    tiles = None
+    if args.tiles_study:
+        tiles = measured(args.tiles_study, args.tiles_labels, TASKS, args.tiles_draws)
     args.docs.mkdir(parents=True, exist_ok=True)
     draw_shots_picture(found, args.docs / "results.png")
     draw_split_picture(split, args.docs / "split.png")
     with whole(args.docs / "results.md") as part:
-        part.write_text(page(found, split, settings, command(args)), encoding="utf-8")
-    print(f"done: {args.docs / 'results.md'}")
+        part.write_text(page(found, split, settings, command(args), tiles_section(tiles)), encoding="utf-8")
+    if args.readme.exists():
+        text = readme(args.readme.read_text(encoding="utf-8"), found, tiles)
+        with whole(args.readme) as part:
+            part.write_text(text, encoding="utf-8")
+    print(f"done: {args.docs / 'results.md'} and the table of {args.readme}")
 
 
 def by_field_and_by_patient(cohort: Cohort, settings: ProbeSettings, out: Path) -> pd.DataFrame:
@@ -209,6 +222,7 @@ def by_field_and_by_patient(cohort: Cohort, settings: ProbeSettings, out: Path) 
 def command(args: argparse.Namespace) -> str:
     """What makes the page again, as it was made now but for the places of the studies."""
     words = ["python benchmarks/results.py"]
+    words += ["--tiles-study STUDY --tiles-labels LABELS"] if args.tiles_study else []
     for name, usual in (("slides", 96), ("repeats", 5), ("folds", 5), ("bootstraps", 1000)):
         if getattr(args, name) != usual:
             words.append(f"--{name} {getattr(args, name)}")

@@ -46,6 +46,26 @@ def result(tables):
     return ProbeResult(pd.concat(tables), pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), (), (), ProbeSettings())
 
 
+def test_the_table_of_the_readme_is_made_again_and_nothing_else(pages):
+    words, _ = pages
+    few = table(0.58)
+    few = few.assign(embedding=few["embedding"].replace("attention MIL", "untrained encoder"))
+    shown = pd.DataFrame(
+        [[0.975, 0.951, 1.0], [0.91, 0.839, 1.0], [0.964, 0.56, 0.51]],
+        index=["giga-ssl", "untrained encoder", "mean pooling"],
+        columns=pd.MultiIndex.from_tuples([(task, 25) for task in ("composition", "needle", "arrangement")]),
+    )
+    before, after = "a\n<!-- results -->\n", "<!-- /results -->\nz\n"
+    found = [words.Found("lymphoma", result([few]), 1, (374, 384))]
+    text = words.readme(before + "| old |\n" + after, found, (shown, []))
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert "old" not in text
+    assert "| a few tiles of another tissue | 25 | **.95** | .84 | .56 |" in text
+    assert "| CLL, FL or MCL | 50 | **.58** (.48–.68) | .48 (.38–.58) | .56 (.46–.66) |" in text
+    assert words.readme("no marks", found, None) == "no marks"
+
+
 def test_the_page_says_what_the_tables_say(pages, tmp_path):
     words, _ = pages
     found = [
