@@ -102,7 +102,9 @@ def encode_fingerprint(tiles: str, encoder: TileEncoder, settings: EncodeSetting
     Returns:
         `tiles`, a dash, and 16 hex digits for the encoder, all settings and the target.
     """
-    return f"{tiles}-{fingerprint(encoder.identity, settings, *([target.numbers()] if target else []))}"
+    more = ["plain"] if settings.views else []  # views of earlier versions lack the un-augmented tiles
+    more += [target.numbers()] if target else []
+    return f"{tiles}-{fingerprint(encoder.identity, settings, *more)}"
 
 
 class SlideEncoding:
@@ -280,6 +282,10 @@ class SlideEncoding:
         np.save(self.folder / "coords.npy", coords)
         fingerprints.write_made(self.folder, self.made, stride_level0=self.tiles.stride)
         shape = (len(plan), len(plan[0][1]), self.encoder.dim)
+        plain = np.lib.format.open_memmap(self.folder / "plain.npy", "w+", np.float16, shape)
+        for k, (_, chosen) in enumerate(plan):
+            plain[k] = self.features[chosen]
+        plain.flush()
         self.views = np.lib.format.open_memmap(self.folder / "features.npy", "w+", np.float16, shape)
         self.stack.callback(self.views.flush)
 

@@ -49,7 +49,7 @@ class JointSettings:
     stain: float = 0.2
     tint: float = 0.04
     plain: float = 2.0
-    axes: int = 64
+    axes: int = 128
 
     def __post_init__(self) -> None:
         if not 0 <= self.nuisances <= PLAIN or self.stain < 0 or self.tint < 0:

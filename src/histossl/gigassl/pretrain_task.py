@@ -189,7 +189,9 @@ def draw_chunk(epoch: int, slides: NDArray, sources: Sequence[SlideSource], sett
 def draw_windows(epoch: int, slides: NDArray, sources: Sequence[SlideSource], settings: PretrainSettings) -> Chunk:
     """One view of each of some slides, a quarter as large as the views that make a slide's vector.
 
-    Only near tiles foretell one another, so that many small views teach more than few large ones.
+    Only near tiles foretell one another, so that many small views teach more than few large ones. Half of them are not
+    augmented, where such tiles are kept: a slide's vector is of un-augmented tiles, and what tells rare tissue, such as
+    fine texture, does not survive every augmentation; the other half teaches what does not depend on the stain.
 
     Args:
         epoch: from 0 on.
@@ -209,7 +211,9 @@ def draw_windows(epoch: int, slides: NDArray, sources: Sequence[SlideSource], se
     for k in slides:
         features, positions = sources[k].load()
         rng = np.random.default_rng([settings.seed, epoch, int(k)])
-        chosen = rng.integers(len(features))
+        chosen, plain = rng.integers(len(features)), sources[k].plain()
+        if plain is not None and rng.random() < 0.5:
+            features = plain
         rows, moved = draw_view(features[chosen], positions[chosen], view, rng)
         views.append((disturb(rows, view, rng), moved))
     batch = collate(views)

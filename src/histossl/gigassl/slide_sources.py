@@ -59,6 +59,15 @@ class SlideSource:
         stride = fingerprints.read_made(self.views)["stride_level0"]
         return features, tile_units(coords.reshape(-1, 2), stride).reshape(coords.shape)
 
+    def plain(self) -> NDArray | None:
+        """(K, n, D) the same tiles as those of `load`, un-augmented, memory-mapped; None where none are kept.
+
+        Raises:
+            FileFormatError: damaged.
+        """
+        path = self.views / "plain.npy"
+        return read_npy(path, f"remove {self.views} and encode again") if path.exists() else None
+
     def _views(self) -> tuple[NDArray, NDArray]:
         """(K, n, D) floating features and (K, n, 2) integer coords, memory-mapped."""
         hint = f"remove {self.views} and encode again"
