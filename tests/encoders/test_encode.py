@@ -82,9 +82,11 @@ def test_products_equal_one_tile_at_a_time(jobs, tmp_path, monkeypatch, cached):
         )
         views = np.load(tmp_path / job.slide_id / "features.npy")
         coords = np.load(tmp_path / job.slide_id / "coords.npy")
-        assert views.shape == (3, min(10, len(pictures)), 256)
+        plain = np.load(tmp_path / job.slide_id / "plain.npy")
+        assert views.shape == plain.shape == (3, min(10, len(pictures)), 256)
         for k in range(3):
             t, chosen = draw_plan(job.slide_id, k, tiles, SETTINGS)
+            np.testing.assert_allclose(plain[k].astype(np.float32), alone[chosen], atol=1e-2, rtol=1e-2)
             np.testing.assert_array_equal(coords[k], tiles.xy[chosen])
             again = encoder(augment(pictures[torch.from_numpy(chosen)], t))
             np.testing.assert_allclose(views[k].astype(np.float32), again, atol=1e-2, rtol=1e-2)

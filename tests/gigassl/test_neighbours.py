@@ -166,6 +166,14 @@ def test_a_view_is_a_quarter_and_the_same_whoever_draws_it(trained):
     torch.testing.assert_close(one[0][one[2] == 1], other[0][other[2] == 1])
 
 
+def test_half_of_the_windows_are_not_augmented(tmp_path):
+    source = write_source(tmp_path, "a", np.random.default_rng(0))
+    np.save(source.views / "plain.npy", np.full((4, 60, 32), 100, np.float16))
+    drawn = [draw_windows(epoch, np.array([0]), [source], SETTINGS)[0].mean() for epoch in range(200)]
+    assert np.mean(np.array(drawn) > 50) == pytest.approx(0.5, abs=0.12)
+    assert source.load()[0].max() < 50  # what is contrasted never sees them
+
+
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_few_slides_of_few_tiles_train(tmp_path, tiles):
     rng = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def test_features_are_those_of_the_command(study, features):
     for name, found in features.items():
         np.testing.assert_array_equal(found.features, theirs[name].features)
         np.testing.assert_array_equal(found.xy, theirs[name].xy)
-        assert found.features.shape == (len(found.xy), 64)
+        assert found.features.shape == (len(found.xy), 128)
 
 
 def test_vectors_are_those_of_the_command(study, vectors):
@@ -112,7 +112,7 @@ def test_arrays_in_memory_are_features_too(features, encoder, vectors):
     cohort = hs.read_features(arrays)
     assert repr(cohort).startswith("CohortFeatures(2 slides, ")
     np.testing.assert_array_equal(hs.embed(cohort, encoder, device="cpu").X, vectors.X[:2])
-    bare = hs.TileFeatures("a", np.ones((4, 64), np.float32), features["slide-001"].xy[:4], 64.0, stride=64.0)
+    bare = hs.TileFeatures("a", np.ones((4, 128), np.float32), features["slide-001"].xy[:4], 64.0, stride=64.0)
     assert hs.embed({"a": bare}, encoder, device="cpu").shape == (1, encoder.settings.vector_dim)
 
 
@@ -136,7 +136,7 @@ def test_a_tile_encoder_of_its_own(cohort, features, tmp_path):
     one = hs.encode(slides[0], encoder, TILE, device="cpu")
     np.testing.assert_array_equal(one["slide-001"].features, features["slide-001"].features)
     assert hs.load_encoder(tmp_path / "tiles").identity == encoder.identity
-    assert repr(encoder) == "TileEncoder('model.safetensors', tiles -> 64 numbers, float32 on cpu, trained at mpp 1)"
+    assert repr(encoder) == "TileEncoder('model.safetensors', tiles -> 128 numbers, float32 on cpu, trained at mpp 1)"
 
 
 def test_slides_that_fail_are_left_out_and_named(cohort, tmp_path):
@@ -176,7 +176,7 @@ def test_reprs_are_short(study, encoder, vectors, cohort):
     assert repr(study).endswith("slide-encoder, embeddings.h5ad, report.html)")
     assert "8 slides: 8 encoded" in repr(study)
     assert study._repr_html_().count("<tr>") == 9
-    assert repr(encoder).startswith("SlideEncoder(neighbours, tiles of 64 numbers -> slides of ")
+    assert repr(encoder).startswith("SlideEncoder(neighbours, tiles of 128 numbers -> slides of ")
     assert repr(encoder).endswith("trained on 8 slides)")
     result = hs.probe(vectors, cohort / "labels.csv", **PROBE)
     assert len(repr(result).splitlines()) == 4
