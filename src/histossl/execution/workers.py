@@ -17,6 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
+from histossl.core import trial
+
 try:
     import resource
 except ImportError:  # Windows: workers then have no limit of memory, as `histossl doctor` says
@@ -105,7 +107,7 @@ class Workers:
                 # spawn: neither open slides nor the threads of torch survive a fork.
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(
-                    self.count, context, initializer=_start_worker, initargs=(self.memory,)
+                    self.count, context, initializer=_start_worker, initargs=(self.memory, self.timeout is not None)
                 )
                 self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
@@ -316,7 +318,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(memory: int) -> None:
+def _start_worker(memory: int, limited: bool) -> None:
     """Limit a worker to its share of memory and one thread, and end it with the main process.
 
     Its priority stays that of the main process: with a lower one it would starve on a machine where others work, too.
@@ -330,3 +332,5 @@ def _start_worker(memory: int) -> None:
         with suppress(ValueError, OSError):  # macOS has the limit, but may refuse to set it
             resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     os.environ["OMP_NUM_THREADS"] = "1"
+    if limited:  # a file that hangs this process costs a task
+        trial.not_needed()
