@@ -91,7 +91,7 @@ def test_text_that_takes_more_memory_than_there_may_be_is_refused(tmp_path):
     data[at : at + 16 * 2**14] = data[word : word + 16] * 2**14  # all of them the one long text
     path.write_bytes(data)
     before = psutil.Process().memory_info().rss
-    with pytest.raises(FileFormatError, match="more memory|hangs or kills"):
+    with pytest.raises(FileFormatError, match=r"more memory|hangs or kills"):
         hdf5.check_tree(path)
     assert psutil.Process().memory_info().rss - before < 2**28
 

@@ -1,6 +1,6 @@
 """Lets another process read an HDF5 file first: one byte in it can make the library hang, or crash, for good.
 
-HDF5 holds the interpreter while it reads, so that neither a thread nor Ctrl-C ends a reader that hangs. The process that
+HDF5 holds the interpreter while it reads, so that neither a thread nor Ctrl-C ends a reader that hangs. The one that
 reads first ends with this one, and after `SECONDS` for a file.
 """
 

@@ -82,7 +82,7 @@ def main(seconds: float) -> None:
                     walk(file.id)
             except MemoryError:
                 answer = b"large\n"
-            except Exception:  # noqa: BLE001, S110 - the reader of the file gets it again, and says so
+            except Exception:  # noqa: BLE001 - the reader of the file gets it again, and says so
                 pass
             faulthandler.cancel_dump_traceback_later()
             sys.stdout.buffer.write(answer)
