@@ -49,12 +49,14 @@ lock:
 	.lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
 	    --custom-compile-command "make lock" $(addprefix --extra ,$(LOCKED)) $(ARGS) pyproject.toml -o constraints.txt
 
-# Known vulnerabilities of the pinned versions; out/sbom.json lists them all (CycloneDX).
-audit:
+# out/sbom.json lists all that is in .venv, with licences and who needs what (CycloneDX). Then the known vulnerabilities
+# of the locked versions: a version that could not be looked up fails, too.
+audit: .venv/ready
 	$(PYTHON) -m venv .audit
-	.audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	.audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7" "cyclonedx-bom>=7"
 	mkdir -p out
-	.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --format cyclonedx-json --output out/sbom.json
+	.audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file out/sbom.json
+	.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

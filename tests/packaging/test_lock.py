@@ -25,7 +25,11 @@ PYTHONS = [kind.rpartition(" ")[2] for kind in PROJECT["classifiers"] if re.sear
 @pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
 def test_every_dependency_has_one_version_that_is_allowed(system, python):
     here = {"sys_platform": system, "python_version": python, "python_full_version": f"{python}.0"}
-    here |= {"platform_machine": "x86_64", "platform_python_implementation": "CPython", "implementation_name": "cpython"}
+    here |= {
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "implementation_name": "cpython",
+    }
     pinned: dict[str, list[str]] = {}
     for pin in PINS:
         if pin.marker is None or pin.marker.evaluate(here):
