@@ -39,7 +39,7 @@ from histossl.gigassl.embed import EmbedSettings, embed_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.gigassl.pretrain_task import PretrainTask
+from histossl.gigassl.pretrain_task import NeighbourTask, PretrainTask
 from histossl.gigassl.views import ViewSettings
 from histossl.nuclei.instances import InstanceSettings, label_instances
 from histossl.nuclei.metrics import score
@@ -176,6 +176,8 @@ def trainings(slides: int) -> Iterator[Case]:
         )
         for arch in ("sparse", "mlp", "attention")
     }
+    neighbours = replace(plain, arch="neighbours")
+    batches["slide encoder (neighbours)"] = lambda: NeighbourTask(SlideEncoder(neighbours, seed=0)), ((views,), 2 * slides)
     batches["momentum contrast"] = lambda: MocoTask(MocoSettings(batch=slides)), (pictures, *drawn)
     batches["self-training"] = lambda: SelfTrainingTask(NucleusNet()), (crops, noise)
     batches["patch contrast"] = lambda: PatchContrastTask(patches), (fields, places)
