@@ -23,10 +23,7 @@ from histossl.core.atomic import JOURNAL
 
 # Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
 server = multiprocessing.get_context("forkserver")
-OURS = ["cli.study_commands", "cli.nuclei_commands", "cli.model_commands", "study.status"]
-THEIRS = ["anndata", "sklearn.linear_model", "sklearn.cluster", "numba.np.arrayobj", "numba.core.inline_closurecall"]
-THEIRS += ["lightning_fabric", "matplotlib.pyplot"]
-server.set_forkserver_preload([*(f"histossl.{name}" for name in OURS), *THEIRS])
+server.set_forkserver_preload(["support.warmed"])
 
 
 def quietly(*commands: list[str]) -> None:
