@@ -183,7 +183,10 @@ def trainings(slides: int) -> Iterator[Case]:
         for arch in ("sparse", "mlp", "attention")
     }
     neighbours = replace(plain, arch="neighbours")
-    batches["slide encoder (neighbours)"] = lambda: NeighbourTask(SlideEncoder(neighbours, seed=0)), ((views,), 2 * slides)
+    batches["slide encoder (neighbours)"] = (
+        lambda: NeighbourTask(SlideEncoder(neighbours, seed=0)),
+        ((views,), 2 * slides),
+    )
     batches["momentum contrast"] = lambda: MocoTask(MocoSettings(batch=slides)), (pictures, *drawn)
     batches["self-training"] = lambda: SelfTrainingTask(NucleusNet()), (crops, noise)
     batches["patch contrast"] = lambda: PatchContrastTask(patches), (fields, places)

@@ -96,7 +96,7 @@ class Workers:
                 process.kill()
             # A worker that was killed amid an answer leaves half of it. Its reader in this process waits for the rest as
             # long as anybody could write it, this process included.
-            pool._result_queue._writer.close()
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=True, cancel_futures=True)
 
     def lost(self) -> bool:
