@@ -24,6 +24,8 @@ from histossl.core.atomic import JOURNAL
 # Children of a process that has imported torch already: two hundred of them cost seconds each otherwise.
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["support.warmed"])
+# Its sys.path is that of a new Python, which finds no module of the tests.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 
 
 def quietly(*commands: list[str]) -> None:
