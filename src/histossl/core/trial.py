@@ -14,7 +14,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, PIPE
 
 from histossl.core.errors import FileFormatError
 
@@ -81,10 +81,9 @@ def _running() -> subprocess.Popen[bytes] | None:
         script = Path(__file__).with_name("trial_reader.py")
         # -P: our modules beside the script are not to be taken for others of their names.
         command = [sys.executable, "-P", str(script), str(SECONDS)]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         try:
-            reader: subprocess.Popen[bytes] = subprocess.Popen(command, env=environment, **pipes)
+            reader = subprocess.Popen(command, env=environment, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
         except OSError:
             _needed = False
             return None
