@@ -94,8 +94,8 @@ class Workers:
         if pool is not None:
             for process in list((pool._processes or {}).values()):
                 process.kill()
-            # A worker that was killed amid an answer leaves half of it. Its reader in this process waits for the rest as
-            # long as anybody could write it, this process included.
+            # A worker that was killed amid an answer leaves half of it. Its reader in this process waits for the rest
+            # as long as anybody could write it, this process included.
             pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=True, cancel_futures=True)
 
