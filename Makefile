@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A process a core, each with whole test files, since what a file's tests share is made once.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all test-lowest check fuzz audit docs pictures bench results clean
+.PHONY: demo test test-all test-lowest check fuzz lock audit docs pictures bench results clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,12 +41,22 @@ fuzz: .venv/ready
 	mkdir -p out/fuzz
 	cd out/fuzz && ../../$(BIN)/python ../../.ci/fuzz.py 10
 
-# Known vulnerabilities of the pinned versions; out/sbom.json lists them all (CycloneDX).
-audit:
+# The lock file, for every system and Python, without hashes since torch may be a wheel of your own: versions that it has stay, unless `make lock ARGS=--upgrade` is asked for.
+LOCKED := nuclei onnx hub cluster fuzz dev docs
+lock:
+	$(PYTHON) -m venv .lock
+	.lock/bin/pip install --quiet --disable-pip-version-check "uv>=0.9"
+	.lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --no-annotate \
+	    --custom-compile-command "make lock" $(addprefix --extra ,$(LOCKED)) $(ARGS) pyproject.toml -o constraints.txt
+
+# out/sbom.json lists all that is in .venv, with licences and who needs what (CycloneDX). Then the known vulnerabilities
+# of the locked versions: a version that could not be looked up fails, too.
+audit: .venv/ready
 	$(PYTHON) -m venv .audit
-	.audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7"
+	.audit/bin/pip install --quiet --disable-pip-version-check "pip-audit>=2.7" "cyclonedx-bom>=7"
 	mkdir -p out
-	.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --format cyclonedx-json --output out/sbom.json
+	.audit/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --output-file out/sbom.json
+	.audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 docs: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
@@ -65,4 +75,4 @@ results: .venv/ready
 	$(BIN)/python benchmarks/results.py
 
 clean:
-	rm -rf .venv .lowest .audit out
+	rm -rf .venv .lowest .lock .audit out

@@ -32,7 +32,9 @@ def main(argument: str) -> None:
         place, seeds = Path(folder), Path(folder) / "seeds"
         seeds.mkdir()
         for k, name in enumerate(NAMES):
-            (seeds / name).write_bytes(bytes([k]) + (CORPUS / name).read_bytes())
+            data = (CORPUS / name).read_bytes()
+            (seeds / name).write_bytes(bytes([k]) + data)
+            tried(name, data, place)  # imports what its reader needs, which may take longer than an input may
 
         def one(data: bytes) -> None:
             if data:

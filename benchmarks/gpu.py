@@ -1,6 +1,6 @@
 """What a GPU gains, and whether it computes what the CPU computes: one run of under eight minutes.
 
-    python benchmarks/gpu.py [--device cuda] [--seconds 4] [--tiles 512]
+    python benchmarks/gpu.py [--device cuda] [--seconds 4] [--tiles 256] [--slides SLIDE ...]
 
 Prints one row a task: how often a second the CPU does it (float32), how often the device does it in float32 and in
 bfloat16 where it multiplies that natively, with the ratios, and the greatest difference from the CPU beside its bound:
@@ -10,6 +10,8 @@ bfloat16 where it multiplies that natively, with the ratios, and the greatest di
     steps         one optimiser step of every training: the first loss within 1e-3 of itself
     nuclei        a painted picture: of a thousand nuclei at most five without a partner (intersection over union .5)
 
+Then, of a painted slide or of those given: tiles that one core reads a second, and how many cores keep the device busy.
+
 The bounds are for float32; what bfloat16 differs by is printed beside it and must stay within ten times as much. Ends
 with exit code 1 where a bound is exceeded. Without a GPU it says so; `--device cpu` then tries the script itself.
 """
@@ -17,9 +19,11 @@ with exit code 1 where a bound is exceeded. Without a GPU it says so; `--device 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +43,7 @@ from histossl.gigassl.embed import EmbedSettings, embed_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.gigassl.pretrain_task import PretrainTask
+from histossl.gigassl.pretrain_task import NeighbourTask, PretrainTask
 from histossl.gigassl.views import ViewSettings
 from histossl.nuclei.instances import InstanceSettings, label_instances
 from histossl.nuclei.metrics import score
@@ -52,7 +56,9 @@ from histossl.training.device import pick_dtype
 from histossl.training.loop import Schedule, optimiser
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
-from histossl.wsi.synth import SynthSettings, paint_region
+from histossl.wsi.slide import open_slide
+from histossl.wsi.synth import SynthSettings, paint_region, write_slide
+from read_speed import PX, corners, cost
 
 SLACK = 10  # what bfloat16 may differ by, in bounds of float32
 Run = Callable[[], Any]
@@ -176,6 +182,11 @@ def trainings(slides: int) -> Iterator[Case]:
         )
         for arch in ("sparse", "mlp", "attention")
     }
+    neighbours = replace(plain, arch="neighbours")
+    batches["slide encoder (neighbours)"] = (
+        lambda: NeighbourTask(SlideEncoder(neighbours, seed=0)),
+        ((views,), 2 * slides),
+    )
     batches["momentum contrast"] = lambda: MocoTask(MocoSettings(batch=slides)), (pictures, *drawn)
     batches["self-training"] = lambda: SelfTrainingTask(NucleusNet()), (crops, noise)
     batches["patch contrast"] = lambda: PatchContrastTask(patches), (fields, places)
@@ -209,13 +220,31 @@ def nuclei(side: int) -> Iterator[Case]:
     yield Case("nuclei: pictures", 1, made, differ, 5e-3)
 
 
-def measured(case: Case, device: torch.device, seconds: float) -> bool:
-    """Print a row; whether the device computes what the CPU does."""
+def reading(paths: list[Path], most: dict[str, float]) -> None:
+    """Print for every slide how many cores must read while the device encodes as fast as it can."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not paths:
+            paths = [Path(folder) / "painted.tiff"]
+            write_slide(paths[0], SynthSettings(width=3000, height=3000, mpp=0.5))
+        for path in paths:
+            with open_slide(path, mpp_default=0.5) as slide:
+                places = list(corners(slide.size.width, slide.size.height))
+
+                def tile(x: int, y: int, slide=slide) -> np.ndarray:
+                    return slide.read(Region(x, y, PX, PX), slide.mpp)
+
+                core = 1000 / cost(tile, places)
+            needed = ", ".join(f"{rate / core:.1f} for {name}" for name, rate in most.items())
+            print(f"read: {path.name}: {core:.0f} tiles a second and core; cores that keep up: {needed}", flush=True)
+
+
+def measured(case: Case, device: torch.device, seconds: float) -> tuple[bool, float]:
+    """Print a row; whether the device computes what the CPU does, and its rate in the dtype that it is best at."""
     cpu = torch.device("cpu")
     call = case.made(cpu, torch.float32)
     truth = call()
     base = rate(call, case.units, cpu, seconds)
-    row, good = f"{case.name:32} {base:10.2f}", True
+    row, good, fast = f"{case.name:32} {base:10.2f}", True, base
     dtypes = dict.fromkeys((torch.float32, pick_dtype("auto", device)))  # bfloat16 where the hardware multiplies it
     for dtype in dtypes:
         call = case.made(device, dtype)
@@ -225,7 +254,7 @@ def measured(case: Case, device: torch.device, seconds: float) -> bool:
         row += f" {fast:11.2f} {fast / base:7.2f} x {found:8.1e}{' ' if within else '!'}"
         good &= within
     print(f"{row}   {case.bound:.0e}", flush=True)
-    return good
+    return good, fast
 
 
 def main() -> int:
@@ -234,6 +263,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=4.0, help="of repetitions behind each rate")
     parser.add_argument("--tiles", type=int, default=256, help="of a batch")
+    parser.add_argument("--slides", type=Path, nargs="*", default=[], help="that are read; by default one is painted")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -250,8 +280,9 @@ def main() -> int:
         *trainings(max(4, options.tiles // 4)),
         *nuclei(max(256, 4 * options.tiles)),
     ]
-    failed = [case.name for case in cases if not measured(case, device, options.seconds)]
-    return len(failed) > 0
+    found = {case.name: measured(case, device, options.seconds) for case in cases}
+    reading(options.slides, {name: rate for name, (_, rate) in found.items() if name.startswith("encode")})
+    return not all(good for good, _ in found.values())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tarfile
 import tomllib
 from pathlib import Path
 
+import jinja2
 import pytest
 import yaml
 
@@ -102,11 +103,16 @@ def test_the_citation_names_the_software_and_both_papers():
 
 def test_the_conda_recipe_needs_what_the_package_needs():
     text = (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
-    assert f'version = "{histossl.__version__}"' in text
-    needed = dict(
-        re.findall(r"^    - ([\w-]+) >=(\S+)", text.partition("  run:")[2].partition("test:")[0], re.MULTILINE)
-    )
-    assert needed.pop("python") == PROJECT["requires-python"].removeprefix(">=")
+    recipe = yaml.safe_load(jinja2.Template(text).render(PYTHON="python"))
+    assert list(recipe) == ["package", "source", "build", "requirements", "test", "about", "extra"]  # in linters' order
+    assert recipe["package"] == {"name": "histossl", "version": histossl.__version__}
+    assert recipe["build"]["entry_points"] == [f"{name} = {what}" for name, what in PROJECT["scripts"].items()]
+    least = PROJECT["requires-python"].removeprefix(">=")
+    assert recipe["test"]["requires"] == recipe["requirements"]["host"][:1] == [f"python {least}.*"]
+    assert all((ROOT / name).is_file() for name in recipe["about"]["license_file"])
+    assert recipe["about"]["license"] == PROJECT["license"]
+    needed = dict(line.split(" >=") for line in recipe["requirements"]["run"])
+    assert needed.pop("python") == least
     assert needed.pop("openslide")
     others = {"torch": "pytorch", "matplotlib": "matplotlib-base", "docstring-parser": "docstring_parser"}
     wanted = dict(re.match(r"([\w-]+)>=([^;\s]+)", line).groups() for line in PROJECT["dependencies"])

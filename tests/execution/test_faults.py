@@ -74,14 +74,14 @@ def test_two_runs_share_the_slides(slides, undisturbed, tmp_path):
 
 def test_killed_at_random_moments_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
     out = tmp_path / "study"
-    kill_at_random(lambda: child(slides, out), out, digest(undisturbed), rounds=2, seed=1)
+    kill_at_random(lambda: child(slides, out), out, digest(undisturbed), kills=2, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_killed_two_hundred_times_a_study_ends_with_the_same_bytes(slides, undisturbed, tmp_path):
     out = tmp_path / "study"
-    assert kill_at_random(lambda: child(slides, out), out, digest(undisturbed), rounds=200, seed=2) > 5
+    assert kill_at_random(lambda: child(slides, out), out, digest(undisturbed), kills=200, seed=2) > 5
 
 
 def test_a_run_that_was_killed_leaves_its_slides_to_another_that_goes_on(slides, undisturbed, tmp_path):

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from histossl.cli.main import main
 from histossl.wsi.synth import SynthSettings, write_cohort, write_slide
 from support import killing
-from support.killing import child, digest, kill_at_random
+from support.killing import child, digest, kill_at_random, same_files
 
 ONE = ["--workers=1", "--device=cpu"]
 FAST = [
@@ -67,6 +68,8 @@ class Commands:
 def commands(tmp_path_factory) -> Commands:
     root = tmp_path_factory.mktemp("commands")
     write_cohort(root / "cohort", slides=8, width=256, height=224, seed=1)
+    labels = pd.read_csv(root / "cohort" / "labels.csv")
+    labels[["slide_id", "patient_id", "composition"]].to_csv(root / "cohort" / "labels.csv", index=False)
     (root / "new").mkdir()
     for k in range(2):
         write_slide(root / "new" / f"n{k}.tiff", SynthSettings(width=256, height=224 + 32 * k, seed=50 + k))
@@ -83,7 +86,16 @@ def ended(command: list[str], how: Callable[..., None] = killing.quietly) -> int
 
 def test_segment_is_killed_and_ends_with_the_same_bytes(commands, tmp_path):
     wanted, out = digest(commands.wanted("segment")), tmp_path / "out"
-    kill_at_random(lambda: child(commands.of("segment", out)), out, wanted, rounds=1, seed=3)
+    kill_at_random(lambda: child(commands.of("segment", out)), out, wanted, kills=1, seed=3)
+
+
+def test_checkpoints_of_a_training_that_was_killed_after_its_encoder_are_removed(commands, tmp_path):
+    wanted, out = digest(commands.wanted("pretrain")), tmp_path / "out"
+    shutil.copytree(commands.wanted("pretrain"), out)
+    for name in ("best.pt", "checkpoint.pt"):
+        (out / "logs" / "pretrain" / name).write_bytes(b"what a training goes on from")
+    assert ended(commands.of("pretrain", out)) == 0
+    same_files(digest(out), wanted)
 
 
 @pytest.mark.slow
@@ -91,7 +103,7 @@ def test_segment_is_killed_and_ends_with_the_same_bytes(commands, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_hundred_kills_of_each_command(commands, tmp_path, name, capsys):
     wanted, out = digest(commands.wanted(name)), tmp_path / "out"
-    came = kill_at_random(lambda: child(commands.of(name, out)), out, wanted, rounds=200, seed=4)
+    came = kill_at_random(lambda: child(commands.of(name, out)), out, wanted, kills=200, seed=4)
     with capsys.disabled():
         print(f" {name}: {came} studies came to their end", flush=True)  # noqa: T201 - the figure is the result
     assert came > 5

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 import pytest
@@ -118,3 +120,27 @@ def test_workers_have_the_priority_of_the_main_process():
     """Further back they starve on a machine where others work, too."""
     with Workers(1) as workers:
         assert dict(workers.map(niceness, [0])) == {0: psutil.Process().nice()}
+
+
+def half_an_answer(begun: Path | None) -> int | bytes:
+    """Ends this process when it has sent a thousand bytes of its answer, unless it was begun before."""
+    if begun is None:
+        return os.getpid()
+    if not begun.exists():
+        begun.touch()
+
+        def send(self, data, *_):
+            os.write(self.fileno(), bytes(data)[:1000])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send = send
+    return bytes(100_000)
+
+
+@pytest.mark.parametrize("timeout", [None, 120])
+def test_a_worker_that_is_killed_amid_its_answer_does_not_hold_up_the_run(tmp_path, timeout):
+    """Half an answer lies in the pipe then, for whose rest the pool waits for ever."""
+    with Workers(1, timeout) as workers:
+        answers = [answer for _, answer in workers.map(half_an_answer, [None, tmp_path / "begun", None])]
+    assert answers[1] == bytes(100_000)
+    assert answers[0] != answers[2]  # another process

@@ -32,7 +32,7 @@ from histossl.evaluate.mil import AttentionPool, BagTask
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.gigassl.pretrain_task import PretrainTask
+from histossl.gigassl.pretrain_task import NeighbourTask, PretrainTask
 from histossl.gigassl.towers import Towers
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.patch_sampling import SIMILARITIES, ConfidenceNet, PatchContrastSettings, PatchContrastTask
@@ -91,6 +91,16 @@ def test_slide_encoders(changed: dict[str, Any], chunks: int):
     assert task.measure()["effective_rank"].device == META
 
 
+@pytest.mark.parametrize("inlet", ["scaled", "plain"])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_what_neighbouring_tiles_share(inlet: str, chunks: int):
+    """The stage of the default settings."""
+    encoder = SlideEncoder(replace(ENCODER, arch="neighbours", inlet=inlet))
+    task = NeighbourTask(encoder)
+    two_steps(task, (tuple(views(6) for _ in range(chunks)), 6 * chunks))
+    assert task.measure()["effective_rank"].device == META
+
+
 def test_several_sources():
     towers = Towers([replace(ENCODER, in_dim=dim) for dim in (24, 32)])
     task = PretrainTask(PretrainSettings(encoder=ENCODER), towers, towers.contrasted_dim)
@@ -142,7 +152,7 @@ def test_encoding_by_visual_words(network: nn.Module):
         assert network.to(META)(torch.rand(3, 3, 64, 64, device=META)).device == META
 
 
-@pytest.mark.parametrize("arch", ["sparse", "mlp", "attention"])
+@pytest.mark.parametrize("arch", ["neighbours", "sparse", "mlp", "attention"])
 def test_slide_vectors(arch: str):
     encoder = SlideEncoder(replace(ENCODER, arch=arch)).to(META).eval()
     tiles, *rest = on_meta(views(1))

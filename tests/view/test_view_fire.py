@@ -143,17 +143,16 @@ def test_bombs_end_at_a_cap_and_the_rest_goes_on(server):
 
 
 @pytest.mark.slow
-def test_ten_thousand_odd_requests_and_fifty_slow_clients(server):
+@pytest.mark.timeout(1800)
+def test_ten_thousand_odd_requests_and_fifty_slow_clients(server, capsys):
     rng = np.random.default_rng(0)
     slow = [server.leave("cohort.json") for _ in range(50)]
     parts = ["slides", "0", "1", "3", "9" * 12, "tiles", "thumbnail.jpg", "..", "%2e%2e", "%00", "é".encode().decode("latin-1"),
              "nuclei.json", "nuclei", "static", "view.css", "<script>", "heat", "tissue.json", "facts.json", "*", "4_4.jpg"]  # fmt: skip
-    server.ask("cohort.json")
-    before = server.memory()
 
     def some(seed: int) -> None:
         chance = np.random.default_rng(seed)
-        for _ in range(2500):
+        for _ in range(1250):
             address = "/".join(chance.choice(parts, chance.integers(1, 6)))
             raw = f"GET {server.root}{address} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode(
                 "latin-1"
@@ -165,13 +164,18 @@ def test_ten_thousand_odd_requests_and_fifty_slow_clients(server):
                     with contextlib.suppress(TimeoutError):
                         asked.recv(100)
 
-    crew = [threading.Thread(target=some, args=(int(seed),)) for seed in rng.integers(2**31, size=4)]
-    for one in crew:
-        one.start()
-    for one in crew:
-        one.join()
-    assert server.ask("slides/0/thumbnail.jpg")[0] == 200
-    assert server.memory() - before < 2**29
+    held = []
+    for _ in range(2):
+        crew = [threading.Thread(target=some, args=(int(seed),)) for seed in rng.integers(2**31, size=4)]
+        for one in crew:
+            one.start()
+        for one in crew:
+            one.join()
+        assert server.ask("slides/0/thumbnail.jpg")[0] == 200
+        held.append(server.memory())
+    with capsys.disabled():
+        print(f" {held[0] / 2**20:.0f} and {held[1] / 2**20:.0f} MiB after 5,000 and 10,000", flush=True)  # noqa: T201
+    assert held[1] - held[0] < 2**26
     for one in slow:
         one.close()
 
@@ -197,9 +201,11 @@ def test_ctrl_c_ends_it_whatever_it_is_reading(hostile, busy):
         clients = [server.leave(what) for what in ("slides/1/nuclei.json", "slides/5/tiles/5/0_0.jpg", "cohort.json")]
         time.sleep(0.5)
     children = psutil.Process(server.process.pid).children(recursive=True)
+    begun = time.monotonic()
     os.killpg(server.process.pid, signal.SIGINT)
     screen = server.process.stderr.read()
     server.process.wait(30)
+    assert time.monotonic() - begun < (2 if IDLE else 20)
     assert server.process.returncode in (0, 130)
     assert "Traceback" not in screen, screen
     _, alive = psutil.wait_procs(children, timeout=10)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
 import socket
 import sys
 import tempfile
 import threading
-import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -76,23 +76,27 @@ def view(
     address = f"http://{_literal(host)}:{listening.getsockname()[1]}/{token}/"
     say(f"{len(viewer.cohort)} slides; open this address, and keep it to yourself; Ctrl-C ends it")
     say(address, "green")
+    stopped = threading.Event()
     try:
+        server = _server(viewer.guarded(token, host), viewer, stopped)
         with _redirect_page(address) if browser else nullcontext() as page:
             if page is not None:
                 webbrowser.open(page.as_uri())
-            _server(viewer.guarded(token, host), viewer).run(sockets=[listening])
+            server.run(sockets=[listening])
     finally:
         viewer.close()
-        _leave_computing_threads(viewer)
+        if stopped.is_set():
+            _end_at_once()
     return 0
 
 
-def _server(app: App, viewer: Viewer) -> uvicorn.Server:
+def _server(app: App, viewer: Viewer, stopped: threading.Event) -> uvicorn.Server:
     """A server that gives up what is being read as soon as Ctrl-C is heard, instead of waiting for it."""
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            stopped.set()
             threading.Thread(target=viewer.stop, daemon=True).start()  # a signal's handler may not wait for locks
             super().handle_exit(sig, frame)
 
@@ -118,15 +122,15 @@ def _redirect_page(address: str) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def _leave_computing_threads(viewer: Viewer) -> None:
-    """End the program where a thread still computes a map: Python would wait for it, maybe for minutes."""
-    deadline = time.monotonic() + 0.5
-    while any(thread.is_alive() for thread in viewer.maps._threads):
-        if time.monotonic() > deadline:
-            sys.stderr.flush()
-            sys.stdout.flush()
-            os._exit(130)
-        time.sleep(0.02)
+def _end_at_once() -> None:
+    """End the program without what Python would yet do: wait for a thread that computes a map, and unload all modules.
+
+    The latter alone takes a second of a core.
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(130)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ import numpy as np
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  # its types do not name it
 from numpy.typing import NDArray
 
-from histossl.core import safe_paths
+from histossl.core import safe_paths, trial
 from histossl.core.errors import FileFormatError, file_errors
 
 ROWS_A_CHUNK = 256
@@ -98,11 +98,13 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         The open file.
 
     Raises:
-        FileFormatError: the file does not exist, or is not HDF5.
+        FileFormatError: the file does not exist, is not HDF5, or hangs or kills its reader.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise OSError("no regular file")
+        if os.path.exists(path):
+            trial.pass_trial(path)
         file = h5py.File(path, "r")
     except (OSError, ValueError, RuntimeError) as error:
         what = "is not a readable HDF5 file" if Path(path).exists() else "does not exist"

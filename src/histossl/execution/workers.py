@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +19,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
+from histossl.core import trial
+
 try:
     import resource
 except ImportError:  # Windows: workers then have no limit of memory, as `histossl doctor` says
@@ -24,6 +28,9 @@ except ImportError:  # Windows: workers then have no limit of memory, as `histos
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+_LOOK = 1.0  # seconds after which somebody looks whether the processes still live
 
 
 class Executor(Protocol):
@@ -87,7 +94,15 @@ class Workers:
         if pool is not None:
             for process in list((pool._processes or {}).values()):
                 process.kill()
+            # A worker that was killed amid an answer leaves half of it. Its reader in this process waits for the rest
+            # as long as anybody could write it, this process included.
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def lost(self) -> bool:
+        """Whether a process has ended, of which the pool itself need not know: see `kill`."""
+        processes = list((self._pool._processes or {}).values()) if self._pool else []
+        return any(process.exitcode is not None for process in processes)
 
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
         """Run one task; the processes start with the first task.
@@ -105,7 +120,7 @@ class Workers:
                 # spawn: neither open slides nor the threads of torch survive a fork.
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(
-                    self.count, context, initializer=_start_worker, initargs=(self.memory,)
+                    self.count, context, initializer=_start_worker, initargs=(self.memory, self.timeout is not None)
                 )
                 self.awake = self._pool.submit(os.getpid)
             return self._pool.submit(function, *args)
@@ -167,7 +182,16 @@ class _Task(Generic[A, R]):
         if self.future is None:
             self.future = self.workers.submit(self.function, self.item)
         self.workers.awake.result()  # so that the timeout does not include the start of the processes
-        return self.future.result(timeout)
+        end, lost = math.inf if timeout is None else time.monotonic() + timeout, 0
+        while True:
+            try:
+                return self.future.result(max(0.0, min(_LOOK, end - time.monotonic())))
+            except TimeoutError:
+                if self.future.done() or time.monotonic() >= end:
+                    raise
+                lost = lost + 1 if self.workers.lost() else 0
+                if lost > 1:  # the pool notices at once, but where it waits for the rest of an answer
+                    raise BrokenProcessPool from None
 
     def done(self) -> bool:
         return self.future is not None and self.future.done()
@@ -316,7 +340,7 @@ def _ctrl_c_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(memory: int) -> None:
+def _start_worker(memory: int, limited: bool) -> None:
     """Limit a worker to its share of memory and one thread, and end it with the main process.
 
     Its priority stays that of the main process: with a lower one it would starve on a machine where others work, too.
@@ -330,3 +354,5 @@ def _start_worker(memory: int) -> None:
         with suppress(ValueError, OSError):  # macOS has the limit, but may refuse to set it
             resource.setrlimit(resource.RLIMIT_AS, (memory if most < 0 else min(memory, most), most))
     os.environ["OMP_NUM_THREADS"] = "1"
+    if limited:  # a file that hangs this process costs a task
+        trial.not_needed()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from histossl.gigassl.norms import SiteNorm
 from histossl.gigassl.sparse import Grid, KernelMap, SparseConv, SparseMap
+from histossl.training.device import unrounded
 
 HIDDEN = 128
 NARROW = 64  # channels of the map that the surroundings are seen on
@@ -74,7 +75,7 @@ class Neighbours(nn.Module):
             (2 + 2 k²,) float32: of k functions the sum over sites of own times foretold, the sums of the products of
             the own with one another, and of the foretold; and the number of sites.
         """
-        with torch.autocast(sparse.features.device.type, enabled=False):
+        with unrounded(sparse.features.device):
             own, foretold = (sparse.with_features(side.float()).centred() for side in self.sides(sparse))
             count = own.new_full((1,), len(own))
             sums = (own * foretold).sum().reshape(1), (own.T @ own).flatten(), (foretold.T @ foretold).flatten()

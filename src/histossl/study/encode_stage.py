@@ -27,6 +27,7 @@ from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
 from histossl.study.inspect_stage import ExistingProducts, say_left_out
 from histossl.study.stain_target import SAVED, change_of, study_target
+from histossl.training.loop import end_of_training
 from histossl.wsi.stain_norm import Look
 from histossl.wsi.tile_files import read_look
 from histossl.wsi.tiles import TileSpec
@@ -88,6 +89,7 @@ def _pretrain_tiles(
         new = len({row["slide_id"] for row in slides} - tiles_trained_on(study.tile_encoder))
         if new:
             say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
+        end_of_training(study.logs / "tile-encoder")  # a kill may have come between the encoder and this
         return
     saved = study.settings().get("inspect", {}).get("tile")
     if not isinstance(saved, dict):

@@ -31,6 +31,7 @@ from histossl.study.pretrain_stage import SlideSources, features_fingerprint, is
 from histossl.study.remote_tasks import GIGA, MEAN, UNTRAINED
 from histossl.study.times import timed
 from histossl.training.distributed import is_rank_zero
+from histossl.training.loop import end_of_training
 
 
 def import_sources(study: Study, origins: Sequence[FeatureOrigin], spatial: bool, executor: Executor) -> int:
@@ -106,13 +107,15 @@ def pretrain_sources(study: Study, settings: PretrainSettings, device: str) -> i
     if is_rank_zero():
         study.settle("pretrain", settings, parts[0].slide_encoder)
     trained = [is_trained(part, names) for part, names in zip(parts, slides, strict=True)]
+    logs = study.logs / "pretrain"
     if all(trained):
+        end_of_training(logs)  # a kill may have come between the encoders and this
         return 0
     sources = [
         Features(SlideSources(part, names), features_fingerprint(part), part.slide_encoder)
         for part, names in zip(parts, slides, strict=True)
     ]
-    pretrain_towers(sources, settings, study.logs / "pretrain", device)
+    pretrain_towers(sources, settings, logs, device)
     return 0
 
 

@@ -14,6 +14,7 @@ from histossl.gigassl.slide_sources import SlideSource
 from histossl.study.folder import Study
 from histossl.study.times import timed
 from histossl.training.distributed import is_rank_zero
+from histossl.training.loop import end_of_training
 
 
 class SlideSources(Sequence[SlideSource]):
@@ -54,9 +55,11 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
     slides = [row["slide_id"] for row in study.encoded()]
     if is_rank_zero():
         study.settle("pretrain", settings, study.slide_encoder)
+    logs = study.logs / "pretrain"
     if is_trained(study, slides):
+        end_of_training(logs)  # a kill may have come between the encoder and this
         return 0
-    sources, of, logs = SlideSources(study, slides), features_fingerprint(study), study.logs / "pretrain"
+    sources, of = SlideSources(study, slides), features_fingerprint(study)
     pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage)
     return 0
 
