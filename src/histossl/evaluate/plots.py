@@ -54,6 +54,7 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
         tables = {"classes": result.table, "numbers": result.numbers, "survival": result.survival}
         kind = next(kind for kind, t in tables.items() if not t.empty and target in set(t["target"]))
         rows = _where(tables[kind], "target", target)
+        rows = pd.DataFrame(rows[rows["embedding"].isin(found["embedding"])])  # whole sites held out have no curve
         figure = Figure(figsize=(16, 4.2) if kind == "classes" else (10, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         unit = result.settings.shots_of

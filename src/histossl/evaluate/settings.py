@@ -125,7 +125,9 @@ class ProbeResult:
     `low` and `high`; all are means over the repeats.
 
     Attributes:
-        table: of targets with classes, one row for each target, number of labels and method, in that order. `target`,
+        table: of targets with classes, one row for each target, number of labels and method, in that order; where the
+            site of every slide is known and patients are held out, the last row of a target is the first embedding with
+            whole sites held out (`summary.NEW_SITES` ends its name), where that is possible. `target`,
             `n_labelled` (text: a number, or "all" of the training folds), `embedding`, `auroc`; `difference`: how far
             the first embedding is ahead of this one, its interval resampled as a pair (empty for the first itself);
             `balanced_accuracy`; `average_precision` within folds and `f1`, of two classes those of the second by name,
