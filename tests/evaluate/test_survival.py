@@ -217,6 +217,29 @@ def test_a_column_of_the_censored_asks_what_one_means(tmp_path, column):
     assert list(read_labels(tmp_path / "l.csv", ["a", "b"]).table["os"]) == ["3.0+", "4.0"]
 
 
+@pytest.mark.parametrize(
+    ("column", "times", "said"),
+    [
+        ("os_months", (400, 900, 380, 60), "half of the times are longer than 390 months (32 years): are"),
+        ("os_months", (12, 500, 36, 60), "up to 500 months (42 years) in row 3: are these days or weeks?"),
+        ("os_years", (3, 24, 60, 30), "half of the times are longer than 27 years (27 years): are these"),
+        ("os_days", (12, 60, 120, 80), "nobody was followed longer than 120 days: are these months?"),
+        ("os_months", (12, 60, 239, 80), ""),
+        ("os_days", (12, 60, 1200, 80), ""),
+        ("os_years", (1, 12, 19.5, 3), ""),
+        ("os_time", (400, 900, 380, 60), ""),
+    ],
+)
+def test_times_of_another_unit_are_suspected(tmp_path, column, times, said):
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        f"slide_id,{column},os_event\n" + "\n".join(f"{n},{t},1" for n, t in zip("abcd", times, strict=True)) + "\n"
+    )
+    found = read_labels(path, list("abcd")).suspicions
+    assert len(found) == bool(said)
+    assert said in "".join(found)
+
+
 def test_words_zeros_and_halves(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,os_months,os_event\na,5,1:DECEASED\nb,3.5,alive\nc,0,dead\nd,,1\ne,7,\nf,,\n")

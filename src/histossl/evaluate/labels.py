@@ -27,7 +27,7 @@ from histossl.core.names import (
 from histossl.core.tables import Table, read_table
 from histossl.evaluate.area_labels import AREA_COLUMNS, Areas, name_rows, spread
 from histossl.evaluate.classes import known_name, odd_classes, read_classes
-from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
+from histossl.evaluate.outcomes import Outcome, find_outcomes, odd_times, read_outcome
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
@@ -152,7 +152,7 @@ def read_labels(
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
     units = {name: outcomes[name].unit for name in names if name in outcomes}
     odd = [line for name in names if name not in outcomes for line in odd_classes(name, values[name])]
-    odd += zero_suspicions("patients", map(str, table["patient_id"].tolist()))
+    odd += [*odd_times(outcomes, values), *zero_suspicions("patients", map(str, table["patient_id"].tolist()))]
     odd = [f"{path.name}: {what}" for what in odd]
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units, tuple(odd))
 
