@@ -24,7 +24,7 @@ from histossl.core.names import (
     without_zeros,
     zero_suspicions,
 )
-from histossl.core.tables import Table, read_table
+from histossl.core.tables import read_table
 from histossl.evaluate.area_labels import AREA_COLUMNS, Areas, name_rows, spread
 from histossl.evaluate.classes import known_name, odd_classes, read_classes
 from histossl.evaluate.outcomes import Outcome, find_outcomes, odd_times, read_outcome
@@ -57,6 +57,7 @@ class Labels:
         notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
         outcomes: of the targets that are survival, the unit of the time; "" where no column says it.
         suspicions: one line each for what a person should look at: classes that may be none, patients that may be one.
+        weights: of slides among those of their patient, where a column says them; other slides then have 0.
     """
 
     table: pd.DataFrame
@@ -68,6 +69,7 @@ class Labels:
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, str] = field(default_factory=dict)
     suspicions: tuple[str, ...] = ()
+    weights: Mapping[str, float] | None = None
 
     def where(self, slides: Sequence[str]) -> str:
         """Name slides by their rows in the file, or by name where they are in no row.
@@ -260,22 +262,6 @@ def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[
     exact, known = set(slide_ids), Known(slide_ids)
     found = {name: name if name in exact else known.get(name) for name in lines}
     return {name: slide for name, slide in found.items() if slide is not None}
-
-
-def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """Read the header and the rows of a table of labels.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The names of the columns, and line number -> column -> stripped text.
-
-    Raises:
-        LabelError: see `read_table`.
-    """
-    found: Table = read_table(path, LabelError)
-    return found.columns, found.rows
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:

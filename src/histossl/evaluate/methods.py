@@ -68,8 +68,12 @@ def describe(
 
 
 def _unit(settings: ProbeSettings) -> str:
-    how = {"mean": "equally", "tiles": "in proportion to their numbers of tiles"}[settings.combine]
-    return f"A patient has one label, and as vector the mean of the vectors of all of its slides, weighted {how}."
+    known = {"mean": "equally", "tiles": "in proportion to their numbers of tiles"}
+    how = known.get(settings.combine, f"by the column {settings.combine}")
+    of = "its slides" if settings.combine not in known else "all of its slides"
+    if "=" in settings.combine:
+        of, how = f"those of its slides whose {settings.combine.replace('=', ' is ', 1)}", "equally"
+    return f"A patient has one label, and as vector the mean of the vectors of {of}, weighted {how}."
 
 
 def _classes(settings: ProbeSettings) -> str:

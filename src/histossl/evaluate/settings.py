@@ -34,7 +34,8 @@ class ProbeSettings:
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
         area: where slides have a vector for each of several areas, the one that counts; empty takes all.
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
-        combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
+        combine: how a patient's slides are combined: mean; tiles: in proportion to their numbers of tiles; a COLUMN of
+            the labels: by these weights, of which 0 leaves a slide out; COLUMN=VALUE: those slides alone.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         site_remedy: none; centre: subtract each site's mean from its vectors, which takes no label; scale: and scale
             their deviations to the cohort's; fitted on the training patients of each fold.
@@ -94,7 +95,7 @@ class ProbeSettings:
         if not self.alphas or not all(alpha > 0 for alpha in self.alphas):
             raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
         words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
-        words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient"), "combine": ("mean", "tiles")}
+        words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient")}
         words |= {"site_remedy": ("none", "centre", "scale"), "scale": ("whole", "columns")}
         for name, known in words.items():
             if getattr(self, name) not in known:
