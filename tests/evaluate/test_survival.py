@@ -16,6 +16,8 @@ from histossl.evaluate.labels import read_labels
 from histossl.evaluate.outcomes import find_outcomes, followed
 from histossl.evaluate.probe import write_probe
 from histossl.evaluate.risk_groups import risk_groups
+from histossl.evaluate.settings import ProbeSettings
+from histossl.evaluate.survival import fit_survival
 from histossl.evaluate.survival_score import concordance, still_followed, survival_samples, times_of
 from histossl.view.report.page import ReportInput, write_report
 from histossl.wsi.synth.recipe import HAZARDS, SynthSettings, log_hazard, outcome
@@ -272,6 +274,27 @@ def test_what_cannot_be_probed_says_why():
         hs.probe(vectors, table, rivals=("knn",), **quick)
     everyone = hs.probe(vectors, table.assign(os_event=1), **quick)
     assert everyone.survival["c_index"].iloc[0] > 0.6
+
+
+def test_a_fold_without_an_event():
+    """A site without events has no pair to order, and the figures are those of the other sites."""
+    rng = np.random.default_rng(6)
+    x, truth = cohort(rng, 90)
+    sites = np.arange(90) % 3
+    truth[sites == 2, 1] = 0
+    vectors, table = labelled(x, truth, site=[f"site {s}" for s in sites])
+    quick = {"repeats": 1, "bootstraps": 100, "shots": (), "folds": 3}
+    found = hs.probe(vectors, table, hold_out="sites", **quick).survival.set_index("embedding").loc["vectors"]
+    assert 0.7 < found["c_index"] < 1
+    assert np.isfinite(found[["low", "high", "uno_c", "auroc", "ibs"]].astype(float)).all()
+    beside = hs.probe(vectors, table, **quick).survival.set_index("embedding")
+    assert beside.loc["vectors, whole sites held out", "c_index"] == found["c_index"]
+    # Nothing to learn from: what is said is what no vectors say.
+    censored = np.column_stack([truth[:30, 0], np.zeros(30)])
+    times = times_of(truth, ())
+    said, learned = fit_survival(x[:30], censored, np.arange(30), x[30:40], ProbeSettings(), times)
+    assert not learned
+    np.testing.assert_array_equal(said, np.tile(np.append(0, np.ones(len(times.all))), (10, 1)))
 
 
 def test_the_painted_hazard_is_known():
