@@ -15,7 +15,7 @@ from histossl.evaluate.cox import log_likelihood, prepare_cox, solve_cox, surviv
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.outcomes import find_outcomes, followed
 from histossl.evaluate.probe import write_probe
-from histossl.evaluate.risk_groups import risk_groups
+from histossl.evaluate.risk_groups import TICKS, risk_groups
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.survival import fit_survival
 from histossl.evaluate.survival_score import concordance, still_followed, survival_samples, times_of
@@ -164,6 +164,11 @@ def test_the_probe_finds_the_hazard_and_nothing_in_noise(tmp_path):
     assert parted["p"] < 1e-3
     assert sum(group["patients"] for group in parted["groups"]) == 150
     assert sum(group["events"] for group in parted["groups"]) == truth[:, 1].sum()
+    ticks = parted["ticks"]
+    assert ticks[0] == 0
+    assert 3 <= len(ticks) <= TICKS
+    assert ticks[-1] <= truth[:, 0].max() < ticks[-1] + ticks[1]
+    assert sum(group["at_risk"][1] for group in parted["groups"]) == (truth[:, 0] >= ticks[1]).sum()
     write_probe(found, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "survival.csv", "predictions.csv", "probe.json", "probe-os.png", "probe-os.svg"
@@ -173,6 +178,7 @@ def test_the_probe_finds_the_hazard_and_nothing_in_noise(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Harrell&#39;s C" in page or "Harrell's C" in page
     assert "log-rank p &lt; 0.001" in page
+    assert ">months<" in page
     assert "at risk" in page
 
 

@@ -215,6 +215,7 @@ def _score(scores: Mapping[tuple[str, str], tuple[Task, np.ndarray]], settings: 
             row |= dict(zip((figure, f"{figure}_low", f"{figure}_high"), interval(found[figure]), strict=True))
         row |= {"n_slides": len(task.rows), "n_patients": patient.max() + 1}
         row |= {} if task.names is None else {"n_classes": len(task.names)}
+        row |= {} if task.times is None else {"unit": task.unit}
         rows.append(row | {"repeats": len(values)})
     return pd.DataFrame(rows)
 
@@ -294,7 +295,8 @@ def _risk_groups(result: ProbeResult) -> dict[str, object]:
             result.predictions["embedding"] == rows["embedding"].iloc[0]
         )
         parted = risk_groups(pd.DataFrame(result.predictions[chosen]))
-        found[str(target)] = parted | {"p": None if parted["p"] != parted["p"] else parted["p"]}
+        p = None if parted["p"] != parted["p"] else parted["p"]
+        found[str(target)] = parted | {"p": p, "unit": rows["unit"].iloc[0]}
     return found
 
 

@@ -141,8 +141,9 @@ class ProbeResult:
             does as well) and `mae`, in the target's unit.
         survival: the same of survival targets: `c_index` (Harrell's, within folds), `difference`; `uno_c`, the same
             weighted by the inverse probability of having been followed so long; `auroc`, cumulative and dynamic, the
-            mean over the horizons, and `auroc@TIME` at each; `ibs`, the integrated Brier score, in [0, 1], lower is
-            better, which the row of Kaplan and Meier, who know no vector, is to be compared with.
+            mean over the horizons, and `auroc@TIME` at each; `unit` of the time, "" where no column says it; `ibs`, the
+            integrated Brier score, in [0, 1], lower is better, which the row of Kaplan and Meier, who know no vector,
+            is to be compared with.
         predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
             of survival, `predicted` is the rank of the risk in its fold, in [0, 1], and `s(TIME)` the probability of

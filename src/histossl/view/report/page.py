@@ -306,6 +306,7 @@ def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
             for name in dict.fromkeys(row["target"] for row in rows)
         ],
         "figures": " or ".join(kinds),
+        "new_sites": any(str(row["embedding"]).endswith(NEW_SITES) for row in rows),
         "audit": content.get("audit", ()),
         "complaints": content.get("complaints", ()),
         "method": content.get("method", ""),
@@ -343,7 +344,7 @@ def _groups(parted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not parted:
         return None
     return {
-        "chart": survival_chart(parted["groups"], parted["ticks"]),
+        "chart": survival_chart(parted["groups"], parted["ticks"], parted.get("unit") or "time"),
         "p": p_text(float("nan") if parted["p"] is None else parted["p"]),
         "ticks": [f"{tick:.3g}" for tick in parted["ticks"]],
         "rows": [group | {"key": key_line(k)} for k, group in enumerate(reversed(parted["groups"]))],
