@@ -76,7 +76,7 @@ class ProbeSettings:
     C: float = 10.0
     choose_C: tuple[float, ...] = ()
     balanced: bool = True
-    alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
     shots: tuple[int, ...] = (25, 50, 100)
     shots_of: str = "slides"
     bootstraps: int = 1000
