@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from histossl.wsi.array_slide import picture_slide as picture_slide
     from histossl.wsi.slide import find_slides as find_slides
     from histossl.wsi.slide import open_slide as open_slide
-    from histossl.wsi.synth.write import write_cohort as write_cohort
+    from histossl.wsi.synth.cohort import write_cohort as write_cohort
     from histossl.wsi.tiles import TileSpec as TileSpec
     from histossl.wsi.tiles import tile_grid as tile_grid
     from histossl.wsi.tissue import find_tissue as find_tissue
@@ -66,7 +66,7 @@ _MODULES = {
     "read_nuclei": "nuclei.nuclei_files",
     "write_nuclei": "nuclei.nuclei_files",
     "Study": "study.folder",
-    "write_cohort": "wsi.synth.write",
+    "write_cohort": "wsi.synth.cohort",
     "HistosslError": "core.errors",
 }
 

@@ -1,5 +1,7 @@
 """Vectors and labels of patients: exact means, one label each, contradictions named."""
 
+from dataclasses import replace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import histossl as hs
 from histossl.core.errors import FileFormatError, LabelError, SettingsError
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.linear import LinearScore
-from histossl.evaluate.patients import by_patient, combine
+from histossl.evaluate.patients import by_patient, combine, labels_for
 from histossl.evaluate.probe import probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
@@ -62,6 +64,59 @@ def test_the_probe_of_patients_is_the_probe_of_their_means(tmp_path):
     assert ours.table["n_slides"].tolist() == [len(source.ids)]
     assert ours.table["n_patients"].tolist() == [24]
     assert ours.table["auroc"][0] > 0.9
+
+
+def test_slides_weighted_or_chosen_by_a_column(tmp_path):
+    """Weights of a column are those by hand; 0, an empty cell and an absent row leave a slide out, a word chooses."""
+    source, of, classes = cohort(np.random.default_rng(4))
+    values, path = source.vectors["vectors"], tmp_path / "labels.csv"
+    weights = np.random.default_rng(5).integers(0, 4, len(of))
+    weights[np.unique(of, return_index=True)[1]] = 2  # each patient keeps a slide
+    weights[of == 3] = 0
+    stain = np.where(weights > 1, "HE", "PAS")
+    cells = np.where(weights == 0, "", weights.astype(str))
+    rows = [
+        f"{name},{source.patients[name]},{classes[p]},{cell},{kind}"
+        for name, p, cell, kind in zip(source.ids, of, cells, stain, strict=True)
+    ]
+    path.write_text("\n".join(["slide_id,patient_id,grade,block,stain", *rows[:-1]]))
+    weights[-1], stain[-1] = 0, "PAS"  # its row is not there
+    for how, by_hand in (("block", weights), ("stain=he", (stain == "HE").astype(int))):
+        settings = replace(QUICK, combine=how, targets=("grade",))
+        labels = labels_for(source, path, settings)
+        found, of_people, members = by_patient(source, labels, how)
+        there = [p for p in range(24) if by_hand[of == p].sum()]
+        assert found.ids == tuple(f"p{p:02d}" for p in there)
+        expected = [np.average(values[of == p], axis=0, weights=by_hand[of == p]) for p in there]
+        np.testing.assert_allclose(found.vectors["vectors"], expected, atol=1e-6)
+        assert sorted(name for slides in members.values() for name in slides) == sorted(
+            n for n, w in zip(source.ids, by_hand, strict=True) if w
+        )
+        assert any("no slide of 1 patients counts" in what and "'p03'" in what for what in of_people.complaints)
+        result = probe_with_rivals(source, labels, settings)
+        assert result.table["n_slides"][0] == (by_hand > 0).sum()
+        assert result.table["n_patients"][0] == 23
+    plain = labels_for(source, path, replace(settings, unit="slide"))
+    assert plain.weights is None
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("blocks", "no column 'blocks' for --probe.combine.*'block'"),
+        ("block", r"block is no weight in rows 2, 3: 'A', '-1'.*block=WORD"),
+        ("stain=IHC", "no slide counts by 'stain=IHC'.*stain has 'HE', 'PAS'"),
+    ],
+)
+def test_columns_that_are_no_weights_are_named(tmp_path, how, said):
+    source = Source(("a", "b", "c"), {"v": np.eye(3, dtype=np.float32)}, {"a": "P", "b": "P", "c": "Q"})
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,grade,block,stain\na,low,A,HE\nb,low,-1,PAS\nc,high,2,HE\n")
+    with pytest.raises(LabelError, match=said):
+        labels_for(source, path, replace(QUICK, combine=how, targets=("grade",)))
+    path.write_text("patient_id,grade,block\nP,low,1\nQ,high,2\n")
+    with pytest.raises(LabelError, match="a row is a patient"):
+        labels_for(source, path, replace(QUICK, combine="block", targets=("grade",)))
 
 
 def test_slides_of_one_patient_with_two_labels_are_named(tmp_path):

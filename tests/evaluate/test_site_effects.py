@@ -1,5 +1,6 @@
 """Sites: an effect that was put in is found and taken out, the label stays, and confounding is named."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,13 @@ from histossl.core.errors import LabelError
 from histossl.evaluate.audit import confounding
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.methods import describe
+from histossl.evaluate.probe import write_probe
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.site_effects import neighbourhood, site_effects
 from histossl.evaluate.site_remedies import remedied
 from histossl.evaluate.sources import Source
+from histossl.view.report.page import ReportInput, write_report
 
 QUICK = ProbeSettings(repeats=1, folds=3, bootstraps=100, shots=())
 
@@ -116,10 +119,46 @@ def test_the_probe_takes_the_site_out_fold_by_fold():
         probe_with_rivals(source, torn, replace(settings, site_remedy=how)).table.set_index("embedding")["auroc"]
         for how in ("none", "scale")
     )
-    assert (knows > 0.65).all()
-    assert (not_any_more < 0.6).all()
-    assert (not_any_more > 0.4).all()
+    assert (knows.iloc[:2] > 0.65).all()
+    assert (not_any_more.iloc[:2] < 0.6).all()
+    assert (not_any_more.iloc[:2] > 0.4).all()
+    assert 0.4 < knows["v, whole sites held out"] < 0.6  # which tells that it was the site
     assert "training patients" in describe(replace(settings, site_remedy="scale"))
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+def test_whole_sites_held_out_stand_beside(unit, tmp_path):
+    """The row is what holding out sites gives, in figures, page and words, and never one of the rivals."""
+    source, labels, _, _ = cohort(np.random.default_rng(7))
+    settings = replace(QUICK, shots=(20,), rivals=("knn",), unit=unit)
+    found = probe_with_rivals(source, labels, settings)
+    assert list(found.table["embedding"])[-2:] == ["v, 10 nearest", "v, whole sites held out"]
+    row = found.table.iloc[-1]
+    alone = probe_with_rivals(source, labels, replace(settings, hold_out="sites", rivals=(), shots=()))
+    assert list(alone.table["embedding"]) == ["v"]
+    assert (row["auroc"], row["low"], row["high"]) == tuple(alone.table.loc[0, ["auroc", "low", "high"]])
+    whole = found.table[found.table["n_labelled"] == "all"].iloc[0]
+    assert row["difference"] == pytest.approx(whole["auroc"] - row["auroc"])
+    assert f"{row['auroc']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with whole sites held out" in repr(found)
+    write_probe(found, tmp_path)
+    content = json.loads((tmp_path / "probe.json").read_text())
+    assert "with whole sites held out" in content["method"]
+    write_report(tmp_path / "r.html", ReportInput("r", pd.DataFrame({"slide_id": source.ids}), probe=content))
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("v, whole sites held out") == 1  # a row, and no rival to be ahead of
+
+
+def test_sites_that_cannot_be_held_out_say_why():
+    source, labels, _, classes = cohort(np.random.default_rng(8))
+    own = {name: f"site {c}" for name, c in zip(source.ids, classes, strict=True)}
+    found = probe_with_rivals(source, replace(labels, sites=own), QUICK)
+    assert list(found.table["embedding"]) == ["v"]
+    assert "whole sites cannot be held out: every site has slides of one class only" in found.audit[0]
+    some = {name: site for name, site in labels.sites.items() if name != "s007"}
+    found = probe_with_rivals(source, replace(labels, sites=some), QUICK)
+    assert "whole sites cannot be held out: no site is known of 's007'" in found.audit[0]
+    one = probe_with_rivals(source, replace(labels, sites=dict.fromkeys(labels.sites, "here")), QUICK)
+    assert "whole sites" not in one.audit[0]
 
 
 def test_slides_alone_at_their_site_are_told():

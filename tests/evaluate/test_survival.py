@@ -15,7 +15,9 @@ from histossl.evaluate.cox import log_likelihood, prepare_cox, solve_cox, surviv
 from histossl.evaluate.labels import read_labels
 from histossl.evaluate.outcomes import find_outcomes, followed
 from histossl.evaluate.probe import write_probe
-from histossl.evaluate.risk_groups import risk_groups
+from histossl.evaluate.risk_groups import TICKS, risk_groups
+from histossl.evaluate.settings import ProbeSettings
+from histossl.evaluate.survival import fit_survival
 from histossl.evaluate.survival_score import concordance, still_followed, survival_samples, times_of
 from histossl.view.report.page import ReportInput, write_report
 from histossl.wsi.synth.recipe import HAZARDS, SynthSettings, log_hazard, outcome
@@ -162,6 +164,11 @@ def test_the_probe_finds_the_hazard_and_nothing_in_noise(tmp_path):
     assert parted["p"] < 1e-3
     assert sum(group["patients"] for group in parted["groups"]) == 150
     assert sum(group["events"] for group in parted["groups"]) == truth[:, 1].sum()
+    ticks = parted["ticks"]
+    assert ticks[0] == 0
+    assert 3 <= len(ticks) <= TICKS
+    assert ticks[-1] <= truth[:, 0].max() < ticks[-1] + ticks[1]
+    assert sum(group["at_risk"][1] for group in parted["groups"]) == (truth[:, 0] >= ticks[1]).sum()
     write_probe(found, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "survival.csv", "predictions.csv", "probe.json", "probe-os.png", "probe-os.svg"
@@ -171,6 +178,7 @@ def test_the_probe_finds_the_hazard_and_nothing_in_noise(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Harrell&#39;s C" in page or "Harrell's C" in page
     assert "log-rank p &lt; 0.001" in page
+    assert ">months<" in page
     assert "at risk" in page
 
 
@@ -217,6 +225,29 @@ def test_a_column_of_the_censored_asks_what_one_means(tmp_path, column):
     assert list(read_labels(tmp_path / "l.csv", ["a", "b"]).table["os"]) == ["3.0+", "4.0"]
 
 
+@pytest.mark.parametrize(
+    ("column", "times", "said"),
+    [
+        ("os_months", (400, 900, 380, 60), "half of the times are longer than 390 months (32 years): are"),
+        ("os_months", (12, 500, 36, 60), "up to 500 months (42 years) in row 3: are these days or weeks?"),
+        ("os_years", (3, 24, 60, 30), "half of the times are longer than 27 years (27 years): are these"),
+        ("os_days", (12, 60, 120, 80), "nobody was followed longer than 120 days: are these months?"),
+        ("os_months", (12, 60, 239, 80), ""),
+        ("os_days", (12, 60, 1200, 80), ""),
+        ("os_years", (1, 12, 19.5, 3), ""),
+        ("os_time", (400, 900, 380, 60), ""),
+    ],
+)
+def test_times_of_another_unit_are_suspected(tmp_path, column, times, said):
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        f"slide_id,{column},os_event\n" + "\n".join(f"{n},{t},1" for n, t in zip("abcd", times, strict=True)) + "\n"
+    )
+    found = read_labels(path, list("abcd")).suspicions
+    assert len(found) == bool(said)
+    assert said in "".join(found)
+
+
 def test_words_zeros_and_halves(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("slide_id,os_months,os_event\na,5,1:DECEASED\nb,3.5,alive\nc,0,dead\nd,,1\ne,7,\nf,,\n")
@@ -249,6 +280,27 @@ def test_what_cannot_be_probed_says_why():
         hs.probe(vectors, table, rivals=("knn",), **quick)
     everyone = hs.probe(vectors, table.assign(os_event=1), **quick)
     assert everyone.survival["c_index"].iloc[0] > 0.6
+
+
+def test_a_fold_without_an_event():
+    """A site without events has no pair to order, and the figures are those of the other sites."""
+    rng = np.random.default_rng(6)
+    x, truth = cohort(rng, 90)
+    sites = np.arange(90) % 3
+    truth[sites == 2, 1] = 0
+    vectors, table = labelled(x, truth, site=[f"site {s}" for s in sites])
+    quick = {"repeats": 1, "bootstraps": 100, "shots": (), "folds": 3}
+    found = hs.probe(vectors, table, hold_out="sites", **quick).survival.set_index("embedding").loc["vectors"]
+    assert 0.7 < found["c_index"] < 1
+    assert np.isfinite(found[["low", "high", "uno_c", "auroc", "ibs"]].astype(float)).all()
+    beside = hs.probe(vectors, table, **quick).survival.set_index("embedding")
+    assert beside.loc["vectors, whole sites held out", "c_index"] == found["c_index"]
+    # Nothing to learn from: what is said is what no vectors say.
+    censored = np.column_stack([truth[:30, 0], np.zeros(30)])
+    times = times_of(truth, ())
+    said, learned = fit_survival(x[:30], censored, np.arange(30), x[30:40], ProbeSettings(), times)
+    assert not learned
+    np.testing.assert_array_equal(said, np.tile(np.append(0, np.ones(len(times.all))), (10, 1)))
 
 
 def test_the_painted_hazard_is_known():

@@ -175,3 +175,29 @@ def test_gauges_tell_collapse_from_health():
     shuffled = gauges(z, torch.randn(400, 64, generator=generator))
     assert shuffled["matched"] < 0.05
     assert shuffled["alignment"] == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_sites_come_in_the_order_in_which_pairs_are_gathered(sources, monkeypatch, processes):
+    sites, settings = [f"site {k % 4}" for k in range(12)], replace(SMALL, batch=6)
+    drawn: list[list[int]] = []
+
+    def draw(epoch, slides, shown, settings):
+        drawn.append([int(k) for k in slides])
+        return ()
+
+    for step in (0, 1, 2):
+        drawn.clear()
+        for rank in range(processes):
+            monkeypatch.setattr(pretrain_task, "rank_and_world_size", lambda rank=rank: (rank, processes))
+            pretrain_task.draw_batch(step, 2, sources, settings, draw)
+            (found,) = pretrain_task.sites_of_step(sites, step, 2, settings)
+        assert found.tolist() == [k % 4 for slides in drawn for k in slides]
+    assert pretrain_task.sites_of_step([], 0, 2, settings) == ()
+
+
+def test_the_arch_without_a_contrast_has_no_negatives():
+    with pytest.raises(SettingsError, match="the arch neighbours contrasts no slides"):
+        PretrainSettings(negatives="site")
+    with pytest.raises(SettingsError, match="negatives"):
+        replace(SMALL, negatives="sites")

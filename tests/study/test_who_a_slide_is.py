@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from histossl.cli.main import main
+from histossl.core.errors import StudyError
 from histossl.study.folder import Study
 from histossl.study.identity import merge
+from histossl.study.pretrain_stage import sites_of
 from histossl.wsi.content import content_of
 from histossl.wsi.folders import look_for_slides
 
@@ -237,3 +239,17 @@ def test_sidecars_are_nobodys_features(tmp_path):
     (folder / "Thumbs.db").write_bytes(b"x")
     assert read_source(folder).ids == ("s0", "s1", "s2")
     assert [path.name for path in feature_files(folder)] == ["s0.h5", "s1.h5", "s2.h5"]
+
+
+def test_the_site_of_a_slide_is_a_column_or_its_barcode(tmp_path):
+    (tmp_path / "slides.csv").write_text(
+        "slide_id,path,status,Centre\nTCGA-A2-A1FZ-01Z,t,encoded,\nb,b,encoded,Lab 1\nc,c,failed,\nd,d,encoded,lab 1 \n"
+    )
+    study = Study(tmp_path)
+    assert sites_of(study) == ["A2", "Lab 1", "Lab 1"]
+    (tmp_path / "slides.csv").write_text("slide_id,path,status,site\na,a,encoded,x\nb,b,encoded,unknown\n")
+    with pytest.raises(StudyError, match=r"no site is known of 'b'.*add a column site to slides.csv"):
+        sites_of(study)
+    (tmp_path / "slides.csv").write_text("slide_id,path,status\na,a,encoded\n")
+    with pytest.raises(StudyError, match="no site is known of 'a'"):
+        sites_of(study)

@@ -16,13 +16,14 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def looped_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> float:
+def looped_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float, groups: list[int] | None = None) -> float:
     views = [v / v.norm() for v in (*a, *b)]
     count, total = len(views), 0.0
+    of = [*groups, *groups] if groups else [0] * count
     for i in range(count):
         denominator = 0.0
         for k in range(count):
-            if k != i:
+            if k != i and of[k] == of[i]:
                 denominator += math.exp(sum(x * y for x, y in zip(views[i], views[k], strict=True)) / temperature)
         j = (i + len(a)) % count
         similarity = sum(x * y for x, y in zip(views[i], views[j], strict=True)) / temperature
@@ -35,6 +36,19 @@ def looped_nt_xent(a: torch.Tensor, b: torch.Tensor, temperature: float) -> floa
 def test_nt_xent_is_the_paper_s_sum(batch, temperature, seed):
     a, b = normal(batch, 3, seed=seed), normal(batch, 3, seed=seed + 100)
     assert float(nt_xent(a, b, temperature)) == pytest.approx(looped_nt_xent(a, b, temperature), rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(0, 9))
+def test_negatives_of_the_own_group_alone(groups, seed):
+    a, b = normal(len(groups), 3, seed=seed), normal(len(groups), 3, seed=seed + 100)
+    found = nt_xent(a, b, 0.3, torch.tensor(groups))
+    assert float(found) == pytest.approx(looped_nt_xent(a, b, 0.3, groups), rel=1e-9, abs=1e-9)
+    assert nt_xent(a, b, 0.3, torch.arange(len(a))) == 0  # each alone
+    # How groups lie to one another is of no use: turning one of them changes nothing.
+    turn, one = torch.linalg.qr(normal(3, 3, seed=seed + 7))[0], (torch.tensor(groups) == 0)[:, None]
+    turned = (torch.where(one, v @ turn, v) for v in (a, b))
+    torch.testing.assert_close(nt_xent(*turned, 0.3, torch.tensor(groups)), found)
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import subprocess
@@ -24,15 +23,12 @@ from scipy.ndimage import binary_dilation, find_objects, gaussian_filter
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import (
-    CLASSES,
     FACTORS,
     KINDS,
     NUCLEI,
     SynthSettings,
     nuclei_in,
     paint_region,
-    synth,
-    write_cohort,
     write_slide,
     write_truth,
 )
@@ -354,7 +350,7 @@ def test_stain_and_tissue_do_not_know_the_class():
 
 
 def test_a_cohort_has_balanced_independent_factors_by_patient(tmp_path):
-    from histossl.wsi.synth.write import _cohort
+    from histossl.wsi.synth.cohort import _cohort
 
     made = _cohort(48, SMALL, 1)
     patients = {s.patient: tuple(getattr(s, f) for f in FACTORS) for s in made}
@@ -368,33 +364,9 @@ def test_a_cohort_has_balanced_independent_factors_by_patient(tmp_path):
     assert (few.mean(0) == 0.5).all()
 
 
-def test_a_cohort_on_disk(tmp_path):
-    made = write_cohort(tmp_path / "a", slides=4, width=600, height=500, seed=9, truth=True)
-    with (tmp_path / "a" / "labels.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["slide_id", "patient_id", *FACTORS]
-    assert len({r["patient_id"] for r in rows}) == 2
-    assert [p.stem for p in sorted((tmp_path / "a" / "slides").iterdir())] == [r["slide_id"] for r in rows]
-    assert [p.stem for p in sorted((tmp_path / "a" / "truth").iterdir())] == [r["slide_id"] for r in rows]
-    assert [[CLASSES[f].index(r[f]) for f in FACTORS] for r in rows] == [[getattr(s, f) for f in FACTORS] for s in made]
-    synth(tmp_path / "c", slides=4, width=64, height=64, seed=9, sites=True)
-    with (tmp_path / "c" / "labels.csv").open(encoding="utf-8") as file:
-        at = {r["patient_id"]: int(r["site"].removeprefix("laboratory ")) for r in csv.DictReader(file)}
-    assert list(at.values()) == [np.random.default_rng([p, 7]).integers(3) + 1 for p in {s.patient: 0 for s in made}]
-    synth(tmp_path / "b", slides=4, width=600, height=500, seed=9)
-    for path in sorted((tmp_path / "b").rglob("*.*")):
-        if path.is_file():
-            assert path.read_bytes() == (tmp_path / "a" / path.relative_to(tmp_path / "b")).read_bytes()
-
-
 @pytest.mark.parametrize(
     "wrong", [{"width": 0}, {"mpp": 0.0}, {"mpp": float("nan")}, {"lesion": 2}, {"quality": 101}, {"patch_um": 1.0}]
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         SynthSettings(**wrong)
-
-
-def test_no_slides_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="slides"):
-        write_cohort(tmp_path, slides=0)

@@ -29,7 +29,8 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
     """Paint a cohort with three known labels, train without them, and score which vectors predict them.
 
     The slides have 1.6 x 1.8 mm and tiles of 64 µm. Each slide has three independent labels; `arrangement` shows only
-    in which tiles are neighbours. The last stage writes report.html.
+    in which tiles are neighbours; and each patient has an outcome, whose hazard depends on two of them. The last stage
+    writes report.html.
 
     Args:
         out: the folder of the study; the slides are written to its subfolder `cohort`.
@@ -44,13 +45,13 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
         return _on_a_real_slide(out)
     start = time.monotonic()
     cohort = out / "cohort"
-    if not (cohort / "labels.csv").exists():
+    if not (cohort / "survival.csv").exists():
         shutil.rmtree(cohort, ignore_errors=True)
         write_cohort(cohort, slides=slides)
     code = run(
         cohort / "slides",
         out=out,
-        labels=cohort / "labels.csv",
+        labels=cohort / "survival.csv",
         tile=TileSpec(px=64, mpp=1.0),
         encode=EncodeSettings(views=6, tiles=256),
         pretrain=PretrainSettings(epochs=150),

@@ -57,6 +57,8 @@ def predict(
     source = read_source(place if place is out else slides)
     for line in source.notes:
         say(f"note: {line}", "yellow")
+    if probe.settings.unit == "patient" and probe.settings.combine not in ("mean", "tiles"):
+        say(f"note: new slides have no {probe.settings.combine}: those of a patient count equally", "yellow")
     found = predict_source(probe, source, coverage)
     with atomic.whole(out / "predicted.csv") as part:
         tables.write_frame(part, found.table)

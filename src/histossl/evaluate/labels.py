@@ -24,10 +24,10 @@ from histossl.core.names import (
     without_zeros,
     zero_suspicions,
 )
-from histossl.core.tables import Table, read_table
+from histossl.core.tables import read_table
 from histossl.evaluate.area_labels import AREA_COLUMNS, Areas, name_rows, spread
 from histossl.evaluate.classes import known_name, odd_classes, read_classes
-from histossl.evaluate.outcomes import Outcome, find_outcomes, read_outcome
+from histossl.evaluate.outcomes import Outcome, find_outcomes, odd_times, read_outcome
 
 SLIDE_COLUMNS = ("slide_id", "id", "slide")  # `ID,label` is the table of Giga-SSL's authors
 PATIENT_COLUMNS = ("patient_id", "case_id", "patient")  # CLAM and TRIDENT say case_id
@@ -57,6 +57,7 @@ class Labels:
         notes: one line each for what was not read as it is written: names in two spellings, a guessed encoding.
         outcomes: of the targets that are survival, the unit of the time; "" where no column says it.
         suspicions: one line each for what a person should look at: classes that may be none, patients that may be one.
+        weights: of slides among those of their patient, where a column says them; other slides then have 0.
     """
 
     table: pd.DataFrame
@@ -68,6 +69,7 @@ class Labels:
     notes: tuple[str, ...] = ()
     outcomes: Mapping[str, str] = field(default_factory=dict)
     suspicions: tuple[str, ...] = ()
+    weights: Mapping[str, float] | None = None
 
     def where(self, slides: Sequence[str]) -> str:
         """Name slides by their rows in the file, or by name where they are in no row.
@@ -152,7 +154,7 @@ def read_labels(
     sites = {slide: site for slide, site in sites.items() if site and slide in labelled}
     units = {name: outcomes[name].unit for name in names if name in outcomes}
     odd = [line for name in names if name not in outcomes for line in odd_classes(name, values[name])]
-    odd += zero_suspicions("patients", map(str, table["patient_id"].tolist()))
+    odd += [*odd_times(outcomes, values), *zero_suspicions("patients", map(str, table["patient_id"].tolist()))]
     odd = [f"{path.name}: {what}" for what in odd]
     return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units, tuple(odd))
 
@@ -260,22 +262,6 @@ def _spelt(path: Path, lines: dict[str, int], slide_ids: Sequence[str]) -> dict[
     exact, known = set(slide_ids), Known(slide_ids)
     found = {name: name if name in exact else known.get(name) for name in lines}
     return {name: slide for name, slide in found.items() if slide is not None}
-
-
-def read_label_rows(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """Read the header and the rows of a table of labels.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The names of the columns, and line number -> column -> stripped text.
-
-    Raises:
-        LabelError: see `read_table`.
-    """
-    found: Table = read_table(path, LabelError)
-    return found.columns, found.rows
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:

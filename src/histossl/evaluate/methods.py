@@ -23,7 +23,19 @@ REMEDIED = {
 }
 
 
-def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = False, survival: bool = False) -> str:
+NEW_SITES = (
+    "Beside it stands the same model with whole sites held out, and with them whole patients, in as many folds, or as "
+    "there are sites where these are fewer."
+)
+
+
+def describe(
+    settings: ProbeSettings,
+    classes: bool = True,
+    numbers: bool = False,
+    survival: bool = False,
+    new_sites: bool = False,
+) -> str:
     """Write a paragraph on the method for a paper, with every setting.
 
     Args:
@@ -31,6 +43,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
         classes: whether some target has classes.
         numbers: whether some target has numbers.
         survival: whether some target is survival.
+        new_sites: whether whole sites are held out beside.
 
     Returns:
         One paragraph, without line breaks.
@@ -45,6 +58,7 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
         *([f"Of slides with several areas only {settings.area} counts."] if settings.area else []),
         *([_unit(settings)] if settings.unit == "patient" else []),
         _splits(settings),
+        *([NEW_SITES] if new_sites else []),
         _figures(settings, classes, numbers, survival),
         *([f"The parts of the vectors ({', '.join(settings.parts)}) are also judged alone."] if settings.parts else []),
         *(METHODS[name] for name in dict.fromkeys(settings.rivals)),
@@ -54,8 +68,12 @@ def describe(settings: ProbeSettings, classes: bool = True, numbers: bool = Fals
 
 
 def _unit(settings: ProbeSettings) -> str:
-    how = {"mean": "equally", "tiles": "in proportion to their numbers of tiles"}[settings.combine]
-    return f"A patient has one label, and as vector the mean of the vectors of all of its slides, weighted {how}."
+    known = {"mean": "equally", "tiles": "in proportion to their numbers of tiles"}
+    how = known.get(settings.combine, f"by the column {settings.combine}")
+    of = "its slides" if settings.combine not in known else "all of its slides"
+    if "=" in settings.combine:
+        of, how = f"those of its slides whose {settings.combine.replace('=', ' is ', 1)}", "equally"
+    return f"A patient has one label, and as vector the mean of the vectors of {of}, weighted {how}."
 
 
 def _classes(settings: ProbeSettings) -> str:

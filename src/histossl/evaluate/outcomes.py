@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,10 @@ _NOT_YET = {"0", "false", "no", "n", "noevent", "alive", "living", "censored", "
 _CODED = re.compile(r"([01]):.*")  # cBioPortal writes 1:DECEASED and 0:LIVING
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")
 _LONGEST = {"days": 40_000, "weeks": 6_000, "months": 1_300, "years": 110}  # a life
+_A_YEAR = {"days": 365.25, "weeks": 52.2, "months": 12, "years": 1}
+_SHORTER = {"weeks": "days", "months": "days or weeks", "years": "days, weeks or months"}
+_HALF, _ANY = 20, 40  # years: few cohorts are followed so long by half of their patients, or by any
+_BRIEF = 300  # days: a cohort of which nobody was followed longer may be one of months
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,35 @@ def _events(where: str, cells: dict[int, str], column: str) -> dict[int, bool]:
     if odd:
         what = f"{where}: {column} is neither event nor censored in {row_list(odd)}"
         raise LabelError(f"{what}: {listed(dict.fromkeys(odd.values()), 3)}", "write 1 for an event, 0 for censored")
+    return found
+
+
+def odd_times(outcomes: Mapping[str, Outcome], values: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """Find times that are likely in another unit than their column says: a life is long enough for 900 days as months.
+
+    Args:
+        outcomes: target -> its columns.
+        values: target -> line of the file -> outcome as text, of `read_outcome`.
+
+    Returns:
+        One line per suspicion.
+    """
+    found = []
+    for name, outcome in outcomes.items():
+        if not outcome.unit or not values.get(name):
+            continue
+        times = dict(zip(values[name], followed(np.array(list(values[name].values())))[:, 0], strict=True))
+        year, half, longest = _A_YEAR[outcome.unit], float(np.median(list(times.values()))), max(times.values())
+        beyond = [line for line, time in times.items() if time > _ANY * year]
+        what = ""
+        if outcome.unit in _SHORTER and half > _HALF * year:
+            what = f"half of the times are longer than {half:g} {outcome.unit} ({half / year:.0f} years)"
+        elif outcome.unit in _SHORTER and beyond:
+            what = f"up to {longest:g} {outcome.unit} ({longest / year:.0f} years) in {row_list(beyond)}"
+        if what:
+            found.append(f"{outcome.time}: {what}: are these {_SHORTER[outcome.unit]}?")
+        elif outcome.unit == "days" and longest < _BRIEF:
+            found.append(f"{outcome.time}: nobody was followed longer than {longest:g} days: are these months?")
     return found
 
 

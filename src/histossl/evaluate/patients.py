@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from histossl.core.errors import LabelError
-from histossl.core.names import barcode, folded, listed, spellings
-from histossl.evaluate.labels import Labels, read_labels
+from histossl.core.names import Known, barcode, folded, listed, row_list, spellings
+from histossl.core.tables import EMPTY, number, read_table
+from histossl.evaluate.labels import SLIDE_COLUMNS, Labels, find_column, read_labels
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
 
@@ -30,7 +31,51 @@ def labels_for(source: Source, path: str | Path, settings: ProbeSettings = Probe
         LabelError: the labels cannot be used.
     """
     about = settings.targets, source.patients, source.lent, settings.outcome
-    return read_labels(path, source.ids, *about, source.areas)
+    found = read_labels(path, source.ids, *about, source.areas)
+    if settings.unit == "slide" or settings.combine in ("mean", "tiles"):
+        return found
+    return replace(found, weights=weights_in(Path(path), settings.combine, source.ids))
+
+
+def weights_in(path: Path, how: str, slides: Sequence[str]) -> dict[str, float]:
+    """Read the weights of slides among those of their patient.
+
+    Args:
+        path: a table with a row a slide.
+        how: COLUMN, of numbers, where 0 or an empty cell leaves a slide out; or COLUMN=VALUE, the slides that count.
+        slides: known ids.
+
+    Returns:
+        Slide -> weight ≥ 0, of the slides that the table has.
+
+    Raises:
+        LabelError: no such column, no row of a slide, a cell that is no weight; names the rows.
+    """
+    column, chosen, value = how.partition("=")
+    table, known, found, odd = read_table(path, LabelError), Known(slides), {}, []
+    if column not in table.columns:
+        offered = f"it takes mean, tiles, or a column: {listed(table.columns)}"
+        raise LabelError(f"{path.name}: no column {column!r} for --probe.combine", offered)
+    slide_column = find_column(table.columns, SLIDE_COLUMNS)
+    if slide_column is None:
+        raise LabelError(f"{path.name}: a row is a patient, and no slide has a weight", "add a column slide_id")
+    for line, row in table.rows.items():
+        text = row[column]
+        try:
+            weight = float(folded(text) == folded(value)) if chosen else 0.0 if text.lower() in EMPTY else number(text)
+        except ValueError:
+            weight = -1.0
+        if not 0 <= weight < np.inf:
+            odd.append(line)
+        if (slide := known.get(row[slide_column])) is not None:
+            found[slide] = weight
+    if odd:
+        what = f"{path.name}: {column} is no weight in {row_list(odd)}: {listed(table.rows[k][column] for k in odd)}"
+        raise LabelError(what, f"write numbers from 0 on, or choose slides by a word: {column}=WORD")
+    if not any(found.values()):
+        kinds = listed(dict.fromkeys(row[column] for row in table.rows.values()))
+        raise LabelError(f"{path.name}: no slide counts by {how!r}", f"{column} has {kinds}")
+    return found
 
 
 def of_area(source: Source, area: str) -> Source:
@@ -98,51 +143,63 @@ def by_patient(source: Source, labels: Labels, how: str) -> tuple[Source, Labels
     Args:
         source: of the slides.
         labels: of the slides.
-        how: mean: slides count equally; tiles: in proportion to their numbers of tiles.
+        how: mean: slides count equally; tiles: in proportion to their numbers of tiles; else by `labels.weights`, and a
+            patient whose slides all have 0 is left out with a complaint.
 
     Returns:
-        The source and the labels of the patients, the patient being the id; patient -> its slides.
+        The source and the labels of the patients, the patient being the id; patient -> its slides that count.
 
     Raises:
         LabelError: slides of a patient have different labels; names the rows.
     """
     patients = patients_of(source, labels)
-    names, groups = np.unique(patients, return_inverse=True)
-    weights = slide_weights(source, how)
-    members = {str(name): [source.ids[k] for k in np.flatnonzero(groups == g)] for g, name in enumerate(names)}
-    there = {name: [s for s in slides if s in labels.table.index] for name, slides in members.items()}
+    weights = slide_weights(source, how, labels.weights)
+    counts = np.full(len(patients), True) if weights is None else weights > 0
+    names, groups = np.unique(patients[counts], return_inverse=True)
+    people = dict(zip(source.ids, patients.tolist(), strict=True))
+    members = {str(name): [source.ids[k] for k in np.flatnonzero(counts & (patients == name))] for name in names}
+    there: dict[str, list[str]] = {name: [] for name in members}
+    for slide in (name for name in labels.table.index if name in people):
+        there.setdefault(people[slide], []).append(slide)
     values = {target: _one_each(target, labels, there) for target in labels.targets}
-    table = pd.DataFrame({"patient_id": list(members)} | values, index=pd.Index(list(members), name="slide_id"))
+    table = pd.DataFrame({"patient_id": list(there)} | values, index=pd.Index(list(there), name="slide_id"))
     table = table.astype(object).where(table.notna(), None)
+    table = table[table[list(labels.targets)].notna().any(axis=1)]
+    lost = [name for name in table.index if name not in members]
+    complaints = [f"no slide of {len(lost)} patients counts by {how!r}, first {lost[0]!r}"] if lost else []
     sites = {**source.sites, **labels.sites}
     found = replace(
         source,
         ids=tuple(members),
-        vectors={name: combine(rows, groups, weights) for name, rows in source.vectors.items()},
+        vectors={
+            name: combine(rows[counts], groups, None if weights is None else weights[counts])
+            for name, rows in source.vectors.items()
+        },
         patients={name: name for name in members},
         sites=_shared(members, sites),
         seen=None if source.seen is None else frozenset(n for n, s in members.items() if source.seen & set(s)),
     )
     lines = {name: labels.lines[slides[0]] for name, slides in there.items() if slides and slides[0] in labels.lines}
-    labelled = table[table[list(labels.targets)].notna().any(axis=1)]
-    return found, replace(labels, table=labelled, sites=found.sites, lines=lines), members
+    labelled = replace(labels, table=table.drop(lost), sites=found.sites, lines=lines)
+    return found, replace(labelled, complaints=(*labels.complaints, *complaints)), members
 
 
-def slide_weights(source: Source, how: str) -> NDArray[np.float64] | None:
+def slide_weights(source: Source, how: str, named: Mapping[str, float] | None = None) -> NDArray[np.float64] | None:
     """The weight of each slide among those of its patient.
 
     Args:
         source: of the slides.
-        how: mean or tiles.
+        how: mean, tiles, or the column that `named` was read from.
+        named: slide -> weight; None, as of new slides that nobody weighed, weighs them equally.
 
     Returns:
-        (N,) numbers of tiles, or None for equal weights.
+        (N,) weights ≥ 0, or None for equal ones.
 
     Raises:
         LabelError: the number of tiles of some slide is not known.
     """
-    if how == "mean":
-        return None
+    if how != "tiles":
+        return None if named is None else np.array([named.get(name, 0.0) for name in source.ids], np.float64)
     lost = [name for name in source.ids if not source.tile_counts.get(name)]
     if lost:
         what = f"the numbers of tiles of {len(lost)} slides are not known, first {lost[0]!r}"

@@ -54,6 +54,7 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
         tables = {"classes": result.table, "numbers": result.numbers, "survival": result.survival}
         kind = next(kind for kind, t in tables.items() if not t.empty and target in set(t["target"]))
         rows = _where(tables[kind], "target", target)
+        rows = pd.DataFrame(rows[rows["embedding"].isin(found["embedding"])])  # whole sites held out have no curve
         figure = Figure(figsize=(16, 4.2) if kind == "classes" else (10, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         unit = result.settings.shots_of
@@ -113,7 +114,8 @@ def _draw_survival(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit
         at_risk.append(f"{group['name']}: " + ", ".join(map(str, group["at_risk"])))
     curves.set(ylim=(0, 1.02), xlim=(0, None), ylabel="without an event", xticks=parted["ticks"])
     curves.set_xticklabels([f"{tick:.3g}" for tick in parted["ticks"]])
-    curves.set_xlabel("time; at risk at these times: " + "\n".join(at_risk), fontsize=8)
+    time = _escaped(rows["unit"].iloc[0] or "time")
+    curves.set_xlabel(f"{time}; at risk at these times: " + "\n".join(at_risk), fontsize=8)
     curves.set_title(_escaped(f"{embeddings[0]}, patients held out; {p_text(parted['p'])}"), fontsize=9)
     curves.legend(frameon=False, fontsize=8, loc="best")
     curves.spines[["top", "right"]].set_visible(False)

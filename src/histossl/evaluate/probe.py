@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from histossl.evaluate.scaling import scaled
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
 from histossl.evaluate.site_remedies import remedied
+from histossl.evaluate.summary import NEW_SITES
 from histossl.evaluate.survival import WITHOUT, fit_survival, no_features, ranks_in_folds, with_survival
 from histossl.evaluate.survival_score import survival_samples
 from histossl.evaluate.targets import Task, labelled, make_task, numbers_of_labels
@@ -83,16 +85,12 @@ def probe(
             failed.append(str(error))
             continue
         scores, note = _out_of_fold(task, vectors, settings, rivals or {})
-        tables[task.kind].append(_score(task, scores, settings))
+        beside, why = _at_new_sites(task, vectors, ids, labels, settings)
+        tables[task.kind].append(_score({key: (task, values) for key, values in scores.items()} | beside, settings))
         predictions.append(_predictions(task, {name: scores[name, n] for name, n in scores if n == "all"}))
         here = (values[task.rows] for values in vectors.values())
         line = audit_line(list(task.slides), task.patients, task.balance(), task.folds, here, task.sites, seen)
-        if task.names is not None and task.sites is not None and len(np.unique(task.sites)) > 1:
-            line = f"{line}; {confounding(task.names[task.truth], task.sites)}"
-        if task.sites is not None and settings.site_remedy != "none":
-            alone = int((np.unique(task.sites, return_counts=True)[1] == 1).sum())
-            line += f"; {alone} slides are alone at their site and stay as they are" if alone else ""
-        audit.append(f"{target}: {line}{note}")
+        audit.append(f"{target}: {line}{_about_sites(task, settings)}{why}{note}")
     if not predictions:
         raise LabelError("no target can be probed: " + "; ".join(failed), "name one with --probe.targets")
     complaints += [f"left out: {what}" for what in failed]
@@ -100,6 +98,34 @@ def probe(
     classes, numbers, survival = each
     found = pd.concat(predictions, ignore_index=True)
     return ProbeResult(classes, numbers, survival, found, tuple(audit), tuple(complaints), settings)
+
+
+def _about_sites(task: Task, settings: ProbeSettings) -> str:
+    """What the audit says of the sites of a target's slides."""
+    if task.sites is None:
+        return ""
+    counts, line = np.unique(task.sites, return_counts=True)[1], ""
+    if task.names is not None and len(counts) > 1:
+        line = f"; {confounding(task.names[task.truth], task.sites)}"
+    alone = int((counts == 1).sum()) if settings.site_remedy != "none" else 0
+    return f"{line}; {alone} slides are alone at their site and stay as they are" if alone else line
+
+
+def _at_new_sites(
+    task: Task, vectors: Mapping[str, np.ndarray], ids: Sequence[str], labels: Labels, settings: ProbeSettings
+) -> tuple[dict[tuple[str, str], tuple[Task, np.ndarray]], str]:
+    """The predictions of the first vectors with whole sites held out, as `_score` takes them; or why there are none."""
+    known = len({labels.sites[slide] for slide in task.slides if labels.sites.get(slide)})
+    if settings.hold_out == "sites" or known < 2:
+        return {}, ""
+    name = next(iter(vectors))
+    settings = replace(settings, hold_out="sites", folds=min(settings.folds, known), shots=())
+    try:
+        held = make_task(task.target, ids, labels, settings)
+    except LabelError as error:
+        return {}, f"; whole sites cannot be held out: {error.what.removeprefix(f'{task.target}: ')}"
+    scores, _ = _out_of_fold(held, {name: vectors[name]}, settings, {})
+    return {(f"{name}{NEW_SITES}", "all"): (held, scores[name, "all"])}, ""
 
 
 def _check(name: str, values: np.ndarray, ids: Sequence[str]) -> np.ndarray:
@@ -168,12 +194,13 @@ def _fit_numbers(
     return x_test @ w + b, True
 
 
-def _score(task: Task, scores: dict[tuple[str, str], np.ndarray], settings: ProbeSettings) -> pd.DataFrame:
+def _score(scores: Mapping[tuple[str, str], tuple[Task, np.ndarray]], settings: ProbeSettings) -> pd.DataFrame:
+    """A row for each method and number of labels: of the same slides, in the folds of the task that it comes with."""
+    (reference, _), (task, _) = next(iter(scores.items()))
     patient = np.unique(task.patients, return_inverse=True)[1]
     weights = resample(patient.max() + 1, settings.bootstraps, np.random.default_rng([settings.seed, 1]))
-    reference = next(iter(scores))[0]
     rows, first = [], np.empty(0)
-    for (name, n), values in scores.items():
+    for (name, n), (task, values) in scores.items():
         if task.times is not None:
             found = survival_samples(values, task.truth, task.folds, patient, weights, task.times)
         else:
@@ -188,6 +215,7 @@ def _score(task: Task, scores: dict[tuple[str, str], np.ndarray], settings: Prob
             row |= dict(zip((figure, f"{figure}_low", f"{figure}_high"), interval(found[figure]), strict=True))
         row |= {"n_slides": len(task.rows), "n_patients": patient.max() + 1}
         row |= {} if task.names is None else {"n_classes": len(task.names)}
+        row |= {} if task.times is None else {"unit": task.unit}
         rows.append(row | {"repeats": len(values)})
     return pd.DataFrame(rows)
 
@@ -229,11 +257,12 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
 
     tables = {"probe.csv": result.table, "numbers.csv": result.numbers, "survival.csv": result.survival}
     tables["predictions.csv"] = result.predictions
+    scores = result.table, result.numbers, result.survival
     content = {
         "histossl": histossl.__version__,
         "settings": to_dict(result.settings),
         "method": describe(
-            result.settings, not result.table.empty, not result.numbers.empty, not result.survival.empty
+            result.settings, *(not table.empty for table in scores), new_sites=any(map(_stands, scores))
         ),
         "audit": result.audit,
         "complaints": result.complaints,
@@ -253,6 +282,11 @@ def write_probe(result: ProbeResult, folder: Path) -> None:
     write_figures(result, Path(folder))
 
 
+def _stands(table: pd.DataFrame) -> bool:
+    """Whether a table has a row of whole sites held out."""
+    return not table.empty and bool(table["embedding"].str.endswith(NEW_SITES).any())
+
+
 def _risk_groups(result: ProbeResult) -> dict[str, object]:
     """Survival target -> the curves of its risk groups by the first embedding."""
     found = {}
@@ -261,7 +295,8 @@ def _risk_groups(result: ProbeResult) -> dict[str, object]:
             result.predictions["embedding"] == rows["embedding"].iloc[0]
         )
         parted = risk_groups(pd.DataFrame(result.predictions[chosen]))
-        found[str(target)] = parted | {"p": None if parted["p"] != parted["p"] else parted["p"]}
+        p = None if parted["p"] != parted["p"] else parted["p"]
+        found[str(target)] = parted | {"p": p, "unit": rows["unit"].iloc[0]}
     return found
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from histossl.evaluate.outcomes import followed
 
-TICKS = 5  # times at which the numbers at risk are told
+TICKS = 5  # times, at most, at which the numbers at risk are told
 GROUPS = ("lower risk", "higher risk")
 
 
@@ -22,8 +23,8 @@ def risk_groups(found: pd.DataFrame) -> dict[str, Any]:
         found: predictions of one target and one method: `patient_id`, `truth` as text and `predicted`, the rank.
 
     Returns:
-        `p`: of the log-rank test, nan where one group is empty; `ticks`: (TICKS,) times; `groups`: for each group
-        `name`, `patients`, `events`, `time` and `survival` (the corners of its curve) and `at_risk` (TICKS,).
+        `p`: of the log-rank test, nan where one group is empty; `ticks`: (T,) round times; `groups`: for each
+        group `name`, `patients`, `events`, `time` and `survival` (the corners of its curve) and `at_risk` (T,).
     """
     from lifelines import KaplanMeierFitter
     from lifelines.statistics import logrank_test
@@ -32,7 +33,7 @@ def risk_groups(found: pd.DataFrame) -> dict[str, Any]:
     truth = followed(np.asarray(people["truth"], str))
     high = np.asarray(people["predicted"], float) > 0.5
     parts = [truth[~high], truth[high]]
-    ticks = np.linspace(0, truth[:, 0].max(), TICKS)
+    ticks = _round_times(float(truth[:, 0].max()))
     groups = []
     for name, part in zip(GROUPS, parts, strict=True):
         about: dict[str, Any] = {"name": name, "patients": len(part), "events": int(part[:, 1].sum())}
@@ -43,6 +44,14 @@ def risk_groups(found: pd.DataFrame) -> dict[str, Any]:
     both = all(map(len, parts))
     p = logrank_test(parts[0][:, 0], parts[1][:, 0], parts[0][:, 1], parts[1][:, 1]).p_value if both else float("nan")
     return {"p": float(p), "ticks": ticks.tolist(), "groups": groups}
+
+
+def _round_times(end: float) -> NDArray[np.float64]:
+    """Times from 0 to the end, at equal steps of 1, 2, 3 or 5 tens, ones, tenths, ..."""
+    least = end / TICKS
+    ten = 10.0 ** np.floor(np.log10(least))
+    step = next(k * ten for k in (1, 2, 3, 5, 10) if k * ten > least)
+    return np.arange(0, end * (1 + 1e-9), step)
 
 
 def p_text(p: float) -> str:

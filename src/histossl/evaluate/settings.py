@@ -34,7 +34,8 @@ class ProbeSettings:
             else as classes; classes and numbers say it. Numbers are predicted by ridge regression.
         area: where slides have a vector for each of several areas, the one that counts; empty takes all.
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
-        combine: how a patient's slides are combined: mean, or tiles: in proportion to their numbers of tiles.
+        combine: how a patient's slides are combined: mean; tiles: in proportion to their numbers of tiles; a COLUMN of
+            the labels: by these weights, of which 0 leaves a slide out; COLUMN=VALUE: those slides alone.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         site_remedy: none; centre: subtract each site's mean from its vectors, which takes no label; scale: and scale
             their deviations to the cohort's; fitted on the training patients of each fold.
@@ -75,7 +76,7 @@ class ProbeSettings:
     C: float = 10.0
     choose_C: tuple[float, ...] = ()
     balanced: bool = True
-    alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    alphas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
     shots: tuple[int, ...] = (25, 50, 100)
     shots_of: str = "slides"
     bootstraps: int = 1000
@@ -94,7 +95,7 @@ class ProbeSettings:
         if not self.alphas or not all(alpha > 0 for alpha in self.alphas):
             raise SettingsError(f"probe.alphas is {self.alphas}", "give one or more, all positive")
         words = {"task": ("auto", "classes", "numbers"), "hold_out": ("patients", "sites")}
-        words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient"), "combine": ("mean", "tiles")}
+        words |= {"shots_of": ("slides", "patients"), "unit": ("slide", "patient")}
         words |= {"site_remedy": ("none", "centre", "scale"), "scale": ("whole", "columns")}
         for name, known in words.items():
             if getattr(self, name) not in known:
@@ -125,7 +126,9 @@ class ProbeResult:
     `low` and `high`; all are means over the repeats.
 
     Attributes:
-        table: of targets with classes, one row for each target, number of labels and method, in that order. `target`,
+        table: of targets with classes, one row for each target, number of labels and method, in that order; where the
+            site of every slide is known and patients are held out, the last row of a target is the first embedding with
+            whole sites held out (`summary.NEW_SITES` ends its name), where that is possible. `target`,
             `n_labelled` (text: a number, or "all" of the training folds), `embedding`, `auroc`; `difference`: how far
             the first embedding is ahead of this one, its interval resampled as a pair (empty for the first itself);
             `balanced_accuracy`; `average_precision` within folds and `f1`, of two classes those of the second by name,
@@ -138,8 +141,9 @@ class ProbeResult:
             does as well) and `mae`, in the target's unit.
         survival: the same of survival targets: `c_index` (Harrell's, within folds), `difference`; `uno_c`, the same
             weighted by the inverse probability of having been followed so long; `auroc`, cumulative and dynamic, the
-            mean over the horizons, and `auroc@TIME` at each; `ibs`, the integrated Brier score, in [0, 1], lower is
-            better, which the row of Kaplan and Meier, who know no vector, is to be compared with.
+            mean over the horizons, and `auroc@TIME` at each; `unit` of the time, "" where no column says it; `ibs`, the
+            integrated Brier score, in [0, 1], lower is better, which the row of Kaplan and Meier, who know no vector,
+            is to be compared with.
         predictions: out-of-fold predictions with all labels, one row for each target, method and slide: `target`,
             `embedding`, `slide_id`, `patient_id`, `truth`, `predicted` and `p(CLASS)`, the probability of each class;
             of survival, `predicted` is the rank of the risk in its fold, in [0, 1], and `s(TIME)` the probability of

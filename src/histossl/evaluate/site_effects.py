@@ -18,6 +18,7 @@ from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, ProbeSettings
 from histossl.evaluate.site_remedies import REMEDIES, remedied
 from histossl.evaluate.sources import Source
+from histossl.evaluate.summary import NEW_SITES
 from histossl.evaluate.targets import make_task
 
 
@@ -59,9 +60,9 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
             row = {"target": target, "embedding": name, "remedy": title}
             row |= _site_auroc(values, slides, task.patients, task.sites, settings)
             row |= neighbourhood(values, task.truth, task.sites, task.folds, how)
-            found = probe({name: values}, slides, one, settings).table.iloc[0]
-            row |= {figure: found[figure] for figure in ("auroc", "low", "high")}
-            rows.append(row | {"auroc_new_sites": _new_sites(values, slides, one, task.sites, settings)})
+            found = probe({name: values}, slides, one, settings).table.set_index("embedding")
+            row |= {figure: found.loc[name, figure] for figure in ("auroc", "low", "high")}
+            rows.append(row | {"auroc_new_sites": found["auroc"].get(f"{name}{NEW_SITES}", float("nan"))})
     return pd.DataFrame(rows), notes
 
 
@@ -85,15 +86,6 @@ def _site_auroc(
     labels = Labels(table, ("site",), sites=dict(zip(ids, map(str, sites[kept]), strict=True)))
     found = probe({"v": values[kept]}, ids, labels, replace(settings, mixed_patients=True)).table
     return {f"site_{figure}": float(found[figure].iloc[0]) for figure in ("auroc", "low", "high")}
-
-
-def _new_sites(values: NDArray, slides: list[str], labels: Labels, sites: NDArray, settings: ProbeSettings) -> float:
-    folds = min(settings.folds, len(np.unique(sites)))
-    try:
-        found = probe({"v": values}, slides, labels, replace(settings, hold_out="sites", folds=folds)).table
-    except LabelError:
-        return float("nan")
-    return float(found["auroc"].iloc[0])
 
 
 def neighbourhood(

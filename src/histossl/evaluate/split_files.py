@@ -9,8 +9,8 @@ from pathlib import Path
 from histossl.core.errors import LabelError
 from histossl.core.names import Known, folded, listed, row_list
 from histossl.core.sidecars import is_sidecar
-from histossl.core.tables import EMPTY
-from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column, read_label_rows
+from histossl.core.tables import EMPTY, read_table
+from histossl.evaluate.labels import SLIDE_COLUMNS, absent_slides, find_column
 
 SIDES = ("train", "val", "test")
 _ALIASES = {
@@ -112,7 +112,7 @@ def read_splits(path: Path) -> list[Split]:
 
 
 def _splits(file: Path, name: str) -> list[Split]:
-    columns, rows = read_label_rows(file)
+    columns, rows = (table := read_table(file, LabelError)).columns, table.rows
     slide, side, fold = (find_column(columns, names) for names in (SLIDE_COLUMNS, ("split", "set"), ("fold",)))
     lists = {column: _side(column) for column in columns if _side(column) in SIDES}
     if {"train", "test"} <= set(lists.values()):

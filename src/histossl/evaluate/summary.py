@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from histossl.core import answers
 from histossl.core.console import say
 
 SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"), ("c_index", "C-index"))
+NEW_SITES = ", whole sites held out"  # ends the name of the row that stands beside the first one
 _LINES = 6  # targets that are listed
 
 
@@ -26,12 +28,14 @@ def in_words(*tables: pd.DataFrame) -> str:
     lines = []
     for table, (score, title) in zip(tables, SCORES, strict=True):
         for target, rows in table.groupby("target", sort=False) if len(table) else ():
-            rows = rows[rows["n_labelled"] == "all"]
-            first, others = rows.iloc[0], rows.iloc[1:]
+            rows = pd.DataFrame(rows[rows["n_labelled"] == "all"])
+            away = np.array([str(name).endswith(NEW_SITES) for name in rows["embedding"]])
+            first, others, new_sites = rows.iloc[0], pd.DataFrame(rows[~away]).iloc[1:], pd.DataFrame(rows[away])
             line = f"{target}: {title} {_text(first, score)} of {first['embedding']}"
             if len(others):
                 best = others.loc[others[score].idxmax()]
                 line += f", {_text(best, score)} of {best['embedding']}"
+            line += "".join(f", {_text(row, score)} with whole sites held out" for _, row in new_sites.iterrows())
             lines.append(f"{line} ({first['n_slides']} slides, {first['n_patients']} patients)")
     more = [f"and {len(lines) - _LINES} more targets"] if len(lines) > _LINES else []
     return "\n  ".join(["ProbeResult", *lines[:_LINES], *more])

@@ -64,9 +64,10 @@ def choose_alpha(x: NDArray, truth: NDArray, patients: NDArray, settings: ProbeS
     gained = np.zeros(len(alphas))
     for fold in range(3):
         kept = folds != fold
-        problem = prepare_cox(x[kept], truth[kept])
-        for k, alpha in enumerate(alphas):
-            risk = x @ solve_cox(problem, alpha, tolerance=1e-6)
+        problem, w = prepare_cox(x[kept], truth[kept]), None
+        for k, alpha in reversed(list(enumerate(alphas))):
+            w = solve_cox(problem, alpha, tolerance=1e-6, start=w)
+            risk = x @ w
             gained[k] += log_likelihood(risk, truth) - log_likelihood(risk[kept], truth[kept])
     return alphas[int(gained.argmax())]
 

@@ -68,7 +68,8 @@ class Task:
         if self.times is not None:
             ends = f"{int(self.truth[:, 1].sum())} with an event"
             at = ", ".join(f"{time:g}" for time in self.times.horizons)
-            return f"{ends}, followed to {self.truth[:, 0].max():g} {self.unit}".rstrip() + f", AUROC at {at}"
+            unit = self.unit or "(no column says the unit)"
+            return f"{ends}, followed to {self.truth[:, 0].max():g} {unit}, AUROC at {at}"
         if self.names is None:
             return f"numbers from {self.truth.min():g} to {self.truth.max():g}"
         counts = np.bincount(self.truth, minlength=len(self.names))

@@ -22,6 +22,7 @@ from histossl.gigassl.pretrain_task import (
     draw_batch,
     draw_chunk,
     draw_windows,
+    sites_of_step,
     steps_of_an_epoch,
 )
 from histossl.gigassl.slide_sources import SlideSource, sample_slides, some_slides
@@ -38,6 +39,7 @@ def pretrain_slides(
     made_of: str,
     device: str = "auto",
     tile_encoder: Path | None = None,
+    sites: Sequence[str] = (),
 ) -> None:
     """Train a slide encoder and write it to `folder`, whole or absent.
 
@@ -50,6 +52,7 @@ def pretrain_slides(
         device: auto, cpu or cuda.
         tile_encoder: the fourth stage of the ResNet-18 whose first three made the features, as `fourth_stage` gives
             it, where there is one; for `settings.start`.
+        sites: of the slides, where only slides of one site are contrasted.
 
     Raises:
         TrainingError: fewer than two slides, or a loss that is not finite.
@@ -61,13 +64,17 @@ def pretrain_slides(
     encoder = SlideEncoder(settings.encoder, seed=settings.seed)
     started = start_from(encoder, settings.start, tile_encoder)
     where, dtype = hardware(device, settings.precision)
-    made = fingerprint(settings, made_of, names, dtype, started)
+    made = fingerprint(settings, made_of, names, dtype, started, *([list(sites)] if sites else []))
     about = {"fingerprint": made, "features": made_of, "slides": names, "pretrain": to_dict(settings), "start": started}
     alone = settings.encoder.arch == "neighbours"
+    draw = draw_windows if alone else draw_chunk
     task = NeighbourTask(encoder) if alone else PretrainTask(settings, encoder)
     outcome = fit(
         task,
-        lambda step: draw_batch(step, per_epoch, sources, settings, draw_windows if alone else draw_chunk),
+        lambda step: (
+            *draw_batch(step, per_epoch, sources, settings, draw),
+            *sites_of_step(sites, step, per_epoch, settings),
+        ),
         settings.schedule(len(sources)),
         logs,
         made,

@@ -30,6 +30,8 @@ class PretrainSettings:
         warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
         weight_decay: on matrices and kernels, decoupled.
         temperature: of NT-Xent; the arch `neighbours` has none.
+        negatives: all; or site: a slide is contrasted with those of its own site alone, so that nothing is learned of
+            how sites differ: a column site of slides.csv, or TCGA barcodes. The arch `neighbours` has no negatives.
         chunk: slides (or one more) that are in memory at once with all that their gradient needs, in each process; 0:
             the batch.
         patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
@@ -50,6 +52,7 @@ class PretrainSettings:
     warmup: float = 0.05
     weight_decay: float = 0.0
     temperature: float = 0.1
+    negatives: str = "all"
     chunk: int = 0
     patience: float = 0.25
     keep: str = "best"
@@ -66,6 +69,10 @@ class PretrainSettings:
             raise SettingsError("pretrain needs rate > 0, temperature > 0, rate_batch >= 0 and warmup >= 0")
 
         check_choice("pretrain.precision", self.precision, PRECISIONS)
+        check_choice("pretrain.negatives", self.negatives, ("all", "site"))
+        if self.negatives == "site" and self.encoder.arch == "neighbours":
+            what = "pretrain.negatives is site, and the arch neighbours contrasts no slides"
+            raise SettingsError(what, "take --pretrain.encoder.arch sparse, mlp or attention")
         if self.chunk < 0 or not 0 <= self.patience <= 1 or self.keep not in ("last", "best"):
             raise SettingsError("pretrain needs chunk >= 0, patience in [0, 1] and keep last or best")
 

@@ -45,7 +45,7 @@ class PretrainTask(nn.Module):
         self.temperature = settings.temperature
         self.last: tuple[Tensor, int] | None = None
 
-    def forward(self, batch: tuple[tuple[tuple, ...], int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a whole batch.
 
         Several chunks pass the encoder one after the other and again in the backward pass, so that only one of them
@@ -53,18 +53,19 @@ class PretrainTask(nn.Module):
         the statistics of a chunk.
 
         Args:
-            batch: this process's chunks as of `draw_batch`, and the number of pairs in all processes.
+            batch: this process's chunks as of `draw_batch`, and the number of pairs in all processes; optionally the
+                groups of all pairs, as `nt_xent` takes them.
 
         Returns:
             The scalar loss of all pairs, and the gauges by name.
         """
-        chunks, pairs = batch
+        chunks, pairs, *groups = batch
         encode = self.encoder if len(chunks) == 1 else partial(encode_twice, self.encoder)
         halves = [encode(*chunk).chunk(2) for chunk in chunks]
         vectors = torch.cat([one for one, _ in halves] + [other for _, other in halves])
         a, b = gather_pairs(self.projector(vectors), pairs)
         self.last = vectors.detach(), pairs
-        return nt_xent(a, b, self.temperature), gauges(a.detach(), b.detach())
+        return nt_xent(a, b, self.temperature, *groups), gauges(a.detach(), b.detach())
 
     def measure(self) -> dict[str, Tensor]:
         """What is too costly to measure at every step: the effective rank of the last batch's slide vectors."""
@@ -238,11 +239,46 @@ def draw_batch(
         settings: of the training.
         draw: (epoch, numbers of slides, slides, settings) -> their views as the encoder takes them.
     """
-    epoch, part = divmod(step, per_epoch)
-    order = np.random.default_rng([settings.seed, epoch]).permutation(len(slides))
-    together = np.array_split(order, per_epoch)[part]
+    epoch, together = step // per_epoch, slides_of(step, per_epoch, len(slides), settings)
     rank, processes = rank_and_world_size()
     mine = together[rank::processes]
     # As many chunks in each process, since they meet in every one, and none empty.
     count = math.ceil(len(together) // processes / settings.chunk) if settings.chunk else 1
     return tuple(draw(epoch, k, slides, settings) for k in np.array_split(mine, count)), len(together)
+
+
+def slides_of(step: int, per_epoch: int, slides: int, settings: PretrainSettings) -> NDArray[np.int64]:
+    """The slides of one step, of all processes: a function of seed and step alone.
+
+    Args:
+        step: from 0 on.
+        per_epoch: steps in which all slides come.
+        slides: number of slides.
+        settings: of the training.
+
+    Returns:
+        Their numbers, in random order; process r of P has every P-th from the r-th on.
+    """
+    epoch, part = divmod(step, per_epoch)
+    order = np.random.default_rng([settings.seed, epoch]).permutation(slides)
+    return np.array_split(order, per_epoch)[part]
+
+
+def sites_of_step(sites: Sequence[str], step: int, per_epoch: int, settings: PretrainSettings) -> tuple[Tensor, ...]:
+    """The sites of the slides of one step, as `PretrainTask` takes them, in the order in which pairs are gathered.
+
+    Args:
+        sites: of all slides; empty where slides of all sites are contrasted.
+        step: from 0 on.
+        per_epoch: steps in which all slides come.
+        settings: of the training.
+
+    Returns:
+        (pairs,) int64, or nothing.
+    """
+    if not sites:
+        return ()
+    processes = rank_and_world_size()[1]
+    together = slides_of(step, per_epoch, len(sites), settings)
+    gathered = np.concatenate([together[rank::processes] for rank in range(processes)])
+    return (torch.from_numpy(np.unique(sites, return_inverse=True)[1][gathered].astype(np.int64)),)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histossl.core.config import fingerprint, to_dict
-from histossl.core.errors import TrainingError
+from histossl.core.errors import SettingsError, TrainingError
 from histossl.gigassl.complete import complete
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
@@ -187,6 +187,8 @@ def pretrain_towers(sources: Sequence[Features], settings: PretrainSettings, log
         FileFormatError: features are damaged or of different encoders in one source, or the weights to start from are
             of another network.
     """
+    if settings.negatives == "site":
+        raise SettingsError("pretrain.negatives is site, of several sources", "train on one source, or take all")
     if settings.encoder.arch == "neighbours":
         settings = replace(settings, encoder=replace(settings.encoder, arch="sparse", inlet="centred"))
     shown = match([source.slides for source in sources])

@@ -8,6 +8,9 @@ from typing import overload
 from histossl.core.config import fingerprint
 from histossl.core.console import say
 from histossl.core.errors import StudyError
+from histossl.core.names import barcode, listed, spellings
+from histossl.evaluate.classes import known_name
+from histossl.evaluate.labels import SITE_COLUMNS, find_column
 from histossl.gigassl.pretrain import pretrain_slides
 from histossl.gigassl.pretrain_settings import PretrainSettings, trained_as
 from histossl.gigassl.slide_sources import SlideSource
@@ -60,8 +63,32 @@ def pretrain_study(study: Study, settings: PretrainSettings, device: str) -> int
         end_of_training(logs)  # a kill may have come between the encoder and this
         return 0
     sources, of = SlideSources(study, slides), features_fingerprint(study)
-    pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage)
+    sites = sites_of(study) if settings.negatives == "site" else []
+    pretrain_slides(sources, settings, study.slide_encoder, logs, of, device, study.fourth_stage, sites)
     return 0
+
+
+def sites_of(study: Study) -> list[str]:
+    """The site of each encoded slide, by a column of slides.csv or a TCGA barcode.
+
+    Args:
+        study: the study.
+
+    Returns:
+        As many as there are encoded slides, in one spelling each.
+
+    Raises:
+        StudyError: the site of a slide is not known.
+    """
+    rows = study.encoded()
+    column = find_column(list(rows[0]), SITE_COLUMNS)
+    sites = {row["slide_id"]: known_name(row.get(column or "") or "") or barcode(row["slide_id"])[1] for row in rows}
+    lost = [slide for slide, site in sites.items() if not site]
+    if lost:
+        what = f"{study.table}: pretrain.negatives is site, and no site is known of {listed(lost, 3)}"
+        raise StudyError(what, "add a column site to slides.csv")
+    spelt = spellings(sites.values())
+    return [spelt[site] for site in sites.values()]
 
 
 def features_fingerprint(study: Study) -> str:

@@ -29,7 +29,7 @@ def contrast(similarity: Tensor, positives: Tensor, candidates: Tensor) -> Tenso
     return torch.where(counted, terms, 0).sum() / counted.sum().clamp(min=1)
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, groups: Tensor | None = None) -> Tensor:
     """The normalised, temperature-scaled cross-entropy of SimCLR (Chen et al., ICML 2020).
 
     The positive of a view is its partner, its candidates are the 2B - 1 other views. With several processes, pass the
@@ -40,6 +40,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         a: (B, d) floating, one view of each slide; rows of any length, they are normalised here.
         b: (B, d) floating, the other view of each slide, in the same order.
         temperature: positive; 0.05 in the paper.
+        groups: (B,) int; a view is then compared with its partner and with views of its own group alone, so that what
+            sets groups apart is no help. A slide alone in its group is compared with nothing, and adds 0.
 
     Returns:
         () float32 (float64 for float64 input), also under autocast: at this temperature 16 bits are too few.
@@ -55,4 +57,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         similarity = views @ views.t() / temperature
         index = torch.arange(len(views), device=views.device)
         partner = (index + len(a)) % len(views)
-        return contrast(similarity, index == partner[:, None], index != index[:, None])
+        candidates = index != index[:, None]
+        if groups is not None:
+            both = torch.cat([groups, groups])
+            candidates &= both == both[:, None]
+        return contrast(similarity, index == partner[:, None], candidates)

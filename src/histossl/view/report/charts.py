@@ -83,13 +83,14 @@ def shots_chart(
     return _svg(figure)
 
 
-def survival_chart(groups: Sequence[Mapping[str, Any]], ticks: Sequence[float]) -> Markup:
+def survival_chart(groups: Sequence[Mapping[str, Any]], ticks: Sequence[float], unit: str = "time") -> Markup:
     """Kaplan and Meier's curves.
 
     Args:
         groups: with `time` and `survival`, the corners of each curve; the first in the second style, the last in the
             first.
         ticks: times of the x axis.
+        unit: its title.
 
     Returns:
         Inline SVG.
@@ -102,7 +103,7 @@ def survival_chart(groups: Sequence[Mapping[str, Any]], ticks: Sequence[float]) 
     axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.set_xlim(0)
     axes.set_ylim(0, 1.01)
-    axes.set_xlabel("time")
+    axes.set_xlabel(unit)
     axes.set_ylabel("without an event")
     return _svg(figure)
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from histossl.core.atomic import whole
 from histossl.evaluate.risk_groups import p_text
+from histossl.evaluate.summary import NEW_SITES
 from histossl.study.qc_sheet import trust
 from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture, survival_chart
 from histossl.view.report.sheets import HEATMAPS, Sheet
@@ -305,6 +306,7 @@ def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
             for name in dict.fromkeys(row["target"] for row in rows)
         ],
         "figures": " or ".join(kinds),
+        "new_sites": any(str(row["embedding"]).endswith(NEW_SITES) for row in rows),
         "audit": content.get("audit", ()),
         "complaints": content.get("complaints", ()),
         "method": content.get("method", ""),
@@ -318,24 +320,22 @@ def _target(name: str, table: list[Mapping[str, Any]]) -> dict[str, Any]:
     counts = list(dict.fromkeys(str(row["n_labelled"]) for row in table))
     embeddings = list(dict.fromkeys(row["embedding"] for row in table))
     at = {(row["embedding"], str(row["n_labelled"])): row for row in table}
-    last = counts[-1]
+    last, drawn = counts[-1], [e for e in embeddings if not e.endswith(NEW_SITES)]
     return {
         "name": name,
         "counts": counts,
-        "rows": [
-            {"name": e, "key": key_line(k), "cells": [at[e, n] for n in counts], "last": at[e, last]}
-            for k, e in enumerate(embeddings)
-        ],
+        "rows": [{"name": e, "cells": [at.get((e, n)) for n in counts], "last": at[e, last]} for e in embeddings],
+        "keys": [*map(key_line, range(len(drawn))), ""],
         "figure": phrase,
         "kinds": kinds or f"{table[0]['n_classes']} classes",
         "second": heading,
         "chart": shots_chart(
             counts,
-            [[_interval(at[e, n]) for n in counts] for e in embeddings],
+            [[_interval(at[e, n]) for n in counts] for e in drawn],
             (title, 0.0 if score == "spearman" else 0.5),
         ),
         "first": at[embeddings[0], last],
-        "verdict": _verdict(embeddings[0], [at[e, last] for e in embeddings[1:]]),
+        "verdict": _verdict(embeddings[0], [at[e, last] for e in drawn[1:]]),
     }
 
 
@@ -344,7 +344,7 @@ def _groups(parted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not parted:
         return None
     return {
-        "chart": survival_chart(parted["groups"], parted["ticks"]),
+        "chart": survival_chart(parted["groups"], parted["ticks"], parted.get("unit") or "time"),
         "p": p_text(float("nan") if parted["p"] is None else parted["p"]),
         "ticks": [f"{tick:.3g}" for tick in parted["ticks"]],
         "rows": [group | {"key": key_line(k)} for k, group in enumerate(reversed(parted["groups"]))],

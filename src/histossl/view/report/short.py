@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from histossl.evaluate.summary import NEW_SITES
+
 FEW_TILES, FEW_PATIENTS = 10, 30  # fewer are worth a word
 GIGA_SSL = (
     "Lazard T, Lerousseau M, Decencière E, Walter T. Giga-SSL: self-supervised learning for gigapixel images. "
@@ -51,6 +53,11 @@ def cautions(
     for target in dict.fromkeys(row["target"] for row in rows):
         here = [row for row in rows if row["target"] == target]
         last = [row for row in here if row["n_labelled"] == here[-1]["n_labelled"]]
+        if last[-1]["embedding"].endswith(NEW_SITES):
+            away = last.pop()
+            if (away["difference_low"] or 0) > 0:
+                scores = f"{away['auroc']:.2f} with whole sites held out, {last[0]['auroc']:.2f} otherwise"
+                found.append(f"{target}: {scores}; expect the first of other hospitals.")
         equal = [row["embedding"] for row in last if row["difference_low"] is not None and row["difference_low"] <= 0]
         if equal:
             found.append(f"{target}: this method is not surely better than {' or '.join(equal)}.")

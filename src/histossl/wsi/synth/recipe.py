@@ -54,6 +54,7 @@ class SynthSettings:
         stain_jitter: variation of the stains, 0 = none, 1 = as between laboratories.
         quality: quality of the JPEG tiles, 1 to 100; 0 writes lossless deflate tiles.
         artefacts: kinds of `artefacts.PAINTED` that lie over the tissue, one of each for every 4 mm².
+        laboratory: 1, 2 or 3, which stains and scans; 0 draws it from `patient`.
 
     Raises:
         SettingsError: a value is out of range.
@@ -72,6 +73,7 @@ class SynthSettings:
     stain_jitter: float = 1.0
     quality: int = 85
     artefacts: tuple[str, ...] = ()
+    laboratory: int = 0
 
     def __post_init__(self) -> None:
         ranges = {
@@ -87,6 +89,7 @@ class SynthSettings:
             "lesion_share": (0.0, 0.5),
             "stain_jitter": (0.0, 3.0),
             "quality": (0, 100),
+            "laboratory": (0, 3),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
@@ -123,7 +126,7 @@ def outcome(settings: SynthSettings) -> tuple[float, int]:
 
 
 def site_of(settings: SynthSettings) -> str:
-    """The laboratory of a slide's patient, independent of the factors: hue of the eosin, light and softness.
+    """The laboratory of a slide: hue of the eosin, light and softness; where it was drawn, the patient's alone.
 
     Args:
         settings: the slide.
@@ -135,7 +138,8 @@ def site_of(settings: SynthSettings) -> str:
 
 
 def _laboratory(patient: np.random.Generator, settings: SynthSettings) -> int:
-    return int(patient.integers(3)) if settings.stain_jitter else 0
+    drawn = int(patient.integers(3)) if settings.stain_jitter else 0
+    return settings.laboratory - 1 if settings.laboratory else drawn
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,13 @@
-"""Synthetic slides as arrays and files: regions, pyramidal TIFFs, true nuclei as GeoJSON, cohorts with labels."""
+"""Synthetic slides as arrays and files: regions, pyramidal TIFFs, true nuclei as GeoJSON."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import json
 import math
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -24,7 +22,7 @@ from histossl.core.console import Bar, progress_bar
 from histossl.core.errors import SettingsError
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.synth.artefacts import with_artefacts
-from histossl.wsi.synth.recipe import CLASSES, FACTORS, NUCLEI, SOFTWARE, SynthSettings, outcome, plan, site_of
+from histossl.wsi.synth.recipe import NUCLEI, SOFTWARE, SynthSettings, plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,109 +290,3 @@ def _feature(name: int, kind: str, ring: list[list[float]]) -> str:
             "properties": {"id": name, "objectType": "detection", "classification": {"name": kind}},
         }
     )
-
-
-def write_cohort(
-    folder: str | Path,
-    slides: int = 48,
-    width: int = 1536,
-    height: int = 1792,
-    mpp: float = 1.0,
-    patch_um: float = 64.0,
-    seed: int = 0,
-    truth: bool = False,
-    artefacts: Sequence[str] = (),
-    sites: bool = False,
-) -> list[SynthSettings]:
-    """Write a cohort: `slides/*.tiff`, `labels.csv` with the three factors of each slide, and `survival.csv`.
-
-    Each patient has two slides. The three factors belong to the patient. They are independent of each other (every
-    eight patients are a full factorial design) and of the stain, and balanced for an even number of patients. Survival
-    is exponential with the hazard of `recipe.log_hazard`, censored at random.
-
-    Args:
-        folder: folder to write.
-        slides: number of slides.
-        width: width of each slide in level-0 pixels.
-        height: height of each slide in level-0 pixels.
-        mpp: µm per level-0 pixel.
-        patch_um: side of the patches of one kind, in µm.
-        seed: seed of the whole cohort.
-        truth: also write the nuclei as `truth/*.geojson`.
-        artefacts: kinds that are painted over the tissue of each slide.
-        sites: also write the laboratory of each slide, as the column `site` of labels.csv.
-
-    Returns:
-        The settings of each slide, in the order of labels.csv.
-
-    Raises:
-        SettingsError: fewer than one slide, or a value out of the range of `SynthSettings`.
-        OSError: the folder is not writable, or the disk is full.
-    """
-    if slides < 1:
-        raise SettingsError(f"a cohort of {slides} slides", "ask for at least one")
-    folder = Path(folder)
-    cohort = _cohort(slides, SynthSettings(width, height, mpp, patch_um, artefacts=tuple(artefacts)), seed)
-    names = [f"slide-{k:03d}" for k in range(1, slides + 1)]
-    with progress_bar("painting slides", slides, shown=slides > 1) as bar:
-        for name, settings in zip(names, cohort, strict=True):
-            write_slide(folder / "slides" / f"{name}.tiff", settings)
-            if truth:
-                write_truth(folder / "truth" / f"{name}.geojson", settings)
-            bar.advance(1)
-    patients = {p: f"patient-{k:03d}" for k, p in enumerate(dict.fromkeys(s.patient for s in cohort), 1)}
-    known = (*FACTORS, "site") if sites else FACTORS
-    for kind, columns, values_of in (
-        ("labels", known, lambda s: [*(CLASSES[f][getattr(s, f)] for f in FACTORS), site_of(s)][: len(known)]),
-        ("survival", ("os_months", "os_event"), outcome),
-    ):
-        with whole(folder / f"{kind}.csv") as part, part.open("w", newline="", encoding="utf-8") as out:
-            rows = ([name, patients[s.patient], *values_of(s)] for name, s in zip(names, cohort, strict=True))
-            csv.writer(out).writerows([["slide_id", "patient_id", *columns], *rows])
-    return cohort
-
-
-def _cohort(slides: int, form: SynthSettings, seed: int) -> list[SynthSettings]:
-    """The settings of each slide; patients get complementary pairs of factors from shuffled full factorials."""
-    rng = np.random.default_rng([seed, 101])
-    patients = math.ceil(slides / 2)
-    classes: list[tuple[int, ...]] = []
-    while len(classes) < patients:
-        for half in rng.permutation(4):
-            pair = [(0, int(half) >> 1, int(half) & 1), (1, 1 - (int(half) >> 1), 1 - (int(half) & 1))]
-            classes += [pair[k] for k in rng.permutation(2)]
-    keys = rng.integers(2**62, size=(slides, 2))
-    made = []
-    for k in range(slides):
-        factors = dict(zip(FACTORS, classes[k // 2], strict=True))
-        made.append(dataclasses.replace(form, seed=int(keys[k, 0]), patient=int(keys[k - k % 2, 1]), **factors))
-    return [made[k] for k in rng.permutation(slides)]
-
-
-def synth(
-    out: Path,
-    slides: int = 48,
-    width: int = 1536,
-    height: int = 1792,
-    mpp: float = 1.0,
-    patch_um: float = 64.0,
-    seed: int = 0,
-    truth: bool = False,
-    artefacts: tuple[str, ...] = (),
-    sites: bool = False,
-) -> None:
-    """Paint a cohort of hematoxylin-and-eosin slides with known classes and nuclei.
-
-    Args:
-        out: folder to write: slides/*.tiff, labels.csv, and survival.csv, with a known hazard.
-        slides: number of slides, two per patient.
-        width: level-0 pixels.
-        height: level-0 pixels.
-        mpp: µm per level-0 pixel.
-        patch_um: side of the square patches of one kind of tissue, in µm.
-        seed: the same seed gives the same bytes.
-        truth: also write the outline of every nucleus to truth/*.geojson.
-        artefacts: kinds to paint over the tissue: fold, blur, bubble, dirt, pen-black, pen-blue, pen-green, pen-red.
-        sites: also write which of three laboratories stained and scanned a slide: the column `site` of labels.csv.
-    """
-    write_cohort(out, slides, width, height, mpp, patch_um, seed, truth, artefacts, sites)

@@ -1,11 +1,10 @@
-"""Sites and survival on a painted cohort: what remedies do where the truth is known, and Cox against the true hazard.
+"""Survival on a painted cohort, where the true hazard is known: the probe's C-index beside that of the hazard itself.
 
-    histossl synth COHORT --slides 360 --seed 20 --sites
+    histossl synth COHORT --slides 1000 --seed 31 --width 1024 --height 1024 --sites independent
     histossl run COHORT/slides --out STUDY --tile.px 64 --tile.mpp 1.0 --encode.views 0 --pretrain.epochs 12
-    python benchmarks/painted_sites.py COHORT STUDY
+    python benchmarks/painted_survival.py COHORT STUDY
 
-Three laboratories stain and scan the painted slides, independently of the labels. The confounded cohort is chosen from
-it: of laboratories 1 and 2 the patients of one class, and so few of the other that they are a tenth.
+What vectors know of the sites of the same cohort says `histossl sites STUDY --labels COHORT/labels.csv`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from histossl.evaluate.labels import Labels, read_labels
 from histossl.evaluate.patients import combine, patients_of
 from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
-from histossl.evaluate.site_effects import site_effects
 from histossl.evaluate.sources import Source, read_source
 from histossl.evaluate.splits import grouped_folds
 from histossl.evaluate.survival import fit_survival
@@ -31,36 +29,9 @@ from histossl.evaluate.targets import make_task
 from histossl.wsi.synth.recipe import HAZARDS
 
 
-def confounded(labels: Labels, target: str, rng: np.random.Generator) -> Labels:
-    """Labels of laboratories 1 and 2 alone, a class of which each has few of."""
-    table = labels.table
-    people = table.assign(site=[labels.sites[name] for name in table.index]).drop_duplicates("patient_id")
-    first, second = sorted(people[target].unique())
-    kept = []
-    for site, common in (("laboratory 1", first), ("laboratory 2", second)):
-        here = people[people["site"] == site]
-        rare = here.loc[here[target] != common, "patient_id"].to_numpy()
-        most = here.loc[here[target] == common, "patient_id"].to_numpy()
-        kept += [*most, *rng.permutation(rare)[: max(2, round(len(most) / 9))]]
-    return replace(labels, table=table[table["patient_id"].isin(kept)], targets=(target,), chosen=True)
-
-
-def only(source: Source, names: list[str]) -> Source:
-    rows = [source.ids.index(name) for name in names]
-    return replace(source, ids=tuple(names), vectors={k: v[rows] for k, v in source.vectors.items()})
-
-
-def sites(source: Source, labels: Labels, settings: ProbeSettings) -> None:
-    shown = ["target", "remedy", "site_auroc", "purity", "expected_purity", "robustness"]
-    shown += ["auroc", "low", "high", "auroc_new_sites"]
-    found, said = site_effects(source, labels, settings)
-    print(*said, sep="\n")
-    print(found[shown].round(3).to_string(index=False), flush=True)
-
-
 def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: ProbeSettings) -> None:
     """Harrell's C of the probe and of the true hazard, on the same pairs: within the same folds."""
-    labels = read_labels(cohort / "survival.csv", source.ids, (), source.patients)
+    labels = read_labels(cohort / "survival.csv", source.ids, ("os",), source.patients)
     result = probe_with_rivals(source, labels, settings)
     columns = ["embedding", "c_index", "low", "high", "uno_c", "ibs"]
     print(result.survival[columns].round(4).to_string(index=False))
@@ -83,9 +54,9 @@ def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: Prob
     )
 
 
-def many_labels(source: Source, factors: pd.DataFrame, draws: int, seed: int) -> None:
+def many_labels(source: Source, labels: Labels, draws: int, seed: int) -> None:
     """The same with each patient's outcome drawn many times from its hazard: what vectors hold, however few people."""
-    people = patients_of(source)
+    people, factors = patients_of(source, labels), labels.table
     names, groups = np.unique(people, return_inverse=True)
     told = factors.drop_duplicates("patient_id").set_index("patient_id").loc[names]
     hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
@@ -119,20 +90,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--draws", type=int, default=30)
     parser.add_argument("--bootstraps", type=int, default=1000)
-    parser.add_argument("--targets", nargs="*", default=["composition", "lesion", "arrangement"])
     args = parser.parse_args()
     settings = ProbeSettings(shots=(), repeats=args.repeats, bootstraps=args.bootstraps, seed=args.seed)
     source = read_source(args.study)
-    name, values = next(iter(source.vectors.items()))
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
-    many_labels(source, factors, args.draws, args.seed)
+    many_labels(source, labels, args.draws, args.seed)
     for unit in ("patient", "slide"):
         survival(args.cohort, source, factors, replace(settings, unit=unit, parts=("all",)))
-    alone = replace(source, vectors={name: values})
-    sites(alone, replace(labels, targets=tuple(args.targets)), settings)
-    torn = confounded(labels, "composition", np.random.default_rng(args.seed))
-    sites(only(alone, [name for name in alone.ids if name in torn.table.index]), torn, settings)
 
 
 if __name__ == "__main__":
