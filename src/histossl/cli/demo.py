@@ -13,9 +13,9 @@ from pathlib import Path
 from histossl.cli.inspect_command import inspect
 from histossl.cli.study_commands import run
 from histossl.core import atomic
-from histossl.core.console import say
+from histossl.core.console import begin_stage, say
 from histossl.core.errors import SlideError
-from histossl.encoders.encode import EncodeSettings
+from histossl.encoders.settings import EncodeSettings
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.wsi.synth import write_cohort
@@ -64,9 +64,9 @@ def _on_a_real_slide(out: Path) -> int:
     from histossl.cli.nuclei_commands import segment  # imports what the painted demo does without
 
     slide = fetched(REAL, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "histossl")
-    say(f"1/2 inspect   {slide}")
+    begin_stage("1/2 inspect", str(slide))
     code = inspect(slide, out=out)
-    say("2/2 nuclei segment")
+    begin_stage("2/2 nuclei segment")
     code = max(code, segment([slide], out=out / "nuclei"))
     say(f"tissue and tiles: {out / 'qc' / f'{slide.stem}.jpg'}; nuclei, for QuPath: {out / 'nuclei'}", "green")
     say(f"next: histossl view {out}", "green")

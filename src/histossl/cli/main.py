@@ -20,80 +20,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from histossl.cli.commands import ANSWERS, COMMANDS, EXAMPLES
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-# Command -> (module, function, one line of help). Modules are imported when their command is called.
-COMMANDS = {
-    "run": ("histossl.cli.study_commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
-    "inspect": ("histossl.cli.inspect_command", "inspect", "a table of the slides and what is wrong with them"),
-    "encoder pretrain": (
-        "histossl.cli.encoder_commands",
-        "pretrain_encoder",
-        "train a tile encoder, without labels",
-    ),
-    "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
-    "features convert": ("histossl.cli.features_command", "convert", "features to and from TRIDENT, CLAM and STAMP"),
-    "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
-    "embed": ("histossl.cli.study_commands", "embed_command", "one vector per slide: embeddings.h5ad"),
-    "probe": (
-        "histossl.cli.evaluate_commands",
-        "probe_vectors",
-        "a linear classifier on the vectors, and on those of the baselines",
-    ),
-    "predict": ("histossl.cli.model_commands", "predict", "what a probe says of new slides, and whether to trust it"),
-    "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
-    "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
-    "search": (
-        "histossl.cli.evaluate_commands",
-        "search",
-        "the slides most like one slide, and how often they share labels",
-    ),
-    "audit": (
-        "histossl.cli.evaluate_commands",
-        "audit",
-        "what a split has on both of its sides: patients, sites, duplicates",
-    ),
-    "sites": ("histossl.cli.evaluate_commands", "sites", "how much the vectors know of the site, and what remedies do"),
-    "status": ("histossl.study.status", "status", "what is done, which runs work on it, how fast, and the time left"),
-    "report": ("histossl.cli.study_commands", "report", "one self-contained page with all results"),
-    "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and their overlays, in a browser"),
-    "nuclei train": ("histossl.cli.nuclei_commands", "train", "learn nuclei from images or slides, without labels"),
-    "nuclei segment": ("histossl.cli.nuclei_commands", "segment", "find the nuclei of images and slides, for QuPath"),
-    "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
-    "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
-    "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
-    "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
-    "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
-}
 ALL_FLAGS = "--help_all"
-ANSWERS = ("inspect", "probe", "predict", "search", "audit", "status", "doctor")  # commands that take --json
-EXAMPLES = {
-    "run": "histossl run SLIDES --out STUDY --labels labels.csv",
-    "inspect": "histossl inspect SLIDES --mpp-default 0.5",
-    "encoder pretrain": "histossl encoder pretrain SLIDES --out tile-encoder",
-    "encode": "histossl encode STUDY --workers 4",
-    "features convert": "histossl features convert FEATURES --out FOLDER --to trident",
-    "pretrain": "histossl pretrain FEATURES --out STUDY",
-    "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
-    "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
-    "predict": "histossl predict STUDY NEW_SLIDES --out NEW",
-    "export": "histossl export STUDY MODEL --what probe",
-    "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
-    "search": "histossl search STUDY slide-1 --labels labels.csv",
-    "sites": "histossl sites STUDY --labels labels.csv",
-    "audit": "histossl audit split.csv labels.csv --vectors STUDY",
-    "status": "histossl status STUDY",
-    "report": "histossl report STUDY",
-    "view": "histossl view STUDY",
-    "nuclei train": "histossl nuclei train IMAGES --out MODEL",
-    "nuclei segment": "histossl nuclei segment SLIDES --out FOUND",
-    "nuclei score": "histossl nuclei score FOUND TRUTH",
-    "synth": "histossl synth COHORT --slides 12",
-    "demo": "histossl demo --out out/demo",
-    "completion": "histossl completion bash",
-    "doctor": "histossl doctor",
-}
 TROUBLES = "docs/troubleshooting.md"
 SHORT = {"-o": "--out", "-m": "--model"}
 
@@ -190,7 +122,7 @@ def call(name: str, argv: list[str]) -> int:
         The exit code, as of `main`.
     """
     from histossl.core import answers
-    from histossl.core.console import say, set_quiet
+    from histossl.core.console import begin_stage, say, set_quiet
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
@@ -221,6 +153,7 @@ def call(name: str, argv: list[str]) -> int:
         return 130
     finally:
         set_quiet(False)
+        begin_stage("")
         answers.begin(False)
         if ours:
             signal.signal(signal.SIGTERM, before)
@@ -257,7 +190,8 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             raise SettingsError(_short(message, self)) from ex
 
     words = [_underscored(SHORT.get(word, word)) for word in argv]
-    signature = inspect.signature(command, eval_str=True).parameters.values()
+    _resolve_annotations(command)
+    signature = inspect.signature(command).parameters.values()
     stages = [p.name.replace("_", "-") for p in signature if dataclasses.is_dataclass(p.annotation)]
     # jsonargparse would make required flags positional, and read lists from one word.
     flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
@@ -286,6 +220,20 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     except (ValueError, TypeError) as error:
         raise SettingsError(str(error)) from error
     return {p.name: getattr(values, p.name) for p in signature}
+
+
+def _resolve_annotations(command: Callable[..., object]) -> None:
+    """Have the annotations of a command and of its settings be types instead of text.
+
+    To read text, jsonargparse would import what a module imports for the type checker alone, torch among it.
+    """
+    todo: list[typing.Any] = [command]
+    while todo:
+        of = todo.pop()
+        hints = typing.get_type_hints(of)
+        written = (of.__init__ if isinstance(of, type) else of).__annotations__
+        written.update({name: hints[name] for name in written if name in hints})
+        todo += [kind for kind in hints.values() if dataclasses.is_dataclass(kind)]
 
 
 def _take_preset(parser: ArgumentParser, words: list[str]) -> None:

@@ -14,6 +14,18 @@ SCORES = (("auroc", "AUROC"), ("spearman", "Spearman"), ("c_index", "C-index"))
 _LINES = 6  # targets that are listed
 
 
+def named(embedding: str) -> str:
+    """The name of vectors for people who do not know the method's.
+
+    Args:
+        embedding: as files have it.
+
+    Returns:
+        The name, with "this method" for Giga-SSL.
+    """
+    return embedding.replace("giga-ssl", "this method", 1)
+
+
 def in_words(*tables: pd.DataFrame) -> str:
     """Summarise a probe: the first method's score with all labels, beside the best of the others.
 
@@ -28,10 +40,10 @@ def in_words(*tables: pd.DataFrame) -> str:
         for target, rows in table.groupby("target", sort=False) if len(table) else ():
             rows = rows[rows["n_labelled"] == "all"]
             first, others = rows.iloc[0], rows.iloc[1:]
-            line = f"{target}: {title} {_text(first, score)} of {first['embedding']}"
+            line = f"{target}: {title} {_text(first, score)} of {named(first['embedding'])}"
             if len(others):
                 best = others.loc[others[score].idxmax()]
-                line += f", {_text(best, score)} of {best['embedding']}"
+                line += f", {_text(best, score)} of {named(best['embedding'])}"
             lines.append(f"{line} ({first['n_slides']} slides, {first['n_patients']} patients)")
     more = [f"and {len(lines) - _LINES} more targets"] if len(lines) > _LINES else []
     return "\n  ".join(["ProbeResult", *lines[:_LINES], *more])
@@ -75,7 +87,7 @@ def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Pat
                 {
                     "target": row["target"],
                     "labelled": row["n_labelled"],
-                    "vectors": row["embedding"],
+                    "vectors": named(row["embedding"]),
                     "score": title,
                     "value (95 % interval)": _text(row, score),
                     "the first is ahead by": ahead,
