@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# Command -> (module, function, one line of help). Modules are imported when their command is called.
+# Command -> (module, function, one line of help). Modules are imported when their command is called. No function has a
+# name of the package's front door: jsonargparse would ask the package for it, which imports what computes.
 COMMANDS = {
     "run": ("histossl.cli.study_commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
     "inspect": ("histossl.cli.inspect_command", "inspect", "a table of the slides and what is wrong with them"),
@@ -20,12 +21,16 @@ COMMANDS = {
         "probe_vectors",
         "a linear classifier on the vectors, and on those of the baselines",
     ),
-    "predict": ("histossl.cli.model_commands", "predict", "what a probe says of new slides, and whether to trust it"),
+    "predict": (
+        "histossl.cli.model_commands",
+        "predict_command",
+        "what a probe says of new slides, and whether to trust it",
+    ),
     "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
     "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.cli.evaluate_commands",
-        "search",
+        "search_command",
         "the slides most like one slide, and how often they share labels",
     ),
     "audit": (
@@ -42,6 +47,7 @@ COMMANDS = {
     "nuclei score": ("histossl.cli.nuclei_score", "score", "Dice, AJI, PQ against ground truth"),
     "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
     "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
+    "config": ("histossl.cli.config_command", "config", "all settings of a command as YAML, each explained"),
     "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
@@ -69,6 +75,7 @@ EXAMPLES = {
     "nuclei score": "histossl nuclei score FOUND TRUTH",
     "synth": "histossl synth COHORT --slides 12",
     "demo": "histossl demo --out out/demo",
+    "config": "histossl config run --dump run.yaml",
     "completion": "histossl completion bash",
     "doctor": "histossl doctor",
 }

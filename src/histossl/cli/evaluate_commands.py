@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,9 @@ from histossl.evaluate.patients import labels_for, of_area, patients_of
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
 from histossl.evaluate.summary import named, show_probe
+
+if TYPE_CHECKING:
+    from histossl.evaluate.search import Hit
 
 
 def probe_vectors(
@@ -113,7 +117,7 @@ def _tell(source: Source, labels: Labels | None = None) -> None:
         say(f"SUSPECT {line}", "yellow")
 
 
-def search(
+def search_command(
     vectors: Path,
     slide: str,
     top: int = 9,
@@ -131,12 +135,12 @@ def search(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a folder for hits.csv, hits.jpg and, with labels, retrieval.csv.
     """
-    from histossl.evaluate.search import nearest, picture, retrieval
-
     if top < 1:
         raise SettingsError(f"--top {top}", "ask for one or more")
     if labels is not None:
         check_labels(labels)
+    from histossl.evaluate.search import nearest, retrieval
+
     source = read_source(vectors, columns=columns)
     table = None if labels is None else labels_for(source, labels)
     _tell(source, table)
@@ -160,16 +164,22 @@ def search(
     if scores is not None:
         answers.give_rows("retrieval", _named_rows(scores), value=_rows(scores))
     if out is not None:
-        rows = [query, *(hit.row for hit in hits)]
-        texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
-        frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
-        with atomic.whole(out / "hits.jpg") as part:
-            picture(frames).save(part, quality=85)
-        _write(out / "hits.csv", found)
+        _write_hits(out, source, query, hits, found)
         if scores is not None:
             _write(out / "retrieval.csv", scores)
-        say(f"done: {out / 'hits.jpg'}", "green")
     return _complain((*(table.complaints if table else ()), *source.passed))
+
+
+def _write_hits(out: Path, source: Source, query: int, hits: Sequence[Hit], found: pd.DataFrame) -> None:
+    from histossl.evaluate.search import picture
+
+    rows = [query, *(hit.row for hit in hits)]
+    texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
+    frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
+    with atomic.whole(out / "hits.jpg") as part:
+        picture(frames).save(part, quality=85)
+    _write(out / "hits.csv", found)
+    say(f"done: {out / 'hits.jpg'}", "green")
 
 
 def audit(
@@ -185,12 +195,12 @@ def audit(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a CSV, a row a split.
     """
+    if vectors is not None and not vectors.exists():
+        raise SettingsError(f"there is no {vectors}", "correct the path")
     from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort_table, verdicts
     from histossl.evaluate.split_files import known_slides, read_splits
     from histossl.evaluate.suspicions import suspicions
 
-    if vectors is not None and not vectors.exists():
-        raise SettingsError(f"there is no {vectors}", "correct the path")
     cohort, source, twins = read_cohort_table(table), None, set()
     if vectors is not None:
         source = read_source(vectors, columns=columns)
@@ -236,9 +246,9 @@ def sites(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         probe: how the models are trained and scored.
     """
+    check_labels(labels, probe.targets, probe.outcome)
     from histossl.evaluate.site_effects import site_effects
 
-    check_labels(labels, probe.targets, probe.outcome)
     source = of_area(read_source(vectors, columns=columns), probe.area)
     table = labels_for(source, labels, probe)
     _tell(source, table)

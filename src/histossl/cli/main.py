@@ -175,6 +175,28 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     Raises:
         SettingsError: a value or a file cannot be used.
     """
+    from histossl.core.errors import SettingsError
+
+    try:
+        parser, words = built_parser(name, command, argv)
+        found = parser.parse_args(words)
+        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(str(error)) from error
+    return {name: getattr(values, name) for name in inspect.signature(command).parameters}
+
+
+def built_parser(name: str, command: Callable[..., object], argv: list[str]) -> tuple[ArgumentParser, list[str]]:
+    """The parser of a command's flags, made from its signature, its settings and their docstrings.
+
+    Args:
+        name: one of COMMANDS, for the usage.
+        command: its function.
+        argv: its flags; --help-all and --preset change the parser.
+
+    Returns:
+        The parser, and the flags as it reads them.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import docstring_parser
     import jsonargparse
@@ -198,28 +220,22 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
     about = docstring_parser.parse(command.__doc__ or "")
     helps = {p.arg_name: p.description for p in about.params}
-    try:
-        parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
-        parser.add_argument("--config", action="config", help="a YAML file of flags")
-        parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
-        for action in parser._actions:
-            if "--print_config" in action.option_strings:
-                action.help = "print all settings as YAML, for --config"
-        for p in flags:
-            parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
-        for p in lists:
-            kind = typing.get_args(p.annotation)[0]
-            parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
-        own: set[str | int] = {p.name for p in (*flags, *lists)}
-        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        words = _bare_switches(parser, _lists_in_brackets(parser, words))
-        if "pretrain" in {p.name for p in signature}:
-            _take_preset(parser, words)
-        found = parser.parse_args(words)
-        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
-    except (ValueError, TypeError) as error:
-        raise SettingsError(str(error)) from error
-    return {p.name: getattr(values, p.name) for p in signature}
+    parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
+    parser.add_argument("--config", action="config", help="a YAML file of flags, such as `histossl config` writes")
+    parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
+    for action in parser._actions:
+        if "--print_config" in action.option_strings:
+            action.help = "print all settings as YAML; `histossl config` explains them, too"
+    for p in flags:
+        parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
+    for p in lists:
+        parser.add_argument(p.name, type=typing.get_args(p.annotation)[0], nargs="+", help=helps.get(p.name))
+    own: set[str | int] = {p.name for p in (*flags, *lists)}
+    parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
+    words = _bare_switches(parser, _lists_in_brackets(parser, words))
+    if "pretrain" in {p.name for p in signature}:
+        _take_preset(parser, words)
+    return parser, words
 
 
 def _resolve_annotations(command: Callable[..., object]) -> None:
@@ -298,9 +314,13 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
         for action in (action for group in hidden for action in group._group_actions):
             action.help = argparse.SUPPRESS
         parser._action_groups = [group for group in parser._action_groups if group not in hidden]
+    for action in (one for one in parser._actions if one.option_strings and one.metavar is None):
+        if kind := _kind(action):
+            action.metavar = kind[0]
     about = (parser.description or "").strip()
     text = whole().replace(f"\n{about.rstrip('.')}:\n", "\narguments:\n")
     text = text.replace(f"\n{about}\n", "\n" + textwrap.fill(about, 99) + "\n")
+    text = text.replace("Path to a configuration file.", "a YAML file of these settings")
     text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
@@ -323,14 +343,50 @@ def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:
     return any("." in action.dest or action.dest in names for action in group._group_actions)
 
 
+_KINDS = {
+    int: ("INTEGER", "a whole number"),
+    float: ("NUMBER", "a number"),
+    str: ("TEXT", "text"),
+    Path: ("PATH", "a path"),
+}
+_KINDS |= {bool: ("true|false", "true or false")}
+
+
+def _kind(action: argparse.Action) -> tuple[str, str] | None:
+    """What a flag takes, as its help and as an error calls it; None for what has no plain name."""
+    hint = getattr(action, "_typehint", None) or action.type
+    inside = [one for one in typing.get_args(hint) if one is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(inside), "one of " + ", ".join(inside)
+    if typing.get_origin(hint) is tuple:
+        known = _KINDS.get(inside[0])
+        return known and (f"{known[0]},...", f"{known[1]}, or several with commas between them")
+    return _KINDS.get(inside[0] if inside else hint)
+
+
 def _short(message: str, parser: ArgumentParser) -> str:
-    """An error message of the parser in one line, with the flag that was probably meant."""
+    """An error message of the parser in one plain line, with the flag that was probably meant."""
     line = " ".join(message.split())
-    unknown = re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line)
-    if unknown is None:
-        return line
     options = [option.replace("_", "-") for action in parser._actions for option in action.option_strings]
-    return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
+    if unknown := re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line):
+        return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
+    if more := re.match(r"[Uu]nrecognized arguments: (.*)", line):
+        return f"{more[1]!r} is one argument too many; a name with spaces needs quotes, a flag begins with --"
+    if without := re.match(r"argument (--[\w.]+): expected one argument", line):
+        return f"{without[1].replace('_', '-')} needs a value"
+    found = {action.dest: action for action in parser._actions}
+    if lacking := re.match(r"the following arguments are required: (.*)", line):
+        names = [name for name in lacking[1].split(", ") if name in found]
+        return "missing: " + ", ".join((found[name].option_strings or [name.upper()])[-1] for name in names)
+    key, value = re.match(r'Parser key "([\w.]+)": (.*)', line), re.search(r"(?:Given|Got) value: (.*)$", line)
+    if key is None:
+        return line
+    action = found.get(key[1])
+    flag = f"--{key[1].replace('_', '-')}" if action is None or action.option_strings else key[1].upper()
+    kind = None if action is None else _kind(action)
+    if value is None:
+        return f"{flag}: {key[2]}"
+    return f"{flag} is {value[1]!r}" + (f"; it must be {kind[1]}" if kind else ", and so cannot be read")
 
 
 def _underscored(word: str) -> str:

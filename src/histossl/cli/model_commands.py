@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VECTORS = (".h5ad", ".npy", ".csv", ".tsv", ".txt", ".parquet")  # files that are vectors already
 
 
-def predict(
+def predict_command(
     study: Path,
     slides: Path,
     *,

@@ -29,8 +29,7 @@ from histossl.execution.cluster import Cluster, open_workers, slide_executor
 from histossl.execution.workers import Executor, SerialExecutor, Workers
 from histossl.gigassl.embed_settings import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.study.folder import Study
-from histossl.study.folder import existing_study as _existing
+from histossl.study.folder import Study, existing_study
 from histossl.wsi.areas import AreaSettings
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
@@ -97,9 +96,10 @@ def run(
     from histossl.study.inspect_stage import find_slides, inspect_slides
     from histossl.wsi.named_areas import open_areas
 
-    study, drawn = Study(out), open_areas(areas, area)
+    drawn = open_areas(areas, area)
     found = find_slides(out, slides)  # before the folder of the study is made
     network = _loaded(encoder, encode, device)
+    study = Study(out)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(say_waiting):
             begin_stage("1/6 inspect", str(slides))
@@ -162,7 +162,7 @@ def encode_command(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
     check_name(encoder)
     look_for_device(device)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
@@ -268,7 +268,7 @@ def _study(folders: list[Path], out: Path | None) -> Study:
         return Study(out)
     if len(folders) > 1:
         raise StudyError(f"{len(folders)} folders of features make a new study", "name it: --out")
-    return _existing(folders[0])
+    return existing_study(folders[0])
 
 
 def _origins(folders: list[Path], stride: float | None, mpp: float | None, slides: Path | None) -> list[FeatureOrigin]:
@@ -304,7 +304,7 @@ def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSett
         labels: a CSV with slide_id, optionally patient_id, and label.
         probe: how the classifier is trained and scored.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
     look_at_labels(labels, probe)
     from histossl.study.probe_stage import probe_study
 
@@ -332,7 +332,7 @@ def heatmap(
         probe: how the classifier is trained; its first repeat is explained.
         device: auto, cpu or cuda.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
     look_at_labels(labels, probe)
     look_for_device(device)
     from histossl.study.heatmaps import heatmaps_study
@@ -347,7 +347,7 @@ def report(study: Path) -> int:
     Args:
         study: the folder of the study.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
     from histossl.view.report.study_report import report_study
 
     with opened.lock():
