@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from histossl.cli.inspect_command import inspect
-from histossl.cli.study_commands import run
+from histossl.cli.study_commands import heatmap, report, run
 from histossl.core import atomic
 from histossl.core.console import begin_stage, say
 from histossl.core.errors import SlideError
@@ -33,7 +33,7 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
 
     Args:
         out: the folder of the study; the slides are written to its subfolder `cohort`.
-        slides: number of slides to paint.
+        slides: number of slides to paint, four or more.
         real: instead fetch OpenSlide's test slide (CC0, 2 MB), and look for its tissue and nuclei; one slide is too few
             to learn a vector from.
 
@@ -56,6 +56,10 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
         pretrain=PretrainSettings(epochs=150),
         probe=ProbeSettings(shots=(25,)),
     )
+    # Two slides of either arrangement: the report opens with what the classifier looks at.
+    shown, explained = ("slide-001", "slide-004"), ProbeSettings(targets=("arrangement",))
+    heatmap(out, labels=cohort / "labels.csv", slides=shown, probe=explained)
+    report(out)
     say(f"the demo took {time.monotonic() - start:.0f} s; open {out / 'report.html'}", "green")
     return code
 

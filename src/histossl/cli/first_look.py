@@ -6,13 +6,18 @@ import shlex
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from histossl.core.console import say
 from histossl.core.errors import SettingsError
 from histossl.encoders.model_names import check_name
+from histossl.encoders.settings import EncodeSettings
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.study.folder import Study
+
+if TYPE_CHECKING:
+    from histossl.encoders.tile_encoder import TileEncoder
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "xla", "meta")  # that torch computes on
 _DRIVERS = ("nvidia*", "kfd", "dxg", "nvmap", "nvhost*")  # files in /dev that a driver of a GPU makes: NVIDIA, AMD, WSL
@@ -40,6 +45,27 @@ def first_look(
     look_for_device(device)
     if labels is not None:
         look_at_labels(labels, probe)
+
+
+def loaded_encoder(encoder: str, encode: EncodeSettings, device: str) -> TileEncoder | None:
+    """Load the tile encoder of a run before its first stage, and have torch judge the device.
+
+    Args:
+        encoder: its name.
+        encode: how tiles become features.
+        device: auto, cpu or cuda.
+
+    Returns:
+        The encoder; None where it is yet to be learned.
+
+    Raises:
+        HistosslError: the device is missing, or the encoder cannot be loaded.
+    """
+    from histossl.encoders.tile_encoder import load_encoder
+    from histossl.training.device import pick_device
+
+    pick_device(device)
+    return None if encoder == "self" else load_encoder(encoder, encode.seed, device, encode.precision)
 
 
 def look_at_labels(labels: Path, probe: ProbeSettings) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from histossl.cli.first_look import (
     exit_code,
     first_look,
+    loaded_encoder,
     look_at_labels,
     look_for_device,
     say_waiting,
@@ -94,11 +95,12 @@ def run(
     """
     first_look(pretrain, encoder, device, labels, probe)
     from histossl.study.inspect_stage import find_slides, inspect_slides
+    from histossl.study.probe_stage import probe_study
     from histossl.wsi.named_areas import open_areas
 
     drawn = open_areas(areas, area)
     found = find_slides(out, slides)  # before the folder of the study is made
-    network = _loaded(encoder, encode, device)
+    network = loaded_encoder(encoder, encode, device)
     study = Study(out)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(say_waiting):
@@ -106,22 +108,17 @@ def run(
             failed = inspect_slides(study, found, mpp_default, tissue, tile, pool, drawn)
         begin_stage("2/6 encode", f"{_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
-    from histossl.study.embed_stage import embed_study
     from histossl.study.pretrain_stage import pretrain_study
-    from histossl.study.probe_stage import probe_study
 
     with study.lock(say_waiting):
         begin_stage("3/6 pretrain")
         pretrain_study(study, pretrain, device)
         begin_stage("4/6 embed")
         with open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = max(failed, embed_study(study, embed, device, slide_executor(pool)))
+            failed = max(failed, _embed(study, embed, device, slide_executor(pool)))
         with _report_in_any_case(study):
-            if labels is None:
-                begin_stage("5/6 probe", "no --labels, nothing to probe")
-            else:
-                begin_stage("5/6 probe", str(labels))
-                failed += probe_study(study, labels, probe)
+            begin_stage("5/6 probe", str(labels or "no --labels, nothing to probe"))
+            failed += probe_study(study, labels, probe) if labels else 0
         tell_the_end(study)
     return exit_code(failed)
 
@@ -381,15 +378,6 @@ def _encode(
             built = EncoderName(name, settings.seed, device, settings.precision, made)
             return encode_study(study, network, settings, lambda jobs: encode_on(pool, jobs, built, settings))
         return encode_study(study, network, settings, lambda jobs: encode_slides(jobs, network, settings, pool))
-
-
-def _loaded(encoder: str, encode: EncodeSettings, device: str) -> TileEncoder | None:
-    """The tile encoder; None where it is yet to be learned."""
-    from histossl.encoders.tile_encoder import load_encoder
-    from histossl.training.device import pick_device
-
-    pick_device(device)
-    return None if encoder == "self" else load_encoder(encoder, encode.seed, device, encode.precision)
 
 
 def _waiting_for_encoder() -> None:
