@@ -14,7 +14,8 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import probe, write_probe
 from histossl.evaluate.settings import ProbeSettings
 from histossl.view.report.charts import curve, slide_map, small_picture
-from histossl.view.report.page import PICTURES, POINTS, ROWS, ReportInput, write_report
+from histossl.view.report.maps import POINTS
+from histossl.view.report.page import PICTURES, ROWS, ReportInput, write_report
 from histossl.view.report.sheets import Picture, Sheet, heatmaps_sheet, hits_sheet, nuclei_sheet
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & {{ 7 * 7 }} $\\frac{1}{"

@@ -109,7 +109,9 @@ def tell_the_end(study: Study) -> None:
 
     took = ", ".join(f"{stage} {timedelta(seconds=round(seconds))}" for stage, seconds in stage_times(study).items())
     say(f"vectors: {study.embeddings}", "green")
-    say(f"done: {study.report}" + (f" (hours:minutes:seconds: {took})" if took else ""), "green")
+    if took:
+        say(f"took: {took} (hours:minutes:seconds)")
+    say(f"done: {study.report}", "green")
     say(f"next: histossl view {shlex.quote(str(study.folder))}", "green")
 
 
