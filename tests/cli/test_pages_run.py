@@ -38,7 +38,7 @@ LEFT = {
 TRAINING = ["--pretrain.epochs=2", "--embed.views=2"]
 TILES = ["--tile.px=64"]
 ENCODING = ["--encode.views=2", "--encode.tiles=16", "--tile-encoder.joint.words.tiles=64"]
-PROBING = ["--probe.repeats=1", "--probe.bootstraps=50", "--probe.folds=2"]
+PROBING = ["--probe.repeats=1", "--probe.bootstraps=100", "--probe.folds=2"]
 LEARNING = ["--self-training.steps=2"]
 QUICK = {
     "run": [*TILES, *ENCODING, *TRAINING, *PROBING, "--workers=1", "--mpp-default=1"],

@@ -225,7 +225,7 @@ def built_parser(name: str, command: Callable[..., object], argv: list[str]) -> 
     parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
     for action in parser._actions:
         if "--print_config" in action.option_strings:
-            action.help = "print all settings as YAML; `histossl config` explains them, too"
+            action.help = argparse.SUPPRESS  # `histossl config` writes the same, and explains it
     for p in flags:
         parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
     for p in lists:
@@ -332,7 +332,7 @@ def _footer(name: str, stages: list[str]) -> str:
     """What stands under the flags: an example, and where the rest is."""
     lines = [f"example: {EXAMPLES[name]}"]
     if stages:
-        rest = f"Settings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML."
+        rest = f"Settings of {', '.join(stages)}: --help-all shows them, `histossl config` writes them as YAML."
         lines += textwrap.wrap(rest, 99)
     lines.append("--quiet prints warnings and errors only" + ("; --json answers scripts." if name in ANSWERS else "."))
     return "\n" + "\n".join(lines) + "\n"
