@@ -190,8 +190,8 @@ def audit(
     Args:
         splits: a split file or a folder of them: columns train and test, or slide_id and split, or slide_id and fold.
         table: a CSV with slide_id and, where known, patient_id, site and label; TCGA barcodes speak for themselves.
-        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those seen in
-            pretraining.
+        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those that
+            pretraining used, without their labels.
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a CSV, a row a split.
     """

@@ -95,7 +95,6 @@ def run(
     """
     first_look(pretrain, encoder, device, labels, probe)
     from histossl.study.inspect_stage import find_slides, inspect_slides
-    from histossl.study.probe_stage import probe_study
     from histossl.wsi.named_areas import open_areas
 
     drawn = open_areas(areas, area)
@@ -108,19 +107,29 @@ def run(
             failed = inspect_slides(study, found, mpp_default, tissue, tile, pool, drawn)
         begin_stage("2/6 encode", f"{_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
-    from histossl.study.pretrain_stage import pretrain_study
-
     with study.lock(say_waiting):
-        begin_stage("3/6 pretrain")
-        pretrain_study(study, pretrain, device)
+        _pretrain(study, pretrain, device)
         begin_stage("4/6 embed")
         with open_workers(workers, timeout, scheduler, slurm) as pool:
             failed = max(failed, _embed(study, embed, device, slide_executor(pool)))
-        with _report_in_any_case(study):
-            begin_stage("5/6 probe", str(labels or "no --labels, nothing to probe"))
-            failed += probe_study(study, labels, probe) if labels else 0
+        failed += _judge(study, labels, probe)
         tell_the_end(study)
     return exit_code(failed)
+
+
+def _pretrain(study: Study, settings: PretrainSettings, device: str) -> None:
+    from histossl.study.pretrain_stage import pretrain_study
+
+    begin_stage("3/6 pretrain")
+    pretrain_study(study, settings, device)
+
+
+def _judge(study: Study, labels: Path | None, probe: ProbeSettings) -> int:
+    from histossl.study.probe_stage import probe_study
+
+    with _report_in_any_case(study):
+        begin_stage("5/6 probe", str(labels or "no --labels, nothing to probe"))
+        return probe_study(study, labels, probe) if labels else 0
 
 
 def _report_in_any_case(study: Study) -> ExitStack:
