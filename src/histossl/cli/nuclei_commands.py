@@ -104,10 +104,7 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    look_for_device(device)
-    if model not in ("general", "self", "prior") and not model.startswith(PREFIX) and not Path(model).exists():
-        hint = "use general, self, prior, or a folder that `histossl nuclei train` wrote"
-        raise FileFormatError(f"there is no model {model}", hint)
+    _look_at(model, adapt, device)
     given = _with_areas(inputs_beside(_files(inputs), inputs, out), _drawn(areas, area))
     files = list(given)
     from histossl.cli.nuclei_learning import adapted_here, learned_here, state_of
@@ -116,8 +113,6 @@ def segment(
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
     shared = SharedTable(out, "nuclei.csv", COLUMNS)
-    if adapt and model in ("self", "prior"):
-        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
     if adapt or model == "self":
         # One run learns, the others wait for its model.
         with shared.share(_waiting), shared.learning(_waiting_for_model), Workers(workers, timeout) as readers:
@@ -135,6 +130,15 @@ def segment(
     failed = sum(row["status"] == "failed" for row in rows)
     say(f"done: {sum(int(row['nuclei'] or 0) for row in rows)} nuclei in {len(rows) - failed} images, {out}", "green")
     return 1 if failed else 0
+
+
+def _look_at(model: str, adapt: bool, device: str) -> None:
+    look_for_device(device)
+    if model not in ("general", "self", "prior") and not model.startswith(PREFIX) and not Path(model).exists():
+        hint = "use general, self, prior, or a folder that `histossl nuclei train` wrote"
+        raise FileFormatError(f"there is no model {model}", hint)
+    if adapt and model in ("self", "prior"):
+        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
