@@ -56,13 +56,11 @@ def atlas(page: Page, address: str) -> None:
     """The map, and the labels by hand; nothing is written."""
     page.goto(f"{address}#colour=composition")
     page.wait_for_selector("html[data-ready=atlas]")
-    page.wait_for_load_state("networkidle")
     keep(page, "view-map.jpg")
     page.click("#label-box summary")
     page.fill("#label-column", "composition")
     page.click("#probe")
     page.wait_for_selector("#probed h3")
-    page.wait_for_load_state("networkidle")
     keep(page, "view-label.jpg")
 
 

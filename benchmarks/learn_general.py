@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, SelfTrainingSettings, slide_tree
+from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, slide_tree
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.nuclei.stain_survey import survey
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.slide import open_slide

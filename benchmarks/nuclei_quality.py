@@ -24,9 +24,9 @@ from histossl.nuclei.adapt import adapt
 from histossl.nuclei.metrics import METRICS, score
 from histossl.nuclei.patch_contrast import learn_patch_contrast
 from histossl.nuclei.patch_sampling import PatchContrastSettings
-from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter, samples
 from histossl.nuclei.self_training import SelfTraining
+from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.stain_survey import survey
 from histossl.nuclei.strata import BY, found_nuclei, grouped
 from histossl.wsi.array_slide import picture_slide

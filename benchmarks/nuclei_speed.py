@@ -19,8 +19,8 @@ from histossl.nuclei.export import write_geojson
 from histossl.nuclei.instances import InstanceSettings, Nuclei, nuclei_of_tile
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.patch_sampling import PatchContrastSettings, PatchContrastTask
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.self_training import Batches, Sample, SelfTraining, SelfTrainingTask
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.nuclei.stain_survey import survey
 from histossl.nuclei.threshold import Prior
 from histossl.wsi.array_slide import picture_slide

@@ -12,6 +12,7 @@ from histossl.core.atomic import whole
 from histossl.evaluate.methods import describe
 from histossl.evaluate.plots import COLOURS, MARKERS
 from histossl.evaluate.settings import ProbeResult, ProbeSettings
+from histossl.evaluate.summary import named
 
 SUPERVISED = ("attention MIL", "SparseConvMIL")  # by labels alone; fine-tuning begins with what was learned
 BAR = 0.063  # by how much the paper is ahead at 50 labelled slides
@@ -75,7 +76,7 @@ def page(found: list[Found], split: pd.DataFrame, settings: ProbeSettings, comma
             parts += [f"### {target}", table(pd.DataFrame(rows)), verdict(pd.DataFrame(rows))]
     parts += ["## Slides and vectors", sizes(found), "## What splitting by field pretends", pretence(split)]
     parts += ["![AUROC of the same vectors, split by field and by patient](split.png)"]
-    return "\n\n".join([*parts, "## Method", describe(settings)]) + "\n"
+    return ("\n\n".join([*parts, "## Method", describe(settings)]) + "\n").replace("giga-ssl", "this method")
 
 
 def tiles_section(tiles: tuple[pd.DataFrame, list[str]] | None) -> str:
@@ -260,7 +261,7 @@ def draw_shots_picture(found: list[Found], path: Path) -> None:
             colour, strong = COLOURS[k] if k < len(COLOURS) else "#8B5A2B", 2.2 if k == 0 else 1.1
             ax.vlines(at, own["low"], own["high"], color=colour, linewidth=0.8, alpha=0.5)
             ax.plot(at, own["auroc"], color=colour, marker=MARKERS[k % len(MARKERS)], markersize=4, linewidth=strong,
-                    linestyle="-" if k < len(COLOURS) else "--", label=name)  # fmt: skip
+                    linestyle="-" if k < len(COLOURS) else "--", label=named(name))  # fmt: skip
         ax.axhline(0.5, color="#999999", linewidth=0.8, linestyle=":")
         ax.set_xticks(range(len(counts)), counts)
         ax.set_xlim(-0.4, len(counts) - 0.6)

@@ -68,7 +68,7 @@ def test_each_of_twenty_questions_has_a_page():
 
 
 def test_the_models_named_are_those_that_the_encoder_knows():
-    from histossl.encoders.external import _MPP, known_as
+    from histossl.encoders.model_names import MPP, known_as
 
     text = (ROOT / "docs" / "foundation-models.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| [") and "`--encoder" in line]
@@ -77,7 +77,7 @@ def test_the_models_named_are_those_that_the_encoder_knows():
         name = re.search(r"--encoder (\S+)", line)[1]
         full = name.removeprefix("hf:").removeprefix("timm:hf-hub:")
         assert known_as(full.rpartition("/")[2]) == name
-        assert f"--tile.mpp {_MPP[full]:g}" in line
+        assert f"--tile.mpp {MPP[full]:g}" in line
 
 
 def test_the_sites_settings_are_yaml():

@@ -83,6 +83,30 @@ def test_without_a_terminal_there_is_a_line_from_time_to_time(capsys, monkeypatc
     assert "left, [bold]name" in said
 
 
+def test_progress_tells_its_stage_and_the_speed_of_the_last_minutes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    console.begin_stage("2/6 encode")
+    bar = console.Bar("tiles", 10_000)
+    console.begin_stage("")
+    for rate in (1, 10):  # slow for twenty minutes, then ten times as fast
+        for _ in range(120):
+            now[0] += 10
+            bar.advance(10 * rate)
+    assert bar.line().startswith("2/6 encode, tiles: 13,200 of 10,000")
+    assert ", 10.0/s, " in bar.line()
+
+
+def test_items_that_take_longer_than_the_window_have_a_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    bar = console.Bar("slides", 10)
+    for _ in range(4):
+        now[0] += 600
+        bar.advance(1)
+    assert "600 s each, 1:00:00 left" in bar.line()
+
+
 def test_quiet_leaves_warnings_and_errors(capsys):
     console.set_quiet(True)
     try:

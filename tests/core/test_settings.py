@@ -14,7 +14,7 @@ from histossl.encoders.encode import EncodeSettings
 from histossl.encoders.moco import MocoSettings
 from histossl.encoders.patch_kmeans import PatchKMeansSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
+from histossl.nuclei.settings import SelfTrainingSettings
 
 
 @pytest.mark.parametrize("kind", [EncodeSettings, MocoSettings, PretrainSettings, SelfTrainingSettings])

@@ -25,6 +25,7 @@ from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.views import ViewSettings
+from histossl.study.heatmaps import thumbnail
 from histossl.wsi.geometry import Size
 
 IJ = np.stack(np.divmod(np.arange(60), 10), axis=1)  # 6 rows of 10
@@ -140,6 +141,17 @@ def test_one_slide_may_be_asked_for_and_an_unknown_one_is_named(study, tmp_path,
     assert main([*command, "--slides", '["s 1"]']) == 1
     assert "run `histossl embed` again" in capsys.readouterr().err
     settings.write_text(kept)
+
+
+def test_a_slide_without_an_mpp_of_its_own_is_drawn_with_that_of_the_table(tmp_path, capsys):
+    Image.new("RGB", (640, 480), (200, 90, 160)).save(tmp_path / "a.png")
+    row = {"slide_id": "a", "path": str(tmp_path / "a.png"), "mpp": "0.5"}  # as --mpp-default wrote it
+    drawn = thumbnail(row)
+    assert drawn is not None
+    assert abs(drawn.mean(axis=(0, 1)) - [200, 90, 160]).max() < 3
+    assert capsys.readouterr().err == ""
+    assert thumbnail(row | {"mpp": "none"}) is None
+    assert "is drawn on white" in capsys.readouterr().err
 
 
 def test_vectors_of_the_study_have_the_logits(study):

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from histossl.cli import nuclei_commands as commands
+from histossl.cli import nuclei_score
 from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.nuclei.adapt import _parted, adapt, blended, judge
 from histossl.nuclei.agreement import agreed
@@ -20,16 +21,10 @@ from histossl.nuclei.augment import paled
 from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.pseudo_labels import (
-    AdaptSettings,
-    PseudoLabelSettings,
-    SelfTrainingSettings,
-    make_pseudo_labels,
-    slide_tree,
-    targets,
-)
+from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, slide_tree, targets
 from histossl.nuclei.segmenter import GENERAL, NucleiSegmenter, load_method, samples
 from histossl.nuclei.self_training import Sample, SelfTraining
+from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.stain_survey import survey
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
@@ -251,7 +246,7 @@ def test_score_by_area_and_darkness(picture: np.ndarray, tmp_path: Path, capsys:
     Image.fromarray(picture).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "t.tif", truth)
     pair = tmp_path / "t.tif", tmp_path / "t.tif"
-    assert commands.score(*pair, by="area,darkness", images=tmp_path / "a.png", mpp=0.4) == 0
+    assert nuclei_score.score(*pair, by="area,darkness", images=tmp_path / "a.png", mpp=0.4) == 0
     told = capsys.readouterr()
     assert "darkness" in told.out + told.err
     assert "1.000" in told.out + told.err

@@ -12,6 +12,7 @@ import shapely
 from PIL import Image
 
 from histossl.cli import nuclei_commands as commands
+from histossl.cli import nuclei_score
 from histossl.cli.nuclei_commands import ExportSettings
 from histossl.core.errors import LabelError
 from histossl.nuclei.export import write_anndata
@@ -174,4 +175,4 @@ def test_the_command_writes_maps_sheets_and_tables_and_scores_beside_them(tmp_pa
     )
     (tmp_path / "truth").mkdir()
     shutil.copy(tmp_path / "o" / "a.tif", tmp_path / "truth" / "a.tif")
-    assert commands.score(tmp_path / "o", tmp_path / "truth") == 0
+    assert nuclei_score.score(tmp_path / "o", tmp_path / "truth") == 0

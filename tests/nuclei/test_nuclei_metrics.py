@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histossl.cli import nuclei_commands
+from histossl.cli import nuclei_score
 from histossl.core.errors import LabelError
 from histossl.nuclei.metrics import METRICS, Scores, score, summarise
 
@@ -122,7 +122,7 @@ def test_score_reads_labels_and_geojson(tmp_path: Path) -> None:
     _geojson(tmp_path / "a.geojson")
     for prediction, truth in (("a.geojson", "a.tif"), ("a.tif", "a.geojson"), ("a.geojson", "a.geojson")):
         out = tmp_path / "scores.csv"
-        assert nuclei_commands.score(tmp_path / prediction, tmp_path / truth, out) == 0
+        assert nuclei_score.score(tmp_path / prediction, tmp_path / truth, out) == 0
         assert out.read_text().splitlines()[1].split(",")[1:] == ["1.0"] * 6
 
 
@@ -132,15 +132,15 @@ def test_score_names_what_does_not_match(tmp_path: Path) -> None:
         for name in names:
             tifffile.imwrite(tmp_path / folder / f"{name}.tif", _labels())
     with pytest.raises(LabelError, match="do not match"):
-        nuclei_commands.score(tmp_path / "p", tmp_path / "t")
+        nuclei_score.score(tmp_path / "p", tmp_path / "t")
     (tmp_path / "empty").mkdir()
     with pytest.raises(LabelError, match="no label images"):
-        nuclei_commands.score(tmp_path / "p", tmp_path / "empty")
+        nuclei_score.score(tmp_path / "p", tmp_path / "empty")
     with pytest.raises(LabelError, match="folder"):
-        nuclei_commands.score(tmp_path / "p" / "a.tif", tmp_path / "t")
+        nuclei_score.score(tmp_path / "p" / "a.tif", tmp_path / "t")
     (tmp_path / "bad.geojson").write_text("{")
     with pytest.raises(LabelError, match="no GeoJSON"):
-        nuclei_commands.score(tmp_path / "bad.geojson", tmp_path / "t" / "b.tif")
+        nuclei_score.score(tmp_path / "bad.geojson", tmp_path / "t" / "b.tif")
 
 
 def test_masks_are_refused_and_strangers_suspected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -148,9 +148,9 @@ def test_masks_are_refused_and_strangers_suspected(tmp_path: Path, capsys: pytes
     tifffile.imwrite(tmp_path / "a.tif", labels)
     tifffile.imwrite(tmp_path / "mask.tif", (labels > 0).astype(np.uint8) * 255)
     with pytest.raises(LabelError, match=r"mask\.tif: is a mask: its 6 pieces have one number, 255; give each nucleus"):
-        nuclei_commands.score(tmp_path / "a.tif", tmp_path / "mask.tif")
-    assert nuclei_commands.score(tmp_path / "a.tif", tmp_path / "a.tif") == 0
+        nuclei_score.score(tmp_path / "a.tif", tmp_path / "mask.tif")
+    assert nuclei_score.score(tmp_path / "a.tif", tmp_path / "a.tif") == 0
     assert "SUSPECT" not in capsys.readouterr().err
     tifffile.imwrite(tmp_path / "b.tif", labels[:, ::-1])  # of another picture
-    assert nuclei_commands.score(tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    assert nuclei_score.score(tmp_path / "a.tif", tmp_path / "b.tif") == 0
     assert "SUSPECT b.tif: nuclei and truth hardly overlap, Dice 0.000" in " ".join(capsys.readouterr().err.split())

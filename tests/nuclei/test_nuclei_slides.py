@@ -13,7 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from histossl.cli import nuclei_commands
+from histossl.cli import nuclei_commands, nuclei_score
 from histossl.cli.nuclei_commands import ExportSettings
 from histossl.core.errors import FileFormatError, LabelError, SettingsError, SlideError, TrainingError
 from histossl.nuclei import export
@@ -22,9 +22,9 @@ from histossl.nuclei.metrics import score
 from histossl.nuclei.network import REACH, NucleusNet
 from histossl.nuclei.nuclei_files import read_nuclei
 from histossl.nuclei.partial_results import Parts
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.segmenter import NucleiSegmenter
 from histossl.nuclei.self_training import Batches, Sample, SelfTraining
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.nuclei.stain_survey import SegmentSettings, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
@@ -288,7 +288,7 @@ def test_segment_command_from_files_to_scores(picture: np.ndarray, tmp_path: Pat
     tifffile.imwrite(tmp_path / "truth" / "a.b.tif", truth)
     assert score(tifffile.imread(out / "a.b.tif"), truth).dice > 0.6
     with pytest.raises(LabelError, match="do not match"):
-        nuclei_commands.score(out, tmp_path / "truth")
+        nuclei_score.score(out, tmp_path / "truth")
     first = (out / "a.b.tif").read_bytes()
     assert (
         nuclei_commands.segment([images / "a.b.png"], out=out, model=str(out / "model"), mpp_default=0.4, workers=1)

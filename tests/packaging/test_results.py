@@ -78,12 +78,12 @@ def test_the_page_says_what_the_tables_say(pages, tmp_path):
     assert "| synthetic: lesion | .95 (.85–1.05) | .90 (.80–1.00) SparseConvMIL | +.05 (+.01 to +.09) |" in text
     assert "On average +5.0 points, which does not meet the +6.3" in text
     assert (
-        "With 50 labelled slides giga-ssl is ahead of attention MIL, SparseConvMIL; behind fine-tuned encoder; "
+        "With 50 labelled slides this method is ahead of attention MIL, SparseConvMIL; behind fine-tuned encoder; "
         "not to be told from mean pooling." in text
     )
     assert text.count("Its interval reaches chance") == 1  # of lymphoma, whose low is .48
     assert "| lymphoma | 374 | 91.0 MB | 0.57 MB (384 numbers a slide, float32) | 158 |" in text
-    assert "| giga-ssl | .90 (.80–1.00) | .60 (.50–.70) | +30.0 |" in text
+    assert "| this method | .90 (.80–1.00) | .60 (.50–.70) | +30.0 |" in text
     assert "The 374 lymphoma fields are of 30 patients." in text
     assert "150 steps of AdamW" in text
     words.draw_shots_picture(found, tmp_path / "a.png")

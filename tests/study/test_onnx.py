@@ -12,8 +12,8 @@ from histossl.encoders.tile_encoder import load_encoder, save_encoder
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.patch_contrast import Choice, PatchContrast
 from histossl.nuclei.patch_sampling import ConfidenceNet, PatchContrastSettings
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.self_training import SelfTraining
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.study import onnx_models
 from histossl.study.export_model import export_model
 

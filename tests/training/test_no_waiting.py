@@ -36,8 +36,8 @@ from histossl.gigassl.pretrain_task import NeighbourTask, PretrainTask
 from histossl.gigassl.towers import Towers
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.patch_sampling import SIMILARITIES, ConfidenceNet, PatchContrastSettings, PatchContrastTask
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.self_training import SelfTraining, SelfTrainingTask
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.training.loop import Schedule, optimiser
 
 META = torch.device("meta")

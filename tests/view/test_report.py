@@ -14,7 +14,8 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import probe, write_probe
 from histossl.evaluate.settings import ProbeSettings
 from histossl.view.report.charts import curve, slide_map, small_picture
-from histossl.view.report.page import PICTURES, POINTS, ROWS, ReportInput, write_report
+from histossl.view.report.maps import POINTS, THUMBNAILS
+from histossl.view.report.page import PICTURES, ROWS, ReportInput, write_report
 from histossl.view.report.sheets import Picture, Sheet, heatmaps_sheet, hits_sheet, nuclei_sheet
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & {{ 7 * 7 }} $\\frac{1}{"
@@ -94,6 +95,11 @@ def page(study, tmp_path):
     return Page(tmp_path / "report.html")
 
 
+def test_the_page_opens_with_a_picture(page):
+    assert page.source.index("<img ") < page.source.index("<h1>")
+    assert page.tags.count("image") == 1
+
+
 def test_names_are_shown_and_never_run(page):
     assert "script" not in page.tags
     assert page.tags.count("img") == 3  # one of them on the first screen
@@ -169,7 +175,10 @@ def test_a_large_cohort_stays_a_small_page(tmp_path):
     page = Page(tmp_path / "r.html")
     assert len(page.source) < 2_500_000
     assert page.tags.count("img") == 2 + PICTURES
-    assert page.source.count("<title>slide-") == POINTS
+    drawn = page.tags.count("image")  # pictures on the map, where they do not cover each other
+    assert 10 < drawn <= THUMBNAILS
+    assert page.source.count("<title>slide-") == POINTS + drawn
+    assert "Quality control left out no tile." in page.text
     assert f"and {300 - ROWS} more in slides.csv" in page.text
     assert "300 × no tissue; look at it" in page.text
     assert "4 others" in page.text  # twelve classes, eight colours

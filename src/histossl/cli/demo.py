@@ -11,11 +11,11 @@ import urllib.request
 from pathlib import Path
 
 from histossl.cli.inspect_command import inspect
-from histossl.cli.study_commands import run
+from histossl.cli.study_commands import heatmap, report, run
 from histossl.core import atomic
-from histossl.core.console import say
+from histossl.core.console import begin_stage, say
 from histossl.core.errors import SlideError
-from histossl.encoders.encode import EncodeSettings
+from histossl.encoders.settings import EncodeSettings
 from histossl.evaluate.settings import ProbeSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
 from histossl.wsi.synth import write_cohort
@@ -34,7 +34,7 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
 
     Args:
         out: the folder of the study; the slides are written to its subfolder `cohort`.
-        slides: number of slides to paint.
+        slides: number of slides to paint, four or more.
         real: instead fetch OpenSlide's test slide (CC0, 2 MB), and look for its tissue and nuclei; one slide is too few
             to learn a vector from.
 
@@ -57,6 +57,10 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
         pretrain=PretrainSettings(epochs=150),
         probe=ProbeSettings(shots=(25,)),
     )
+    # Two slides of either arrangement: the report opens with what the classifier looks at.
+    shown, explained = ("slide-001", "slide-004"), ProbeSettings(targets=("arrangement",))
+    heatmap(out, labels=cohort / "labels.csv", slides=shown, probe=explained)
+    report(out)
     say(f"the demo took {time.monotonic() - start:.0f} s; open {out / 'report.html'}", "green")
     return code
 
@@ -65,9 +69,9 @@ def _on_a_real_slide(out: Path) -> int:
     from histossl.cli.nuclei_commands import segment  # imports what the painted demo does without
 
     slide = fetched(REAL, Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "histossl")
-    say(f"1/2 inspect   {slide}")
+    begin_stage("1/2 inspect", str(slide))
     code = inspect(slide, out=out)
-    say("2/2 nuclei segment")
+    begin_stage("2/2 nuclei segment")
     code = max(code, segment([slide], out=out / "nuclei"))
     say(f"tissue and tiles: {out / 'qc' / f'{slide.stem}.jpg'}; nuclei, for QuPath: {out / 'nuclei'}", "green")
     say(f"next: histossl view {out}", "green")

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from histossl.core import answers
+from histossl.encoders.model_names import INSTALL
 
 # Distribution -> module that `histossl run` imports.
 NEEDED = {
@@ -36,13 +37,13 @@ NEEDED = {
 }
 # Distribution that only some features need -> (module, what it is for, what installs it).
 OPTIONAL = {
-    "pyarrow": ("pyarrow", "nuclei as GeoParquet", "histossl[nuclei]"),
-    "zarr": ("zarr", "nuclei as OME-Zarr", "histossl[nuclei]"),
-    "timm": ("timm", "tile encoders timm:NAME", "histossl[timm]"),
-    "transformers": ("transformers", "tile encoders hf:NAME", "histossl[transformers]"),
-    "onnxruntime": ("onnxruntime", "models as ONNX", "histossl[onnx]"),
-    "huggingface_hub": ("huggingface_hub", "models hf:OWNER/NAME", "histossl[hub]"),
-    "distributed": ("distributed", "Dask and SLURM clusters", "histossl[cluster]"),
+    "pyarrow": ("pyarrow", "nuclei as GeoParquet", "pip install 'histossl[nuclei]'"),
+    "zarr": ("zarr", "nuclei as OME-Zarr", "pip install 'histossl[nuclei]'"),
+    "timm": ("timm", "tile encoders timm:NAME", INSTALL["timm"]),
+    "transformers": ("transformers", "tile encoders hf:NAME", INSTALL["transformers"]),
+    "onnxruntime": ("onnxruntime", "models as ONNX", "pip install 'histossl[onnx]'"),
+    "huggingface_hub": ("huggingface_hub", "models hf:OWNER/NAME", "pip install 'histossl[hub]'"),
+    "distributed": ("distributed", "Dask and SLURM clusters", "pip install 'histossl[cluster]'"),
 }
 MEMORY, DISK = 4 * 2**30, 2 * 2**30  # below them a run is likely to fail
 
@@ -71,10 +72,14 @@ def doctor(study: Path = Path(".")) -> int:
     Returns:
         The exit code, 0 or 1.
     """
-    findings = [*libraries(), *system(), *machine(), *folder(study)]
+    of_libraries = list(libraries())
+    findings = [*machine(), *folder(study), *system(), *of_libraries]
+    fine = [found for found in of_libraries if found.state == "ok"]
+    shown = [found for found in findings if found not in fine]
+    shown.append(Finding("libraries", "ok", ", ".join(f"{found.what} {found.text}" for found in fine)))
     table = Table(box=None, show_header=False)
     colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
-    for found in findings:
+    for found in shown:
         table.add_row(f"[{colours[found.state]}]{found.state}[/]", escape(found.what), escape(found.text))
     answers.give("findings", [vars(found) for found in findings], table)
     wrong = [found.what for found in findings if found.state == "missing"]
@@ -89,7 +94,7 @@ def libraries() -> Iterator[Finding]:
     for name, module in NEEDED.items():
         yield _imported(name, module, "missing", f"pip install {name}")
     for name, (module, purpose, extra) in OPTIONAL.items():
-        yield _imported(name, module, "note", f'optional, for {purpose}: pip install "{extra}"')
+        yield _imported(name, module, "note", f"not installed; only for {purpose}: {extra}")
 
 
 def _imported(name: str, module: str, otherwise: str, hint: str) -> Finding:
@@ -97,17 +102,18 @@ def _imported(name: str, module: str, otherwise: str, hint: str) -> Finding:
         import_module(module)
         return Finding(name, "ok", metadata.version(name))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken build fails in any of these ways
-        return Finding(name, otherwise, f"{hint} ({type(error).__name__}: {error})")
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        return Finding(name, otherwise, hint if absent else f"cannot be imported ({type(error).__name__}: {error})")
 
 
 def system() -> Iterator[Finding]:
     """What this operating system lacks that others have, and what is lost without it."""
     if _importable("fcntl"):
-        yield Finding("locks", "ok", "flock")
+        yield Finding("locks", "ok", "two runs can share a study")
     else:
         yield Finding("locks", "note", "no fcntl here: locks of studies go through SQLite, on local disks only")
     if _importable("resource"):
-        yield Finding("limits", "ok", "memory of workers")
+        yield Finding("limits", "ok", "a slide that needs too much memory ends its worker, not the run")
     else:
         yield Finding("limits", "note", "no limit of memory here: a slide that needs too much may slow the machine")
 

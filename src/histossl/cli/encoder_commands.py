@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from histossl.cli.first_look import look_for_device
 from histossl.core.atomic import whole_folder
 from histossl.core.console import say
 from histossl.core.errors import StudyError
-from histossl.encoders.encode import EncodeSettings
-from histossl.encoders.pretrain_tiles import TileTrainSettings
+from histossl.encoders.settings import EncodeSettings, TileTrainSettings
 from histossl.execution.workers import Workers
-from histossl.study import encode_stage
 from histossl.study.folder import Study
 from histossl.study.inspect_stage import find_slides, inspect_slides
 from histossl.wsi.tiles import TileSpec
@@ -46,8 +45,11 @@ def pretrain_encoder(
     """
     if out.exists() and not (out / "config.json").is_file():
         raise StudyError(f"{out}: stands already and is no tile encoder", "choose another --out")
+    look_for_device(device)
     place = out.with_name(f"{out.name}-training")
     found, study = find_slides(place, slides), Study(place)
+    from histossl.study import encode_stage
+
     with study.lock(), Workers(workers) as pool:
         failed = inspect_slides(study, found, mpp_default, tissue, tile, pool)
         encode_stage.encoder_of(study, "self", tile_encoder, EncodeSettings(), pool, device)

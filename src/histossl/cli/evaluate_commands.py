@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,15 +14,14 @@ from histossl.core import answers, atomic, tables
 from histossl.core.console import say
 from histossl.core.errors import LabelError, SettingsError
 from histossl.core.names import Known
-from histossl.evaluate.fitted import keep_probe
-from histossl.evaluate.labels import Labels
+from histossl.evaluate.labels import Labels, check_labels
 from histossl.evaluate.patients import labels_for, of_area, patients_of
-from histossl.evaluate.probe import write_probe
-from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source, side_by_side
-from histossl.evaluate.summary import show_probe
-from histossl.evaluate.suspicions import check_columns
+from histossl.evaluate.summary import named, show_probe
+
+if TYPE_CHECKING:
+    from histossl.evaluate.search import Hit
 
 
 def probe_vectors(
@@ -59,6 +59,10 @@ def probe_vectors(
         out = vectors
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
+    check_labels(labels, probe.targets, probe.outcome)
+    for path in (splits, against):
+        if path is not None and not path.exists():
+            raise SettingsError(f"there is no {path}", "correct the path")
     source = read_source(vectors, pickles, columns)
     if against is not None:
         source = side_by_side(source, read_source(against, pickles, columns), against.stem)
@@ -69,6 +73,10 @@ def probe_vectors(
 
 
 def _probe_into(out: Path, source: Source, labels: Path, settings: ProbeSettings) -> int:
+    from histossl.evaluate.fitted import keep_probe
+    from histossl.evaluate.probe import write_probe
+    from histossl.evaluate.rivals import probe_with_rivals
+
     table = labels_for(source, labels, settings)
     _tell(source, table)
     result = probe_with_rivals(source, table, settings, out / "logs" / "rivals")
@@ -90,7 +98,7 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
     known, lost = known_slides(named, set(table.table.index))
     found = probe_splits(source, table, known, settings)
     _write(out / "splits.csv", found)
-    answers.give_rows("splits", _rows(summary(found)))
+    answers.give_rows("splits", _named_rows(summary(found)), value=_rows(summary(found)))
     matched = [split.named_as(cohort.patients).only(cohort.patients) for split in known]
     notes = verdicts([audit_split(split, cohort) for split in matched], cohort, False)
     for line in notes:
@@ -101,13 +109,15 @@ def _probe_splits(out: Path, source: Source, labels: Path, splits: Path, setting
 
 def _tell(source: Source, labels: Labels | None = None) -> None:
     """Say what was read otherwise than it is written."""
+    from histossl.evaluate.suspicions import check_columns
+
     for line in dict.fromkeys((*source.notes, *(labels.notes if labels else ()))):
         say(f"note: {line}", "yellow")
     for line in (*labels.suspicions, *check_columns(source, labels)) if labels else ():
         say(f"SUSPECT {line}", "yellow")
 
 
-def search(
+def search_command(
     vectors: Path,
     slide: str,
     top: int = 9,
@@ -125,10 +135,12 @@ def search(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a folder for hits.csv, hits.jpg and, with labels, retrieval.csv.
     """
-    from histossl.evaluate.search import nearest, picture, retrieval
-
     if top < 1:
         raise SettingsError(f"--top {top}", "ask for one or more")
+    if labels is not None:
+        check_labels(labels)
+    from histossl.evaluate.search import nearest, retrieval
+
     source = read_source(vectors, columns=columns)
     table = None if labels is None else labels_for(source, labels)
     _tell(source, table)
@@ -146,22 +158,28 @@ def search(
     if table is not None:
         for target in table.targets:
             found[target] = table.table[target].reindex(found["slide_id"]).fillna("").to_numpy()
-    say(f"{source.ids[query]} among {len(source.ids)} slides by {name}; {_told_patients(source.ids, patients)}")
+    say(f"{source.ids[query]} among {len(source.ids)} slides by {named(name)}; {_told_patients(source.ids, patients)}")
     answers.give_rows("hits", _rows(found))
     scores = None if table is None else retrieval(source.vectors, source.ids, table)
     if scores is not None:
-        answers.give_rows("retrieval", _rows(scores))
+        answers.give_rows("retrieval", _named_rows(scores), value=_rows(scores))
     if out is not None:
-        rows = [query, *(hit.row for hit in hits)]
-        texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
-        frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
-        with atomic.whole(out / "hits.jpg") as part:
-            picture(frames).save(part, quality=85)
-        _write(out / "hits.csv", found)
+        _write_hits(out, source, query, hits, found)
         if scores is not None:
             _write(out / "retrieval.csv", scores)
-        say(f"done: {out / 'hits.jpg'}", "green")
     return _complain((*(table.complaints if table else ()), *source.passed))
+
+
+def _write_hits(out: Path, source: Source, query: int, hits: Sequence[Hit], found: pd.DataFrame) -> None:
+    from histossl.evaluate.search import picture
+
+    rows = [query, *(hit.row for hit in hits)]
+    texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
+    frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
+    with atomic.whole(out / "hits.jpg") as part:
+        picture(frames).save(part, quality=85)
+    _write(out / "hits.csv", found)
+    say(f"done: {out / 'hits.jpg'}", "green")
 
 
 def audit(
@@ -172,11 +190,13 @@ def audit(
     Args:
         splits: a split file or a folder of them: columns train and test, or slide_id and split, or slide_id and fold.
         table: a CSV with slide_id and, where known, patient_id, site and label; TCGA barcodes speak for themselves.
-        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those seen in
-            pretraining.
+        vectors: slide vectors, as of `histossl probe`, to find slides that are there twice, and those that
+            pretraining used, without their labels.
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         out: a CSV, a row a split.
     """
+    if vectors is not None and not vectors.exists():
+        raise SettingsError(f"there is no {vectors}", "correct the path")
     from histossl.evaluate.audit import audit_split, near_duplicates, read_cohort_table, verdicts
     from histossl.evaluate.split_files import known_slides, read_splits
     from histossl.evaluate.suspicions import suspicions
@@ -226,13 +246,14 @@ def sites(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         probe: how the models are trained and scored.
     """
+    check_labels(labels, probe.targets, probe.outcome)
     from histossl.evaluate.site_effects import site_effects
 
     source = of_area(read_source(vectors, columns=columns), probe.area)
     table = labels_for(source, labels, probe)
     _tell(source, table)
     found, notes = site_effects(source, table, probe)
-    answers.give_rows("sites", _rows(found))
+    answers.give_rows("sites", _named_rows(found), value=_rows(found))
     answers.give("confounding", notes)
     for line in notes:
         say(line, "yellow" if "CONFOUNDED" in line else "")
@@ -263,6 +284,10 @@ def _told_patients(ids: Sequence[str], patients: np.ndarray) -> str:
 
 def _rows(found: pd.DataFrame) -> list[dict]:
     return [dict(zip(map(str, found.columns), row, strict=True)) for row in found.itertuples(index=False)]
+
+
+def _named_rows(found: pd.DataFrame) -> list[dict]:
+    return _rows(found.assign(embedding=found["embedding"].map(named)).rename(columns={"embedding": "vectors"}))
 
 
 def _frame(source: Source, row: int, text: str) -> tuple[str, Path | None, Path | None]:

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
+from histossl.cli.first_look import exit_code, say_waiting
 from histossl.core import answers
 from histossl.core.console import say
 from histossl.execution.cluster import open_workers
@@ -72,21 +73,3 @@ def show_slides(study: Study) -> None:
     names |= {"error": "what is wrong"} | ({"note": "note"} if any(row.get("note") for row in rows) else {})
     shown = [{title: row.get(name, "") for name, title in names.items()} for row in rows]
     answers.give_rows("slides", shown, {"what is wrong": "red", "note": "yellow"})
-
-
-def exit_code(failed: int) -> int:
-    """1 where some slides failed, each with its reason; else 0.
-
-    Args:
-        failed: how many.
-    """
-    return 1 if failed else 0
-
-
-def say_waiting(holder: str) -> None:
-    """Say for whom this run waits.
-
-    Args:
-        holder: of the study's lock.
-    """
-    say(f"waiting for another run that needs the study for itself ({holder})", "yellow")

@@ -20,80 +20,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from histossl.cli.commands import ANSWERS, COMMANDS, EXAMPLES
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-# Command -> (module, function, one line of help). Modules are imported when their command is called.
-COMMANDS = {
-    "run": ("histossl.cli.study_commands", "run", "slides in; vectors, a probe and a report out: all stages in order"),
-    "inspect": ("histossl.cli.inspect_command", "inspect", "a table of the slides and what is wrong with them"),
-    "encoder pretrain": (
-        "histossl.cli.encoder_commands",
-        "pretrain_encoder",
-        "train a tile encoder, without labels",
-    ),
-    "encode": ("histossl.cli.study_commands", "encode_command", "tiles to features and augmented views"),
-    "features convert": ("histossl.cli.features_command", "convert", "features to and from TRIDENT, CLAM and STAMP"),
-    "pretrain": ("histossl.cli.study_commands", "pretrain_command", "train the slide encoder, without labels"),
-    "embed": ("histossl.cli.study_commands", "embed_command", "one vector per slide: embeddings.h5ad"),
-    "probe": (
-        "histossl.cli.evaluate_commands",
-        "probe_vectors",
-        "a linear classifier on the vectors, and on those of the baselines",
-    ),
-    "predict": ("histossl.cli.model_commands", "predict", "what a probe says of new slides, and whether to trust it"),
-    "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
-    "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
-    "search": (
-        "histossl.cli.evaluate_commands",
-        "search",
-        "the slides most like one slide, and how often they share labels",
-    ),
-    "audit": (
-        "histossl.cli.evaluate_commands",
-        "audit",
-        "what a split has on both of its sides: patients, sites, duplicates",
-    ),
-    "sites": ("histossl.cli.evaluate_commands", "sites", "how much the vectors know of the site, and what remedies do"),
-    "status": ("histossl.study.status", "status", "what is done, which runs work on it, how fast, and the time left"),
-    "report": ("histossl.cli.study_commands", "report", "one self-contained page with all results"),
-    "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and their overlays, in a browser"),
-    "nuclei train": ("histossl.cli.nuclei_commands", "train", "learn nuclei from images or slides, without labels"),
-    "nuclei segment": ("histossl.cli.nuclei_commands", "segment", "find the nuclei of images and slides, for QuPath"),
-    "nuclei score": ("histossl.cli.nuclei_commands", "score", "Dice, AJI, PQ against ground truth"),
-    "synth": ("histossl.wsi.synth", "synth", "paint slides with known truth"),
-    "demo": ("histossl.cli.demo", "demo", "all stages on synthetic slides, in minutes"),
-    "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
-    "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
-}
 ALL_FLAGS = "--help_all"
-ANSWERS = ("inspect", "probe", "predict", "search", "audit", "status", "doctor")  # commands that take --json
-EXAMPLES = {
-    "run": "histossl run SLIDES --out STUDY --labels labels.csv",
-    "inspect": "histossl inspect SLIDES --mpp-default 0.5",
-    "encoder pretrain": "histossl encoder pretrain SLIDES --out tile-encoder",
-    "encode": "histossl encode STUDY --workers 4",
-    "features convert": "histossl features convert FEATURES --out FOLDER --to trident",
-    "pretrain": "histossl pretrain FEATURES --out STUDY",
-    "embed": "histossl embed NEW_STUDY --weights STUDY/slide-encoder",
-    "probe": "histossl probe STUDY --labels labels.csv --probe.shots 10,25,50",
-    "predict": "histossl predict STUDY NEW_SLIDES --out NEW",
-    "export": "histossl export STUDY MODEL --what probe",
-    "heatmap": "histossl heatmap STUDY --labels labels.csv --slides slide-1,slide-2",
-    "search": "histossl search STUDY slide-1 --labels labels.csv",
-    "sites": "histossl sites STUDY --labels labels.csv",
-    "audit": "histossl audit split.csv labels.csv --vectors STUDY",
-    "status": "histossl status STUDY",
-    "report": "histossl report STUDY",
-    "view": "histossl view STUDY",
-    "nuclei train": "histossl nuclei train IMAGES --out MODEL",
-    "nuclei segment": "histossl nuclei segment SLIDES --out FOUND",
-    "nuclei score": "histossl nuclei score FOUND TRUTH",
-    "synth": "histossl synth COHORT --slides 12",
-    "demo": "histossl demo --out out/demo",
-    "completion": "histossl completion bash",
-    "doctor": "histossl doctor",
-}
 TROUBLES = "docs/troubleshooting.md"
 SHORT = {"-o": "--out", "-m": "--model"}
 
@@ -190,7 +122,7 @@ def call(name: str, argv: list[str]) -> int:
         The exit code, as of `main`.
     """
     from histossl.core import answers
-    from histossl.core.console import say, set_quiet
+    from histossl.core.console import begin_stage, say, set_quiet
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
@@ -221,6 +153,7 @@ def call(name: str, argv: list[str]) -> int:
         return 130
     finally:
         set_quiet(False)
+        begin_stage("")
         answers.begin(False)
         if ours:
             signal.signal(signal.SIGTERM, before)
@@ -242,6 +175,28 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
     Raises:
         SettingsError: a value or a file cannot be used.
     """
+    from histossl.core.errors import SettingsError
+
+    try:
+        parser, words = built_parser(name, command, argv)
+        found = parser.parse_args(words)
+        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(str(error)) from error
+    return {name: getattr(values, name) for name in inspect.signature(command).parameters}
+
+
+def built_parser(name: str, command: Callable[..., object], argv: list[str]) -> tuple[ArgumentParser, list[str]]:
+    """The parser of a command's flags, made from its signature, its settings and their docstrings.
+
+    Args:
+        name: one of COMMANDS, for the usage.
+        command: its function.
+        argv: its flags; --help-all and --preset change the parser.
+
+    Returns:
+        The parser, and the flags as it reads them.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     import docstring_parser
     import jsonargparse
@@ -257,35 +212,44 @@ def parse(name: str, command: Callable[..., object], argv: list[str]) -> dict[st
             raise SettingsError(_short(message, self)) from ex
 
     words = [_underscored(SHORT.get(word, word)) for word in argv]
-    signature = inspect.signature(command, eval_str=True).parameters.values()
+    _resolve_annotations(command)
+    signature = inspect.signature(command).parameters.values()
     stages = [p.name.replace("_", "-") for p in signature if dataclasses.is_dataclass(p.annotation)]
     # jsonargparse would make required flags positional, and read lists from one word.
     flags = [p for p in signature if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     lists = [p for p in signature if p.default is p.empty and typing.get_origin(p.annotation) is list]
     about = docstring_parser.parse(command.__doc__ or "")
     helps = {p.arg_name: p.description for p in about.params}
-    try:
-        parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
-        parser.add_argument("--config", action="config", help="a YAML file of flags")
-        parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
-        for action in parser._actions:
-            if "--print_config" in action.option_strings:
-                action.help = "print all settings as YAML, for --config"
-        for p in flags:
-            parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
-        for p in lists:
-            kind = typing.get_args(p.annotation)[0]
-            parser.add_argument(p.name, type=kind, nargs="+", help=helps.get(p.name))
-        own: set[str | int] = {p.name for p in (*flags, *lists)}
-        parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
-        words = _bare_switches(parser, _lists_in_brackets(parser, words))
-        if "pretrain" in {p.name for p in signature}:
-            _take_preset(parser, words)
-        found = parser.parse_args(words)
-        values = parser.instantiate(found) if hasattr(parser, "instantiate") else parser.instantiate_classes(found)
-    except (ValueError, TypeError) as error:
-        raise SettingsError(str(error)) from error
-    return {p.name: getattr(values, p.name) for p in signature}
+    parser = Parser(prog=f"histossl {name}", description=about.short_description, usage=_usage(name, signature))
+    parser.add_argument("--config", action="config", help="a YAML file of flags, such as `histossl config` writes")
+    parser.add_argument(ALL_FLAGS, action="help", help="show the settings of every stage, too")
+    for action in parser._actions:
+        if "--print_config" in action.option_strings:
+            action.help = argparse.SUPPRESS  # `histossl config` writes the same, and explains it
+    for p in flags:
+        parser.add_argument(f"--{p.name}", type=p.annotation, required=True, help=helps.get(p.name))
+    for p in lists:
+        parser.add_argument(p.name, type=typing.get_args(p.annotation)[0], nargs="+", help=helps.get(p.name))
+    own: set[str | int] = {p.name for p in (*flags, *lists)}
+    parser.add_function_arguments(command, as_positional=True, fail_untyped=True, skip=own)
+    words = _bare_switches(parser, _lists_in_brackets(parser, words))
+    if "pretrain" in {p.name for p in signature}:
+        _take_preset(parser, words)
+    return parser, words
+
+
+def _resolve_annotations(command: Callable[..., object]) -> None:
+    """Have the annotations of a command and of its settings be types instead of text.
+
+    To read text, jsonargparse would import what a module imports for the type checker alone, torch among it.
+    """
+    todo: list[typing.Any] = [command]
+    while todo:
+        of = todo.pop()
+        hints = typing.get_type_hints(of)
+        written = (of.__init__ if isinstance(of, type) else of).__annotations__
+        written.update({name: hints[name] for name in written if name in hints})
+        todo += [kind for kind in hints.values() if dataclasses.is_dataclass(kind)]
 
 
 def _take_preset(parser: ArgumentParser, words: list[str]) -> None:
@@ -350,9 +314,13 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
         for action in (action for group in hidden for action in group._group_actions):
             action.help = argparse.SUPPRESS
         parser._action_groups = [group for group in parser._action_groups if group not in hidden]
+    for action in (one for one in parser._actions if one.option_strings and one.metavar is None):
+        if kind := _kind(action):
+            action.metavar = kind[0]
     about = (parser.description or "").strip()
     text = whole().replace(f"\n{about.rstrip('.')}:\n", "\narguments:\n")
     text = text.replace(f"\n{about}\n", "\n" + textwrap.fill(about, 99) + "\n")
+    text = text.replace("Path to a configuration file.", "a YAML file of these settings")
     text = re.sub(r"--[\w.]+", lambda flag: flag[0].replace("_", "-"), text)
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
@@ -364,7 +332,7 @@ def _footer(name: str, stages: list[str]) -> str:
     """What stands under the flags: an example, and where the rest is."""
     lines = [f"example: {EXAMPLES[name]}"]
     if stages:
-        rest = f"Settings of {', '.join(stages)}: --help-all shows them; --config FILE reads them from YAML."
+        rest = f"Settings of {', '.join(stages)}: --help-all shows them, `histossl config` writes them as YAML."
         lines += textwrap.wrap(rest, 99)
     lines.append("--quiet prints warnings and errors only" + ("; --json answers scripts." if name in ANSWERS else "."))
     return "\n" + "\n".join(lines) + "\n"
@@ -375,14 +343,50 @@ def _of_stage(group: argparse._ArgumentGroup, parser: ArgumentParser) -> bool:
     return any("." in action.dest or action.dest in names for action in group._group_actions)
 
 
+_KINDS = {
+    int: ("INTEGER", "a whole number"),
+    float: ("NUMBER", "a number"),
+    str: ("TEXT", "text"),
+    Path: ("PATH", "a path"),
+}
+_KINDS |= {bool: ("true|false", "true or false")}
+
+
+def _kind(action: argparse.Action) -> tuple[str, str] | None:
+    """What a flag takes, as its help and as an error calls it; None for what has no plain name."""
+    hint = getattr(action, "_typehint", None) or action.type
+    inside = [one for one in typing.get_args(hint) if one is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(inside), "one of " + ", ".join(inside)
+    if typing.get_origin(hint) is tuple:
+        known = _KINDS.get(inside[0])
+        return known and (f"{known[0]},...", f"{known[1]}, or several with commas between them")
+    return _KINDS.get(inside[0] if inside else hint)
+
+
 def _short(message: str, parser: ArgumentParser) -> str:
-    """An error message of the parser in one line, with the flag that was probably meant."""
+    """An error message of the parser in one plain line, with the flag that was probably meant."""
     line = " ".join(message.split())
-    unknown = re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line)
-    if unknown is None:
-        return line
     options = [option.replace("_", "-") for action in parser._actions for option in action.option_strings]
-    return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
+    if unknown := re.search(r"(?:[Uu]nrecognized arguments|Key \"?|does not accept|not accepted).*?(--[\w.-]+)", line):
+        return f"no flag {unknown[1]}{_nearest(unknown[1].replace('_', '-'), options)}"
+    if more := re.match(r"[Uu]nrecognized arguments: (.*)", line):
+        return f"{more[1]!r} is one argument too many; a name with spaces needs quotes, a flag begins with --"
+    if without := re.match(r"argument (--[\w.]+): expected one argument", line):
+        return f"{without[1].replace('_', '-')} needs a value"
+    found = {action.dest: action for action in parser._actions}
+    if lacking := re.match(r"the following arguments are required: (.*)", line):
+        names = [name for name in lacking[1].split(", ") if name in found]
+        return "missing: " + ", ".join((found[name].option_strings or [name.upper()])[-1] for name in names)
+    key, value = re.match(r'Parser key "([\w.]+)": (.*)', line), re.search(r"(?:Given|Got) value: (.*)$", line)
+    if key is None:
+        return line
+    action = found.get(key[1])
+    flag = f"--{key[1].replace('_', '-')}" if action is None or action.option_strings else key[1].upper()
+    kind = None if action is None else _kind(action)
+    if value is None:
+        return f"{flag}: {key[2]}"
+    return f"{flag} is {value[1]!r}" + (f"; it must be {kind[1]}" if kind else ", and so cannot be read")
 
 
 def _underscored(word: str) -> str:

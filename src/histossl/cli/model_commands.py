@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from histossl.cli.first_look import look_for_device
 from histossl.core import answers, atomic, tables
 from histossl.core.console import say
-from histossl.core.errors import StudyError
+from histossl.core.errors import SettingsError, StudyError
 from histossl.core.hub import PREFIX, model_folder, push
 from histossl.core.names import listed
-from histossl.evaluate.fitted import FittedProbe, load_probe
-from histossl.evaluate.predict import UNLIKE, Predictions, predict_source
-from histossl.evaluate.sources import Source, read_source
-from histossl.study.export_model import USES, export_model
 from histossl.study.folder import Study
-from histossl.study.new_slides import embed_new_slides, heatmaps_of_new
-from histossl.view.report.predicted import NOT_A_DIAGNOSIS, write_predictions
+
+if TYPE_CHECKING:
+    from histossl.evaluate.fitted import FittedProbe
+    from histossl.evaluate.predict import Predictions
+    from histossl.evaluate.sources import Source
 
 VECTORS = (".h5ad", ".npy", ".csv", ".tsv", ".txt", ".parquet")  # files that are vectors already
 
 
-def predict(
+def predict_command(
     study: Path,
     slides: Path,
     *,
@@ -46,6 +47,15 @@ def predict(
         workers: processes that read slides.
         device: auto, cpu or cuda.
     """
+    look_for_device(device)
+    if not slides.exists():
+        raise SettingsError(f"there is no {slides}", "give a folder of slides, a slide, or their vectors")
+    from histossl.evaluate.fitted import load_probe
+    from histossl.evaluate.predict import predict_source
+    from histossl.evaluate.sources import read_source
+    from histossl.study.new_slides import embed_new_slides
+    from histossl.view.report.predicted import write_predictions
+
     study = model_folder(study)
     probe = load_probe(study / "probe" if (study / "probe").is_dir() else study)
     if out.resolve() in (study.resolve(), slides.resolve()):
@@ -79,6 +89,8 @@ def export(study: Path, out: Path, *, what: str, onnx: bool = False, to: str = "
         onnx: also write model.onnx, of tile-encoder and nuclei, and check that it gives the same.
         to: also put it on Hugging Face, as OWNER/NAME: a private repository where there is none of that name.
     """
+    from histossl.study.export_model import USES, export_model
+
     export_model(study, what, out, onnx)
     place = str(out)
     if to:
@@ -99,10 +111,15 @@ def _heatmaps(probe: FittedProbe, source: Source, place: Path, out: Path, device
     if Study(place).sources:
         say("note: no heatmaps: the slides have tiles of several sources", "yellow")
         return {}
+    from histossl.study.new_slides import heatmaps_of_new
+
     return heatmaps_of_new(probe, source, Study(place), out / "heatmaps", device)
 
 
 def _tell(found: Predictions) -> None:
+    from histossl.evaluate.predict import UNLIKE
+    from histossl.view.report.predicted import NOT_A_DIAGNOSIS
+
     shown = ["slide_id", "target", "predicted", *(name for name in ("set", "low", "high") if name in found.table)]
     columns = found.table.reindex(columns=[*shown, "unlike"]).to_dict("records")
     rows = [{str(name): "" if value != value else value for name, value in row.items()} for row in columns]

@@ -1,6 +1,6 @@
 """The commands of the second pillar: parameters are their flags, the returned number is the exit code.
 
-What needs torch is imported when a command runs.
+What computes is imported when a command runs, after a first look at what it was given: that look takes no second.
 """
 
 from __future__ import annotations
@@ -9,35 +9,25 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import shapely
-from rich.table import Table
-
-from histossl.cli.nuclei_learning import adapted_here, learn_model, learned_here, state_of
-from histossl.core import atomic, tables
+from histossl.cli.first_look import look_for_device
 from histossl.core.config import fingerprint
-from histossl.core.console import console, say
-from histossl.core.errors import LabelError, SettingsError
-from histossl.core.hub import model_folder
+from histossl.core.console import say
+from histossl.core.errors import FileFormatError, SettingsError
+from histossl.core.hub import PREFIX, model_folder
 from histossl.core.names import folded
 from histossl.execution.cluster import open_workers
 from histossl.execution.shared_table import SharedTable
 from histossl.execution.workers import Workers
-from histossl.nuclei import strata
-from histossl.nuclei.geojson import Outlined, label_image, read_outlined
-from histossl.nuclei.maps import DENSITY
-from histossl.nuclei.metrics import METRICS, Scores, summarise
-from histossl.nuclei.metrics import score as score_labels
 from histossl.nuclei.outputs import inputs_beside, refuse_to_replace
-from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
-from histossl.nuclei.segment import COLUMNS, ExportSettings, MethodName, SegmentJob, built, segment_inputs
-from histossl.nuclei.stain_survey import SegmentSettings
+from histossl.nuclei.settings import AdaptSettings, ExportSettings, SegmentSettings, SelfTrainingSettings
 from histossl.wsi.areas import AreaFolder, AreaSettings, SlideAreas
 from histossl.wsi.folders import EXTENSIONS, Found, look_for_slides
-from histossl.wsi.named_areas import CoreGrid, open_areas
+
+if TYPE_CHECKING:
+    from histossl.nuclei.segment import MethodName
 
 
 def train(
@@ -60,8 +50,11 @@ def train(
         device: auto, cpu or cuda.
     """
     files = _files(images)
+    look_for_device(device)
     if method not in ("self-training", "patch-contrast"):
         raise SettingsError(f"no method {method!r} can be trained", "use self-training or patch-contrast")
+    from histossl.cli.nuclei_learning import learn_model
+
     with Workers() as readers:
         model, failed = learn_model(files, out, mpp_default, self_training, device, readers, method)
     model.save(out)
@@ -111,13 +104,15 @@ def segment(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
+    _look_at(model, adapt, device)
     given = _with_areas(inputs_beside(_files(inputs), inputs, out), _drawn(areas, area))
     files = list(given)
+    from histossl.cli.nuclei_learning import adapted_here, learned_here, state_of
+    from histossl.nuclei.segment import COLUMNS, SegmentJob, built, segment_inputs
+
     known = SharedTable(out, "nuclei.csv", COLUMNS).slides() if out.is_dir() else []
     refuse_to_replace(files, out, known)
     shared = SharedTable(out, "nuclei.csv", COLUMNS)
-    if adapt and model in ("self", "prior"):
-        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
     if adapt or model == "self":
         # One run learns, the others wait for its model.
         with shared.share(_waiting), shared.learning(_waiting_for_model), Workers(workers, timeout) as readers:
@@ -137,72 +132,20 @@ def segment(
     return 1 if failed else 0
 
 
-def score(
-    prediction: Path,
-    truth: Path,
-    out: Path | None = None,
-    seed: int = 0,
-    *,
-    by: str = "",
-    images: Path | None = None,
-    mpp: float = 0.25,
-) -> int:
-    """Dice, AJI, PQ, F1, precision and recall of nuclei against ground truth, with bootstrap intervals.
-
-    Args:
-        prediction: a label image or GeoJSON, or a folder of them.
-        truth: the same, with the same names; label images (TIFF or PNG of integers) or GeoJSON in pixels.
-        out: a CSV, a row an image.
-        seed: of the bootstrap.
-        by: also the recall of nuclei in groups: area, darkness, or both as area,darkness.
-        images: for the darkness: the image, or the folder of images, that the labels are of, with the same names.
-        mpp: for the area: µm per pixel of the labels.
-    """
-    kinds = strata.kinds_of(by, images)
-    scores: dict[str, Scores] = {}
-    found: list[strata.Found] = []
-    for name, a, b in _pairs(prediction, truth):
-        pair = _read_pair(a, b)
-        scores[name] = score_labels(*pair)
-        if scores[name].dice < _STRANGERS and all(labels.any() for labels in pair):
-            what = f"SUSPECT {name}: nuclei and truth hardly overlap, Dice {scores[name].dice:.3f}"
-            say(f"{what}: are both of this picture, and in its pixels rather than µm?", "yellow")
-        if kinds:
-            density = strata.density_of(images, b, name) if images else None
-            found.append(strata.found_nuclei(*pair, mpp, density))
-    table = Table(box=None, header_style="bold")
-    for column in ("image", *METRICS):
-        table.add_column(column, justify="left" if column == "image" else "right")
-    for name, one in scores.items():
-        table.add_row(name, *(f"{value:.3f}" for value in astuple(one)))
-    means = summarise(list(scores.values()), np.random.default_rng(seed))
-    table.add_row("mean", *(f"{means[m].mean:.3f}" for m in METRICS), style="bold")
-    table.add_row("95 %", *(f"{means[m].low:.3f}-{means[m].high:.3f}" for m in METRICS))
-    console.print(table)
-    for kind in kinds:
-        console.print(_groups_table(strata.grouped(found, kind), kind))
-    if out is not None:
-        with atomic.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = tables.writer(file)
-            writer.writerow(("image", *METRICS))
-            writer.writerows((tables.cell(name), *astuple(one)) for name, one in scores.items())
-    return 0
-
-
-def _groups_table(groups: list[strata.Group], kind: str) -> Table:
-    table = Table(box=None, header_style="bold")
-    unit = "area, µm²" if kind == "area" else "darkness / median"
-    for column in (unit, "nuclei", "recall", "missed"):
-        table.add_column(column, justify="right")
-    for group in groups:
-        name = f"{group.low:g} to {group.high:g}" if np.isfinite(group.high) else f"from {group.low:g}"
-        table.add_row(name, str(group.nuclei), f"{group.recall:.3f}", f"{group.missed:.3f}")
-    return table
+def _look_at(model: str, adapt: bool, device: str) -> None:
+    look_for_device(device)
+    if model not in ("general", "self", "prior") and not model.startswith(PREFIX) and not Path(model).exists():
+        hint = "use general, self, prior, or a folder that `histossl nuclei train` wrote"
+        raise FileFormatError(f"there is no model {model}", hint)
+    if adapt and model in ("self", "prior"):
+        raise SettingsError(f"{model} cannot be adapted", "take general, or a folder that `nuclei train` wrote")
 
 
 def _files(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
+        if not path.exists():
+            raise SettingsError(f"there is no {path}", "give images, slides, or folders of them")
         found = look_for_slides(path) if path.is_dir() else Found([path])
         files += found.slides
         if found.passed:
@@ -215,6 +158,8 @@ def _files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _drawn(areas: Path | None, settings: AreaSettings) -> AreaFolder | None:
+    from histossl.wsi.named_areas import CoreGrid, open_areas
+
     found = open_areas(areas, settings)
     if isinstance(found, CoreGrid):
         raise SettingsError("nuclei are looked for in all cores of a microarray anyway", "leave --areas out")
@@ -243,6 +188,8 @@ def _waiting_for_model() -> None:
 
 def _named(model: str, device: str) -> MethodName:
     """The method of a name, which goes before a folder that is called the same, or of a model's folder."""
+    from histossl.nuclei.segment import MethodName
+
     if model == "prior":
         return MethodName(model, device, fingerprint(model))
     if model == "general":
@@ -259,76 +206,3 @@ def _named(model: str, device: str) -> MethodName:
 def _model_state(model: str) -> list[object]:
     weights = Path(model) / "model.safetensors"
     return [str(weights.resolve()), weights.stat().st_size, weights.stat().st_mtime_ns] if weights.exists() else []
-
-
-_STRANGERS = 0.05  # Dice below this is that of nuclei of another picture or in another unit
-_LABEL_FILES = (".tif", ".tiff", ".png", ".json", ".geojson", ".geojson.gz")
-
-
-def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
-    for path in (prediction, truth):
-        if not path.exists():
-            raise LabelError(f"there is no {path}")
-    if prediction.is_file() and truth.is_file():
-        return [(truth.name, prediction, truth)]
-    if prediction.is_file() or truth.is_file():
-        raise LabelError("one of prediction and truth is a file, the other a folder", "give two files or two folders")
-    a, b = _labels_in(prediction), _labels_in(truth)
-    if set(a) != set(b):
-        lost, extra = sorted(set(b) - set(a)), sorted(set(a) - set(b))
-        details = [
-            f"{len(names)} only in {path}: {', '.join(names[:3])}"
-            for names, path in ((lost, truth), (extra, prediction))
-            if names
-        ]
-        raise LabelError(f"the two folders do not match ({'; '.join(details)})", "files are matched by their names")
-    return [(name, a[name], b[name]) for name in sorted(b)]
-
-
-def _labels_in(folder: Path) -> dict[str, Path]:
-    """Files by name without ending; of a nucleus's label image and GeoJSON the former."""
-    found: dict[str, Path] = {}
-    for ending in reversed(_LABEL_FILES):
-        for path in folder.iterdir():
-            named = path.name.endswith(ending) and not path.name.startswith(".")
-            if named and not path.name.endswith(DENSITY):  # a map is no label image
-                found[path.name.removesuffix(ending)] = path
-    if not found:
-        raise LabelError(f"{folder} holds no label images or GeoJSON", f"endings are {', '.join(_LABEL_FILES)}")
-    return found
-
-
-def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
-    read = _read_labels(prediction), _read_labels(truth)
-    sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
-    if len(sizes) == 2 and sizes[0] != sizes[1]:
-        what = f"{prediction} is {sizes[0][1]} x {sizes[0][0]} pixels, {truth} {sizes[1][1]} x {sizes[1][0]}"
-        raise LabelError(what, "score label images of the same picture")
-    shapes = [labels.shapes for labels in read if not isinstance(labels, np.ndarray)]
-    far = np.max([shapely.total_bounds(part)[2:] for part in shapes if len(part)] or [[1, 1]], axis=0)
-    height, width = sizes[0] if sizes else (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
-    a, b = (part if isinstance(part, np.ndarray) else label_image(part, height, width) for part in read)
-    return a, b
-
-
-def _read_labels(path: Path) -> np.ndarray | Outlined:
-    if path.name.endswith((".geojson", ".geojson.gz", ".json")):
-        found = read_outlined(path)
-        if details := found.note():
-            say(f"note: {path}: {details}", "yellow")
-        return found
-    from skimage.io import imread
-    from skimage.measure import label as connected
-
-    try:
-        labels = np.squeeze(imread(path))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise LabelError(f"{path}: no label image ({error})") from error
-    if labels.ndim != 2 or labels.dtype.kind not in "iu":
-        what = f"{path}: labels must be (H, W) integers, got {labels.shape} of {labels.dtype}"
-        raise LabelError(what, "save a label image: 0 for background, a number for each nucleus")
-    pieces = np.asarray(connected(labels, connectivity=1)).max() if len(np.unique(labels)) == 2 else 0
-    if pieces > 2:
-        what = f"{path}: is a mask: its {pieces} pieces have one number, {labels.max()}"
-        raise LabelError(what, "give each nucleus a number of its own")
-    return labels

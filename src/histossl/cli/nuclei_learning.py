@@ -16,8 +16,8 @@ from histossl.core.console import progress_bar, say
 from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.execution.failures import failure_reason
 from histossl.execution.workers import Workers
-from histossl.nuclei.pseudo_labels import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.segment import MethodName, built
+from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.stain_survey import StainSurvey, SurveyTask, survey_there
 from histossl.wsi.slide import slide_state
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from histossl.encoders.encode import EncodeSettings
-from histossl.gigassl.embed import EmbedSettings
+from histossl.encoders.settings import EncodeSettings
+from histossl.gigassl.embed_settings import EmbedSettings
 from histossl.gigassl.encoder_settings import EncoderSettings
-from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.gigassl.views import ViewSettings
+from histossl.gigassl.pretrain_settings import PretrainSettings, ViewSettings
 from histossl.wsi.tiles import TileSpec
 
 # Giga-SSL as published (Lazard et al., CVPR workshops 2023, and its public code), but for what docs/training.md lists.

@@ -1,44 +1,43 @@
-"""The commands that work on a study: parameters are their flags, the returned number is the exit code."""
+"""The commands that work on a study: parameters are their flags, the returned number is the exit code.
+
+What computes is imported when a command runs, after a first look at what it was given: that look takes no second.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from histossl.cli.first_look import first_look, tell_the_end
-from histossl.cli.inspect_command import exit_code, say_waiting
+from histossl.cli.first_look import (
+    exit_code,
+    first_look,
+    loaded_encoder,
+    look_at_labels,
+    look_for_device,
+    say_waiting,
+    tell_the_end,
+)
 from histossl.core.config import fingerprint
-from histossl.core.console import say
+from histossl.core.console import begin_stage, say
 from histossl.core.errors import StudyError
 from histossl.core.hub import model_folder
-from histossl.encoders.encode import EncodeSettings
-from histossl.encoders.encode_slides import encode_slides
-from histossl.encoders.pretrain_tiles import TileTrainSettings
-from histossl.encoders.tile_encoder import TileEncoder
+from histossl.encoders.model_names import check_name
+from histossl.encoders.settings import EncodeSettings, TileTrainSettings
 from histossl.evaluate.settings import ProbeSettings
 from histossl.execution.cluster import Cluster, open_workers, slide_executor
 from histossl.execution.workers import Executor, SerialExecutor, Workers
-from histossl.gigassl.embed import EmbedSettings
+from histossl.gigassl.embed_settings import EmbedSettings
 from histossl.gigassl.pretrain_settings import PretrainSettings
-from histossl.study import multi_source
-from histossl.study.embed_stage import embed_study
-from histossl.study.encode_stage import encode_study, encoder_of
-from histossl.study.folder import Study
-from histossl.study.folder import existing_study as _existing
-from histossl.study.import_features import import_features, take_encoder
-from histossl.study.import_file import FeatureOrigin
-from histossl.study.inspect_stage import find_slides, inspect_slides
-from histossl.study.pretrain_stage import pretrain_study
-from histossl.study.probe_stage import probe_study
-from histossl.study.remote_tasks import EncoderName, encode_on
-from histossl.training import distributed
-from histossl.training.device import pick_device
-from histossl.view.report.study_report import report_study
+from histossl.study.folder import Study, existing_study
 from histossl.wsi.areas import AreaSettings
-from histossl.wsi.named_areas import open_areas
 from histossl.wsi.tiles import TileSpec
 from histossl.wsi.tissue import TissueSettings
+
+if TYPE_CHECKING:
+    from histossl.encoders.tile_encoder import TileEncoder
+    from histossl.study.import_file import FeatureOrigin
 
 IMPORTED = 600.0  # seconds after which a file of features that is still not read is given up
 
@@ -94,36 +93,52 @@ def run(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
-    network = first_look(pretrain, encoder, encode, device, labels, probe)
+    first_look(pretrain, encoder, device, labels, probe)
+    from histossl.study.inspect_stage import find_slides, inspect_slides
+    from histossl.wsi.named_areas import open_areas
+
+    drawn = open_areas(areas, area)
     found = find_slides(out, slides)  # before the folder of the study is made
-    study, drawn = Study(out), open_areas(areas, area)
+    network = loaded_encoder(encoder, encode, device)
+    study = Study(out)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         with study.share(say_waiting):
-            say(f"1/6 inspect   {slides}")
+            begin_stage("1/6 inspect", str(slides))
             failed = inspect_slides(study, found, mpp_default, tissue, tile, pool, drawn)
-        say(f"2/6 encode    {_count(study)} slides")
+        begin_stage("2/6 encode", f"{_count(study)} slides")
         failed = max(failed, _encode(study, encoder, tile_encoder, encode, pool, device, network))
     with study.lock(say_waiting):
-        say("3/6 pretrain")
-        pretrain_study(study, pretrain, device)
-        say("4/6 embed")
+        _pretrain(study, pretrain, device)
+        begin_stage("4/6 embed")
         with open_workers(workers, timeout, scheduler, slurm) as pool:
-            failed = max(failed, embed_study(study, embed, device, slide_executor(pool)))
-        with _report_in_any_case(study):
-            if labels is None:
-                say("5/6 probe     no --labels, nothing to probe")
-            else:
-                say(f"5/6 probe     {labels}")
-                failed += probe_study(study, labels, probe)
+            failed = max(failed, _embed(study, embed, device, slide_executor(pool)))
+        failed += _judge(study, labels, probe)
         tell_the_end(study)
     return exit_code(failed)
 
 
+def _pretrain(study: Study, settings: PretrainSettings, device: str) -> None:
+    from histossl.study.pretrain_stage import pretrain_study
+
+    begin_stage("3/6 pretrain")
+    pretrain_study(study, settings, device)
+
+
+def _judge(study: Study, labels: Path | None, probe: ProbeSettings) -> int:
+    from histossl.study.probe_stage import probe_study
+
+    with _report_in_any_case(study):
+        begin_stage("5/6 probe", str(labels or "no --labels, nothing to probe"))
+        return probe_study(study, labels, probe) if labels else 0
+
+
 def _report_in_any_case(study: Study) -> ExitStack:
     """Labels that cannot be used cost the probe, not the report of all that was done before."""
+    from histossl.view.report.study_report import report_study
+
     stack = ExitStack()
     stack.callback(report_study, study)
-    stack.callback(say, "6/6 report")
+    stack.callback(begin_stage, "6/6 report")
     return stack
 
 
@@ -153,8 +168,11 @@ def encode_command(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
+    opened = existing_study(study)
+    check_name(encoder)
+    look_for_device(device)
     with open_workers(workers, timeout, scheduler, slurm) as pool:
-        return exit_code(_encode(_existing(study), encoder, tile_encoder, encode, pool, device))
+        return exit_code(_encode(opened, encoder, tile_encoder, encode, pool, device))
 
 
 def pretrain_command(
@@ -185,11 +203,18 @@ def pretrain_command(
         device: auto, cpu or cuda.
     """
     pretrain.check_files()
+    look_for_device(device)
+    from histossl.study import multi_source
+    from histossl.study.pretrain_stage import pretrain_study
+    from histossl.training import distributed
+    from histossl.training.device import pick_device
+
     opened, failed = _study(study, out), 0
     with distributed.process_group(pick_device(device).type) as first, opened.lock() if first else nullcontext():
         if out is not None and first:
-            origins = [FeatureOrigin(folder, stride, mpp, slides) for folder in study]
-            failed = _adopt(opened, origins, spatial=pretrain.encoder.arch in ("neighbours", "sparse"))
+            failed = _adopt(
+                opened, _origins(study, stride, mpp, slides), spatial=pretrain.encoder.arch in ("neighbours", "sparse")
+            )
         distributed.barrier()
         (multi_source.pretrain_sources if opened.sources else pretrain_study)(opened, pretrain, device)
         if out is not None and first:
@@ -228,10 +253,14 @@ def embed_command(
         slurm: work in so many SLURM jobs, as JOBS or JOBS:NAME; see docs/scale.md.
         device: auto, cpu or cuda.
     """
+    look_for_device(device)
+    from histossl.study import multi_source
+    from histossl.study.import_features import take_encoder
+
     opened, failed = _study(study, out), 0
     with opened.lock():
         if out is not None:
-            failed = _adopt(opened, [FeatureOrigin(folder, stride, mpp, slides) for folder in study])
+            failed = _adopt(opened, _origins(study, stride, mpp, slides))
         if weights is not None:
             weights = model_folder(weights)
             multi_source.take_encoders(opened, weights) if opened.sources else take_encoder(opened, weights)
@@ -245,10 +274,19 @@ def _study(folders: list[Path], out: Path | None) -> Study:
         return Study(out)
     if len(folders) > 1:
         raise StudyError(f"{len(folders)} folders of features make a new study", "name it: --out")
-    return _existing(folders[0])
+    return existing_study(folders[0])
+
+
+def _origins(folders: list[Path], stride: float | None, mpp: float | None, slides: Path | None) -> list[FeatureOrigin]:
+    from histossl.study.import_file import FeatureOrigin
+
+    return [FeatureOrigin(folder, stride, mpp, slides) for folder in folders]
 
 
 def _adopt(study: Study, origins: list[FeatureOrigin], spatial: bool = True) -> int:
+    from histossl.study import multi_source
+    from histossl.study.import_features import import_features
+
     if len(origins) == 1 and study.sources:
         raise StudyError(f"{study.folder}: made from several folders of features", "name them all, or another --out")
     with Workers(min(2, os.cpu_count() or 1), IMPORTED) as readers:
@@ -258,6 +296,9 @@ def _adopt(study: Study, origins: list[FeatureOrigin], spatial: bool = True) -> 
 
 
 def _embed(study: Study, settings: EmbedSettings, device: str, executor: Executor) -> int:
+    from histossl.study import multi_source
+    from histossl.study.embed_stage import embed_study
+
     return (multi_source.embed_sources if study.sources else embed_study)(study, settings, device, executor)
 
 
@@ -269,7 +310,10 @@ def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSett
         labels: a CSV with slide_id, optionally patient_id, and label.
         probe: how the classifier is trained and scored.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
+    look_at_labels(labels, probe)
+    from histossl.study.probe_stage import probe_study
+
     with opened.lock():
         return exit_code(probe_study(opened, labels, probe))
 
@@ -294,9 +338,11 @@ def heatmap(
         probe: how the classifier is trained; its first repeat is explained.
         device: auto, cpu or cuda.
     """
+    opened = existing_study(study)
+    look_at_labels(labels, probe)
+    look_for_device(device)
     from histossl.study.heatmaps import heatmaps_study
 
-    opened = _existing(study)
     with opened.lock():
         return exit_code(heatmaps_study(opened, labels, probe, slides, device))
 
@@ -307,7 +353,9 @@ def report(study: Path) -> int:
     Args:
         study: the folder of the study.
     """
-    opened = _existing(study)
+    opened = existing_study(study)
+    from histossl.view.report.study_report import report_study
+
     with opened.lock():
         report_study(opened)
     say(f"done: {opened.report}", "green")
@@ -323,6 +371,10 @@ def _encode(
     device: str,
     loaded: TileEncoder | None = None,
 ) -> int:
+    from histossl.encoders.encode_slides import encode_slides
+    from histossl.study.encode_stage import encode_study, encoder_of
+    from histossl.study.remote_tasks import EncoderName, encode_on
+
     name = str(
         study.tile_encoder if encoder == "self" else Path(encoder).absolute() if Path(encoder).exists() else encoder
     )

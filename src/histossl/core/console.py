@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,7 +16,16 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
 
@@ -75,7 +85,9 @@ console = PrintableConsole(stderr=True, highlight=False, soft_wrap=True)
 answers = PrintableConsole(highlight=False)  # what a command was asked for goes to standard output
 
 BEAT = 30.0  # seconds between two lines of progress where no terminal shows a bar
+RECENT, _LEAST = 90.0, 3  # the rate is that of the last so many seconds, or of so many marks where items take longer
 _quiet = threading.Event()
+_stage = ""
 
 
 def set_quiet(quiet: bool) -> None:
@@ -99,6 +111,19 @@ def say(text: str, style: str = "") -> None:
     console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
+def begin_stage(name: str, text: str = "") -> None:
+    """Say that a stage of a run begins; progress names it until the next one.
+
+    Args:
+        name: such as "2/6 encode"; "" after the last one says nothing.
+        text: what it works on.
+    """
+    global _stage
+    _stage = name
+    if name:
+        say(f"{name:<13} {text}".rstrip())
+
+
 class Bar:
     """The progress of a piece of work: a bar on a terminal, else a line every half minute.
 
@@ -109,8 +134,9 @@ class Bar:
     """
 
     def __init__(self, what: str, total: int | None, done: int = 0) -> None:
-        self._what, self._total, self._done, self._begun = what, total, float(done), done
-        self._text, self._start = "", time.monotonic()
+        self._what = f"{_stage}, {what}" if _stage else what
+        self._total, self._done, self._begun, self._text = total, float(done), done, ""
+        self._marks = deque([(time.monotonic(), self._done)])
         self._shown: tuple[Progress, TaskID] | None = None
 
     def show_in(self, progress: Progress) -> None:
@@ -129,6 +155,11 @@ class Bar:
             count: items since the last call.
         """
         self._done += count
+        now = time.monotonic()
+        if now - self._marks[-1][0] >= 1:
+            self._marks.append((now, self._done))
+            while len(self._marks) > _LEAST and now - self._marks[1][0] > RECENT:
+                self._marks.popleft()
         if self._shown:
             self._shown[0].advance(self._shown[1], count)
 
@@ -144,16 +175,26 @@ class Bar:
 
     def line(self) -> str:
         """The progress as one line, such as `tiles: 120 of 400 (30 %), 4.0/s, 0:01:10 left`."""
-        passed = time.monotonic() - self._start
-        rate = (self._done - self._begun) / passed if passed > 0 else 0.0
+        then, done = self._marks[0]
+        passed = time.monotonic() - then
+        rate = (self._done - done) / passed if passed > 0 else 0.0
         words = [f"{self._what}: {self._done:,.0f}"]
         if self._total:
             words[0] += f" of {self._total:,} ({self._done / self._total:.0%})".replace("%", " %")
         if rate:
-            words.append(f"{rate:,.1f}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each")
+            words.append(_rate(rate))
         if rate and self._total:
             words.append(f"{timedelta(seconds=round(max(0.0, self._total - self._done) / rate))} left")
         return ", ".join([*words, *([self._text] if self._text else [])])
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.1f}/s" if rate >= 0.1 else f"{1 / rate:,.0f} s each"
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed) if task.speed else "")
 
 
 @contextmanager
@@ -177,6 +218,7 @@ def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _RateColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )

@@ -19,51 +19,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histossl.core.errors import SettingsError
+from histossl.encoders.settings import AugmentSettings, TileAugmentSettings
 from histossl.training.device import sent
 
 # Rows: hematoxylin, eosin, residual; optical densities of red, green, blue (Ruifrok and Johnston, 2001).
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 LUMA = np.array([0.299, 0.587, 0.114])
 TISSUE_GREY = 0.7  # the mean grey of stained tissue in a bright field
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """The domain of tile augmentations.
-
-    Args:
-        crop: least share of the tile's area that is kept; the crop's aspect lies in [3/4, 4/3].
-        flip: probability of a mirror image.
-        rotate: whether the tile is turned by any angle (edges mirrored).
-        brightness: factor in [1 - b, 1 + b].
-        contrast: factor in [1 - c, 1 + c].
-        saturation: factor in [1 - s, 1 + s].
-        hue: shift in [-h, h] of the full circle.
-        jitter: probability of the four colour changes, in random order.
-        grayscale: probability of losing all colour.
-        blur: probability of a 5x5 Gaussian blur with sigma in [0.1, 1] pixels.
-    """
-
-    crop: float = 0.5
-    flip: float = 0.5
-    rotate: bool = True
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.2
-    jitter: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.crop <= 1:
-            raise SettingsError(f"augment.crop must lie in (0, 1], got {self.crop}")
-        if not 0 <= self.hue <= 0.5:
-            raise SettingsError(f"augment.hue must lie in [0, 0.5], got {self.hue}")
 
 
 @dataclass(frozen=True)
@@ -239,40 +201,6 @@ def to_float(tiles: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         (B, 3, H, W) in [0, 1], channels-last in memory.
     """
     return tiles.permute(0, 3, 1, 2).to(dtype).div_(255)
-
-
-@dataclass(frozen=True)
-class TileAugmentSettings:
-    """The domain of augmentations of single tiles, made for stained tissue.
-
-    Args:
-        view: side of a view in pixels; at most three quarters of the tile's side, so that two views of a tile differ.
-        zoom: a pixel of a view covers between 1 / zoom and zoom pixels of the tile, limited by the tile's size; near 1,
-            since at a known mpp the size of cells is a feature.
-        stain: each stain's optical density is multiplied by its own factor in [1 - s, 1 + s]; stains are hematoxylin,
-            eosin and the residual.
-        tint: added to the optical density of each channel, in [-t, t], as glass, lamp and scanner do.
-        jitter: probability of the changes of colour in `colour`.
-        colour: greatest change of brightness, contrast and saturation; hue changes by at most a quarter of it.
-        grayscale: probability of losing all colour.
-        blur: probability of a Gaussian blur with sigma up to 1 pixel.
-    """
-
-    view: int = 96
-    zoom: float = 1.25
-    stain: float = 0.5
-    tint: float = 0.1
-    jitter: float = 0.8
-    colour: float = 0.4
-    grayscale: float = 0.2
-    blur: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("stain", "jitter", "colour", "grayscale", "blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.view < 16 or self.zoom < 1 or self.tint < 0:
-            raise SettingsError("augment needs view >= 16, zoom >= 1 and tint >= 0")
 
 
 def draw_tile_augmentations(s: TileAugmentSettings, count: int, px: int, rng: np.random.Generator) -> NDArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -13,61 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 from histossl.core import atomic, fingerprints, hdf5
-from histossl.core.config import PRECISIONS, check_choice, fingerprint, number_of
-from histossl.core.errors import SettingsError, SlideError
-from histossl.encoders.augment import Augmentation, AugmentSettings, draw_augmentation
+from histossl.core.config import fingerprint, number_of
+from histossl.core.errors import SlideError
+from histossl.encoders.augment import Augmentation, draw_augmentation
 from histossl.encoders.forward import encode_tiles
+from histossl.encoders.settings import EncodeSettings
 from histossl.encoders.tile_choice import choose_tiles
 from histossl.encoders.tile_encoder import TileEncoder
 from histossl.wsi import tile_files
 from histossl.wsi.artefacts import judge, together, with_pixels
 from histossl.wsi.slide import slide_state
-from histossl.wsi.stain_norm import METHODS, Change, Look
+from histossl.wsi.stain_norm import Change, Look
 from histossl.wsi.tile_reader import ReadJob, TileBatch
 from histossl.wsi.tiles import TileSpec
 
 # Bytes: tiles of a slide that fit are read once for all its views. Fixed, so that memory does not grow with the slide.
 CACHE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """Settings of the encoding of slides.
-
-    Args:
-        views: K, augmented views per slide; 0 stores no views, and training uses the plain features.
-        tiles: n, tiles per view (all of them where a slide has fewer).
-        window: tiles of a view are drawn in compact groups of this size, so that they have neighbours; 1 draws single
-            tiles.
-        batch: tiles per forward pass.
-        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
-        stain: none; or tiles get the colours of the cohort's median slide (median), or of one slide (its slide_id).
-        stain_method: macenko (by the amounts of two stains) or reinhard (by mean and deviation of the colours).
-        seed: of the augmentations and of the tiles drawn.
-        max_lost: share of a slide's tiles that may be undecodable, in [0, 1); they are left out. With more, the slide
-            fails.
-        augment: the domain of augmentations.
-    """
-
-    views: int = 4
-    tiles: int = 256
-    window: int = 64
-    batch: int = 64
-    precision: str = "auto"
-    stain: str = "none"
-    stain_method: str = "macenko"
-    seed: int = 0
-    max_lost: float = 0.05
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-
-    def __post_init__(self) -> None:
-        for name, least in (("views", 0), ("tiles", 1), ("window", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"encode.{name} must be at least {least}, got {getattr(self, name)}")
-        check_choice("encode.precision", self.precision, PRECISIONS)
-        check_choice("encode.stain_method", self.stain_method, METHODS)
-        if not 0 <= self.max_lost < 1:
-            raise SettingsError(f"encode.max_lost must lie in [0, 1), got {self.max_lost}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ comes with a model is never executed, except TorchScript, which PyTorch interpre
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from histossl.core.errors import FileFormatError
+from histossl.encoders.model_names import INSTALL, LIBRARIES, MPP
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD
 
 Triple = tuple[float, float, float]
@@ -66,9 +66,9 @@ def load_external(kind: str, name: str) -> ExternalModel:
     try:
         return KINDS[kind](name)
     except ImportError as error:
-        extra = "transformers" if kind == "hf" else kind
+        extra = LIBRARIES[kind]
         if find_spec(extra) is None:
-            what, hint = "needs a library that is missing", _INSTALL[extra]
+            what, hint = "needs a library that is missing", INSTALL[extra]
         else:  # both import torchvision if it is installed, which fails if it was built for another torch
             what = f"{extra} cannot be imported"
             hint = (
@@ -79,11 +79,6 @@ def load_external(kind: str, name: str) -> ExternalModel:
         raise FileFormatError(f"{kind}:{name}: cannot be loaded ({_first_line(error)})", _HINTS[kind]) from error
 
 
-_INSTALL = {
-    "timm": "timm needs torchvision, and pip may replace your torch to get it: first install the torchvision of your "
-    "torch from the same place as torch (pytorch.org tells the command), then: pip install timm",
-    "transformers": "pip install transformers",
-}
 _UNREACHABLE = (
     "if it is gated, request access on its page and run `hf auth login`; without network, download it elsewhere with "
     "`hf download` and give the folder instead of the name"
@@ -99,37 +94,9 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
-# µm per pixel of the training tiles, from the model cards (20x is 0.5); models trained at several values are left out.
-_MPP = {
-    "MahmoodLab/UNI": 0.5,
-    "MahmoodLab/UNI2-h": 0.5,
-    "bioptimus/H-optimus-0": 0.5,
-    "bioptimus/H-optimus-1": 0.5,
-    "owkin/phikon": 0.5,
-    "owkin/phikon-v2": 0.5,
-    "paige-ai/Virchow": 0.5,
-    "prov-gigapath/prov-gigapath": 0.5,
-}
-_OF_TRANSFORMERS = ("owkin/phikon", "owkin/phikon-v2")
-
-
-def known_as(name: str) -> str:
-    """The full name of a well-known model, such as `timm:hf-hub:MahmoodLab/UNI` for `uni`; "" where none is near.
-
-    Args:
-        name: what somebody wrote.
-    """
-    short = {full.rpartition("/")[2].casefold(): full for full in _MPP}
-    near = difflib.get_close_matches(name.rpartition("/")[2].casefold(), short, 1)
-    if not near:
-        return ""
-    full = short[near[0]]
-    return f"hf:{full}" if full in _OF_TRANSFORMERS else f"timm:hf-hub:{full}"
-
-
 def _mpp_of(name: str, stated: Any) -> float | None:
     if stated is None:
-        return _MPP.get(name.removeprefix("hf-hub:").removeprefix("hf_hub:"))
+        return MPP.get(name.removeprefix("hf-hub:").removeprefix("hf_hub:"))
     if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated > 0:
         raise ValueError(f"its settings say mpp {stated!r}, which is not a number of µm per pixel")
     return float(stated)

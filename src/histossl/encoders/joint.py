@@ -13,49 +13,18 @@ all variance, and evened out by the root of it they are better neighbours than h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from histossl.core.errors import SettingsError
 from histossl.encoders.augment import STAINS
-from histossl.encoders.patch_kmeans import SCALES, PatchKMeans, PatchKMeansSettings, learn_patch_kmeans
+from histossl.encoders.patch_kmeans import PatchKMeans, learn_patch_kmeans
+from histossl.encoders.settings import PLAIN, JointSettings
 from histossl.encoders.tile_stream import TileStream
 
-PLAIN = 6 + 5 * 2 * len(SCALES)
-"""Numbers of contrast and colour, see `PatchKMeans.described`."""
 FEW = 4  # tiles that pass at once, so that their maps stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class JointSettings:
-    """Visual words with contrast and colour.
-
-    Args:
-        words: of the visual words.
-        nuisances: directions that are projected out, those in which a change of stain moves slides most; 0 keeps all.
-        stain: the amounts of hematoxylin and eosin change by a factor of e to this power, as a standard deviation;
-            what is left and the whole by half of it.
-        tint: standard deviation of what is added to each channel's density.
-        plain: weight of contrast and colour beside that of the words.
-        axes: principal axes of tiles that are kept, at most as many as there are numbers; the length of a feature.
-    """
-
-    words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
-    nuisances: int = 4
-    stain: float = 0.2
-    tint: float = 0.04
-    plain: float = 2.0
-    axes: int = 128
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.nuisances <= PLAIN or self.stain < 0 or self.tint < 0:
-            raise SettingsError(f"joint needs nuisances from 0 to {PLAIN}, stain >= 0 and tint >= 0")
-        if self.axes < 1 or self.plain <= 0:
-            raise SettingsError("joint needs axes >= 1 and plain > 0")
 
 
 class Joint(nn.Module):

@@ -9,7 +9,6 @@ the weights (EMAN, Cai et al., CVPR 2021); that works on a single device, too.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histossl.core.config import PRECISIONS, check_choice, fingerprint
-from histossl.core.errors import SettingsError
-from histossl.encoders.augment import TileAugmentSettings, augment_each, draw_tile_augmentations, view_side
+from histossl.core.config import fingerprint
+from histossl.encoders.augment import augment_each, draw_tile_augmentations, view_side
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18
-from histossl.encoders.tile_stream import StreamPlan, TileStream
+from histossl.encoders.settings import MocoSettings
+from histossl.encoders.tile_stream import TileStream
 from histossl.training.device import keep_buffers, pick_device, pick_dtype, sent, unrounded
 from histossl.training.loop import Schedule, fit
 from histossl.training.losses import contrast
-
-
-@dataclass(frozen=True)
-class MocoSettings:
-    """Settings of momentum contrast on tiles.
-
-    Args:
-        steps: number of optimiser steps.
-        batch: tiles per step; each gives a query and a key.
-        slides: number of slides that the tiles of a batch come from, in equal parts: every slide counts the same.
-        rate: Adam's highest learning rate.
-        warmup: share of the steps in which the rate rises, in [0, 1].
-        weight_decay: on kernels, decoupled.
-        temperature: of InfoNCE.
-        queue: number of keys of earlier batches that serve as negatives.
-        momentum: share of the momentum encoder that a step keeps, in [0, 1); less in the first steps.
-        projection: length of the vectors that are contrasted.
-        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
-        seed: of the initial weights, the tiles drawn and their augmentations.
-        augment: the domain of augmentations.
-    """
-
-    steps: int = 600
-    batch: int = 128
-    slides: int = 16
-    rate: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 1e-4
-    temperature: float = 0.2
-    queue: int = 4096
-    momentum: float = 0.99
-    projection: int = 128
-    precision: str = "auto"
-    seed: int = 0
-    augment: TileAugmentSettings = field(default_factory=TileAugmentSettings)
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 2 or self.slides < 1 or self.queue < 0 or self.projection < 1:
-            raise SettingsError("moco needs steps, slides, projection >= 1, batch >= 2 and queue >= 0")
-        check_choice("moco.precision", self.precision, PRECISIONS)
-        if not (self.rate > 0 and self.temperature > 0 and 0 <= self.warmup <= 1 and 0 <= self.momentum < 1):
-            raise SettingsError("moco needs rate, temperature > 0, warmup in [0, 1], momentum in [0, 1)")
-
-    def plan(self) -> StreamPlan:
-        """How many tiles are read from how many slides."""
-        return StreamPlan(self.steps, self.batch, self.slides, self.seed)
-
 
 # Augmentations are numpy arrays, because Fabric would round floating tensors to the precision of the products.
 Batch = tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]

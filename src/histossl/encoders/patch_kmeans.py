@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +20,9 @@ from torch.nn import functional as F
 
 from histossl.core.errors import SettingsError
 from histossl.encoders.augment import STAINS
-from histossl.encoders.tile_stream import StreamPlan, TileStream
+from histossl.encoders.settings import SCALES, PatchKMeansSettings
+from histossl.encoders.tile_stream import TileStream
 
-SCALES = (1, 2, 4)
-"""A patch's pixel is so many of the tile's pixels wide."""
 PATCH = 7
 """Pixels of a patch's side: 3.5, 7 and 14 µm at 0.5 µm a pixel, from a piece of chromatin to a nucleus and its ring."""
 STEP = 2  # pixels between patches
@@ -33,34 +30,6 @@ PARTS = 24  # principal axes of patches that are kept: the finest of the 49 are 
 MILD = 0.1  # of the mean variance, added before whitening, so that faint axes are not blown up
 CACHED = 3000  # patches whose distances to all words stay in a processor's cache
 FLOOR = 0.3  # of the usual contrast, added before contrast is taken out, so that glass does not become tissue
-
-
-@dataclass(frozen=True)
-class PatchKMeansSettings:
-    """Visual words of tiles.
-
-    Args:
-        count: words of each stain and size.
-        tiles: to learn from, balanced over the slides.
-        patches: of each stain and size that the words are found among.
-        seed: of the tiles and patches drawn, and of k-means.
-    """
-
-    count: int = 64
-    tiles: int = 2048
-    patches: int = 25_000
-    seed: int = 0
-
-    FORMER_NAME: ClassVar[str] = "WordSettings"
-
-    def __post_init__(self) -> None:
-        if self.count < 2 or self.tiles < 2 or self.patches < self.count:
-            raise SettingsError("words need a count >= 2, tiles >= 2, and no fewer patches than words")
-
-    def plan(self) -> StreamPlan:
-        """What is read of the slides."""
-        batch = min(self.tiles, 128)
-        return StreamPlan(-(-self.tiles // batch), batch, 32, self.seed)
 
 
 class PatchKMeans(nn.Module):

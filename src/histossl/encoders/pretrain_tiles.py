@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from histossl.core.config import fingerprint, to_dict
-from histossl.core.errors import SettingsError, TrainingError
-from histossl.encoders.joint import JointSettings, learn_joint
-from histossl.encoders.moco import MocoSettings, learn_moco
-from histossl.encoders.patch_kmeans import PatchKMeansSettings, learn_patch_kmeans
+from histossl.core.errors import TrainingError
+from histossl.encoders.joint import learn_joint
+from histossl.encoders.moco import learn_moco
+from histossl.encoders.patch_kmeans import learn_patch_kmeans
+from histossl.encoders.settings import JointSettings, PatchKMeansSettings, TileTrainSettings
 from histossl.encoders.tile_encoder import save_encoder
-from histossl.encoders.tile_stream import StreamPlan, TileSource, TileStream
+from histossl.encoders.tile_stream import TileSource, TileStream
 from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.training.loop import end_of_training
-
-
-@dataclass(frozen=True)
-class TileTrainSettings:
-    """How tiles are learned without labels.
-
-    Args:
-        method: joint (visual words with the contrast and colour that they divide out, a minute), words (small patches
-            of stain and k-means, seconds) or moco (momentum contrast as in the paper, hours).
-        joint: of `joint`.
-        words: of `words`.
-        moco: of `moco`.
-    """
-
-    method: str = "joint"
-    joint: JointSettings = field(default_factory=JointSettings)
-    words: PatchKMeansSettings = field(default_factory=PatchKMeansSettings)
-    moco: MocoSettings = field(default_factory=MocoSettings)
-
-    def __post_init__(self) -> None:
-        if self.method not in ("joint", "words", "moco"):
-            raise SettingsError(f"tile-encoder.method must be joint, words or moco, got {self.method!r}")
-
-    @property
-    def chosen(self) -> JointSettings | PatchKMeansSettings | MocoSettings:
-        """Of the method."""
-        return {"joint": self.joint, "words": self.words, "moco": self.moco}[self.method]
-
-    def plan(self) -> StreamPlan:
-        """What is read of the slides."""
-        chosen = self.chosen
-        return chosen.words.plan() if isinstance(chosen, JointSettings) else chosen.plan()
 
 
 def pretrain_tiles(

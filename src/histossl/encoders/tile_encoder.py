@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from histossl.core.atomic import whole_folder
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.core.hub import ours
-from histossl.encoders.external import KINDS, hash_of, known_as, load_external, probed_dim
+from histossl.encoders.external import KINDS, hash_of, load_external, probed_dim
 from histossl.encoders.joint import Joint
+from histossl.encoders.model_names import weights_file
 from histossl.encoders.patch_kmeans import PatchKMeans
 from histossl.encoders.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, fold_batch_norms, state_of
 from histossl.training.device import keep_buffers, pick_device, pick_dtype
@@ -243,16 +244,8 @@ def read_weights(name: str) -> dict[str, Any]:
         FileFormatError: absent, truncated, a pickle that was not requested, or one of more than tensors.
     """
     path, pickled = _place_of(name)
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        known = known_as(name)
-        hint = f"did you mean {known}? " if known else ""
-        hint += "use random, imagenet, the path of weights, or a model of a library: timm:NAME, hf:NAME"
-        raise FileFormatError(f"no tile encoder at {path}", hint)
+    file = weights_file(path, name, pickled)
     safe = file.suffix == ".safetensors"
-    if not (safe or pickled):
-        hint = f"if you trust where it comes from, name it pickle:{file}: its tensors are read, nothing is executed"
-        raise FileFormatError(f"{file}: is a pickle, as all but .safetensors are, and pickles can run programs", hint)
     try:
         found = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histossl.core.errors import FileFormatError, SlideError, TrainingError
+from histossl.encoders.settings import StreamPlan
 from histossl.execution.workers import ThreadExecutor, Workers
 from histossl.wsi import tile_files
 from histossl.wsi.stain_norm import Change
@@ -40,23 +41,6 @@ class TileSource:
     tiles_path: Path
     area: str = ""
     change: Change | None = None
-
-
-@dataclass(frozen=True)
-class StreamPlan:
-    """How many tiles, and from how many slides.
-
-    Attributes:
-        steps: batches.
-        batch: tiles of each.
-        slides: that a batch's tiles come from, in equal parts.
-        seed: of the order of the slides and the choice of tiles.
-    """
-
-    steps: int
-    batch: int
-    slides: int
-    seed: int
 
 
 class TileStream:

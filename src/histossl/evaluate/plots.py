@@ -13,6 +13,7 @@ from sklearn.metrics import roc_curve
 from histossl.core.atomic import whole
 from histossl.evaluate.risk_groups import p_text, risk_groups
 from histossl.evaluate.score import reliability
+from histossl.evaluate.summary import named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def _draw_numbers(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit:
     against.plot(ends, ends, color="#999999", linewidth=0.8, linestyle=":")
     against.scatter(truth, predicted, s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
     against.set(xlabel="truth", ylabel="predicted, of patients held out")
-    against.set_title(_escaped(embeddings[0]), fontsize=9)
+    against.set_title(_shown(embeddings[0]), fontsize=9)
     against.spines[["top", "right"]].set_visible(False)
 
 
@@ -116,7 +117,7 @@ def _draw_survival(figure: Figure, rows: pd.DataFrame, found: pd.DataFrame, unit
     curves.set_xticklabels([f"{tick:.3g}" for tick in parted["ticks"]])
     time = _escaped(rows["unit"].iloc[0] or "time")
     curves.set_xlabel(f"{time}; at risk at these times: " + "\n".join(at_risk), fontsize=8)
-    curves.set_title(_escaped(f"{embeddings[0]}, patients held out; {p_text(parted['p'])}"), fontsize=9)
+    curves.set_title(_escaped(f"{named(embeddings[0])}, patients held out; {p_text(parted['p'])}"), fontsize=9)
     curves.legend(frameon=False, fontsize=8, loc="best")
     curves.spines[["top", "right"]].set_visible(False)
 
@@ -147,6 +148,10 @@ def _escaped(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def _shown(embedding: str) -> str:
+    return _escaped(named(embedding))
+
+
 def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, what: str) -> None:
     counts = list(rows["n_labelled"].unique())
     for k, name in enumerate(embeddings):
@@ -157,7 +162,7 @@ def _shots(axes: Axes, rows: pd.DataFrame, embeddings: list[str], figure: str, w
         axes.vlines(at, line["low"], line["high"], color=colour, linewidth=1.2, alpha=0.6)
         marker = MARKERS[k % len(MARKERS)]
         width = 2 if k == 0 else 1.2
-        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_escaped(name))
+        axes.plot(at, line[figure], color=colour, marker=marker, markersize=5, linewidth=width, label=_shown(name))
     chance = 0.0 if figure == "spearman" else 0.5
     axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(counts)), counts)
@@ -180,7 +185,7 @@ def _rocs(axes: Axes, found: pd.DataFrame, embeddings: list[str]) -> None:
             curves.append(np.interp(grid, false, true))
         curve = np.mean(curves, axis=0)
         curve[0] = 0
-        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_escaped(name))
+        axes.plot(grid, curve, color=COLOURS[k % len(COLOURS)], linewidth=2 if k == 0 else 1.2, label=_shown(name))
     axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     axes.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal", xlim=(0, 1), ylim=(0, 1.005))
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -219,4 +224,4 @@ def _confusion(axes: Axes, found: pd.DataFrame, name: str) -> None:
     axes.set_xticks(range(len(classes)), ticks, rotation=30 if max(map(len, ticks)) > 6 else 0)
     axes.set_yticks(range(len(classes)), ticks)
     axes.set(xlabel="predicted", ylabel="truth")
-    axes.set_title(_escaped(name), fontsize=9)
+    axes.set_title(_shown(name), fontsize=9)

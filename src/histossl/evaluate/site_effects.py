@@ -50,8 +50,10 @@ def site_effects(source: Source, labels: Labels, settings: ProbeSettings) -> tup
     for target in labels.targets:
         task = make_task(target, source.ids, labels, plain)
         if task.names is None or task.sites is None:
-            why = "has no classes" if task.names is None else "has slides without a site"
-            raise LabelError(f"{target} {why}", "name another with --probe.targets, or add a column site")
+            why = "has no classes" if task.names is None else "has slides whose site is unknown"
+            raise LabelError(
+                f"{target} {why}", "add a column site to the labels, or name another column with --probe.targets"
+            )
         notes.append(f"{target}: {confounding(task.names[task.truth], task.sites)}")
         one = replace(labels, targets=(target,), chosen=True)
         values, slides = source.vectors[name][task.rows], list(task.slides)

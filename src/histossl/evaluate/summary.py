@@ -16,6 +16,18 @@ NEW_SITES = ", whole sites held out"  # ends the name of the row that stands bes
 _LINES = 6  # targets that are listed
 
 
+def named(embedding: str) -> str:
+    """The name of vectors for people who do not know the method's.
+
+    Args:
+        embedding: as files have it.
+
+    Returns:
+        The name, with "this method" for Giga-SSL.
+    """
+    return embedding.replace("giga-ssl", "this method", 1)
+
+
 def in_words(*tables: pd.DataFrame) -> str:
     """Summarise a probe: the first method's score with all labels, beside the best of the others.
 
@@ -31,10 +43,10 @@ def in_words(*tables: pd.DataFrame) -> str:
             rows = pd.DataFrame(rows[rows["n_labelled"] == "all"])
             away = np.array([str(name).endswith(NEW_SITES) for name in rows["embedding"]])
             first, others, new_sites = rows.iloc[0], pd.DataFrame(rows[~away]).iloc[1:], pd.DataFrame(rows[away])
-            line = f"{target}: {title} {_text(first, score)} of {first['embedding']}"
+            line = f"{target}: {title} {_text(first, score)} of {named(first['embedding'])}"
             if len(others):
                 best = others.loc[others[score].idxmax()]
-                line += f", {_text(best, score)} of {best['embedding']}"
+                line += f", {_text(best, score)} of {named(best['embedding'])}"
             line += "".join(f", {_text(row, score)} with whole sites held out" for _, row in new_sites.iterrows())
             lines.append(f"{line} ({first['n_slides']} slides, {first['n_patients']} patients)")
     more = [f"and {len(lines) - _LINES} more targets"] if len(lines) > _LINES else []
@@ -79,7 +91,7 @@ def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Pat
                 {
                     "target": row["target"],
                     "labelled": row["n_labelled"],
-                    "vectors": row["embedding"],
+                    "vectors": named(row["embedding"]),
                     "score": title,
                     "value (95 % interval)": _text(row, score),
                     "the first is ahead by": ahead,

@@ -1,4 +1,4 @@
-"""How fast a stage runs, and what limits it."""
+"""What limits a stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MEMORY = 30.0  # seconds, time constant of the moving averages
 
 
 class Throughput:
-    """Moving averages of tiles and seconds, over about the last half minute.
+    """Moving averages of seconds, over about the last half minute.
 
     Args:
         device: name of the device that the network runs on, for messages.
@@ -17,13 +17,12 @@ class Throughput:
     def __init__(self, device: str) -> None:
         self._device = device
         self._then = time.monotonic()
-        self._tiles = self._seconds = self._waited = self._read = self._cpu = 0.0
+        self._seconds = self._waited = self._read = self._cpu = 0.0
 
-    def add(self, tiles: int, waited: float, read: float, cpu: float) -> None:
+    def add(self, waited: float, read: float, cpu: float) -> None:
         """Count a step.
 
         Args:
-            tiles: number of tiles that it encoded.
             waited: seconds that it waited for the batch.
             read: seconds that reading the batch took in a worker, by the clock.
             cpu: seconds of processor time of the same.
@@ -31,16 +30,11 @@ class Throughput:
         now = time.monotonic()
         passed, self._then = now - self._then, now
         left = max(0.0, 1 - passed / _MEMORY)
-        added = (tiles, passed, waited, read, cpu)
-        kept = (self._tiles, self._seconds, self._waited, self._read, self._cpu)
-        self._tiles, self._seconds, self._waited, self._read, self._cpu = (
+        added = (passed, waited, read, cpu)
+        kept = (self._seconds, self._waited, self._read, self._cpu)
+        self._seconds, self._waited, self._read, self._cpu = (
             left * old + new for old, new in zip(kept, added, strict=True)
         )
-
-    @property
-    def rate(self) -> float:
-        """Tiles per second."""
-        return self._tiles / self._seconds if self._seconds else 0.0
 
     @property
     def limit(self) -> str:

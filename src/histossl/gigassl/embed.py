@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from histossl.core.config import number_of
-from histossl.core.errors import SettingsError
+from histossl.gigassl.embed_settings import EmbedSettings
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.prototypes import Counted
 from histossl.gigassl.views import ViewBatch, ViewSettings, collate, draw_tiles
@@ -18,29 +18,6 @@ from histossl.training.device import pick_dtype
 
 # Bounds the memory of a pass: views are grouped up to this many tiles.
 TILES_A_PASS = 8192
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How a slide's vector is made.
-
-    Args:
-        views: R, random views of un-augmented tiles that are averaged; 0 is one pass over all tiles, and so is any R
-            where a view holds all tiles of a slide.
-        seed: of the views.
-        precision: float32, bfloat16 or auto (bfloat16 where the hardware multiplies it natively): the latter two are
-            faster there, and vectors differ between machines in the third digit.
-    """
-
-    views: int = 50
-    seed: int = 0
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.views < 0:
-            raise SettingsError(f"embed.views must not be negative, got {self.views}")
-        if self.precision not in ("float32", "bfloat16", "auto"):
-            raise SettingsError(f"embed.precision is {self.precision!r}", "it must be float32, bfloat16 or auto")
 
 
 @torch.inference_mode()

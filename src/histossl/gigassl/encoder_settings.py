@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from histossl.core.errors import SettingsError
-from histossl.gigassl.prototypes import RUNS
 
+RUNS = 4
+"""Clusterings at each scale: whether one k-means gives something rare a cluster of its own is a matter of luck."""
 BEFORE = {"scales": [0, 2, 4], "normalise": False, "stage_scales": []}
 """Settings that slide encoders were made with before these could be chosen."""
 

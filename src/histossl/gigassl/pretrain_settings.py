@@ -11,11 +11,52 @@ from typing import Any
 from histossl.core.config import PRECISIONS, check_choice
 from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.encoder_settings import EncoderSettings
-from histossl.gigassl.views import ViewSettings
-from histossl.training.loop import Schedule
+from histossl.training.schedule import Schedule
 
 NEIGHBOURS = EncoderSettings(dim=64, inlet="scaled", arch="neighbours")
 """Learned without a contrast of slides: see `Neighbours`, and docs/ablation.md for what it is worth."""
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How a view is drawn.
+
+    Attributes:
+        tiles: T, tiles per view; all tiles of a slide that has fewer.
+        windows: 0 draws the tiles at random, as the paper does; w >= 1 draws w random tiles, each with its nearest
+            neighbours, T in all, so that tiles are adjacent on the map as they are at inference.
+        scale_min: lower end of the range of the factors, uniform and independent, by which rows and columns are
+            stretched; below 1 neighbours can fall on one site, where they are averaged.
+        scale_max: upper end of that range; above 1 neighbours can become separated.
+        any_angle: turn by any angle; otherwise by multiples of 90°, which keep neighbours adjacent.
+        share: of the tiles of a slide without pixel augmentations that one view has at most, in (0, 1], so that two
+            views of a small slide differ.
+        dropout: for such slides, share of the features that are set to zero in all tiles of a view, in [0, 1).
+        noise: for such slides, size of the noise that is added to features, in their standard deviations over the
+            view: one vector for all tiles, as a change of stain would add, and one for each tile.
+    """
+
+    tiles: int = 256
+    windows: int = 1
+    scale_min: float = 1.0
+    scale_max: float = 1.0
+    any_angle: bool = False
+    share: float = 0.7
+    dropout: float = 0.1
+    noise: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.tiles < 1 or not 0 <= self.windows <= self.tiles:
+            raise SettingsError(
+                f"a view has tiles >= 1 and 0 <= windows <= tiles, got tiles {self.tiles}, windows {self.windows}"
+            )
+        if not 0 < self.scale_min <= self.scale_max < math.inf:
+            raise SettingsError(f"scales must be 0 < min <= max, got {self.scale_min} and {self.scale_max}")
+        if not (0 < self.share <= 1 and 0 <= self.dropout < 1 and 0 <= self.noise < math.inf):
+            raise SettingsError(
+                f"a view needs share in (0, 1], dropout in [0, 1) and noise >= 0, got {self.share}, {self.dropout} "
+                f"and {self.noise}"
+            )
 
 
 @dataclass(frozen=True)

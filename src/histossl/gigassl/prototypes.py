@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from histossl.gigassl.encoder_settings import RUNS
 from histossl.gigassl.sparse import Grid, SparseMap
 
-RUNS = 4
-"""Clusterings at each scale: whether one k-means gives something rare a cluster of its own is a matter of luck."""
 SPREAD_FROM = 25_000  # tiles at most that the axes are found from: their number is no more than a few thousand
 AXES = 128  # principal axes of the tiles, whitened, in which clusters are looked for: what is rare varies little
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError
 from histossl.nuclei.instances import label_instances
-from histossl.nuclei.pseudo_labels import MPP, AdaptSettings, SelfTrainingSettings, make_pseudo_labels
+from histossl.nuclei.pseudo_labels import MPP, make_pseudo_labels
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
+from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.strata import found_nuclei
 
 _VIEWS = ((1.0, 0.9, 1.1), (1.15, 1.1, 0.95), (0.85, 0.9, 0.95))  # factors on the optical density of each channel

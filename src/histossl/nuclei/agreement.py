@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.nuclei.instances import InstanceSettings, label_instances
-from histossl.nuclei.pseudo_labels import MPP, AgreementSettings, PseudoLabel
+from histossl.nuclei.pseudo_labels import MPP, PseudoLabel
+from histossl.nuclei.settings import AgreementSettings
 
 
 def agreed(

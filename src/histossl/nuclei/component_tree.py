@@ -10,44 +10,13 @@ trained on, and on the network's depth it separates nuclei that touch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
-
-@dataclass(frozen=True)
-class TreeSettings:
-    """Score of an object by its shape.
-
-    Attributes:
-        smallest: µm², least area.
-        largest: µm², greatest area.
-        hole: µm², holes up to this area belong to the object around them.
-        roundness: exponent of the roundness, which is the area over that of the ellipse of equal moments: 1 for any
-            ellipse, less for objects that are concave, branched or two nuclei.
-        longest: ratio of the axes at which the score falls to 0; up to half of it there is no penalty.
-        usual: µm², usual area of nuclei in the image; 0 where it is unknown.
-        spread: standard deviation of the logarithm of areas around the usual one; smaller values penalise objects of
-            other sizes more.
-        edges: whether to multiply by the mean gradient along the outline, which prefers the sharpest of nested
-            outlines.
-        whole: factor that several parts must score better by than the object that contains them.
-        nested: the same for a single part, that is for a tighter outline.
-    """
-
-    smallest: float = 6.0
-    largest: float = 250.0
-    hole: float = 40.0
-    roundness: float = 3.0
-    longest: float = 6.0
-    usual: float = 0.0
-    spread: float = 1.25
-    edges: bool = True
-    whole: float = 1.02
-    nested: float = 1.0
+from histossl.nuclei.settings import TreeSettings
 
 
 @njit(cache=True)

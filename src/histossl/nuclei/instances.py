@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +12,12 @@ from scipy import ndimage
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
-from histossl.nuclei.component_tree import TreeSettings, best_objects, filled
+from histossl.nuclei.component_tree import best_objects, filled
 from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.morphology import diameters, eccentricities, spreads
 from histossl.nuclei.outline_tracing import trace_outlines
 from histossl.nuclei.pseudo_labels import SlideTree
+from histossl.nuclei.settings import InstanceSettings
 from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 if TYPE_CHECKING:
@@ -24,33 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _STEPS = 13  # number of thresholds on the depth
-
-
-@dataclass(frozen=True)
-class InstanceSettings:
-    """How nuclei are separated.
-
-    Attributes:
-        threshold: threshold on the confidence, 0 to 1.
-        smallest: µm², least area of a nucleus.
-        hole: µm², holes up to this area are filled.
-        smooth: µm, sigma of the Gaussian on the depth before nuclei are separated.
-        middle: least maximum of the depth in a nucleus, where the depth is learned; objects of less depth are dropped.
-        parts: score of the markers of nuclei, where the depth is learned.
-        apart: µm, least distance of two markers, where the depth is the distance to the outline.
-    """
-
-    threshold: float = 0.5
-    smallest: float = 8.0
-    hole: float = 40.0
-    smooth: float = 0.35
-    apart: float = 2.0
-    middle: float = 0.5
-    parts: TreeSettings = field(
-        default_factory=lambda: TreeSettings(
-            smallest=1.5, largest=300, hole=0, roundness=16, longest=20, edges=False, whole=1.0, nested=1.1
-        )
-    )
 
 
 def label_instances(

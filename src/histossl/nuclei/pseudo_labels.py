@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,140 +10,16 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
-from histossl.core.config import PRECISIONS, check_choice
-from histossl.core.errors import SettingsError
-from histossl.nuclei.component_tree import TreeSettings, best_objects, slopes
+from histossl.nuclei.component_tree import best_objects, slopes
+from histossl.nuclei.settings import (
+    PseudoLabelSettings,
+    TreeSettings,
+)
 from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
 _SOME = 20  # sure nuclei that are needed to estimate the usual area
-
-
-@dataclass(frozen=True)
-class PseudoLabelSettings:
-    """How hematoxylin becomes pseudo-labels.
-
-    Attributes:
-        blur: µm, sigma of the Gaussian on hematoxylin.
-        levels: thresholds of the tree of objects.
-        quality: least quality of a sure object, in units of the slide's steep slopes (their 95th percentile).
-        doubt: weight of dark pixels outside sure objects; sure background weighs 1.
-        pale: how pale doubtful pixels may be, from 1 (only pixels darker than Otsu's threshold are doubtful)
-            down to 0 (all pixels darker than the median of those below that threshold are).
-        faint: weight of the pixels between the two thresholds.
-        pasted: per mm², sure nuclei that are copied beside others in a second copy of each field, so that the network
-            meets touching nuclei whose outlines are known.
-        paled: whether there is a third copy of each field, in which sure nuclei are paler than they are, by a factor
-            drawn for each, so that the network meets pale and vesicular nuclei whose outlines are known.
-        objects: the score of an object by its shape.
-    """
-
-    blur: float = 0.2
-    levels: int = 32
-    quality: float = 0.2
-    doubt: float = 0.1
-    pale: float = 1.0
-    faint: float = 0.02
-    pasted: float = 2400.0
-    paled: bool = False
-    objects: TreeSettings = field(default_factory=TreeSettings)
-
-
-@dataclass(frozen=True)
-class AgreementSettings:
-    """How a trained network's nuclei and the tree's become pseudo-labels.
-
-    Attributes:
-        sure: least mean confidence of a nucleus that the network alone finds; it weighs `alone`.
-        alone: weight of such a nucleus.
-        doubted: an object that the tree alone finds is doubtful below this mean confidence.
-        background: pixels outside objects of the tree are sure background below this confidence.
-        threshold: on the network's confidence; lower than that of the final nuclei, so that pale ones are found.
-    """
-
-    sure: float = 0.7
-    alone: float = 0.7
-    doubted: float = 0.3
-    background: float = 0.3
-    threshold: float = 0.4
-
-
-@dataclass(frozen=True)
-class SelfTrainingSettings:
-    """Settings of the training of the default method.
-
-    Attributes:
-        steps: of training.
-        batch: crops per step.
-        crop: side of a crop in pixels of 0.5 µm.
-        rate: highest learning rate.
-        weight_decay: of the kernels.
-        stain: sigma of the changes of stain: each crop's optical density is scaled, mixed between channels, shifted.
-        strength: sigma of the logarithm of a factor on all of a crop's optical density.
-        zoom: crops are scaled by a factor of up to e^zoom up or down.
-        noise: sigma of noise on the optical density.
-        turns: quarter turns over which confidence is averaged: 1, 2 or 4.
-        support: whether the sure nuclei of a slide support the network there (`evidence.py`); for a network that
-            learned elsewhere.
-        precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
-        widths: channels of the network at full, half and quarter resolution.
-        seed: of all that is random.
-        pseudo_labels: how pseudo-labels are made.
-        agreement: how pseudo-labels are made with a trained network.
-    """
-
-    steps: int = 800
-    batch: int = 12
-    crop: int = 128
-    rate: float = 4e-3
-    weight_decay: float = 1e-3
-    stain: float = 0.15
-    strength: float = 0.0
-    zoom: float = 0.3
-    noise: float = 0.02
-    turns: int = 2
-    support: bool = False
-    precision: str = "auto"
-    widths: tuple[int, int, int] = (12, 24, 32)
-    seed: int = 0
-    pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
-
-    FORMER_NAME: ClassVar[str] = "ContrastSettings"
-    FORMER_FIELDS: ClassVar[dict[str, str]] = {"lessons": "pseudo_labels"}
-    agreement: AgreementSettings = field(default_factory=AgreementSettings)
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
-            raise SettingsError("self-training needs steps >= 1, batch >= 1 and turns of 1, 2 or 4")
-        check_choice("self-training.precision", self.precision, PRECISIONS)
-        if self.crop < 32 or self.crop % 4:
-            raise SettingsError(f"self-training.crop must be a multiple of 4 from 32, got {self.crop}")
-
-
-@dataclass(frozen=True)
-class AdaptSettings:
-    """How a trained model is adapted to new slides.
-
-    Attributes:
-        steps: of training.
-        rate: highest learning rate.
-        share: of the way from the old weights to the trained ones, in (0, 1].
-        held: every `held`-th field is used to judge, not to learn.
-        margin: least improvement of the judgement that the adapted model must reach.
-        seed: of all that is random.
-    """
-
-    steps: int = 200
-    rate: float = 1e-3
-    share: float = 0.5
-    held: int = 4
-    margin: float = 0.002
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.share <= 1 or self.held < 2:
-            raise SettingsError("adapting needs steps >= 1, a share in (0, 1] and held >= 2")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from histossl.nuclei.instances import concatenate
 from histossl.nuclei.maps import DENSITY, density_map, write_density, write_sheet
 from histossl.nuclei.method import Method
 from histossl.nuclei.partial_results import Parts, parts_key
+from histossl.nuclei.settings import ExportSettings
 from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, SurveyTask, survey_there
 from histossl.nuclei.tiled_inference import segment_rows
 from histossl.nuclei.usual import doubt_about_mpp, usual_size
@@ -32,29 +33,6 @@ from histossl.wsi.slide import open_slide, slide_state
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
 """Columns of nuclei.csv; status is done or failed."""
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Which files are written beside the overlay and the GeoJSON.
-
-    Attributes:
-        gzip: whether the GeoJSON is gzipped (QuPath opens it as it is).
-        parquet: GeoParquet, one row per nucleus.
-        h5ad: AnnData, one row of measures per nucleus.
-        density: nuclei per mm² of tissue in squares of 100 µm, as a TIFF.
-        sheet: a picture of 48 random nuclei with their outlines, for checking.
-        zarr: OME-Zarr labels.
-        labels: a label image (int32 TIFF) for plain pictures.
-    """
-
-    gzip: bool = False
-    parquet: bool = False
-    h5ad: bool = False
-    density: bool = False
-    sheet: bool = False
-    zarr: bool = False
-    labels: bool = True
 
 
 @dataclass(frozen=True)

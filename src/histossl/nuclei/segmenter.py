@@ -19,9 +19,9 @@ from histossl.nuclei.instances import Nuclei
 from histossl.nuclei.method import Method
 from histossl.nuclei.network import read_model
 from histossl.nuclei.patch_contrast import PatchContrast
-from histossl.nuclei.pseudo_labels import SelfTrainingSettings
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
-from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey, survey
+from histossl.nuclei.settings import SegmentSettings, SelfTrainingSettings
+from histossl.nuclei.stain_survey import StainSurvey, survey
 from histossl.nuclei.threshold import Prior
 from histossl.nuclei.tiled_inference import segment_slide
 from histossl.wsi.array_slide import picture_slide

@@ -24,14 +24,8 @@ from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
-from histossl.nuclei.pseudo_labels import (
-    MPP,
-    PseudoLabel,
-    PseudoLabelSettings,
-    SelfTrainingSettings,
-    make_pseudo_labels,
-    targets,
-)
+from histossl.nuclei.pseudo_labels import MPP, PseudoLabel, PseudoLabelSettings, make_pseudo_labels, targets
+from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 from histossl.wsi.stain import Stains, optical_density

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.core.errors import SettingsError, SlideError
-from histossl.nuclei.instances import InstanceSettings
+from histossl.core.errors import SlideError
+from histossl.nuclei.settings import SegmentSettings
 from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.slide import Slide, open_slide
 from histossl.wsi.stain import Stains, estimate_stains, sample_fields
@@ -20,34 +20,6 @@ log = logging.getLogger(__name__)
 
 
 _FIELD = 2000.0  # µm; a narrower picture is a field, all of which counts as tissue
-
-
-@dataclass(frozen=True)
-class SegmentSettings:
-    """How a slide is segmented. Only `instances` changes the result, and `fields` and `seed` through the statistics.
-
-    Attributes:
-        tile: pixels at the method's mpp, side of a tile; memory grows with its square, by about 200
-            bytes a pixel and process.
-        halo: pixels around a tile that are read too; larger than any nucleus and than the network's receptive field.
-        fields: squares of 256 pixels that stain statistics are taken from.
-        seed: seed of their coordinates.
-        instances: how nuclei are separated.
-    """
-
-    tile: int = 1024
-    halo: int = 96
-    fields: int = 24
-    seed: int = 0
-    instances: InstanceSettings = field(default_factory=InstanceSettings)
-
-    def __post_init__(self) -> None:
-        # The network's grid of strides begins at the slide's corner whatever the tiles are.
-        for name, least in (("tile", 64), ("halo", 64)):
-            if getattr(self, name) < least or getattr(self, name) % 4:
-                raise SettingsError(f"{name} must be a multiple of 4 from {least}, got {getattr(self, name)}")
-        if self.fields < 1:
-            raise SettingsError(f"fields must be at least 1, got {self.fields}")
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def encode_study(
     with StageQueue(journal, "encode", jobs) as shift, progress_bar("tiles", total) as bar:
         for mine in shift.rounds():
             for step in encoded(mine):
-                speed.add(step.tiles, step.waited, step.read, step.cpu)
+                speed.add(step.waited, step.read, step.cpu)
                 name = step.job.slide_id
                 if step.error is not None:
                     give_up_on_disk(step.error)
@@ -155,7 +155,7 @@ def encode_study(
                 elif step.finished:
                     shift.finish(name, _encoded_row(step), lost=step.lost, limit=speed.limit)
                 bar.advance(step.tiles + sum(int(row["tiles"]) for row in shift.listen()))
-                bar.say(f"{speed.rate:.0f} tiles/s, {name}, {speed.limit}")
+                bar.say(f"{name}, {speed.limit}")
     say_left_out(rows)
     return report_failures(rows)
 

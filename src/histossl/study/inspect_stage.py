@@ -146,7 +146,11 @@ def find_slides(folder: Path, slides: Path) -> Found:
         counted = ", ".join(f"{count} {ending}" for ending, count in found.others.most_common(5))
         what = f"{slides}: no slides in it" + (f", only files of other kinds ({counted})" if counted else "")
         raise StudyError(what, "give a folder of .svs, .tif, .ndpi, .mrxs, .png, .jpg, ...")
-    if found.slides == [place] and (lies_in(place, folder) or any(map(is_ours, place.parents))):
+    if found.slides == [place] and (
+        lies_in(place, folder)
+        or is_ours(place.parent)
+        or any(is_ours(up) and lies_in(place, up) for up in place.parents)
+    ):
         raise StudyError(f"{slides}: lies in a folder that this program wrote, so it is no slide", "give the slide")
     return found
 

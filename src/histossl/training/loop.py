@@ -21,46 +21,8 @@ from histossl.core.console import progress_bar, say
 from histossl.core.errors import StudyError, TrainingError
 from histossl.training.distributed import make_fabric
 from histossl.training.log import Log
+from histossl.training.schedule import STILL, Schedule
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """The number of steps and the learning rate.
-
-    Attributes:
-        steps: optimiser steps in all, unless training ends early.
-        rate: Adam's highest learning rate.
-        warmup: steps of linear rise to it; after them the rate falls to zero by a cosine.
-        weight_decay: on matrices and kernels only, decoupled (AdamW).
-        checkpoints: steps between two checkpoints, and between two rows of the log.
-        patience: window of early stopping, as a share of the steps; 0 never stops early. The means of the loss, and of
-            the effective rank where it is measured, are compared between the last window and the one before it. Once
-            no mean differs by more than `STILL` of the first value, the rate falls to zero within `COOLING` of the
-            steps, and training ends. The decision uses the log alone, so a resumed run ends at the same step.
-        plain: Adam as older papers use it: at a constant rate, weight decay added to the gradients of all weights.
-    """
-
-    steps: int
-    rate: float
-    warmup: int
-    weight_decay: float = 0.0
-    checkpoints: int = 20
-    patience: float = 0.0
-    plain: bool = False
-
-    def end(self, ending: int | None) -> int:
-        """The step at which training ends.
-
-        Args:
-            ending: the step at which early stopping began; None where it has not.
-
-        Returns:
-            Number of steps, at most `steps`.
-        """
-        return self.steps if ending is None else min(self.steps, ending + max(1, round(COOLING * self.steps)))
-
-
-STILL, COOLING = 0.005, 0.05  # see `Schedule.patience`
 BEHIND = 0.05  # share of the first loss by which the last loss must exceed the lowest to count as worse
 SMOOTH = 0.05  # share of the steps over which the loss is averaged before its lowest value is searched
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from histossl.core.atomic import whole
 from histossl.evaluate.risk_groups import p_text
 from histossl.evaluate.summary import NEW_SITES
 from histossl.study.qc_sheet import trust
-from histossl.view.report.charts import MapPoint, curve, key_line, shots_chart, slide_map, small_picture, survival_chart
+from histossl.view.report.charts import curve, key_line, shots_chart, small_picture, survival_chart
+from histossl.view.report.maps import THUMBNAIL, slide_maps
 from histossl.view.report.sheets import HEATMAPS, Sheet
 from histossl.view.report.short import GIGA_SSL, cautions, methods, named
+from histossl.wsi.artefacts import KINDS as KINDS_OF_DIRT
+from histossl.wsi.artefacts import left_out_of, left_out_text
 
-COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error")
+COLUMNS = ("slide_id", "patient_id", "mpp", "width", "height", "tiles", "status", "error", "artefacts")
 PICTURES = 24  # in the QC sheet
 ROWS = 100  # of slides or failures in a table
-POINTS = 4000  # on a map
-COLOURS = 8  # of classes on a map; page.css has as many, and one for all others
-MAPS = 4  # one per target
 GAUGES = {
     "loss": "lower is better; its floor depends on the batch",
     "spread": "0 is collapse, 1 fills the sphere",
@@ -112,6 +113,7 @@ def write_report(path: Path, context: ReportInput) -> None:
     whole_slides = [row for row in slides if row["status"] != "failed"]
     sheets = [found for found in map(_sheet, context.sheets) if found["shown"]]
     pictures = _pictures(context.qc, slides)
+    small = {slide: partial(_drawn, path, THUMBNAIL) for slide, path in context.qc.items()}
     page = environment.get_template("page.html.j2").render(
         title=context.title,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -124,7 +126,7 @@ def write_report(path: Path, context: ReportInput) -> None:
         citation=GIGA_SSL,
         sheets=sheets,
         training=_training(context.training),
-        maps=_maps(context, slides),
+        maps=slide_maps(context.vectors, [str(name) for name in context.ids], context.labels, slides, small),
         probe=_probe(context.probe),
         settings=list(_flat(context.settings)),
         versions=context.versions,
@@ -181,9 +183,12 @@ def _pictures(qc: Mapping[str, Path], slides: list[dict[str, str]]) -> dict[str,
     rows = {row["slide_id"]: row for row in sorted(slides, key=trust)}
     there = [slide for slide in rows if slide in qc and Path(qc[slide]).is_file()]
     drawn = [(slide, _drawn(qc[slide])) for slide in there[:PICTURES]]
-    told = {slide: row.get("note") or row.get("artefacts", "") for slide, row in rows.items()}
+    told = {slide: row.get("note") or row["artefacts"] for slide, row in rows.items()}
     shown = [{"slide": s, "tiles": _tiles(rows[s]), "told": told[s], "uri": uri} for s, uri in drawn if uri]
-    return {"shown": shown, "more": max(0, len(there) - PICTURES)}
+    left_out = left_out_text(
+        sum((left_out_of(row["artefacts"]) for row in slides), np.zeros(len(KINDS_OF_DIRT), np.int64))
+    )
+    return {"shown": shown, "more": max(0, len(there) - PICTURES), "left_out": left_out}
 
 
 def _first_pictures(sheets: Sequence[Mapping[str, Any]], qc: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -227,69 +232,6 @@ def _training(log: pd.DataFrame | None) -> list[dict[str, Any]]:
         }
         for name in names
     ]
-
-
-def _maps(context: ReportInput, slides: list[dict[str, str]]) -> dict[str, Any]:
-    """The same map once for each target, or coloured by patient where there are no targets."""
-    if context.vectors is None or len(context.vectors) < 3:
-        return {"maps": []}
-    vectors, ids = context.vectors, [str(name) for name in context.ids]
-    drawn = np.arange(len(ids))
-    if len(ids) > POINTS:
-        drawn = np.sort(np.random.default_rng(0).choice(len(ids), POINTS, replace=False))
-    xy, height, share = slide_map(vectors)
-    colourings = _colourings(context.labels, slides, ids)
-    maps = [_one_map(name, classes, xy, ids, drawn) for name, classes in colourings[:MAPS]]
-    return {
-        "maps": maps,
-        "height": round(height, 1),
-        "share": share,
-        "drawn": len(drawn),
-        "of": len(ids),
-        "more": max(0, len(colourings) - MAPS),
-    }
-
-
-def _colourings(
-    labels: pd.DataFrame | None, slides: list[dict[str, str]], ids: list[str]
-) -> list[tuple[str, list[str]]]:
-    """(name, class of each slide, "" for no class) of each map."""
-    if labels is not None:
-        rows = {str(slide): row for slide, row in labels.to_dict("index").items()}
-        targets = [str(name) for name in labels.columns if name != "patient_id"]
-        found = [(name, [rows.get(slide, {}).get(name) for slide in ids]) for name in targets]
-        if found:
-            return [(name, ["" if v is None or v != v else str(v) for v in values]) for name, values in found]
-    of_slide = {row["slide_id"]: row["patient_id"] for row in slides}
-    patients = [of_slide.get(slide, "") for slide in ids]
-    several = 1 < len(set(patients) - {""}) <= 2 * COLOURS and len(set(patients)) < len(ids)
-    return [("patient", patients)] if several else [("", [""] * len(ids))]
-
-
-def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], drawn: np.ndarray) -> dict[str, Any]:
-    counts = Counter(value for value in classes if value)
-    ranked = [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    shown = sorted(ranked[:COLOURS]) if len(ranked) > COLOURS else sorted(ranked)
-    kinds = {value: k for k, value in enumerate(shown)}
-    points = [
-        MapPoint(
-            round(float(xy[k, 0]), 1),
-            round(float(xy[k, 1]), 1),
-            None if name and not classes[k] else kinds.get(classes[k], COLOURS if name else 0),
-            f"{ids[k]}: {classes[k]}" if classes[k] else ids[k],
-        )
-        for k in drawn
-    ]
-    keys = [{"kind": kinds[value], "name": value, "count": counts[value]} for value in shown]
-    others = sum(counts[value] for value in ranked if value not in kinds)
-    if others:
-        keys.append({"kind": COLOURS, "name": f"{len(ranked) - len(shown)} others", "count": others})
-    return {
-        "name": name,
-        "points": points,
-        "keys": keys,
-        "unlabelled": len(classes) - sum(counts.values()) if name else 0,
-    }
 
 
 def _probe(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
