@@ -29,7 +29,7 @@ def commands(text: str) -> list[str]:
 
 
 def understood(line: str) -> None:
-    words = shlex.split(re.sub(r"\[--.*?\]", "", line), comments=True)[1:]
+    words = shlex.split(re.sub(r"\[--.*?\]|--config \S+", "", line), comments=True)[1:]  # the file is not here
     words = words[: min(words.index(end) if end in words else len(words) for end in ("&", "&&"))]
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     module, function, _ = COMMANDS[name]

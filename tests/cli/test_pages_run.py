@@ -56,6 +56,7 @@ QUICK = {
 }
 # A line -> the one that its page has in mind to have run before.
 BEFORE = {
+    "--config run.yaml": "config run --dump run.yaml",
     "--probe.area tumour": "run SLIDES --out STUDY --areas AREAS --area.each",
     "encode NEW": "inspect NEW_SLIDES --out NEW",
     "embed NEW --weights": "encode NEW --encoder STUDY/tile-encoder",
