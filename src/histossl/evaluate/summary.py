@@ -91,7 +91,7 @@ def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Pat
                 {
                     "target": row["target"],
                     "labelled": row["n_labelled"],
-                    "vectors": named(row["embedding"]),
+                    "vectors": named(str(row["embedding"])),
                     "score": title,
                     "value (95 % interval)": _text(row, score),
                     "the first is ahead by": ahead,
