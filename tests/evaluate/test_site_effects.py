@@ -175,5 +175,5 @@ def test_slides_without_a_site_are_named():
     some = {name: site for name, site in labels.sites.items() if name != "s007"}
     with pytest.raises(LabelError, match="no site is known of 's007'"):
         probe_with_rivals(source, replace(labels, sites=some), replace(QUICK, site_remedy="centre"))
-    with pytest.raises(LabelError, match="slides without a site"):
+    with pytest.raises(LabelError, match="slides whose site is unknown"):
         site_effects(source, replace(labels, sites=some), QUICK)

@@ -82,7 +82,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
     assert {row["status"] for row in table.values()} == {"encoded"}
     found = read_embeddings(study / "embeddings.h5ad")
     assert list(found.vectors) == ["giga-ssl", "mean pooling", "untrained encoder"]
-    assert found.vectors["giga-ssl"].shape == (8, 64 + 64 + 2 * 4 * 64 + 2 * 4 * 64)
+    assert found.vectors["giga-ssl"].shape == (8, 64 + 128 + 2 * 4 * 64 + 2 * 4 * 64)
     np.testing.assert_allclose(np.linalg.norm(found.vectors["giga-ssl"], axis=1), 1, rtol=1e-5, atol=1e-6)
     for name in found.slides.index:
         with h5py.File(study / "features" / f"{name}.h5") as file:
