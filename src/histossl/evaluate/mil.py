@@ -23,7 +23,7 @@ from histossl.evaluate.settings import Recipe, Rival
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings
 from histossl.gigassl.layers import GatedAttention, view_sum
-from histossl.gigassl.norms import SiteNorm
+from histossl.gigassl.norms import OneScale
 from histossl.gigassl.slide_sources import plain_tiles
 from histossl.gigassl.sparse import Grid, SparseMap
 from histossl.gigassl.views import ViewSettings, collate, draw_view
@@ -67,7 +67,8 @@ class AttentionPool(nn.Module):
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
-        self.norm, self.linear = SiteNorm(in_dim, affine=False), nn.Linear(in_dim, dim)
+        # As the probe and the slide encoder do: principal axes of tiles, each of variance 1, would be mostly noise.
+        self.norm, self.linear = OneScale(in_dim), nn.Linear(in_dim, dim)
         self.attention = GatedAttention(dim)
 
     def forward(self, features: Tensor, positions: NDArray, views: NDArray, size: int) -> Tensor:

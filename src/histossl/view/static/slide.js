@@ -190,14 +190,17 @@ function tell(words) {
   const { predictions, neighbours, row, labels } = words;
   for (const target of new Set(predictions.map((one) => one.target))) {
     const rows = predictions.filter((one) => one.target === target);
+    const classes = rows.some((one) => Object.keys(one.shares).length); // otherwise numbers, or ranks of a risk
     byId("predictions").append(element("table", {},
       element("caption", {}, `${target}: labelled ${rows[0].truth}`),
-      element("thead", {}, element("tr", {}, element("th", {}, "by"), element("th", {}, "predicted"), element("th", {}, "its probability"))),
+      element("thead", {}, element("tr", {}, element("th", {}, "by"), element("th", {}, "predicted"), element("th", {}, classes ? "its probability" : ""))),
       element("tbody", {}, ...rows.map((one, k) => {
         const share = one.shares[one.predicted], bar = element("span", { class: "bar" });
         bar.style.width = `${100 * (share ?? 0)}%`;
         return element("tr", { class: k ? null : "first" }, element("td", {}, one.embedding.replace("giga-ssl", "this method")),
-          element("td", { class: one.predicted === one.truth ? null : "bad" }, one.predicted, one.predicted === one.truth ? "" : " ✗"),
+          classes
+            ? element("td", { class: one.predicted === one.truth ? null : "bad" }, one.predicted, one.predicted === one.truth ? "" : " ✗")
+            : element("td", {}, `${+Number(one.predicted).toPrecision(3)}`),
           share === undefined ? element("td", {}) : element("td", {}, share.toFixed(2), bar));
       }))));
   }
