@@ -86,7 +86,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
     np.testing.assert_allclose(np.linalg.norm(found.vectors["giga-ssl"], axis=1), 1, rtol=1e-5, atol=1e-6)
     for name in found.slides.index:
         with h5py.File(study / "features" / f"{name}.h5") as file:
-            assert file["features"].shape == (int(table[f"{name}.tiff"]["tiles"]), 64)
+            assert file["features"].shape == (int(table[f"{name}.tiff"]["tiles"]), 128)
             np.testing.assert_allclose(
                 found.vectors["mean pooling"][list(found.slides.index).index(name)],
                 file["features"][:].mean(0),
@@ -96,7 +96,7 @@ def test_a_folder_of_slides_becomes_one_vector_a_slide(study):
         views = np.load(study / "views" / name / "features.npy", mmap_mode="r")
         assert views.dtype == np.float16
         assert views.shape[0] == 2
-        assert views.shape[2] == 64
+        assert views.shape[2] == 128
         assert np.load(study / "views" / name / "coords.npy").dtype == np.int32
         assert Image.open(study / "qc" / f"{name}.jpg").size[0] > 100
     assert {"composition", "lesion", "arrangement"} <= set(
