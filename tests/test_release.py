@@ -210,8 +210,7 @@ def test_files_that_fork_and_kill_are_left_out_on_windows_only(shared, monkeypat
     names = {path.stem for path in shared.posix_files()}
     assert {"test_killed", "test_run"} <= names
     assert Path(__file__).stem not in names
-    every = list((ROOT / "tests").glob("*/test_*.py"))
-    assert len(names) < len(every) / 8, "most tests run on Windows"
+    assert len(names) < 13, "most tests run on Windows"
     first = shared.posix_files()[0]
     monkeypatch.setattr(sys, "platform", "linux")
     assert shared.pytest_ignore_collect(first) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from histossl.core.errors import SettingsError
+from histossl.core.errors import FileFormatError, SettingsError
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import SlideEncoder
 from histossl.gigassl.neighbours import Neighbours, foretelling, functions
@@ -172,6 +172,11 @@ def test_half_of_the_windows_are_not_augmented(tmp_path):
     drawn = [draw_windows(epoch, np.array([0]), [source], SETTINGS)[0].mean() for epoch in range(200)]
     assert np.mean(np.array(drawn) > 50) == pytest.approx(0.5, abs=0.12)
     assert source.load()[0].max() < 50  # what is contrasted never sees them
+    for other in (np.zeros((4, 59, 32), np.float16), np.zeros((4, 60, 32), np.int16)):
+        np.save(source.views / "plain.npy", other)
+        with pytest.raises(FileFormatError, match=r"plain\.npy: .* beside views of \(4, 60, 32\)"):
+            for epoch in range(20):
+                draw_windows(epoch, np.array([0]), [source], SETTINGS)
 
 
 @pytest.mark.parametrize("tiles", [1, 2])

@@ -212,7 +212,7 @@ def draw_windows(epoch: int, slides: NDArray, sources: Sequence[SlideSource], se
     for k in slides:
         features, positions = sources[k].load()
         rng = np.random.default_rng([settings.seed, epoch, int(k)])
-        chosen, plain = rng.integers(len(features)), sources[k].plain()
+        chosen, plain = rng.integers(len(features)), sources[k].plain(features)
         if plain is not None and rng.random() < 0.5:
             features = plain
         rows, moved = draw_view(features[chosen], positions[chosen], view, rng)

@@ -59,14 +59,25 @@ class SlideSource:
         stride = fingerprints.read_made(self.views)["stride_level0"]
         return features, tile_units(coords.reshape(-1, 2), stride).reshape(coords.shape)
 
-    def plain(self) -> NDArray | None:
-        """(K, n, D) the same tiles as those of `load`, un-augmented, memory-mapped; None where none are kept.
+    def plain(self, views: NDArray) -> NDArray | None:
+        """The same tiles as in the views, un-augmented; memory-mapped.
+
+        Args:
+            views: (K, n, D), the features of `load`.
+
+        Returns:
+            (K, n, D) floating; None where none are kept.
 
         Raises:
-            FileFormatError: damaged.
+            FileFormatError: damaged, or not of the shape of the views.
         """
-        path = self.views / "plain.npy"
-        return read_npy(path, f"remove {self.views} and encode again") if path.exists() else None
+        path, hint = self.views / "plain.npy", f"remove {self.views} and encode again"
+        if not path.exists():
+            return None
+        found = read_npy(path, hint)
+        if found.shape != views.shape or found.dtype.kind != "f":
+            raise FileFormatError(f"{path}: {found.shape} of {found.dtype} beside views of {views.shape}", hint)
+        return found
 
     def _views(self) -> tuple[NDArray, NDArray]:
         """(K, n, D) floating features and (K, n, 2) integer coords, memory-mapped."""
