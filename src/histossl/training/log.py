@@ -100,7 +100,7 @@ class _Board:
     def __init__(self, folder: Path, start: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.events = EventsWriter(str(folder / "events"))
-        self._add(step=start, session_log=SessionLog(status=SessionLog.START))  # hides later rows of an earlier run
+        self._add(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides later rows of an earlier run
 
     def write(self, row: Mapping[str, float]) -> None:
         for name, value in row.items():
