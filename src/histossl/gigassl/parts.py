@@ -38,10 +38,10 @@ class Kind:
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
     "mean": Kind(0.6, 32, 0.5, False),
-    "prototypes": Kind(0.3, 16, 0.0, True),
+    "prototypes": Kind(0.6, 16, 0.0, True),
     "stage prototypes": Kind(0.8, 16, 0.5, True),
 }
-"""Chosen on slides composed of real lung tiles (two seeds) and on lymphomas, see docs/ablation.md."""
+"""Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
