@@ -66,6 +66,8 @@ BEFORE = {
     "predict STUDY": "probe STUDY --labels labels.csv --probe.targets grade",
     "NEW_B --out NEW_STUDY": "pretrain FEATURES_A FEATURES_B --out STUDY",
     "embed painted": "pretrain painted",
+    "encode study": "inspect lymphoma/slides --out study --mpp-default 0.5",
+    "encode painted": "inspect cohort/slides --out painted",
 }
 
 
