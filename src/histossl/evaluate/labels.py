@@ -35,7 +35,7 @@ SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital"
 # Of slides.csv and of split files: no targets unless they are named.
 _NO_TARGETS = frozenset(
     ["", "index", "path", "file", "filename", "mpp", "width", "height", "tiles", "status", "error", "made", "note",
-     "content", "split", "set", "fold", *AREA_COLUMNS]
+     "content", "artefacts", "stains", "split", "set", "fold", *AREA_COLUMNS]
 )  # fmt: skip
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 
