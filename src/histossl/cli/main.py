@@ -325,6 +325,7 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
     text = re.sub(rf"\((required,\s+)?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    text = re.sub(r" \(default:(\n\s+)", r"\1(default: ", text)  # in one piece
     return re.sub(r"\(required,\s+\)", "(required)", text)
 
 

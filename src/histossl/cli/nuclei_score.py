@@ -37,7 +37,7 @@ def score(
         prediction: a label image or GeoJSON, or a folder of them.
         truth: the same, with the same names; label images (TIFF or PNG of integers) or GeoJSON in pixels.
         out: a CSV, a row an image.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         by: also the recall of nuclei in groups: area, darkness, or both as area,darkness.
         images: for the darkness: the image, or the folder of images, that the labels are of, with the same names.
         mpp: for the area: µm per pixel of the labels.
