@@ -196,7 +196,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", sorted({page for page, _ in lines()}))
-def test_every_command_of_a_page_runs(world, tmp_path, monkeypatch, page):
+def test_every_command_of_a_page_runs(world, tmp_path, monkeypatch, capsys, page):
     monkeypatch.setattr(uvicorn.Server, "run", lambda *given, **more: None)  # which would wait for a reader
     wrong = {}
     for k, line in enumerate(line for where, line in lines() if where == page and not left(line)):
@@ -204,15 +204,19 @@ def test_every_command_of_a_page_runs(world, tmp_path, monkeypatch, page):
         shutil.copytree(world, place)
         monkeypatch.chdir(place)
         line = re.sub(r"\bSLIDE\b", "slide-1", line)
+        if line.startswith(("histossl nuclei segment", "histossl nuclei train")):  # four slides say as much as twelve
+            for slide in (path for folder in ("SLIDES", "IMAGES_OR_SLIDES") for path in Path(folder).iterdir()):
+                if int(slide.stem.partition("-")[2]) > 4:
+                    slide.unlink()
         for part, (table, columns) in WRITTEN.items():
             if part in line:
                 pd.read_csv(table, dtype=str).assign(**columns).to_csv(table, index=False)
         before = [first for part, first in BEFORE.items() if part in line]
         for first in [*([BEFORE["predict STUDY"]] if "MODEL" in line else []), *before, line]:
             _make_room(first)
-            code = run(first)
-            if code:
-                wrong[f"{line} ({first})"] = code
+            capsys.readouterr()
+            if run(first):
+                wrong[f"{line} ({first})"] = capsys.readouterr().err[-400:]
                 break
         shutil.rmtree(place)
     assert not wrong

@@ -116,9 +116,7 @@ def _labels_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_pair(
-    prediction: Path, truth: Path, size: tuple[int, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(prediction: Path, truth: Path, size: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Both as label images: of the size of a label image, else of `size`, else as far as the outlines reach."""
     read = _read_labels(prediction), _read_labels(truth)
     sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
