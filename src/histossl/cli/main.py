@@ -122,7 +122,7 @@ def call(name: str, argv: list[str]) -> int:
         The exit code, as of `main`.
     """
     from histossl.core import answers
-    from histossl.core.console import begin_stage, say, set_quiet
+    from histossl.core.console import begin_stage, say, set_quiet, signs_of_life
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
@@ -136,7 +136,8 @@ def call(name: str, argv: list[str]) -> int:
     try:
         command = getattr(import_module(module), function)
         arguments = parse(name, command, argv)
-        code = int(command(**arguments) or 0)
+        with contextlib.nullcontext() if name == "view" else signs_of_life(name):  # a viewer waits for its reader
+            code = int(command(**arguments) or 0)
         answers.finish()
         return code
     except HistosslError as error:

@@ -103,6 +103,7 @@ def _pretrain_tiles(
             continue
         change = change_of(path, study.tiles(name), encode, target)
         sources.append(TileSource(name, path, float(row["mpp"]), tile, study.tiles(name), row.get("area", ""), change))
+    say("learning the tile encoder, without labels")
     unread = pretrain_tiles(sources, settings, study.tile_encoder, study.logs / "tile-encoder", workers, device)
     for complaint in unread.values():
         say(f"LEFT OUT of the training of tiles: {complaint}", "yellow")
