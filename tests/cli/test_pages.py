@@ -92,6 +92,7 @@ def test_every_screenshot_is_taken_by_the_target_that_takes_them():
     shown = {name for path in PAGES for name in re.findall(r"pictures/([\w-]+\.jpg)", path.read_text(encoding="utf-8"))}
     assert shown == taken
     assert all(script.count(f'"{name}"') == 2 for name in taken), "named, and kept"
+    assert '"demo.jpg"' in script  # README's picture
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
