@@ -289,7 +289,7 @@ def draw_split_picture(split: pd.DataFrame, path: Path) -> None:
         ax.plot(rows["auroc"], at, color=colour, marker=marker, linestyle="", label=f"split {way}")
     ax.axvline(0.5, color="#999999", linewidth=0.8, linestyle=":")
     ax.text(0.5, -0.62, "chance", color="#777777", fontsize=8, ha="center")
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [named(name) for name in names])
     ax.set(xlabel="AUROC, 95 % interval", xlim=(min(0.4, split["low"].min() - 0.02), 1), ylim=(len(names) - 0.5, -0.7))
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
