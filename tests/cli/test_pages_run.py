@@ -121,7 +121,7 @@ def paint(folder: Path) -> None:
         into = folder / ("SLIDES" if k < 12 else "NEW_SLIDES")
         shutil.copyfile(slide, into / f"slide-{k + 1}.tiff")
         if k < 12:
-            rows.append([f"slide-{k + 1}", f"p{k}", "ab"[k // 6], grades[k], k + 3.0, 1 - k % 3 // 2])
+            rows.append([f"slide-{k + 1}", f"p{k}", "ab"[k // 6], grades[k], 6.0 * (k + 1), 1 - k % 3 // 2])
             corners = [
                 [[0, 0], [190, 0], [190, 380], [0, 380], [0, 0]],
                 [[192, 0], [380, 0], [380, 380], [192, 380], [192, 0]],
