@@ -1,7 +1,5 @@
 """`python -m histossl` is `histossl`."""
 
-import sys
+from histossl.cli.main import program
 
-from histossl.cli.main import main
-
-sys.exit(main())
+program()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -30,6 +32,13 @@ def test_whole_leaves_nothing_behind_on_failure(tmp_path):
         raise OSError("disk full")
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("text", ["write failed: errno = 28, error message", "IoError(Os { No space }) (os error 28)"])
+def test_a_full_disk_that_a_library_tells_in_words_is_an_error_of_the_disk(tmp_path, text):
+    with pytest.raises(OSError, match=os.strerror(28)) as found, atomic.whole(tmp_path / "a.h5"):
+        raise RuntimeError(text)
+    assert found.value.errno == 28
 
 
 def test_whole_replaces_and_names_of_255_bytes_work(tmp_path):

@@ -43,7 +43,7 @@ def test_what_a_killed_process_left_goes_and_all_else_stays(tmp_path):
         (tmp_path / name).write_text("the user's")
     before = everything(tmp_path)
     sweep(tmp_path)  # begins the journal
-    for place in ("", "features", "logs/pretrain"):
+    for place in ("", "features", "logs/pretrain", "heatmaps/grade"):
         assert part_of(tmp_path / place / "x.h5").exists()
         assert part_of(tmp_path / place / "y", folder=True).is_dir()
     sweep(tmp_path)
@@ -70,6 +70,7 @@ def test_a_journal_of_a_stranger_deletes_nothing_but_what_has_our_mark(tmp_path)
         (study / name).write_text("the user's")
     before = everything(study)
     named = ["features/a.h5", ".a.part", "slides.csv", f"../home/{mine.name}", str(mine), "features", "", 7, ["x"]]
+    named += [f"features/../../home/{mine.name}", f"./{mine.name}", f"a\\0/{mine.name}", f"features/a.h5/{mine.name}"]
     (study / JOURNAL).write_bytes(b"\n".join([*(json.dumps(name).encode() for name in named), b"\xff[", b"x" * 10**7]))
     sweep(study)
     assert everything(study) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
@@ -11,12 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from histossl.cli.main import main
+from histossl.core import atomic
 from histossl.wsi.synth import SynthSettings, write_cohort, write_slide
 from support import killing
+from support.features import features, trident
 from support.killing import child, digest, kill_at_random, same_files
 
 ONE = ["--workers=1", "--device=cpu"]
@@ -128,6 +133,31 @@ def small_disk(tmp_path):
 
     yield place, leave
     subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["trident", "clam-pt"])
+def test_a_full_disk_is_said_and_the_process_ends_without_a_crash(small_disk, tmp_path, kind):
+    disk, leave = small_disk
+    trident(tmp_path / "from", "a", features("a", dim=2048))
+    leave(2**18)
+    words = ["features", "convert", str(tmp_path / "from"), "--out", str(disk / "to"), "--to", kind]
+    found = subprocess.run([sys.executable, "-m", "histossl", *words], capture_output=True, text=True, check=False)
+    assert found.returncode == 2, found.stderr
+    assert "No space left on device" in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    assert not [path for path in disk.rglob("*") if path.is_file() and path.name != "ballast" and path.stat().st_size]
+
+
+def test_a_picture_is_whole_or_the_disk_is_full(small_disk):
+    """Of 24 such disks Pillow, when it writes a JPEG itself, takes 8 for large enough."""
+    disk, leave = small_disk
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8))
+    noise.save(packed := io.BytesIO(), "JPEG")
+    for room in range(0, len(packed.getvalue()), 4096):
+        leave(room)
+        with pytest.raises(OSError, match="No space"), atomic.whole_buffer(disk / "x.jpg") as file:
+            noise.save(file, "JPEG")
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
 @pytest.mark.slow

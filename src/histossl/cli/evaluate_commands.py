@@ -176,8 +176,8 @@ def _write_hits(out: Path, source: Source, query: int, hits: Sequence[Hit], foun
     rows = [query, *(hit.row for hit in hits)]
     texts = [source.ids[query], *(f"{hit.similarity:.2f}  {source.ids[hit.row]}" for hit in hits)]
     frames = [_frame(source, row, text) for row, text in zip(rows, texts, strict=True)]
-    with atomic.whole(out / "hits.jpg") as part:
-        picture(frames).save(part, quality=85)
+    with atomic.whole_buffer(out / "hits.jpg") as file:
+        picture(frames).save(file, "JPEG", quality=85)
     _write(out / "hits.csv", found)
     say(f"done: {out / 'hits.jpg'}", "green")
 

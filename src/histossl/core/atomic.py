@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from histossl.core import safe_paths
+from histossl.core.errors import HistosslError
 
 JOURNAL = ".histossl-unfinished"
 """In a folder that runs share: a line for every unfinished file that was begun in it, its path as JSON."""
 
 _LONGEST = 8192  # bytes of a line
 _DEPTH = 3  # folders from an unfinished file up to that of its journal: STUDY/logs/pretrain
+_SYSTEM = re.compile(r"\b(?:errno =|os error) (\d{1,3})\b")
+_ROOM = 2**16  # bytes; a disk with less than that is full
 _PART = re.compile(r"\.([0-9a-f]{16})([0-9a-f]{16})\.part(\..{0,15})?", re.DOTALL)
 
 
@@ -48,8 +53,49 @@ def whole(path: Path) -> Iterator[Path]:
         _fsync(part)
         os.replace(part, path)
         _fsync(path.parent)  # a rename survives a power failure only once the folder is on disk
+    except BaseException as error:
+        told = _system_error(error, part)
+        # What HDF5 could not write it tries to write again when the process ends: give it back the room.
+        with suppress(OSError):
+            os.truncate(part, 0)
+        if told is None:
+            raise
+        raise OSError(told, os.strerror(told), str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException, part: Path) -> int | None:
+    """The number of the system's error behind one of HDF5, PyTorch or safetensors, which raise their own kinds.
+
+    A full disk must not look like a fault of the program. PyTorch says nothing of it, so the disk is looked at.
+    """
+    if not isinstance(error, Exception) or isinstance(error, (OSError, HistosslError)):
+        return None
+    if told := _SYSTEM.search(str(error)):
+        return int(told[1])
+    full = isinstance(error, RuntimeError) and shutil.disk_usage(part.parent).free < _ROOM
+    return errno.ENOSPC if full else None
+
+
+@contextmanager
+def whole_buffer(path: Path) -> Iterator[io.BytesIO]:
+    """As `whole`, for pictures: where a disk takes a part of what Pillow writes, Pillow does not notice.
+
+    Args:
+        path: the final name.
+
+    Yields:
+        A buffer in memory, for the body to write; on a clean exit it becomes the file.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+        StudyError: the journal is a link or no regular file.
+    """
+    buffer = io.BytesIO()
+    yield buffer
+    with whole(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 @contextmanager
@@ -86,8 +132,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written, and begin a new journal of what is unfinished.
 
-    Looks in the folder, its subfolders, and those of `logs`. Deletes only entries whose names carry the mark of
-    `whole` and stand in the folder's journal, never follows a link, and never looks into a linked folder.
+    Deletes only what stands in the folder's journal under a name that carries the mark of `whole`, in the folder itself
+    or its subfolders, never a link and never through one.
 
     Args:
         folder: that this process alone holds.
@@ -96,15 +142,10 @@ def sweep(folder: Path) -> None:
         StudyError: the journal is a link or no regular file.
         OSError: the journal cannot be written.
     """
-    found: dict[str, tuple[Path, str]] = {}
-    for where in (folder, *_own_subfolders(folder), *_own_subfolders(folder / "logs")):
-        with suppress(OSError), os.scandir(where) as entries:
-            names = [entry.name for entry in entries if is_part(entry.name) and not entry.is_symlink()]
-            found |= {_line(folder, where / name): (where, name) for name in names}
     left = False
-    for line in _announced(folder, found):
+    for part in _announced(folder):
         try:
-            safe_paths.delete_in(*found[line])
+            safe_paths.delete_in(part.parent, part.name)
         except OSError:
             left = True
     if not left:
@@ -122,16 +163,28 @@ def _announce(part: Path) -> None:
             return
 
 
-def _announced(folder: Path, lines: Collection[str]) -> set[str]:
-    """Those lines that stand in the journal of a folder, which may be a stranger's, and of any size."""
-    wanted, found = {line.encode() for line in lines}, set()
-    if not wanted or not os.path.lexists(folder / JOURNAL):
-        return set()
+def _announced(folder: Path) -> Iterator[Path]:
+    """What stands in the journal of a folder and exists; the journal may be a stranger's, and of any size."""
+    if not os.path.lexists(folder / JOURNAL):
+        return
     with safe_paths.open_in(folder, JOURNAL, "rb") as file:
         while line := file.readline(_LONGEST):
-            if line.rstrip(b"\n") in wanted:
-                found.add(line.rstrip(b"\n").decode())
-    return found
+            names = _names(line)
+            part = folder.joinpath(*names)
+            own = all(safe_paths.is_own_folder(parent) for parent in part.parents[: len(names) - 1])
+            if names and own and os.path.lexists(part) and not part.is_symlink():
+                yield part
+
+
+def _names(line: bytes) -> tuple[str, ...]:
+    """The folders and the name of an unfinished file in a line of the journal; nothing where it is no such line."""
+    try:
+        path = json.loads(line)
+    except (ValueError, RecursionError):
+        return ()
+    names = tuple(path.split("/")) if isinstance(path, str) else ()
+    inside = 0 < len(names) <= _DEPTH and not {"", ".", ".."} & set(names) and not any(os.sep in n for n in names)
+    return names if inside and is_part(names[-1]) and "\0" not in path else ()
 
 
 def _line(folder: Path, part: Path) -> str:
@@ -160,13 +213,6 @@ def _part_name() -> str:
 
 def _mark(chance: str) -> str:
     return hashlib.sha256(b"histossl part " + chance.encode()).hexdigest()[:16]
-
-
-def _own_subfolders(folder: Path) -> list[Path]:
-    if not safe_paths.is_own_folder(folder):
-        return []
-    with os.scandir(folder) as entries:
-        return [folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _fsync(path: Path) -> None:

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histossl.core import atomic
 from histossl.core.errors import READ_ERRORS, FileFormatError
-from histossl.core.hdf5 import check_tree
+from histossl.core.hdf5 import check_tree, write_h5ad
 from histossl.core.tables import Row
 
 if TYPE_CHECKING:
@@ -111,8 +110,7 @@ def write_embeddings(
         parts: name of the part of every number of X; empty where unknown.
     """
     data = embeddings_table(slides, vectors, settings, made, parts)
-    with atomic.whole(path) as part:
-        data.write_h5ad(part)
+    write_h5ad(path, data)
 
 
 def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) -> None:
@@ -144,8 +142,7 @@ def write_labels(path: Path, patients: Mapping[str, str], labels: pd.DataFrame) 
         return
     data.obs = obs
     about |= texts
-    with atomic.whole(path) as part:
-        data.write_h5ad(part)
+    write_h5ad(path, data)
 
 
 def lent_patients(about: Mapping[str, Any]) -> frozenset[str]:

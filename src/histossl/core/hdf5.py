@@ -6,20 +6,25 @@ virtual data sets), and what it declares is compared with what it holds before m
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]  # its types do not name it
 from numpy.typing import NDArray
 
-from histossl.core import safe_paths, trial
+from histossl.core import atomic, safe_paths, trial
 from histossl.core.errors import FileFormatError, file_errors
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from typing_extensions import Buffer
 
 ROWS_A_CHUNK = 256
 AGAIN = "encode the slide anew"
@@ -85,6 +90,67 @@ def read_features(path: Path) -> NDArray[np.float32]:
     if len(bad):
         raise FileFormatError(f"{path}: {len(bad)} features are not finite, the first of tile {bad[0]}", "encode anew")
     return features.astype(np.float32, copy=False)
+
+
+class _Disk(io.FileIO):
+    """A file that takes all that is written, and remembers the first error of the system.
+
+    HDF5 may not meet one: it would write again when the file is closed and when the process ends, print what went wrong
+    each time, and crash.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write all of the data, or nothing more after an error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while len(rest) and self.error is None:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+
+@contextmanager
+def new_h5(path: Path) -> Iterator[h5py.File]:
+    """Write an HDF5 file that is whole or absent under its final name, see `atomic.whole`.
+
+    Args:
+        path: the final name.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable, said when the file is closed.
+        StudyError: the journal of the folder is a link or no regular file.
+    """
+    with atomic.whole(path) as part, _Disk(part, "w+b") as disk:
+        try:
+            with h5py.File(disk, "w") as file:
+                yield file
+        finally:
+            if disk.error is not None:
+                raise OSError(disk.error.errno, disk.error.strerror, str(path)) from disk.error
+
+
+def write_h5ad(path: Path, data: AnnData) -> None:
+    """Write an AnnData file as `AnnData.write_h5ad` does, whole or absent.
+
+    Args:
+        path: the final name.
+        data: what to write; columns of text become categories.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable.
+    """
+    from anndata.io import write_elem
+
+    data.strings_to_categoricals()
+    with new_h5(path) as file:
+        write_elem(file, "/", data)
 
 
 @contextmanager

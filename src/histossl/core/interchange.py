@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +26,7 @@ from histossl.core.hdf5 import (
     LARGEST,
     ROWS_A_CHUNK,
     dataset_of,
+    new_h5,
     number,
     open_h5,
     read_attributes,
@@ -264,13 +264,12 @@ def write_tile_features(bag: TileFeatures, folder: Path, layout: str) -> Path:
     path = folder / f"{bag.name}{suffix}"
     if layout != "clam-pt" and (bag.xy is None or len(bag.xy) != len(bag.features)):
         raise FileFormatError(f"{bag.name}: {layout} needs a place for every feature", "only clam-pt does without")
-    with whole(path) as part:
-        write(bag, part)
+    write(bag, path)
     return path
 
 
-def _write_h5(part: Path, features: str, values: NDArray, coords: NDArray, about: dict, top: dict) -> None:
-    with h5py.File(part, "w") as file:
+def _write_h5(path: Path, features: str, values: NDArray, coords: NDArray, about: dict, top: dict) -> None:
+    with new_h5(path) as file:
         rows = max(1, min(len(values), ROWS_A_CHUNK))
         file.create_dataset(features, data=values, chunks=(rows, values.shape[1]) if len(values) else None)
         file.create_dataset("coords", data=coords)
@@ -278,7 +277,7 @@ def _write_h5(part: Path, features: str, values: NDArray, coords: NDArray, about
         file.attrs.update(top)
 
 
-def _trident(bag: TileFeatures, part: Path) -> None:
+def _trident(bag: TileFeatures, path: Path) -> None:
     assert bag.xy is not None
     about = bag.attributes
     if about is None:
@@ -286,8 +285,8 @@ def _trident(bag: TileFeatures, part: Path) -> None:
             raise FileFormatError(
                 f"{bag.name}: the source does not say how large its tiles are", "convert from STAMP's"
             )
-        about = attributes_of(bag, part.parent.name)
-    _write_h5(part, "features", bag.features, bag.xy, about, {})
+        about = attributes_of(bag, path.parent.name)
+    _write_h5(path, "features", bag.features, bag.xy, about, {})
 
 
 def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
@@ -327,18 +326,19 @@ def attributes_of(bag: TileFeatures, folder: str) -> dict[str, Any]:
     return about
 
 
-def _clam(bag: TileFeatures, part: Path) -> None:
+def _clam(bag: TileFeatures, path: Path) -> None:
     assert bag.xy is not None
-    _write_h5(part, "features", bag.features, bag.xy, {}, {})
+    _write_h5(path, "features", bag.features, bag.xy, {}, {})
 
 
-def _clam_pt(bag: TileFeatures, part: Path) -> None:
+def _clam_pt(bag: TileFeatures, path: Path) -> None:
     import torch
 
-    torch.save(torch.from_numpy(bag.features.copy()), part)
+    with whole(path) as part:
+        torch.save(torch.from_numpy(bag.features.copy()), part)
 
 
-def _stamp(bag: TileFeatures, part: Path) -> None:
+def _stamp(bag: TileFeatures, path: Path) -> None:
     assert bag.xy is not None
     if bag.mpp is None or bag.extent is None:
         raise FileFormatError(f"{bag.name}: STAMP's layout is in µm, and the source carries no mpp", "give --mpp")
@@ -346,7 +346,7 @@ def _stamp(bag: TileFeatures, part: Path) -> None:
     top = {"unit": "um", "tile_size_um": bag.extent * bag.mpp, "extractor": "histossl", "feat_type": "tile"}
     if bag.px is not None:
         top["tile_size_px"] = bag.px
-    _write_h5(part, "feats", bag.features.astype(np.float16), micrometres, {}, top)
+    _write_h5(path, "feats", bag.features.astype(np.float16), micrometres, {}, top)
 
 
 LAYOUTS: dict[str, tuple[str, Callable[[TileFeatures, Path], None]]] = {

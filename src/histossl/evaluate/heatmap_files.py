@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core import tables
-from histossl.core.atomic import whole
+from histossl.core.atomic import whole, whole_buffer
 from histossl.evaluate.heatmap import Heatmap
 from histossl.wsi.geometry import Size
 
@@ -110,8 +110,8 @@ def write_heatmap_picture(
     axes.set_title(title, parse_math=False, wrap=True)
     bar = figure.colorbar(shown, ax=axes, shrink=0.7, extend="both")
     bar.set_label(f"score of a tile for {name}; the mean is the slide's logit", parse_math=False)
-    with whole(path) as part:
-        figure.savefig(part, format="png", dpi=130)
+    with whole_buffer(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 def _painted(scores: NDArray, xy: NDArray, extent: float, size: Size, shape: tuple[int, ...]) -> NDArray[np.float64]:

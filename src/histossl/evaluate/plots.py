@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from histossl.core.atomic import whole
+from histossl.core.atomic import whole_buffer
 from histossl.evaluate.risk_groups import p_text, risk_groups
 from histossl.evaluate.score import reliability
 from histossl.evaluate.summary import named
@@ -68,8 +68,8 @@ def write_figures(result: ProbeResult, folder: Path) -> list[Path]:
         # Text stays text in the SVG, and a fixed salt makes the names of clip paths the same in every run.
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "histossl"}):
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-                with whole(folder / f"probe-{name}.{kind}") as part:
-                    figure.savefig(part, format=kind, dpi=150, metadata=metadata)
+                with whole_buffer(folder / f"probe-{name}.{kind}") as file:
+                    figure.savefig(file, format=kind, dpi=150, metadata=metadata)
                 written.append(folder / f"probe-{name}.{kind}")
     return written
 

@@ -15,8 +15,9 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from histossl.core.atomic import whole, whole_folder
+from histossl.core.atomic import whole, whole_buffer, whole_folder
 from histossl.core.errors import SettingsError
+from histossl.core.hdf5 import write_h5ad
 from histossl.nuclei.instances import MEASURES, Nuclei
 from histossl.wsi.geometry import Region, Size
 from histossl.wsi.slide import Slide
@@ -185,8 +186,7 @@ def write_anndata(path: Path, nuclei: Nuclei, mpp: float, slide: str) -> None:
         uns={"mpp": mpp},
     )
     data.obsm["spatial"] = nuclei.measures[:, :2].astype(np.float64)
-    with whole(path) as part:
-        data.write_h5ad(part)
+    write_h5ad(path, data)
 
 
 def label_bands(nuclei: Nuclei, size: Size, height: int = _BAND) -> Iterator[NDArray[np.int32]]:
@@ -321,8 +321,8 @@ def write_overlay(path: Path, slide: Slide, parts: Iterable[Nuclei], longest: in
                 draw.line([*map(tuple, ring.tolist()), tuple(ring[0])], fill=(255, 230, 0), width=1)
         else:
             draw.point((part.measures[:, :2].astype(np.float64) * scale).ravel().tolist(), fill=(0, 90, 40))
-    with whole(path) as out:
-        large.save(out, "JPEG", quality=90)
+    with whole_buffer(path) as file:
+        large.save(file, "JPEG", quality=90)
 
 
 def extent(nuclei: Nuclei) -> Region:

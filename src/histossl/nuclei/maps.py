@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from histossl.core.atomic import whole
+from histossl.core.atomic import whole, whole_buffer
 from histossl.nuclei.instances import Nuclei
 from histossl.wsi.geometry import Region
 from histossl.wsi.slide import Slide
@@ -111,8 +111,8 @@ def write_sheet(path: Path, slide: Slide, nuclei: Nuclei, rng: np.random.Generat
         points = [tuple(point) for point in ((ring - (x, y)) * _SIDE / extent).tolist()]
         ImageDraw.Draw(tile).line([*points, points[0]], fill=(255, 230, 0), width=1)
         sheet.paste(tile, (place % across * _SIDE, place // across * _SIDE))
-    with whole(path) as out:
-        sheet.save(out, "JPEG", quality=90)
+    with whole_buffer(path) as file:
+        sheet.save(file, "JPEG", quality=90)
 
 
 def _picture(slide: Slide, x: float, y: float, extent: float) -> Image.Image:

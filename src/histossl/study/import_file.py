@@ -220,7 +220,7 @@ def _write(study: Study, bag: TileFeatures, path: Path, key: str) -> None:
         np.save(folder / "features.npy", bag.features[None].astype(np.float16 if fits else np.float32))
         np.save(folder / "coords.npy", bag.xy[None].astype(np.int32))
         fingerprints.write_made(folder, key, stride_level0=bag.stride)
-    with atomic.whole(features) as part, h5py.File(part, "w") as file:
+    with hdf5.new_h5(features) as file:
         file.create_dataset("coords", data=bag.xy)
         file["coords"].attrs.update(attributes_of(bag, "features"))
         if bag.dataset:

@@ -53,8 +53,8 @@ def write_sheet(study: Study, path: Path) -> int:
         lines = (row["slide_id"], f"{row['tiles'] or 'no'} tiles, mpp {row['mpp'] or 'unknown'}", told)
         for line, text in enumerate(lines):
             draw.text((x + 2, y + _SIDE + line * 15), _cut(text, draw, font), colour, font)
-    with atomic.whole(path) as part:
-        sheet.save(part, format="PNG")
+    with atomic.whole_buffer(path) as file:
+        sheet.save(file, format="PNG")
     return len(rows) - len(shown)
 
 

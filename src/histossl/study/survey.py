@@ -114,12 +114,12 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         if job.areas:
             mask = restrict(mask, slide, job.areas)
             if job.mask_path:
-                with atomic.whole(job.mask_path) as part:
-                    Image.fromarray(mask.mask).save(part, format="PNG")
+                with atomic.whole_buffer(job.mask_path) as file:
+                    Image.fromarray(mask.mask).save(file, format="PNG")
         grid = tile_grid(slide, mask, job.tile)
         picture = Image.fromarray(qc_picture(slide, mask, grid))
-        with atomic.whole(job.qc_path) as part:
-            picture.save(part, format="JPEG", quality=85)
+        with atomic.whole_buffer(job.qc_path) as file:
+            picture.save(file, format="JPEG", quality=85)
         if not len(grid.xy):
             told = "; ".join(filter(None, [mask.ink_note, str(grid.artefacts)]))
             inked = f" ({told})" if told else ""

@@ -253,7 +253,7 @@ def _of_arrays(cohort: dict[str, TileFeatures]) -> CohortFeatures:
     for name, given in cohort.items():
         bag = check_coordinates(given, Path(name))
         assert bag.xy is not None
-        with atomic.whole(folder / "features" / f"{name}.h5") as part, h5py.File(part, "w") as file:
+        with hdf5.new_h5(folder / "features" / f"{name}.h5") as file:
             file["coords"] = bag.xy
             file["coords"].attrs.update(attributes_of(bag, "features"))
             hdf5.create_features(file, *bag.features.shape)[:] = bag.features

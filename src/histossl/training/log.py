@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from torch import Tensor
 
 from histossl.core import atomic
@@ -26,7 +29,7 @@ class Log:
     def __init__(self, folder: Path, start: int, writes: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "log.csv"
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if writes else None
+        self.board = _Board(folder / "tensorboard", start) if writes else None
         self.others = Loggers(folder) if writes else None
         self.rows = self._kept(start)
         self.sums: dict[str, Tensor] = {}
@@ -69,8 +72,7 @@ class Log:
             writer = csv.DictWriter(file, list(self.rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
+        self.board.write(row)
         if self.others is not None:
             self.others.write(row)
         return row
@@ -80,7 +82,33 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Flush TensorBoard's file, and end the runs of other tools."""
-        if self.board is not None:
-            self.board.close()
-        if self.others is not None:
-            self.others.close(whole=kind is None)
+        try:
+            if self.board is not None:
+                self.board.close()
+        finally:
+            if self.others is not None:
+                self.others.close(whole=kind is None)
+
+
+class _Board:
+    """TensorBoard's file of a training.
+
+    Not tensorboardX's `SummaryWriter`: its thread ends in a traceback where the disk is full, and what is added after
+    that waits for ever.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.events = EventsWriter(str(folder / "events"))
+        self._add(step=start + 1, session_log=SessionLog(status=SessionLog.START))  # hides later rows of an earlier run
+
+    def write(self, row: Mapping[str, float]) -> None:
+        for name, value in row.items():
+            self._add(step=int(row["step"]), summary=scalar(name, value))
+        self.events.flush()
+
+    def close(self) -> None:
+        self.events.close()
+
+    def _add(self, **what: object) -> None:
+        self.events.write_event(Event(wall_time=time.time(), **what))

@@ -12,9 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.core.atomic import whole
 from histossl.core.errors import FileFormatError, file_errors
-from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, number, open_h5, read_attributes
+from histossl.core.hdf5 import AGAIN, chunk_shape, dataset_of, new_h5, number, open_h5, read_attributes
 from histossl.wsi.artefacts import KINDS, TileArtefacts, judge
 from histossl.wsi.geometry import Size
 from histossl.wsi.stain_norm import Look, look_from
@@ -60,7 +59,7 @@ def new_tile_file(path: Path, slide_id: str, grid: TileGrid, fingerprint: str, s
     Yields:
         The open file, for more datasets.
     """
-    with whole(path) as part, h5py.File(part, "w") as file:
+    with new_h5(path) as file:
         coords = file.create_dataset("coords", data=grid.xy.astype(np.int64), chunks=chunk_shape(len(grid.xy), 2))
         coords.attrs.update(_attributes(path, slide_id, grid))
         file.attrs["fingerprint"] = fingerprint
@@ -182,7 +181,7 @@ def new_features_file(
     Raises:
         FileFormatError: the existing file cannot be read.
     """
-    with open_h5(tiles_path) as source, whole(path) as part, h5py.File(part, "w") as file:
+    with open_h5(tiles_path) as source, new_h5(path) as file:
         old = dataset_of(source, "coords", tiles_path)
         if kept is None or len(kept) == len(old):
             source.copy(old, file)
