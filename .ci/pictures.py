@@ -1,4 +1,4 @@
-"""Takes the screenshots of the pages anew, from the demonstration: `make pictures`.
+"""Takes the screenshots of the pages and README's picture anew, from the demonstration: `make pictures`.
 
     python .ci/pictures.py [STUDY]
 
@@ -8,7 +8,9 @@ slides, labels and places are the same on every machine.
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -17,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageStat
 from playwright.sync_api import Page, sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 NAMES = ("view-map.jpg", "view-label.jpg", "view-slide.jpg", "report.jpg")
 PATIENCE = 300_000  # ms
+WIDE, GAP = 1082, 20  # pixels of README's picture
 
 
 @contextmanager
@@ -72,8 +75,32 @@ def slide(page: Page, address: str) -> None:
     keep(page, "view-slide.jpg")
 
 
+def front(study: Path) -> None:
+    """README's picture: two slides of the same kinds of tissue, scattered and clustered, and what the vectors know."""
+    with (study / "cohort" / "labels.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    scattered = next(row for row in rows if row["arrangement"] == "at random")
+    alike = [row for row in rows if all(row[name] == scattered[name] for name in ("composition", "lesion"))]
+    pictures = {row["slide_id"]: Image.open(study / "qc" / f"{row['slide_id']}.jpg").convert("RGB") for row in alike}
+    colours = {name: ImageStat.Stat(one).mean for name, one in pictures.items()}
+    first = scattered["slide_id"]
+    clustered = [row["slide_id"] for row in alike if row["arrangement"] == "clustered"]
+    second = min(clustered, key=lambda name: math.dist(colours[name], colours[first]))  # of the same laboratory
+    slides = pictures[first], pictures[second]
+    figure = Image.open(study / "probe-arrangement.png").convert("RGB")
+    figure = figure.resize((WIDE, round(figure.height * WIDE / figure.width)), Image.Resampling.LANCZOS)
+    wide, gap = (WIDE - GAP) // 2, GAP
+    shown = [one.resize((wide, round(one.height * wide / one.width)), Image.Resampling.LANCZOS) for one in slides]
+    high = max(one.height for one in shown)
+    whole = Image.new("RGB", (WIDE, high + gap + figure.height), "white")
+    for k, one in enumerate(shown):
+        whole.paste(one, (k * (wide + gap), 0))
+    whole.paste(figure, (0, high + gap))
+    whole.save(PICTURES.parent / "demo.jpg", quality=85, optimize=True)
+
+
 def main() -> None:
-    """Take all of NAMES."""
+    """Take all of NAMES, and README's picture."""
     study = Path(sys.argv[1] if len(sys.argv) > 1 else "out/demo")
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as running:
@@ -87,6 +114,7 @@ def main() -> None:
         page.wait_for_load_state("networkidle")
         keep(page, "report.jpg")
         browser.close()
+    front(study)
 
 
 if __name__ == "__main__":

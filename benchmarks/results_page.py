@@ -29,8 +29,9 @@ ABOUT = {
 }
 
 ABOUT_TILES = (
-    "Slides composed of cells of 112 px of real tiles (LC25000, CC BY 4.0), each brought to its slide's own stain, so "
-    "that colour tells no class; three labels independent of each other, and folds that share no source picture. "
+    "Slides composed of cells of 112 px of real tiles (LC25000, CC BY 4.0). Each cell is brought to its slide's own "
+    "stain, so that colour tells no class. There are three labels, independent of each other, and folds that share no "
+    "source picture. "
     "*Composition*: much or little adenocarcinoma; *fraction* is its share. *Needle*: a focus of squamous carcinoma in "
     "3 to 6 % of the cells. *Arrangement*: adenocarcinoma in blobs or scattered. A logistic regression (L2, C = 10) "
     "on rows of length 1 or standardised, the better of the two, for every vector alike; R² of a ridge regression for "
@@ -62,8 +63,9 @@ def page(found: list[Found], split: pd.DataFrame, settings: ProbeSettings, comma
         "Made by one command, which trains and judges everything again (`make results`):",
         f"```sh\n{command}\n```",
         "AUROC, patients never on both sides, 95 % interval over patients in brackets. All methods have the same tile "
-        "features (of the [default tile encoder](encoders.md#learned-on-your-own-slides), learned on the same slides "
-        "without labels, where `--flags` names no other), labels, folds and draws of few labels.",
+        "features, labels, folds and draws of few labels. The features are of the [default tile "
+        "encoder](encoders.md#learned-on-your-own-slides), learned on the same slides without labels, where `--flags` "
+        "names no other.",
         "![AUROC over the number of labelled slides, for each target](results.png)",
         "## Few labels: against learning from the labels alone",
         lead(found),
@@ -74,7 +76,7 @@ def page(found: list[Found], split: pd.DataFrame, settings: ProbeSettings, comma
         for target in one.result.table["target"].unique():
             rows = one.result.table[one.result.table["target"] == target]
             parts += [f"### {target}", table(pd.DataFrame(rows)), verdict(pd.DataFrame(rows))]
-    parts += ["## Slides and vectors", sizes(found), "## What splitting by field pretends", pretence(split)]
+    parts += ["## Slides and vectors", sizes(found), "## Split by field, a score is too high", pretence(split)]
     parts += ["![AUROC of the same vectors, split by field and by patient](split.png)"]
     return ("\n\n".join([*parts, "## Method", describe(settings)]) + "\n").replace("giga-ssl", "this method")
 
@@ -163,14 +165,14 @@ def verdict(rows: pd.DataFrame) -> str:
     """Where the first method is ahead, behind, or neither, by whether the interval of the difference excludes 0."""
     sentences = []
     for n in dict.fromkeys(["50" if "50" in set(rows["n_labelled"]) else "all", "all"]):
-        groups: dict[str, list[str]] = {"ahead of": [], "behind": [], "not to be told from": []}
+        groups: dict[str, list[str]] = {"ahead of": [], "behind": [], "not clearly different from": []}
         for _, row in rows[(rows["n_labelled"] == n) & rows["difference"].notna()].iterrows():
             word = (
                 "ahead of"
                 if row["difference_low"] > 0
                 else "behind"
                 if row["difference_high"] < 0
-                else "not to be told from"
+                else "not clearly different from"
             )
             groups[word].append(row["embedding"])
         said = [f"{word} {', '.join(names)}" for word, names in groups.items() if names]
@@ -198,7 +200,7 @@ def sizes(found: list[Found]) -> str:
 
 def pretence(split: pd.DataFrame) -> str:
     """The same vectors of the same lymphoma fields, split in two ways."""
-    lines = ["| vectors | split by field | split by patient | pretended |", "|---|---|---|---|"]
+    lines = ["| vectors | split by field | split by patient | too high by |", "|---|---|---|---|"]
     wide = {way: split[split["split"] == way].set_index("embedding") for way in ("by field", "by patient")}
     for name in wide["by field"].index:
         one, other = (rows.loc[name] for rows in wide.values())
@@ -287,7 +289,7 @@ def draw_split_picture(split: pd.DataFrame, path: Path) -> None:
         ax.plot(rows["auroc"], at, color=colour, marker=marker, linestyle="", label=f"split {way}")
     ax.axvline(0.5, color="#999999", linewidth=0.8, linestyle=":")
     ax.text(0.5, -0.62, "chance", color="#777777", fontsize=8, ha="center")
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [named(name) for name in names])
     ax.set(xlabel="AUROC, 95 % interval", xlim=(min(0.4, split["low"].min() - 0.02), 1), ylim=(len(names) - 0.5, -0.7))
     ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)

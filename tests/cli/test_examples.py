@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -101,3 +102,20 @@ def test_tutorials_run_from_top_to_bottom(path, tmp_path, monkeypatch):
                 assert main(words[1:]) == 0, line
     shown = [value for value in names.values() if isinstance(value, np.ndarray)]
     assert shown, "the tutorial came to no result"
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """As it stands, but for smaller tiles and a shorter training."""
+    monkeypatch.chdir(tmp_path)
+    write_cohort(tmp_path / "cohort", slides=20, width=384, height=448, seed=3)
+    shutil.copytree("cohort/slides", "SLIDES")
+    shutil.copyfile("cohort/slides/slide-001.tiff", "SLIDES/a.svs")
+    shutil.copyfile("cohort/labels.csv", "labels.csv")
+    [text] = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for written, quick in (("px=224", "px=64"), ("pretrain(features)", "pretrain(features, epochs=2)")):
+        assert text.count(written) == 1
+        text = text.replace(written, quick)
+    assert len(text.splitlines()) <= 12
+    exec(compile(text, "README.md", "exec"), {})
+    assert "of this method" in capsys.readouterr().out

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 KINDS = ("", "sh")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+MOST = 30  # words in a sentence
 
 
 def commands(text: str) -> list[str]:
@@ -91,6 +92,7 @@ def test_every_screenshot_is_taken_by_the_target_that_takes_them():
     shown = {name for path in PAGES for name in re.findall(r"pictures/([\w-]+\.jpg)", path.read_text(encoding="utf-8"))}
     assert shown == taken
     assert all(script.count(f'"{name}"') == 2 for name in taken), "named, and kept"
+    assert '"demo.jpg"' in script  # README's picture
 
 
 @pytest.mark.parametrize("path", [*PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
@@ -100,3 +102,29 @@ def test_every_make_target_and_script_of_a_page_exists(path):
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
     for script in re.findall(r"python ((?:benchmarks|examples|\.ci)/[\w/]+\.py)", text):
         assert (ROOT / script).exists(), script
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a page's paragraphs, items and cells of tables; a piece of code counts as one word."""
+    text = re.sub(r"^```.*?^```|^ {4,}.*$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]+`", "code", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)).replace("*", "")
+    pieces = re.split(r"\n\s*\n|\n(?=\s*(?:[-|#<¹²³]|\d+\. |\!\[))|\|", text)
+    return [one for piece in pieces for one in re.split(r"(?<=[.!?])[)\"]?\s+(?=[A-Z0-9(\"]|code)", piece)]
+
+
+def test_sentences_end_where_they_end():
+    text = "One. Two `a. B` (three). Four\n- five\n- six; seven\n\n| eight | nine. Ten |\n\n    no code. None"
+    found = [" ".join(one.split()) for one in sentences(text)]
+    assert [one for one in found if one] == [
+        "One.", "Two code (three).", "Four", "- five", "- six; seven", "eight", "nine.", "Ten"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*PAGES, *ROOT.glob("*.md")], ids=lambda path: path.stem)
+def test_sentences_are_short_enough_to_be_read_aloud(path):
+    long = [
+        f"{count} words: {' '.join(one.split())}"
+        for one in sentences(path.read_text(encoding="utf-8"))
+        if (count := len(re.findall(r"\S*\w\S*", one))) > MOST
+    ]
+    assert not long

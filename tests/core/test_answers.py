@@ -83,6 +83,25 @@ def test_without_a_terminal_there_is_a_line_from_time_to_time(capsys, monkeypatc
     assert "left, [bold]name" in said
 
 
+def test_work_without_a_bar_shows_signs_of_life_and_only_then(capsys, monkeypatch):
+    monkeypatch.setattr(console, "BEAT", 0.05)
+    console.begin_stage("2/6 encode")
+    with console.signs_of_life("run"):
+        deadline = time.monotonic() + 20
+        while "2/6 encode: at work for 0:00:0" not in capsys.readouterr().err and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert time.monotonic() < deadline
+        console._drawing.set()  # a terminal shows a bar
+        capsys.readouterr()
+        time.sleep(0.3)
+        assert capsys.readouterr().err.count("at work") <= 1  # one may have been on its way
+        console._drawing.clear()
+    console.begin_stage("")
+    capsys.readouterr()
+    time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_tells_its_stage_and_the_speed_of_the_last_minutes(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])

@@ -113,7 +113,7 @@ def test_vectors_that_are_not_finite_name_the_slide(vectors, capsys):
 
 def test_sites_that_nobody_knows_are_named(vectors, capsys):
     rows = [f"{row},{'' if k == 9 else 'xyz'[k // 2 % 3]}" for k, row in enumerate(ROWS)]
-    code, _ = run(vectors, rows, "--probe.hold_out", "sites", header="slide_id,patient_id,label,site")
+    code, _ = run(vectors, rows, "--probe.hold-out", "sites", header="slide_id,patient_id,label,site")
     assert code == 2
     assert "label: no site is known of 's09'; add a column site" in " ".join(capsys.readouterr().err.split())
 

@@ -6,6 +6,7 @@ import pytest
 
 from histossl.core.errors import LabelError
 from histossl.evaluate.labels import read_labels
+from histossl.study.folder import COLUMNS
 
 SLIDES = ["007", "b 1", "ü-3", "d.2", "e"]
 
@@ -172,3 +173,10 @@ def test_folders_and_lost_zeros_ask_for_the_slide(table, name, slide):
 def test_a_slide_that_is_named_itself_is_not_asked_for(table):
     found = read_labels(table("slide_id,label\n007,a\n7,b\nother,b\n"), ["007", "other"])
     assert found.complaints == ("labels.csv: 1 labelled slides are absent (row 3): '7'",)
+
+
+def test_no_column_of_slides_csv_is_a_target_unless_it_is_named(table):
+    columns = [name for name in COLUMNS if name not in ("slide_id", "patient_id")]
+    path = table(",".join(["slide_id", *columns, "grade"]) + "\n" + "\n".join(
+        ",".join([f"s{k}", *(f"{name}{k}" for name in columns), "ab"[k % 2]]) for k in range(4)) + "\n")  # fmt: skip
+    assert set(read_labels(path, [f"s{k}" for k in range(4)]).targets) == {"grade"}

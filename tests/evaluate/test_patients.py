@@ -96,6 +96,9 @@ def test_slides_weighted_or_chosen_by_a_column(tmp_path):
         result = probe_with_rivals(source, labels, settings)
         assert result.table["n_slides"][0] == (by_hand > 0).sum()
         assert result.table["n_patients"][0] == 23
+        column = how.partition("=")[0]
+        assert column not in labels_for(source, path, replace(settings, targets=())).targets
+        assert labels_for(source, path, replace(settings, targets=(column,))).targets == (column,)
     plain = labels_for(source, path, replace(settings, unit="slide"))
     assert plain.weights is None
 

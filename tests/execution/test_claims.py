@@ -70,7 +70,7 @@ def test_what_a_killed_process_held_is_taken_at_once(tmp_path):
         # Not waited for, so a zombie: it is dead all the same.
         start = time.monotonic()
         while not claims.take("a"):
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 60
         assert [(c.name, c.alive, c.owner) for c in claims.all()] == [("a", True, this_process())]
     process.join()
     assert not (tmp_path / "claims").exists()
@@ -100,7 +100,7 @@ def test_a_heartbeat_keeps_a_claim_and_a_stopped_process_loses_it(tmp_path):
         os.kill(process.pid, signal.SIGSTOP)
         start = time.monotonic()
         while not claims.take("a"):
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 60
             time.sleep(0.02)
         assert time.monotonic() - start > 0.5
         # The sleeper wakes and lets go of what is no longer its own: the claim stays ours.

@@ -105,7 +105,7 @@ def test_in_16_bits_it_learns_the_same(sources, tmp_path):
 
 
 def test_what_cannot_be_learned_from_is_said(sources, tmp_path):
-    with pytest.raises(TrainingError, match=r"1 slide to learn from \(s0\); contrast needs two or more"):
+    with pytest.raises(TrainingError, match=r"1 slide to learn from \(s0\); give two or more"):
         pretrain_slides(sources[:1], SMALL, tmp_path / "e", tmp_path / "l", "f", "cpu")
     odd = write_source(tmp_path, "odd", np.random.default_rng(1), dim=48)
     with pytest.raises(FileFormatError, match="odd: features of 48"):

@@ -15,7 +15,7 @@ from histossl.cli import nuclei_commands as commands
 from histossl.cli import nuclei_score
 from histossl.cli.nuclei_commands import ExportSettings
 from histossl.core.errors import LabelError
-from histossl.nuclei.export import write_anndata
+from histossl.nuclei.export import write_anndata, write_geojson
 from histossl.nuclei.instances import MEASURES, Nuclei, concatenate, outline_instances
 from histossl.nuclei.maps import density_map, write_density, write_sheet
 from histossl.nuclei.morphology import diameters, spreads
@@ -176,3 +176,14 @@ def test_the_command_writes_maps_sheets_and_tables_and_scores_beside_them(tmp_pa
     (tmp_path / "truth").mkdir()
     shutil.copy(tmp_path / "o" / "a.tif", tmp_path / "truth" / "a.tif")
     assert nuclei_score.score(tmp_path / "o", tmp_path / "truth") == 0
+
+
+def test_outlines_on_both_sides_are_scored_in_the_size_of_their_image(tmp_path: Path, capsys) -> None:
+    picture = np.full((90, 120, 3), 230, np.uint8)
+    picture[20:30, 20:30], picture[50:60, 70:80] = 60, 120
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    nuclei = at(np.array([[25.0, 25.0], [75.0, 55.0]]))
+    write_geojson(tmp_path / "a.geojson", [nuclei], 0.5)
+    given = {"by": "area,darkness", "images": tmp_path / "a.png", "mpp": 0.5}
+    assert nuclei_score.score(tmp_path / "a.geojson", tmp_path / "a.geojson", **given) == 0
+    assert "darkness / median" in capsys.readouterr().out

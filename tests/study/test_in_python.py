@@ -204,10 +204,10 @@ def test_errors_name_arguments(cohort, vectors, features):
     [
         ("--probe.folds 3", "folds=3"),
         ("fewer --probe.folds, or another --probe.seed", "fewer folds, or another seed"),
-        ("instead: --probe.mixed_patients true", "instead: mixed_patients=True"),
-        ("leave whole patients out: --probe.hold_out patients", "leave whole patients out: hold_out='patients'"),
+        ("instead: --probe.mixed-patients true", "instead: mixed_patients=True"),
+        ("leave whole patients out: --probe.hold-out patients", "leave whole patients out: hold_out='patients'"),
         ("--tile.px 32 or more, or --encoder random", "tile=TileSpec(px=32) or more, or encoder='random'"),
-        ("lower --tile.min_tissue", "lower tile=TileSpec(min_tissue=...)"),
+        ("lower --tile.min-tissue", "lower tile=TileSpec(min_tissue=...)"),
         ("or pass --mpp-default for the slides", "or pass mpp_default for the slides"),
         ("run `histossl embed` first", "run histossl.embed first"),
         ("run `histossl inspect SLIDES --out` first", "run histossl.encode first"),

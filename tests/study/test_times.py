@@ -50,7 +50,7 @@ def test_a_stage_writes_its_time_and_one_that_fails_does_not(tmp_path):
         rest(study, -1)
     assert stage_times(study) == {}
     assert rest(study, 0.2) == "rested"
-    assert 0.2 <= stage_times(study)["rest"] < 5
+    assert 0.2 <= stage_times(study)["rest"] < 60
     ledger = Journal(study)  # lines that are of no slide change nothing
     assert [row["slide_id"] for row in ledger.rows] == ["a"]
     assert ledger.news() == []

@@ -14,7 +14,7 @@ from histossl.evaluate.labels import Labels
 from histossl.evaluate.probe import probe, write_probe
 from histossl.evaluate.settings import ProbeSettings
 from histossl.view.report.charts import curve, slide_map, small_picture
-from histossl.view.report.maps import POINTS, THUMBNAILS
+from histossl.view.report.maps import POINTS, THUMBNAILS, slide_maps
 from histossl.view.report.page import PICTURES, ROWS, ReportInput, write_report
 from histossl.view.report.sheets import Picture, Sheet, heatmaps_sheet, hits_sheet, nuclei_sheet
 
@@ -275,3 +275,17 @@ def test_the_first_screen_says_what_not_to_believe(tmp_path):
     assert "Slides were processed with histossl 1.2." in text
     assert "tiles of 64 x 64 pixels at 1.0 µm per pixel, of which at least 50 % were tissue" in text
     assert "Lazard T" in text
+
+
+def test_maps_are_coloured_by_classes_not_by_times_or_measures():
+    ids = [f"s{k}" for k in range(12)]
+    columns = {"os": [f"{k}.5+" for k in range(12)], "stage": list("1122" * 3), "age": [str(k) for k in range(12)]}
+    labels = pd.DataFrame(columns, index=ids)
+    slides = [{"slide_id": name, "patient_id": f"p{k // 2}"} for k, name in enumerate(ids)]
+    vectors = np.random.default_rng(0).normal(size=(12, 4))
+
+    def names(table: pd.DataFrame) -> list[str]:
+        return [one["name"] for one in slide_maps(vectors, ids, table, slides, {})["maps"]]
+
+    assert names(labels) == ["stage"]
+    assert names(labels[["os", "age"]]) == names(labels[[]]) != ["os", "age"]  # as where there are no targets

@@ -31,7 +31,6 @@ from histossl.view.outlines import read_outlines
 from histossl.wsi.geometry import Size
 from support.viewed import folder  # noqa: F401 - a fixture
 
-IDLE = os.getloadavg()[0] < (os.cpu_count() or 1)  # else seconds on the clock say nothing
 SIDE = 60_000
 
 
@@ -126,7 +125,7 @@ def test_slides_without_small_levels_hold_nobody_up(server):
     start = time.monotonic()
     assert server.ask("slides/0/thumbnail.jpg")[0] == 200
     assert server.ask("slides/1/tiles/10/0_0.jpg")[0] == 200
-    assert time.monotonic() - start < (5 if IDLE else 30)
+    assert time.monotonic() - start < 30
     assert server.ask("slides/3/thumbnail.jpg")[0] == 204
     status, body = server.ask("slides/3/tiles/3/0_0.jpg")
     assert (status, b"million pixels" in body) == (409, True)
@@ -205,7 +204,7 @@ def test_ctrl_c_ends_it_whatever_it_is_reading(hostile, busy):
     os.killpg(server.process.pid, signal.SIGINT)
     screen = server.process.stderr.read()
     server.process.wait(30)
-    assert time.monotonic() - begun < (2 if IDLE else 20)
+    assert time.monotonic() - begun < 20
     assert server.process.returncode in (0, 130)
     assert "Traceback" not in screen, screen
     _, alive = psutil.wait_procs(children, timeout=10)

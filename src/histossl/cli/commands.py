@@ -51,7 +51,8 @@ COMMANDS = {
     "completion": ("histossl.cli.completion", "completion", "complete commands and flags in bash, zsh or fish"),
     "doctor": ("histossl.cli.doctor", "doctor", "what is installed, what is missing, GPU, disk, memory"),
 }
-ANSWERS = ("inspect", "probe", "predict", "search", "audit", "status", "doctor")  # commands that take --json
+# Commands that take --json.
+ANSWERS = ("inspect", "probe", "predict", "search", "audit", "status", "doctor", "nuclei score")
 EXAMPLES = {
     "run": "histossl run SLIDES --out STUDY --labels labels.csv",
     "inspect": "histossl inspect SLIDES --mpp-default 0.5",

@@ -59,7 +59,7 @@ def probe_vectors(
         out = vectors
     if out is None:
         raise SettingsError(f"{vectors} is not a study, so the results have no place", "name a folder: --out FOLDER")
-    check_labels(labels, probe.targets, probe.outcome)
+    check_labels(labels, probe.targets, probe.outcome, probe.weighing)
     for path in (splits, against):
         if path is not None and not path.exists():
             raise SettingsError(f"there is no {path}", "correct the path")
@@ -246,7 +246,7 @@ def sites(
         columns: of a table of vectors, the columns or the prefixes of numbered columns that are the vector.
         probe: how the models are trained and scored.
     """
-    check_labels(labels, probe.targets, probe.outcome)
+    check_labels(labels, probe.targets, probe.outcome, probe.weighing)
     from histossl.evaluate.site_effects import site_effects
 
     source = of_area(read_source(vectors, columns=columns), probe.area)
@@ -302,5 +302,5 @@ def _write(path: Path, found: pd.DataFrame) -> None:
 
 def _complain(complaints: tuple[str, ...]) -> int:
     for line in complaints:
-        say(f"LEFT OUT {line}", "yellow")
+        say(f"LEFT OUT {line.removeprefix('left out: ')}", "yellow")
     return 1 if complaints else 0

@@ -80,7 +80,7 @@ def look_at_labels(labels: Path, probe: ProbeSettings) -> None:
     """
     from histossl.evaluate.labels import check_labels
 
-    check_labels(labels, probe.targets, probe.outcome)
+    check_labels(labels, probe.targets, probe.outcome, probe.weighing)
 
 
 def look_for_device(device: str) -> None:

@@ -133,7 +133,7 @@ def call(name: str, argv: list[str]) -> int:
         The exit code, as of `main`.
     """
     from histossl.core import answers
-    from histossl.core.console import begin_stage, say, set_quiet
+    from histossl.core.console import begin_stage, say, set_quiet, signs_of_life
     from histossl.core.errors import HistosslError
 
     module, function, _ = COMMANDS[name]
@@ -147,7 +147,8 @@ def call(name: str, argv: list[str]) -> int:
     try:
         command = getattr(import_module(module), function)
         arguments = parse(name, command, argv)
-        code = int(command(**arguments) or 0)
+        with contextlib.nullcontext() if name == "view" else signs_of_life(name):  # a viewer waits for its reader
+            code = int(command(**arguments) or 0)
         answers.finish()
         return code
     except HistosslError as error:
@@ -336,6 +337,7 @@ def _readable(parser: ArgumentParser, whole: Callable[[], str], stages: list[str
     inside = r"(?:[^()]|\([^()]*\))*?"
     text = re.sub(rf"\s+\(type:{inside}default:\s+(?:null|\(\))?\)", "", text)
     text = re.sub(rf"\((required,\s+)?type:{inside}(?:,\s+(default:{inside}))?\)(?=\n)", r"(\1\2)", text)
+    text = re.sub(r" \(default:(\n\s+)", r"\1(default: ", text)  # in one piece
     return re.sub(r"\(required,\s+\)", "(required)", text)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
 import shapely
-from rich.table import Table
 
-from histossl.core import atomic, tables
-from histossl.core.console import console, say
+from histossl.core import answers, atomic, tables
+from histossl.core.console import say
 from histossl.core.errors import LabelError
 from histossl.nuclei import strata
 from histossl.nuclei.geojson import Outlined, label_image, read_outlined
@@ -38,7 +37,7 @@ def score(
         prediction: a label image or GeoJSON, or a folder of them.
         truth: the same, with the same names; label images (TIFF or PNG of integers) or GeoJSON in pixels.
         out: a CSV, a row an image.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
         by: also the recall of nuclei in groups: area, darkness, or both as area,darkness.
         images: for the darkness: the image, or the folder of images, that the labels are of, with the same names.
         mpp: for the area: µm per pixel of the labels.
@@ -47,25 +46,22 @@ def score(
     scores: dict[str, Scores] = {}
     found: list[strata.Found] = []
     for name, a, b in _pairs(prediction, truth):
-        pair = _read_pair(a, b)
+        density = strata.density_of(images, b, name) if kinds and images else None
+        pair = _read_pair(a, b, None if density is None else density.shape)
         scores[name] = score_labels(*pair)
         if scores[name].dice < _STRANGERS and all(labels.any() for labels in pair):
             what = f"SUSPECT {name}: nuclei and truth hardly overlap, Dice {scores[name].dice:.3f}"
             say(f"{what}: are both of this picture, and in its pixels rather than µm?", "yellow")
         if kinds:
-            density = strata.density_of(images, b, name) if images else None
             found.append(strata.found_nuclei(*pair, mpp, density))
-    table = Table(box=None, header_style="bold")
-    for column in ("image", *METRICS):
-        table.add_column(column, justify="left" if column == "image" else "right")
-    for name, one in scores.items():
-        table.add_row(name, *(f"{value:.3f}" for value in astuple(one)))
     means = summarise(list(scores.values()), np.random.default_rng(seed))
-    table.add_row("mean", *(f"{means[m].mean:.3f}" for m in METRICS), style="bold")
-    table.add_row("95 %", *(f"{means[m].low:.3f}-{means[m].high:.3f}" for m in METRICS))
-    console.print(table)
+    rows = [{"image": name} | asdict(one) for name, one in scores.items()]
+    mean = {name: means[name].mean for name in METRICS}
+    spread = {name: f"{means[name].low:.3f}-{means[name].high:.3f}" for name in METRICS}
+    everything = {"images": rows, "mean": {name: asdict(means[name]) for name in METRICS}}
+    answers.give_rows("scores", [*rows, {"image": "mean"} | mean, {"image": "95 %"} | spread], value=everything)
     for kind in kinds:
-        console.print(_groups_table(strata.grouped(found, kind), kind))
+        answers.give_rows(f"by {kind}", _group_rows(strata.grouped(found, kind), kind))
     if out is not None:
         with atomic.whole(out) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = tables.writer(file)
@@ -74,15 +70,17 @@ def score(
     return 0
 
 
-def _groups_table(groups: list[strata.Group], kind: str) -> Table:
-    table = Table(box=None, header_style="bold")
+def _group_rows(groups: list[strata.Group], kind: str) -> list[dict[str, object]]:
     unit = "area, µm²" if kind == "area" else "darkness / median"
-    for column in (unit, "nuclei", "recall", "missed"):
-        table.add_column(column, justify="right")
-    for group in groups:
-        name = f"{group.low:g} to {group.high:g}" if np.isfinite(group.high) else f"from {group.low:g}"
-        table.add_row(name, str(group.nuclei), f"{group.recall:.3f}", f"{group.missed:.3f}")
-    return table
+    return [
+        {
+            unit: f"{group.low:g} to {group.high:g}" if np.isfinite(group.high) else f"from {group.low:g}",
+            "nuclei": group.nuclei,
+            "recall": group.recall,
+            "missed": group.missed,
+        }
+        for group in groups
+    ]
 
 
 def _pairs(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -118,7 +116,8 @@ def _labels_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(prediction: Path, truth: Path, size: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Both as label images: of the size of a label image, else of `size`, else as far as the outlines reach."""
     read = _read_labels(prediction), _read_labels(truth)
     sizes = [labels.shape for labels in read if isinstance(labels, np.ndarray)]
     if len(sizes) == 2 and sizes[0] != sizes[1]:
@@ -126,7 +125,7 @@ def _read_pair(prediction: Path, truth: Path) -> tuple[np.ndarray, np.ndarray]:
         raise LabelError(what, "score label images of the same picture")
     shapes = [labels.shapes for labels in read if not isinstance(labels, np.ndarray)]
     far = np.max([shapely.total_bounds(part)[2:] for part in shapes if len(part)] or [[1, 1]], axis=0)
-    height, width = sizes[0] if sizes else (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
+    height, width = sizes[0] if sizes else size or (max(1, int(np.ceil(far[1]))), max(1, int(np.ceil(far[0]))))
     a, b = (part if isinstance(part, np.ndarray) else label_image(part, height, width) for part in read)
     return a, b
 

@@ -76,9 +76,9 @@ def run(
         areas: a folder of outlines or masks of the areas that count, named as the slides; or grid, which finds the
             cores of tissue microarrays.
         mpp_default: µm per pixel of slides that have none in their file or in slides.csv.
-        encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
-            the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
-            torchscript:PATH; docs/foundation-models.md lists names.
+        encoder: the tile encoder: self (learned on these slides, without labels), random (untrained, the baseline),
+            imagenet, a folder that `encoder pretrain` wrote, a file of ResNet-18 weights, pickle:FILE (.pth),
+            timm:NAME, hf:NAME or torchscript:FILE. Names: docs/foundation-models.md.
         area: which of the areas count, and what happens to slides without any.
         tissue: how tissue is found.
         tile: how tiles are laid.
@@ -157,9 +157,9 @@ def encode_command(
 
     Args:
         study: the folder that `inspect --out` made.
-        encoder: of tiles: self (learned on these slides, without labels), random (untrained, the baseline), imagenet,
-            the path of ResNet-18 weights (pickle:PATH of a .pth file) or of a folder of ours, timm:NAME, hf:NAME or
-            torchscript:PATH; docs/foundation-models.md lists names.
+        encoder: the tile encoder: self (learned on these slides, without labels), random (untrained, the baseline),
+            imagenet, a folder that `encoder pretrain` wrote, a file of ResNet-18 weights, pickle:FILE (.pth),
+            timm:NAME, hf:NAME or torchscript:FILE. Names: docs/foundation-models.md.
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.

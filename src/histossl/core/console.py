@@ -9,8 +9,8 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -87,7 +87,8 @@ answers = PrintableConsole(highlight=False)  # what a command was asked for goes
 BEAT = 30.0  # seconds between two lines of progress where no terminal shows a bar
 RECENT, _LEAST = 90.0, 3  # the rate is that of the last so many seconds, or of so many marks where items take longer
 _quiet = threading.Event()
-_stage = ""
+_drawing = threading.Event()  # while a terminal shows a bar
+_stage, _stage_began, _last_said = "", 0.0, 0.0
 
 
 def set_quiet(quiet: bool) -> None:
@@ -106,8 +107,10 @@ def say(text: str, style: str = "") -> None:
         text: data, never markup; line feeds are shown as escapes.
         style: of rich, for example `red`; lines without a style and green ones are left out where it is quiet.
     """
+    global _last_said
     if _quiet.is_set() and style in ("", "green"):
         return
+    _last_said = time.monotonic()
     console.print(escape(printable(text).replace("\n", "\\n")), style=style or None)
 
 
@@ -118,8 +121,8 @@ def begin_stage(name: str, text: str = "") -> None:
         name: such as "2/6 encode"; "" after the last one says nothing.
         text: what it works on.
     """
-    global _stage
-    _stage = name
+    global _stage, _stage_began
+    _stage, _stage_began = name, time.monotonic()
     if name:
         say(f"{name:<13} {text}".rstrip())
 
@@ -222,24 +225,50 @@ def progress_bar(what: str, total: int | None, done: int = 0, shown: bool = True
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
-            bar.show_in(progress)
-            yield bar
+        _drawing.set()
+        try:
+            with Progress(*columns, console=console, transient=True) as progress:
+                bar.show_in(progress)
+                yield bar
+        finally:
+            _drawing.clear()
     else:
         with _beating(bar):
             yield bar
 
 
-@contextmanager
-def _beating(bar: Bar) -> Iterator[None]:
+def _beating(bar: Bar) -> AbstractContextManager[None]:
     """A line of progress every half minute, also while one item takes long."""
-    ended = threading.Event()
+    return _repeated(BEAT, lambda: say(bar.line()))
+
+
+def signs_of_life(command: str) -> AbstractContextManager[None]:
+    """A line after each half minute in which nothing else was said and no bar is shown.
+
+    Args:
+        command: its name, where no stage has begun.
+    """
+    begun = time.monotonic()
 
     def beat() -> None:
-        while not ended.wait(BEAT):
-            say(bar.line())
+        now = time.monotonic()
+        since = max(begun, _stage_began) if _stage else begun
+        if not _drawing.is_set() and now - max(since, _last_said) >= BEAT:
+            say(f"{_stage or command}: at work for {timedelta(seconds=round(now - since))}")
 
-    thread = threading.Thread(target=beat, name="progress", daemon=True)
+    return _repeated(BEAT / 10, beat)
+
+
+@contextmanager
+def _repeated(pause: float, beat: Callable[[], None]) -> Iterator[None]:
+    """Call a function again and again while the `with` block runs."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(pause):
+            beat()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
     thread.start()
     try:
         yield

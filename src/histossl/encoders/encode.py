@@ -167,7 +167,7 @@ class SlideEncoding:
         count = len(self.lost | self.lost_now)
         if count > self.settings.max_lost * self.all:
             what = f"at least {count} of {self.all} tiles cannot be decoded: {self.why}"
-            raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max_lost")
+            raise SlideError(self.job.path, what, "copy the file again, or raise --encode.max-lost")
 
     def _drawn(self, step: int) -> NDArray[np.int64]:
         assert self.plan is not None

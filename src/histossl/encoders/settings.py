@@ -69,7 +69,7 @@ class EncodeSettings:
         seed: of the augmentations and of the tiles drawn.
         max_lost: share of a slide's tiles that may be undecodable, in [0, 1); they are left out. With more, the slide
             fails.
-        augment: the domain of augmentations.
+        augment: the augmentations.
     """
 
     views: int = 4
@@ -116,8 +116,8 @@ class PatchKMeansSettings:
 
     Args:
         count: words of each stain and size.
-        tiles: to learn from, balanced over the slides.
-        patches: of each stain and size that the words are found among.
+        tiles: number of tiles to learn from, balanced over the slides.
+        patches: number of patches, of each stain and size, in which the words are found.
         seed: of the tiles and patches drawn, and of k-means.
     """
 
@@ -145,8 +145,8 @@ class JointSettings:
     Args:
         words: of the visual words.
         nuisances: directions that are projected out, those in which a change of stain moves slides most; 0 keeps all.
-        stain: the amounts of hematoxylin and eosin change by a factor of e to this power, as a standard deviation;
-            what is left and the whole by half of it.
+        stain: standard deviation of the logarithm of the factors by which hematoxylin and eosin change; the residual
+            and the whole change by half of it.
         tint: standard deviation of what is added to each channel's density.
         plain: weight of contrast and colour beside that of the words.
         axes: principal axes of tiles that are kept, at most as many as there are numbers; the length of a feature.
@@ -210,14 +210,14 @@ class MocoSettings:
         slides: number of slides that the tiles of a batch come from, in equal parts: every slide counts the same.
         rate: Adam's highest learning rate.
         warmup: share of the steps in which the rate rises, in [0, 1].
-        weight_decay: on kernels, decoupled.
-        temperature: of InfoNCE.
+        weight_decay: weight decay of the kernels, decoupled.
+        temperature: temperature of InfoNCE.
         queue: number of keys of earlier batches that serve as negatives.
         momentum: share of the momentum encoder that a step keeps, in [0, 1); less in the first steps.
         projection: length of the vectors that are contrasted.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         seed: of the initial weights, the tiles drawn and their augmentations.
-        augment: the domain of augmentations.
+        augment: the augmentations.
     """
 
     steps: int = 600

@@ -180,7 +180,7 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
     """
     if settings.site_remedy != "none":
         what = f"probe.site_remedy is {settings.site_remedy}: a new slide alone has no mean of its site"
-        raise SettingsError(what, "a probe to be applied to new slides takes --probe.site_remedy none")
+        raise SettingsError(what, "a probe to be applied to new slides takes --probe.site-remedy none")
     labels = replace(labels, sites={**source.sites, **labels.sites})
     if settings.unit == "patient":
         source, labels, _ = by_patient(source, labels, settings.combine)

@@ -35,7 +35,7 @@ SITE_COLUMNS = ("site", "site_id", "center", "centre", "institution", "hospital"
 # Of slides.csv and of split files: no targets unless they are named.
 _NO_TARGETS = frozenset(
     ["", "index", "path", "file", "filename", "mpp", "width", "height", "tiles", "status", "error", "made", "note",
-     "content", "split", "set", "fold", *AREA_COLUMNS]
+     "content", "artefacts", "stains", "split", "set", "fold", *AREA_COLUMNS]
 )  # fmt: skip
 SCANNER_COLUMNS = ("scanner", "scanner_id", "device", "vendor")
 
@@ -92,6 +92,7 @@ def read_labels(
     lent: Collection[str] = (),
     outcome: tuple[str, str] = ("", ""),
     areas: Areas | None = None,
+    weighing: str = "",
 ) -> Labels:
     """Read a table of labels and match it to the known slides.
 
@@ -112,6 +113,7 @@ def read_labels(
         outcome: names of the columns of the time and of the event of a survival target; empty to find such pairs, such
             as os_months and os_event, see `find_outcomes`.
         areas: of the vectors of areas; a row holds for all areas of its slide, or for the one in its column `area`.
+        weighing: a column that weighs or chooses slides, and is no target unless it is named.
 
     Returns:
         The labels of the known slides, and complaints about rows and slides that were left out.
@@ -123,7 +125,8 @@ def read_labels(
     """
     path = Path(path)
     rows = (found := read_table(path, LabelError)).rows
-    slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, found.columns, targets, outcome)
+    columns = [name for name in found.columns if name != weighing or name in targets]
+    slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, columns, targets, outcome)
     name_rows(rows, slide_column or "", find_column(found.columns, AREA_COLUMNS), areas or {})
     written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
     written = spread(written, areas or {}, slide_ids)
@@ -194,19 +197,23 @@ def _column(rows: dict[int, dict[str, str]], name: str) -> dict[int, str]:
     return {line: row[name] for line, row in rows.items()}
 
 
-def check_labels(path: Path, targets: Sequence[str] = (), outcome: tuple[str, str] = ("", "")) -> None:
+def check_labels(
+    path: Path, targets: Sequence[str] = (), outcome: tuple[str, str] = ("", ""), weighing: str = ""
+) -> None:
     """Check a table of labels before its slides have vectors: it can be read, and names slides and the targets.
 
     Args:
         path: the file.
         targets: names of the columns to take, as of `read_labels`.
         outcome: the columns of a survival target, as of `read_labels`.
+        weighing: a column that is no target, as of `read_labels`.
 
     Raises:
         LabelError: see `read_labels`.
     """
     found = read_table(path, LabelError)
-    slide, patient, _, names, _, outcomes = _columns(path, found.columns, targets, outcome)
+    columns = [name for name in found.columns if name != weighing or name in targets]
+    slide, patient, _, names, _, outcomes = _columns(path, columns, targets, outcome)
     unique_lines(path, found.rows, str(slide or patient), "slide" if slide else "patient")
     if not any(_values(path, found.rows, names, outcomes)[0].values()):
         raise LabelError(f"{path.name}: no label in {listed(names)}", "fill the column")

@@ -131,7 +131,7 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool, survival: bo
     if classes:
         parts.append(
             "AUROC (of several classes the mean of one against the rest) compares slides within a test fold; average "
-            "precision is a mean over folds; balanced accuracy and F1 are of the most probable class; calibration is "
+            "precision is a mean over folds. Balanced accuracy and F1 are of the most probable class. Calibration is "
             "measured by the Brier score and by the expected calibration error over tenths of the probability."
         )
     if numbers:
@@ -141,12 +141,12 @@ def _figures(settings: ProbeSettings, classes: bool, numbers: bool, survival: bo
         )
     if survival:
         parts.append(
-            "Harrell's C compares slides within a test fold; Uno's C weights its pairs, AUROC (cumulative, dynamic) "
-            "its cases and the Brier score its slides by the inverse probability of not being censored; Uno's C and the"
+            "Harrell's C compares slides within a test fold. Uno's C weights its pairs, AUROC (cumulative, dynamic) "
+            "its cases and the Brier score its slides by the inverse probability of not being censored. Uno's C and the"
             " integrated Brier score end where a tenth of the slides is still followed."
         )
     parts.append(
-        "All are averaged over the repeats; their intervals and those of the differences are the 2.5 and 97.5 "
+        "All are averaged over the repeats. Their intervals and those of the differences are the 2.5 and 97.5 "
         f"percentiles of {settings.bootstraps} bootstrap resamples of the patients, the same for all methods. They "
         "show the effect of other patients, not that of other labelled slides."
     )

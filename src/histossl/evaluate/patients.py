@@ -31,8 +31,8 @@ def labels_for(source: Source, path: str | Path, settings: ProbeSettings = Probe
         LabelError: the labels cannot be used.
     """
     about = settings.targets, source.patients, source.lent, settings.outcome
-    found = read_labels(path, source.ids, *about, source.areas)
-    if settings.unit == "slide" or settings.combine in ("mean", "tiles"):
+    found = read_labels(path, source.ids, *about, source.areas, settings.weighing)
+    if not settings.weighing:
         return found
     return replace(found, weights=weights_in(Path(path), settings.combine, source.ids))
 

@@ -117,6 +117,12 @@ class ProbeSettings:
         """The columns of time and event, as `read_labels` takes them."""
         return self.time, self.event
 
+    @property
+    def weighing(self) -> str:
+        """The column of the labels that weighs or chooses a patient's slides; "" where there is none."""
+        own = self.unit == "patient" and self.combine not in ("mean", "tiles")
+        return self.combine.partition("=")[0] if own else ""
+
 
 @dataclass(frozen=True)
 class ProbeResult:

@@ -47,7 +47,7 @@ def grouped_folds(
         more = f" and {len(mixed) - 5} more" if len(mixed) > 5 else ""
         raise LabelError(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
-            "correct them; if labels belong to slides and not to patients: --probe.mixed_patients true",
+            "correct them; if labels belong to slides and not to patients: --probe.mixed-patients true",
         )
     stratum = _rarest(has)
     fewest = min(int(has.sum(axis=0)[has.any(axis=0)].min()), int(np.bincount(stratum).max()))
@@ -110,7 +110,7 @@ def site_folds(
         of = ", ".join(repr(str(name)) for name in names[np.unique(site[strata == alone[0]])][:3])
         raise LabelError(
             f"all slides of a class are at {of}, so no other site has slides to train on",
-            "leave that class out, or leave whole patients out instead: --probe.hold_out patients",
+            "leave that class out, or leave whole patients out instead: --probe.hold-out patients",
         )
     share = counts / counts.sum(axis=0)
     found = np.empty((repeats, len(counts)), np.int16)

@@ -81,7 +81,8 @@ def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Pat
         audit: a line a target.
         folder: that holds the files.
     """
-    rows = []
+    rows, kinds = [], [title for table, (_, title) in zip(tables, SCORES, strict=True) if len(table)]
+    scored = f"{kinds[0] if len(kinds) == 1 else 'score'} (95 % interval)"
     for table, (score, title) in zip(tables, SCORES, strict=True):
         for _, row in table.iterrows():
             ahead = "" if row["difference"] != row["difference"] else f"{row['difference']:+.2f}"
@@ -92,8 +93,7 @@ def show_probe(tables: Sequence[pd.DataFrame], audit: Sequence[str], folder: Pat
                     "target": row["target"],
                     "labelled": row["n_labelled"],
                     "vectors": named(str(row["embedding"])),
-                    "score": title,
-                    "value (95 % interval)": _text(row, score),
+                    scored: _text(row, score) if len(kinds) == 1 else f"{title} {_text(row, score)}",
                     "the first is ahead by": ahead,
                 }
             )

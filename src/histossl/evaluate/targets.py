@@ -166,7 +166,7 @@ def _check_classes(
         more = f"; and {len(mixed) - 3} more" if len(mixed) > 3 else ""
         raise LabelError(
             f"{len(mixed)} patients have slides of different classes: {some}{more}",
-            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed_patients true",
+            "correct them, or if the label is one of the slide and not of the patient: --probe.mixed-patients true",
         )
     names = list(map(str, np.unique(classes)))
     if len(names) < 2:

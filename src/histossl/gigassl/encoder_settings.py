@@ -23,24 +23,24 @@ class EncoderSettings:
     Attributes:
         in_dim: length of a tile's vector; other than 256 passes a linear layer first.
         dim: length of what the stage gives to the slide's vector.
-        inlet: "plain" takes the tiles as they are, as the paper does; "scaled" brings their features to mean 0 and a
-            mean variance of 1, so that they keep their proportions; "standard" brings each of them to variance 1;
-            "centred" does so, too, but first takes away the mean of the view, and with it the stain and most of a
-            shared augmentation, so that the stage sees in what the tiles differ.
-        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, scaled as at the inlet or standardised:
-            what they are made of, which no training can then lose.
-        prototypes: append the shares (their roots) of as many typical tiles and, at two larger scales, typical
-            neighbourhoods, of each clustering, so that what is rare is not lost in a mean; see `Prototypes`. 0: none.
-        scales: how often tiles are averaged with their neighbours (3x3) before prototypes are looked for, one entry for
-            each set of clusterings: 0 is tiles themselves, 1 about 3x3 of them, 2 about 5x5; ascending.
-        stage_scales: the same for as many prototypes that are looked for in what the stage of the arch "neighbours" has
-            learned of every site, not in the tiles; an empty tuple leaves them out. Other archs have none.
-        normalise: bring the parts of the slide's vector to one scale over the cohort, see `Parts`; otherwise they stand
-            behind one another as they are.
-        arch: "neighbours" (learns what neighbouring tiles share, see `Neighbours`), or one that learns by a contrast of
-            slides: "sparse" (sees neighbours), "mlp" or "attention" (see tiles one by one).
-        hard_border: as in published weights, row 0 and column 0 are the edge of the world; otherwise the result does
-            not depend on where a slide's coordinates begin.
+        inlet: "plain" takes the tiles as they are, as the paper does. "scaled" brings their features to mean 0 and a
+            mean variance of 1, so that they keep their proportions. "standard" brings each of them to variance 1.
+            "centred" first subtracts the mean of the view, and with it the stain and most of a shared augmentation;
+            then the stage sees in what the tiles differ.
+        tile_mean: append the mean of the tiles themselves, `in_dim` numbers, scaled as at the inlet or standardised; it
+            says what they are made of.
+        prototypes: number of typical neighbourhoods in each clustering; the roots of their shares are appended, so that
+            what is rare is not lost in a mean. 0: none. See docs/methods.md.
+        scales: how often tiles are averaged with their neighbours (3x3) before prototypes are looked for: 0 is tiles
+            themselves, 1 about 3x3 of them, 2 about 5x5. One entry for each set of clusterings, ascending.
+        stage_scales: the same for the prototypes that are looked for in what the stage has learned, not in the tiles;
+            an empty list leaves them out. Only the arch "neighbours" has them.
+        normalise: bring the parts of the slide's vector to one scale over the cohort (docs/methods.md); otherwise they
+            stand behind one another as they are.
+        arch: "neighbours" (learns what neighbouring tiles share), or one that learns by a contrast of slides: "sparse"
+            (sees neighbours), "mlp" or "attention" (see tiles one by one).
+        hard_border: as in published weights, the map ends at row 0 and column 0; otherwise the result does not depend
+            on where a slide's coordinates begin.
         linear: whether tiles of another length than 256 pass a linear layer first, or the stage takes them as they are.
         spacing: sites from a tile to its neighbour; the published code has 4 on slides scanned at 40x.
     """

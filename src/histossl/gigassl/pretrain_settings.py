@@ -69,13 +69,14 @@ class PretrainSettings:
         rate: Adam's highest learning rate.
         rate_batch: the batch that `rate` is meant for: others take more or less in proportion; 0 takes it as it is.
         warmup: share of the training in which the rate rises; from 1 on, the number of epochs.
-        weight_decay: on matrices and kernels, decoupled.
-        temperature: of NT-Xent; the arch `neighbours` has none.
+        weight_decay: weight decay of matrices and kernels, decoupled.
+        temperature: temperature of NT-Xent; the arch `neighbours` has none.
         negatives: all; or site: a slide is contrasted with those of its own site alone, so that nothing is learned of
             how sites differ: a column site of slides.csv, or TCGA barcodes. The arch `neighbours` has no negatives.
         chunk: slides (or one more) that are in memory at once with all that their gradient needs, in each process; 0:
             the batch.
-        patience: share of the training over which nothing may move before it is ended early; 0: never. See `Schedule`.
+        patience: training ends early where loss and rank have not moved over this share of it; 0: never. See
+            docs/training.md.
         keep: what becomes the slide encoder: the `last` weights, or the `best`: those of the lowest loss where the
             last have clearly fallen behind them, as after a collapse.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.

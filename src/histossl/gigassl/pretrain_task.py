@@ -151,7 +151,7 @@ def steps_of_an_epoch(names: Sequence[str], settings: PretrainSettings) -> int:
     """
     if len(names) < 2:
         only = names[0] if names else "nothing"
-        raise TrainingError(f"{len(names)} slide to learn from ({only})", "contrast needs two or more")
+        raise TrainingError(f"{len(names)} slide to learn from ({only})", "give two or more")
     per_epoch, processes = math.ceil(len(names) / settings.batch), rank_and_world_size()[1]
     if len(names) // per_epoch < processes:
         raise TrainingError(

@@ -8,6 +8,7 @@ al., ECCV workshops 2004) at several scales. The clusters are found by k-means o
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,7 @@ class Prototypes(nn.Module):
             seed: of the k-means.
         """
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
 
         self.axes.copy_(self._axes_of(maps))
@@ -102,7 +104,8 @@ class Prototypes(nn.Module):
             # Prototypes that a small cohort has no use for lie where no tile comes.
             runs.fill_(1e6)
             for run, centres in enumerate(runs):
-                with threadpool_limits(1):  # sums of several threads come in no fixed order
+                with threadpool_limits(1), warnings.catch_warnings():  # sums of several threads come in no fixed order
+                    warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different places than prototypes
                     found = KMeans(min(count, len(rows)), n_init=1, max_iter=30, random_state=seed * RUNS + run)  # type: ignore[arg-type]
                     found.fit(rows)
                 centres[: found.n_clusters] = torch.from_numpy(np.asarray(found.cluster_centers_, np.float32))

@@ -126,7 +126,7 @@ class SelfTrainingSettings:
         batch: crops per step.
         crop: side of a crop in pixels of 0.5 µm.
         rate: highest learning rate.
-        weight_decay: of the kernels.
+        weight_decay: weight decay of the kernels.
         stain: sigma of the changes of stain: each crop's optical density is scaled, mixed between channels, shifted.
         strength: sigma of the logarithm of a factor on all of a crop's optical density.
         zoom: crops are scaled by a factor of up to e^zoom up or down.
@@ -136,7 +136,7 @@ class SelfTrainingSettings:
             learned elsewhere.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         widths: channels of the network at full, half and quarter resolution.
-        seed: of all that is random.
+        seed: seed of all that is random.
         pseudo_labels: how pseudo-labels are made.
         agreement: how pseudo-labels are made with a trained network.
     """
@@ -179,7 +179,7 @@ class AdaptSettings:
         share: of the way from the old weights to the trained ones, in (0, 1].
         held: every `held`-th field is used to judge, not to learn.
         margin: least improvement of the judgement that the adapted model must reach.
-        seed: of all that is random.
+        seed: seed of all that is random.
     """
 
     steps: int = 200

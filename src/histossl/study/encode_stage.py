@@ -27,6 +27,7 @@ from histossl.execution.workers import Workers
 from histossl.study.folder import Row, Study
 from histossl.study.inspect_stage import ExistingProducts, say_left_out
 from histossl.study.stain_target import SAVED, change_of, study_target
+from histossl.study.times import timed
 from histossl.training.loop import end_of_training
 from histossl.wsi.stain_norm import Look
 from histossl.wsi.tile_files import read_look
@@ -91,6 +92,20 @@ def _pretrain_tiles(
             say(f"tile-encoder/ was trained without {new} of {len(slides)} slides; remove it to train anew")
         end_of_training(study.logs / "tile-encoder")  # a kill may have come between the encoder and this
         return
+    say("learning the tile encoder, without labels")
+    _learn_tiles(study, slides, settings, encode, target, workers, device)
+
+
+@timed("tile encoder")
+def _learn_tiles(
+    study: Study,
+    slides: list[Row],
+    settings: TileTrainSettings,
+    encode: EncodeSettings,
+    target: Look | None,
+    workers: Workers,
+    device: str,
+) -> None:
     saved = study.settings().get("inspect", {}).get("tile")
     if not isinstance(saved, dict):
         what = f"{study.folder}: settings.json does not say how its tiles were laid"

@@ -49,5 +49,5 @@ def probe_study(study: Study, labels: Path, settings: ProbeSettings) -> int:
     write_labels(study.embeddings, people, pd.DataFrame(table.table, columns=pd.Index(table.targets)))
     show_probe((result.table, result.numbers, result.survival), result.audit, study.folder)
     for line in result.complaints:
-        say(f"LEFT OUT {line}", "yellow")
+        say(f"LEFT OUT {line.removeprefix('left out: ')}", "yellow")
     return len(result.complaints)

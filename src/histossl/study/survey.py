@@ -123,7 +123,7 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         if not len(grid.xy):
             told = "; ".join(filter(None, [mask.ink_note, str(grid.artefacts)]))
             inked = f" ({told})" if told else ""
-            hint = f"see {job.qc_path.name}; lower --tile.min_tissue or --tile.px"
+            hint = f"see {job.qc_path.name}; lower --tile.min-tissue or --tile.px"
             raise SlideError(job.path, f"no tile of tissue found{inked}", hint)
         if slide_state(job.path) != state:
             raise SlideError(job.path, "was changed while it was read", "run again once it is copied")

@@ -15,7 +15,7 @@ class Schedule:
         steps: optimiser steps in all, unless training ends early.
         rate: Adam's highest learning rate.
         warmup: steps of linear rise to it; after them the rate falls to zero by a cosine.
-        weight_decay: on matrices and kernels only, decoupled (AdamW).
+        weight_decay: weight decay of matrices and kernels only, decoupled (AdamW).
         checkpoints: steps between two checkpoints, and between two rows of the log.
         patience: window of early stopping, as a share of the steps; 0 never stops early. The means of the loss, and of
             the effective rank where it is measured, are compared between the last window and the one before it. Once

@@ -34,8 +34,7 @@ class AreaSettings:
     Attributes:
         include: names of the classes that count; by default all that `exclude` does not name. In mask images these are
             the values of pixels; by default all but 0.
-        exclude: names of the classes that are cut out of the others; of a slide that has no others they are cut out of
-            the whole slide.
+        exclude: names of the classes that are cut out of the others, or of the whole slide where it has no others.
         missing: what happens to slides without a file: refuse, whole (all of their tissue) or skip.
         each: whether each class has its own tiles and its own vector; else a slide has one, of the union of its areas.
     """

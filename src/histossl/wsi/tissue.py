@@ -40,7 +40,8 @@ class TissueSettings:
     Attributes:
         mpp: µm per pixel of the picture that is analysed.
         blur: µm, sigma of the Gaussian before judging: about a nucleus, so that cells merge and noise does not count.
-        threshold: on colour plus texture, in units of optical density; lower values find paler tissue, and more dirt.
+        threshold: threshold on colour plus texture, in units of optical density; lower values find paler tissue, and
+            more dirt.
         smallest: µm; pieces with less area than a square of this side are dirt.
         hole: µm; holes with less area than a square of this side belong to the tissue around them.
         pens: whether ink of marker pens is left out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from histossl.view.report.charts import MapPoint, slide_map
 POINTS = 4000  # on a map
 COLOURS = 8  # of classes on a map; page.css has as many, and one for all others
 MAPS = 4  # one per target
+MEASURED = 20  # with more different numbers, or on more than half of the slides, the probe takes no classes either
 WIDTH, SIDE = 640, 52  # of a map, and of a picture on it
 THUMBNAILS, THUMBNAIL = 60, 96  # pictures on a map, and pixels of their longer side
 
@@ -64,12 +66,21 @@ def _colourings(
         rows = {str(slide): row for slide, row in labels.to_dict("index").items()}
         targets = [str(name) for name in labels.columns if name != "patient_id"]
         found = [(name, [rows.get(slide, {}).get(name) for slide in ids]) for name in targets]
-        if found:
-            return [(name, ["" if v is None or v != v else str(v) for v in values]) for name, values in found]
+        told = [(name, ["" if v is None or v != v else str(v) for v in values]) for name, values in found]
+        if told := [(name, values) for name, values in told if not _measured(values)]:
+            return told
     of_slide = {row["slide_id"]: row["patient_id"] for row in slides}
     patients = [of_slide.get(slide, "") for slide in ids]
     several = 1 < len(set(patients) - {""}) <= 2 * COLOURS and len(set(patients)) < len(ids)
     return [("patient", patients)] if several else [("", [""] * len(ids))]
+
+
+def _measured(values: list[str]) -> bool:
+    """Whether a target is of numbers, or of times, censored ones with a plus: their colours would tell nothing."""
+    given = [value for value in values if value]
+    found = set(given)
+    many = len(found) > MEASURED or 2 * len(found) > len(given)
+    return many and all(re.fullmatch(r"-?[\d.]+(?:e[+-]?\d+)?\+?", value) for value in found)
 
 
 def _one_map(name: str, classes: list[str], xy: np.ndarray, ids: list[str], drawn: np.ndarray) -> dict[str, Any]:

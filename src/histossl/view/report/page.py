@@ -33,7 +33,7 @@ GAUGES = {
     "spread": "0 is collapse, 1 fills the sphere",
     "matched": "views whose nearest other view is of their own slide",
     "alignment": "distance of the two views of a slide; lower is better",
-    "agreement": "correlation of what tiles are with what their neighbours foretell",
+    "agreement": "correlation of what tiles are with what their neighbours predict",
     "uniformity": "how evenly the slides fill the sphere; lower is better",
     "effective_rank": "number of directions that the vectors use; 1 is collapse",
     "rate": "learning rate",
@@ -300,10 +300,10 @@ def _interval(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _verdict(first: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence that compares the first embedding with the others, by whether the interval excludes 0."""
-    found = {"is ahead of": [], "is behind": [], "cannot be told apart from": []}
+    found = {"is ahead of": [], "is behind": [], "is not clearly different from": []}
     for row in rows:
         low, high = row["difference_low"], row["difference_high"]
-        word = "is ahead of" if (low or 0) > 0 else "is behind" if (high or 0) < 0 else "cannot be told apart from"
+        word = "is ahead of" if (low or 0) > 0 else "is behind" if (high or 0) < 0 else "is not clearly different from"
         found[word].append(row["embedding"])
     parts = [f"{word} {' and '.join(names)}" for word, names in found.items() if names]
     return f"With all labels, {named(first)} {', and '.join(parts)}, at 95 %." if parts else ""

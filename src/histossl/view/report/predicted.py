@@ -15,6 +15,7 @@ from histossl.core.atomic import whole
 from histossl.evaluate.fitted import FittedProbe
 from histossl.evaluate.predict import UNLIKE, Predictions
 from histossl.view.report.charts import small_picture
+from histossl.view.report.short import named
 
 NOT_A_DIAGNOSIS = (
     "Not a diagnosis: these are figures of a research model, and nobody has shown that they are right for a patient."
@@ -146,7 +147,7 @@ def _method(probe: FittedProbe, coverage: str) -> str:
         for one in probe.targets
     )
     return (
-        f"A linear model on {probe.embedding} vectors, fitted on all labelled slides ({counts}). In "
+        f"A linear model on vectors ({named(probe.embedding)}), fitted on all labelled slides ({counts}). In "
         f"{probe.settings.folds} folds of whole patients each was scored by a model of the others; on these scores "
         f"the probabilities were calibrated (Platt), and the limit of the sets set so that {coverage} of patients, "
         "each counted once, lie within (split conformal prediction). Distances are Euclidean between vectors whose "
