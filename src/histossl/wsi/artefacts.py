@@ -34,8 +34,10 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM, _NEUTRAL = 0.12, 0.78  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.55, 1.35  # of a fold: density over that of the tissue around, where it is surest and where it ends
+_RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
+_LAYERS = 1.15, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
+_DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.18  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
@@ -189,7 +191,7 @@ def overview(
     for kind, where in (
         ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
-        ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
+        ("fold", _folds(density, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
     ):
         found[where] = 1 + KINDS.index(kind)
@@ -232,7 +234,10 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
     rim = (lowest > max(_RIM, 2.5 * usual)) & (lowest > _NEUTRAL * largest(over))
     found = np.zeros(rim.shape, bool)
-    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2], 200 / mpp, 100 / mpp):
+    rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
+    for place, line in _long_parts(rim, 200 / mpp, 100 / mpp):
+        part = np.zeros(rim.shape, bool)
+        part[place] = line
         sides, count = ndimage.label(~part)  # type: ignore[misc]
         sizes = np.bincount(sides.ravel(), minlength=count + 1)
         sizes[0] = 0
@@ -242,38 +247,58 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     return within(found, 8 / mpp)
 
 
-def _long_parts(mask: NDArray[np.bool_], length: float, width: float) -> Iterator[NDArray[np.bool_]]:
-    """The parts of a mask that are at least so long and at most so wide, in pixels."""
+def _long_parts(
+    mask: NDArray[np.bool_], length: float, width: float
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
+    """The parts of a mask that are at least so long and at most so wide, in pixels: where they lie, and they there."""
     labels, _ = parts_of(mask)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
+        if np.hypot(*(side.stop - side.start for side in place)) < length:
+            continue
         part = labels[place] == number
-        depth = np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))
-        if np.hypot(*part.shape) >= length and 2 * depth.max() <= width:
-            yield labels == number
+        if 2 * _depth(part).max() <= width:
+            yield place, part
 
 
-def _folds(
-    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
-) -> NDArray[np.bool_]:
-    """(h, w) long bands, of all colours denser than the tissue around them by the same factor."""
+def _depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(h, w) the distance of its pixels to where a part ends, in pixels."""
+    return np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))[1:-1, 1:-1]
+
+
+def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """(h, w) long bands, denser than the tissue around them by the same factor in all colours, as layers of it are."""
     weight = tissue.astype(np.float32)[..., None]
     around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
-    smooth = blurred(density, 12 / mpp)  # glands and cells show through
-    ratios = smooth / np.maximum(around, 0.05)
-    layers = least(ratios)
+    smooth = blurred(density, 12 / mpp)
+    layers = least(smooth / np.maximum(around, 0.05))
+    # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
+    line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
+    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
     found = np.zeros(tissue.shape, bool)
-    dense = tissue & (layers > _LAYERS[1]) & (average(smooth) > 0.3)
-    for part in _long_parts(dense, 150 / mpp, 200 / mpp):
-        depth = np.asarray(ndimage.distance_transform_edt(part))
-        area, width = part.sum(), 2 * depth.max()
-        sure = (layers[part] > _LAYERS[0]).mean() > 0.3
-        even = np.median(largest(ratios[part]) / layers[part]) < 1.8  # dirt is black whatever lies around it
-        core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
-        whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
-        clear = np.median(least(raw[core > 0])) < 1
-        if sure and even and (whole or clear) and area > 2 * width**2 and area * mpp**2 > 6000:
-            found |= part
+    for limit in _LINES:
+        for place, part in _long_parts(dense & (line > limit), 200 / mpp, 220 / mpp):
+            area, width = part.sum(), 2 * _depth(part).max()
+            sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
+            own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
+            if sure and own > _DEEPER * other and area > 2 * width**2 and area * mpp**2 > 6000:
+                found[place] |= part
     return found
+
+
+def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    """(h, w) the largest mean of eight values on a straight line through a pixel, of eight directions."""
+    height, width = values.shape
+    margin = int(length) + 2
+    around = np.pad(values, margin, mode="edge")
+    best = np.full(values.shape, -np.inf, np.float32)
+    for angle in np.arange(8) * (np.pi / 8):
+        step = np.array([np.sin(angle), np.cos(angle)]) * (length / 7)
+        total = around
+        for doubled in (1, 2, 4):
+            total = total + np.roll(total, np.rint(-doubled * step).astype(int), (0, 1))
+        top, left = margin - np.rint(3.5 * step).astype(int)
+        np.maximum(best, total[top : top + height, left : left + width] / 8, out=best)
+    return best
 
 
 def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
