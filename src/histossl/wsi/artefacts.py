@@ -23,8 +23,8 @@ _KINDS = {
     "fold": (0.05, (255, 150, 0)),
     "blood": (0.5, (150, 0, 60)),
     "empty": (0.6, (200, 200, 60)),
-    "blur": (0.4, (180, 80, 255)),
-    "dirt": (0.003, (110, 70, 30)),
+    "blur": (0.3, (180, 80, 255)),
+    "dirt": (0.002, (110, 70, 30)),
 }
 KINDS = tuple(_KINDS)
 LIMITS = np.array([limit for limit, _ in _KINDS.values()], np.float32)
@@ -39,9 +39,10 @@ _LAYERS = 1.15, 1.4  # of a fold: density over that of the tissue around, least 
 _LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
 _DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
-_SHARP = 0.18  # squared change over the fine distance, as part of that over the coarse one
+_SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
-_SPECK = 5  # steps of 2 µm: longer than a nucleus
+_SPECK = 4  # steps of 2 µm: longer than a dark nucleus
+_COVERED = 0.01  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
 _OPAQUE = 62  # intensity of the brightest channel; nuclei leave more of the blue
 
 
@@ -147,12 +148,11 @@ def with_pixels(overview: NDArray[np.float32], pixels: NDArray[np.float32]) -> N
         pixels: (n, 2), of `tile_scores`.
 
     Returns:
-        (n, len(KINDS)); what is dark in a tile with ink, a bubble or a fold is no dirt.
+        (n, len(KINDS)); what is dark or soft in a tile with ink, a bubble or a fold is neither dirt nor blur.
     """
-    scores = np.concatenate([overview[:, : len(OVERVIEW)], pixels], 1)
     first = [k for k, kind in enumerate(KINDS) if kind in (*PENS, "bubble", "fold")]
-    scores[(scores[:, first] >= 0.5 * LIMITS[first]).any(1), KINDS.index("dirt")] = 0
-    return scores
+    covered = overview[:, first].sum(1) >= _COVERED
+    return np.concatenate([overview[:, : len(OVERVIEW)], np.where(covered[:, None] & np.isfinite(pixels), 0, pixels)], 1)
 
 
 def together(overview: TileArtefacts, pixels: TileArtefacts) -> TileArtefacts:
@@ -280,7 +280,8 @@ def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) 
             area, width = part.sum(), 2 * _depth(part).max()
             sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
             own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
-            if sure and own > _DEEPER * other and area > 2 * width**2 and area * mpp**2 > 6000:
+            black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
+            if sure and (own > _DEEPER * other or black) and area > 2 * width**2 and area * mpp**2 > 6000:
                 found[place] |= part
     return found
 
@@ -328,11 +329,13 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     """(n,) the share of the area where no colour passes, over more than a nucleus."""
     step = max(1, round(2 / mpp))
     red, green, blue = (tiles[:, ::step, ::step, k] for k in range(3))
-    dark = np.maximum(np.maximum(red, green), blue) < _OPAQUE
-    side = dark.shape[1] // _SPECK * _SPECK
-    counts = np.add.reduceat(dark[:, :side, :side], np.arange(0, side, _SPECK), axis=1, dtype=np.uint8)
-    counts = np.add.reduceat(counts, np.arange(0, side, _SPECK), axis=2, dtype=np.uint8)
-    return (counts >= 0.8 * _SPECK**2).mean((1, 2), dtype=np.float32)
+    dark = (np.maximum(np.maximum(red, green), blue) < _OPAQUE).view(np.uint8)
+    rows, columns = (side - _SPECK + 1 for side in dark.shape[1:])
+    if rows < 1 or columns < 1:
+        return np.zeros(len(tiles), np.float32)
+    dark = sum(dark[:, k : k + rows] for k in range(_SPECK))
+    dark = sum(dark[:, :, k : k + columns] for k in range(_SPECK))
+    return (dark >= 0.9 * _SPECK**2).mean((1, 2), dtype=np.float32)
 
 
 def _blur(green: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
