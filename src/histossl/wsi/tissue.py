@@ -81,6 +81,7 @@ class TissueMask:
         ink: the part of what is not glass that was taken for ink of pens and left out, in [0, 1].
         kinds: (h, w) 1 + index of `artefacts.KINDS` of what an overview shows, 0 for none; of any scale.
         drop: the kinds whose tiles are left out.
+        areas: (h, w), where the user's areas lie, tissue or not; None where none restrict the mask.
     """
 
     mask: NDArray[np.bool_]
@@ -88,6 +89,7 @@ class TissueMask:
     ink: float = 0.0
     kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
     drop: tuple[str, ...] = ()
+    areas: NDArray[np.bool_] | None = None
 
     @property
     def ink_note(self) -> str:
