@@ -37,6 +37,7 @@ _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens li
 _RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
 _LAYERS = 1.15, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
 _LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
+_EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 _DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
@@ -209,7 +210,8 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
     black = (mean > 0.75) & (largest(density) - least(density) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
-    black = within(~within(~black, 70 / mpp), 70 / mpp) & black  # folds of dark tissue are narrower
+    if black.any():  # folds of dark tissue are narrower
+        black = within(~within(~black, 70 / mpp), 70 / mpp) & black
     coloured = without_small(cold | black | warm, (150 / mpp) ** 2)
     if not coloured.any():
         return coloured.astype(np.uint8)
@@ -268,7 +270,8 @@ def _depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:
 def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """(h, w) long bands, denser than the tissue around them by the same factor in all colours, as layers of it are."""
     weight = tissue.astype(np.float32)[..., None]
-    around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
+    around = blurred(weight * density, 200 / mpp)
+    around /= np.maximum(blurred(weight, 200 / mpp), 1e-3)
     smooth = blurred(density, 12 / mpp)
     layers = least(smooth / np.maximum(around, 0.05))
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
@@ -283,7 +286,7 @@ def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) 
             black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
             if sure and (own > _DEEPER * other or black) and area > 2 * width**2 and area * mpp**2 > 6000:
                 found[place] |= part
-    return found
+    return within(found, _EDGE / mpp) & tissue
 
 
 def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ export class Tissue extends Outlines {
 
 // Dashed, so that where the tissue ends at an area both are seen.
 export class Areas extends Outlines {
-  static colour = "#7a1fa2";
+  static colour = "#006d77";
   static file = "areas.json";
   static width = 3;
   static dashes = [9, 6];
