@@ -1,13 +1,14 @@
 """How well artefacts painted over tissue are found, each kind by itself: precision and recall over tiles.
 
-    python benchmarks/artefact_floors.py [--half set|show] [--slides 12] [--data $HISTOSSL_DATA]
+    python benchmarks/artefact_floors.py [--part set|show] [--slides 12] [--data $HISTOSSL_DATA]
 
-Thresholds are set by looking at the one half of the material alone; the other half shows what they are worth. Synthetic:
-slides of even seeds set, of odd ones show. Real: mosaics of the fields of one lymphoma patient each, every other
-patient; and the left and the right half of two sections (CPTAC-C3L-00601-26, TCGA-CR-7395). Each slide is painted anew
-for each kind. A tile counts as painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus
-from .5, dirt from .003), as clean where nothing of the kind was painted, and not at all where a clean slide was already said
-to be of that kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of blur.
+Thresholds are set by looking at one part of the material alone; the other part shows what they are worth. Synthetic:
+seeds below 100 set, those above show. Real: mosaics of the fields of one lymphoma patient each, of twenty patients to
+set and of the last ten to show; two sections (CPTAC-C3L-00601-26, TCGA-CR-7395) set, a piece of skin (CMU-1-Small-
+Region) and mosaics of tiles of lung, one a class, show. Each slide is painted anew for each kind. A tile counts as
+painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus from .5, dirt from .003),
+as clean where nothing of the kind was painted, and not at all where a clean slide was already said to be of that
+kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of blur.
 """
 
 from __future__ import annotations
@@ -31,36 +32,50 @@ from histossl.wsi.tiles import TileSpec, tile_grid
 from histossl.wsi.tissue import TissueSettings, find_tissue
 
 PX, SIDE, EACH = 224, 2400, 2  # pixels of 1 µm; artefacts painted on a slide
-SECTIONS = "CPTAC-C3L-00601-26.tiff", "TCGA-CR-7395-01A-01-TS1.svs"
+SECTIONS = ("CPTAC-C3L-00601-26.tiff", "TCGA-CR-7395-01A-01-TS1.svs"), ("CMU-1-Small-Region.svs",)
+SHOWN = 10  # patients
 SOFT = {"bubble", "fold"}
 PAINTED_FROM = {"blur": 0.5, "dirt": 0.003}  # what is found of dirt is the middle of its specks
 
 
-def synthetic(half: int, slides: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def synthetic(shown: bool, slides: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Name and picture of synthetic slides, of all classes and stains."""
     for k in range(slides):
-        seed = 2 * k + half
-        form = SynthSettings(
-            SIDE, SIDE, seed=seed, patient=seed, composition=k % 2, arrangement=k // 2 % 2, lesion=k // 4 % 2
-        )
+        seed = k + 100 * shown
+        classes = {"composition": k % 2, "arrangement": k // 2 % 2, "lesion": k // 4 % 2}
+        form = SynthSettings(SIDE, SIDE, seed=seed, patient=seed, **classes)
         yield f"synthetic-{seed}", paint_region(form, Region(0, 0, SIDE, SIDE))
 
 
-def real(half: int, slides: int, data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name and picture of mosaics of real fields, and of halves of sections."""
-    for name in SECTIONS:
+def real(shown: bool, slides: int, data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and picture of sections, and of mosaics of real fields and tiles."""
+    for name in SECTIONS[shown]:
         with open_slide(data / "slides" / name, mpp_default=1.0) as slide:
-            width, height = slide.size.width // 2, slide.size.height
-            yield f"{name}-{half}", slide.read(Region(half * width, 0, width, height), 1.0)
-    with (data / "cohort/lymphoma/labels.csv").open(encoding="utf-8") as file:
-        fields: dict[str, list[str]] = {}
+            yield name, slide.read(Region.whole(slide.size), 1.0)
+    if shown:
+        tiles = _listed(data / "tiles/lung/tiles.csv", "class", "file")
+        for kind, files in tiles.items():
+            yield kind, _mosaic([data / "tiles/lung" / file for file in files[:100]], 10, 1)
+    fields = _listed(data / "cohort/lymphoma/labels.csv", "patient_id", "slide_id")
+    patients = sorted(fields)[-SHOWN:] if shown else sorted(fields)[:-SHOWN]
+    for patient in patients[:slides]:
+        folder, names = data / "cohort/lymphoma/slides", sorted(fields[patient])[:9]
+        yield patient, _mosaic([next(folder.glob(f"{name}.*")) for name in names], 3, 2)
+
+
+def _listed(table: Path, key: str, value: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    with table.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            fields.setdefault(row["patient_id"], []).append(row["slide_id"])
-    for patient in sorted(fields)[half::2][:slides]:
-        files = (next((data / "cohort/lymphoma/slides").glob(name + ".*")) for name in sorted(fields[patient])[:9])
-        parts = [np.asarray(Image.open(file).convert("RGB").reduce(2)) for file in files]
-        rows = [np.concatenate(parts[k : k + 3], 1) for k in range(0, 9, 3)]
-        yield patient, np.tile(np.concatenate(rows), (2, 2, 1))[:SIDE, :SIDE]
+            found.setdefault(row[key], []).append(row[value])
+    return found
+
+
+def _mosaic(files: list[Path], columns: int, step: int) -> NDArray[np.uint8]:
+    """Pictures of one size side by side, each reduced by a step, repeated to the side of a slide."""
+    parts = [np.asarray(Image.open(file).convert("RGB").reduce(step)) for file in files]
+    rows = [np.concatenate(parts[k : k + columns], 1) for k in range(0, len(parts), columns)]
+    return np.tile(np.concatenate(rows), (2, 2, 1))[:SIDE, :SIDE]
 
 
 def places(rgb: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -115,22 +130,22 @@ def table(found: list[tuple[str, float, NDArray, NDArray, tuple[int, int]]], til
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=("set", "show"), default="show")
+    parser.add_argument("--part", choices=("set", "show"), default="show")
     parser.add_argument("--slides", type=int, default=12, help="synthetic slides, and mosaics at most")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HISTOSSL_DATA", "../shared/data")))
     given = parser.parse_args()
-    half = ("set", "show").index(given.half)
+    shown = given.part == "show"
     for name, slides in {
-        "synthetic": synthetic(half, given.slides),
-        "real": real(half, given.slides, given.data),
+        "synthetic": synthetic(shown, given.slides),
+        "real": real(shown, given.slides, given.data),
     }.items():
         found, tiles, count = [], 0, 0
         for k, (_, rgb) in enumerate(slides):
-            new = list(judged(rgb, 2 * k + half))
+            new = list(judged(rgb, 2 * k + shown))
             tiles += sum(one[0] == PENS[0] for one in new)
             found += new
             count += 1
-        print(f"{name}, the half to {given.half}: {count} slides")
+        print(f"{name}, the part to {given.part}: {count} slides")
         table(found, tiles)
 
 

@@ -51,8 +51,8 @@ class Overlays:
             slide: index of the slide in the cohort.
 
         Returns:
-            `tissue`, `areas`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps and of the artefacts in the
-            order of `heat`.
+            `tissue`, `areas`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps and of the artefacts
+            in the order of `heat`.
 
         Raises:
             FileFormatError: the tile file cannot be read.

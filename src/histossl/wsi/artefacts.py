@@ -153,7 +153,9 @@ def with_pixels(overview: NDArray[np.float32], pixels: NDArray[np.float32]) -> N
     """
     first = [k for k, kind in enumerate(KINDS) if kind in (*PENS, "bubble", "fold")]
     covered = overview[:, first].sum(1) >= _COVERED
-    return np.concatenate([overview[:, : len(OVERVIEW)], np.where(covered[:, None] & np.isfinite(pixels), 0, pixels)], 1)
+    return np.concatenate(
+        [overview[:, : len(OVERVIEW)], np.where(covered[:, None] & np.isfinite(pixels), 0, pixels)], 1
+    )
 
 
 def together(overview: TileArtefacts, pixels: TileArtefacts) -> TileArtefacts:

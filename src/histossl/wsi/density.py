@@ -63,7 +63,9 @@ def glass_colour(smooth: NDArray[np.float32]) -> NDArray[np.float32]:
     return bright if bright.min() >= 60 and pink < 0.01 and tinted < 0.06 else np.full(3, 255, np.float32)
 
 
-def optical_density(intensity: NDArray[np.float32] | NDArray[np.uint8], glass: NDArray[np.float32]) -> NDArray[np.float32]:
+def optical_density(
+    intensity: NDArray[np.float32] | NDArray[np.uint8], glass: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """The decadic optical density relative to glass, 0 where it is brighter.
 
     Args:

@@ -1,4 +1,4 @@
-"""Reads DICOM by wsidicom where it is installed: also the encodings that OpenSlide refuses, such as HTJ2K or JPEG XL."""
+"""Reads DICOM by wsidicom where it is installed: also encodings that OpenSlide refuses, such as HTJ2K and JPEG XL."""
 
 from __future__ import annotations
 
@@ -104,4 +104,5 @@ class DicomReader:
         return on_white(np.asarray(picture)), float(x), float(y)
 
     def close(self) -> None:
+        """Close the files."""
         self._slide.close()

@@ -170,7 +170,7 @@ def _bent(u: NDArray, v: NDArray, length: float, rng: np.random.Generator) -> ND
 
 
 def _fold(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
-    """Tissue lies over tissue: the densities of two or three places add up, a little out of focus; not beyond its edge."""
+    """Tissue lies over tissue: the densities of two or three places add up, out of focus; not beyond its edge."""
     from scipy import ndimage
 
     rng, length = _rng(artefact), artefact.size
