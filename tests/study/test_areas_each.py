@@ -20,6 +20,7 @@ from histossl.core.tables import read_rows
 from histossl.execution.workers import SerialExecutor
 from histossl.study.folder import Study
 from histossl.study.inspect_stage import find_slides, inspect_slides
+from histossl.study.new_slides import embed_new_slides
 from histossl.wsi.areas import AreaFolder, AreaSettings, SlideAreas
 from histossl.wsi.cores import find_cores
 from histossl.wsi.named_areas import CoreGrid, NameJob, area_ids, name_areas, open_areas
@@ -93,8 +94,25 @@ def test_each_area_goes_the_whole_way(tmp_path):
     predicted = pd.read_csv(out / "predictions.csv")
     assert set(predicted["slide_id"]) == set(rows)
     assert (predicted.groupby("patient_id")["slide_id"].nunique() == 2).all()  # both areas are of one patient
+    new = ["predict", str(out), str(slides / "slides"), "--out", str(slides / "new"), "--workers", "1"]
+    assert main([*new, "--areas", str(slides / "areas")]) == 0
+    again = read_h5ad(slides / "new" / "embeddings.h5ad")
+    np.testing.assert_allclose(again.X, found.X, atol=1e-5)
+    assert set(pd.read_csv(slides / "new" / "predicted.csv")["slide_id"]) == set(rows)
     assert main([*probe, "--probe.shots", "", "--probe.bootstraps", "100", "--probe.area", "tumor"]) == 0
     assert set(pd.read_csv(out / "predictions.csv")["slide_id"]) == {f"s{k}@Tumor" for k in range(6)}
+
+
+@pytest.mark.parametrize(("told", "given", "what"), [
+    ({"each": True}, None, "drawn by hand; draw those of the new slides"),
+    ({"each": True}, "grid", "lie in drawn areas; give a folder"),
+    ({"cores": True, "each": True}, "areas", "lie in the cores of microarrays; give grid"),
+    (None, "areas", "lie on all tissue"),
+])  # fmt: skip
+def test_new_slides_without_areas_of_their_kind_are_refused(slides, told, given, what):
+    stages = {"inspect": {"areas": told}, "encode": {"encoder": {"name": "random"}}}
+    with pytest.raises(StudyError, match=what):
+        embed_new_slides(slides, stages, slides / "slides", Study(slides / "new"), areas=given and Path(given))
 
 
 def test_the_tiles_of_an_area_lie_in_it(slides):

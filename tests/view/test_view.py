@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from histossl.cli.main import main
 from histossl.cli.view_command import view
 from histossl.core.errors import SettingsError, StudyError
 from histossl.evaluate.search import nearest
@@ -150,7 +152,31 @@ def test_tissue_and_tiles_are_those_of_the_study(app, folder, viewer):
         np.testing.assert_array_equal(np.frombuffer(heat, "<f4", -1, len(data)), known.scores[:, KINDS.index(kind)])
     others = ask(app, f"/{TOKEN}/slides/1/facts.json").json()["overlays"]
     assert all(name.startswith("artefact: ") for name in others.pop("heat"))
-    assert others == {"tissue": True, "tiles": True, "nuclei": False}
+    assert others == {"tissue": True, "areas": False, "tiles": True, "nuclei": False}
+
+
+def test_areas_are_a_layer_beside_the_tissue_inside(folder, tmp_path):
+    path = Path(Study(folder).slides()[0]["path"])
+    drawn = {"type": "Polygon", "coordinates": [[[100, 200], [600, 200], [600, 700], [100, 700], [100, 200]]]}
+    (tmp_path / "areas").mkdir()
+    feature = {"type": "Feature", "geometry": drawn, "properties": {}}
+    (tmp_path / "areas" / f"{path.stem}.geojson").write_text(json.dumps(feature))
+    command = ["inspect", str(path), "--out", str(tmp_path / "out"), "--tile.px", "64", "--workers", "1"]
+    assert main([*command, "--areas", str(tmp_path / "areas"), "--quiet"]) == 0
+    viewer = Viewer(Study(tmp_path / "out"), tmp_path / "nuclei")
+    try:
+        assert ask(viewer.app(), "/slides/0/facts.json").json()["overlays"]["areas"]
+        (ring,) = (np.array(ring) for ring in ask(viewer.app(), "/slides/0/areas.json").json())
+        assert np.abs(ring.min(0) - [100, 200]).max() < 2
+        assert np.abs(ring.max(0) - [600, 700]).max() < 2
+        tissue = np.concatenate([np.array(ring) for ring in ask(viewer.app(), "/slides/0/tissue.json").json()])
+        assert (tissue.min(0) > [98, 198]).all()
+        assert (tissue.max(0) < [602, 702]).all()
+        shutil.rmtree(tmp_path / "out" / "tiles")
+        assert main(command) == 0  # whole again: the picture of the areas still lies there
+        assert not ask(viewer.app(), "/slides/0/facts.json").json()["overlays"]["areas"]
+    finally:
+        viewer.close()
 
 
 # ---- bounds

@@ -205,9 +205,12 @@ def test_real_slides_show_few(data_dir, name):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.70 is seen after", strict=True)
 def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
-    """Each slide comes twice; the twin has folds and is of the other class, so nothing else tells them apart."""
+    """Each slide comes twice; the twin has folds and is of the other class, so nothing else tells them apart.
+
+    Tiles are full of tissue: folds lie inside of it, so what is left where they are dropped is more of its edge. With
+    tiles at the edge this alone tells the classes apart, though no fold were painted.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -223,7 +226,7 @@ def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
         write_slide(tmp_path / f"{name}.tiff", settings)
 
     def auroc(drop):
-        cohort = hs.encode(tmp_path, ENCODER, TileSpec(112, 1.0), tissue=TissueSettings(drop=drop))
+        cohort = hs.encode(tmp_path, ENCODER, TileSpec(112, 1.0, min_tissue=0.99), tissue=TissueSettings(drop=drop))
         vectors = np.stack([cohort[name].features.mean(0) for name in names])
         labels, twins = np.arange(len(names)) % 2, np.arange(len(names)) // 2
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))

@@ -39,6 +39,7 @@ NEEDED = {
 OPTIONAL = {
     "pyarrow": ("pyarrow", "nuclei as GeoParquet", "pip install 'histossl[nuclei]'"),
     "zarr": ("zarr", "nuclei as OME-Zarr", "pip install 'histossl[nuclei]'"),
+    "wsidicom": ("wsidicom", "DICOM that OpenSlide refuses", "pip install 'histossl[dicom]'"),
     "timm": ("timm", "tile encoders timm:NAME", INSTALL["timm"]),
     "transformers": ("transformers", "tile encoders hf:NAME", INSTALL["transformers"]),
     "onnxruntime": ("onnxruntime", "models as ONNX", "pip install 'histossl[onnx]'"),

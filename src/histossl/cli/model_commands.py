@@ -26,6 +26,7 @@ def predict_command(
     slides: Path,
     *,
     out: Path,
+    areas: Path | None = None,
     coverage: float = 0.9,
     mpp_default: float | None = None,
     encoder: str = "",
@@ -41,6 +42,7 @@ def predict_command(
         study: a study after `histossl probe`, or what `histossl export` wrote of its probe; or hf:OWNER/NAME.
         slides: a folder of new slides, or one slide; or their vectors: a study, or an .h5ad of the same encoders.
         out: the folder of the results; of slides their study, where an interrupted run goes on.
+        areas: where the tiles of the study lie in areas, the folder of those of the new slides.
         coverage: the share of new patients like the known ones whose true class is in the set.
         mpp_default: µm per pixel of slides that carry none.
         encoder: of tiles, where the study has none of its own, such as timm:NAME.
@@ -60,10 +62,12 @@ def predict_command(
     probe = load_probe(study / "probe" if (study / "probe").is_dir() else study)
     if out.resolve() in (study.resolve(), slides.resolve()):
         raise StudyError(f"{out}: holds other results", "name another folder: --out")
+    if areas is not None and _are_vectors(slides):
+        raise SettingsError(f"{slides}: are vectors already, which have no areas", "leave --areas out")
     failed, place = 0, slides if slides.is_dir() else slides.parent
     if not _are_vectors(slides):
         place = out
-        failed = embed_new_slides(study, probe.stages, slides, Study(out), mpp_default, encoder, workers, device)
+        failed = embed_new_slides(study, probe.stages, slides, Study(out), mpp_default, encoder, workers, device, areas)
     source = read_source(place if place is out else slides)
     for line in source.notes:
         say(f"note: {line}", "yellow")

@@ -112,7 +112,7 @@ class Study(SharedTable):
         return self._of("qc", slide_id, ".jpg")
 
     def area_mask(self, slide_id: str) -> Path:
-        """The path of the picture of the tissue that lies inside a slide's areas, where areas were given.
+        """The path of the picture of a slide's areas and of the tissue inside, where areas were given.
 
         Args:
             slide_id: the slide.

@@ -24,6 +24,8 @@ from histossl.study.heatmaps import Explainer, thumbnail, write_heatmap
 from histossl.study.import_features import take_encoder
 from histossl.study.inspect_stage import InspectSettings, find_slides, inspect_slides
 from histossl.study.stain_target import SAVED
+from histossl.wsi.areas import AreaFolder, AreaSettings
+from histossl.wsi.named_areas import GRID, CoreGrid, open_areas
 from histossl.wsi.stain_norm import look_from
 
 OTHERWISE = "embed the slides in steps, as docs/how-to/apply.md shows, and give that study"
@@ -38,6 +40,7 @@ def embed_new_slides(
     encoder: str = "",
     workers: int | None = None,
     device: str = "auto",
+    areas: Path | None = None,
 ) -> int:
     """Lay tiles on new slides, encode and embed them as a study did: embeddings.h5ad of another study.
 
@@ -52,18 +55,19 @@ def embed_new_slides(
         encoder: of tiles, where it does not lie in `model`: its name, as `load_encoder` takes it.
         workers: processes that read slides.
         device: auto, cpu or cuda.
+        areas: of a study whose tiles lie in areas, the folder of those of the new slides; cores are found anew.
 
     Returns:
         The number of slides that failed.
 
     Raises:
-        StudyError: the vectors were not made from slides by one tile encoder, its encoders are not there, or `encoder`
-            is another one.
+        StudyError: the vectors were not made from slides by one tile encoder, its encoders are not there, `encoder` is
+            another one, or areas are given or lacking other than in the study.
+        SettingsError: there is no such folder of areas.
     """
     inspect, encode = dict(stages.get("inspect", {})), dict(stages.get("encode", {}))
     identity, colours = encode.pop("encoder", None), encode.pop(SAVED, None)
-    if inspect.pop("areas", None) is not None:
-        raise StudyError(f"{model}: its tiles lie in areas that were drawn by hand", OTHERWISE)
+    drawn = _areas(model, inspect.pop("areas", None), areas)
     if not inspect or not isinstance(identity, dict):
         raise StudyError(f"{model}: its vectors were not made from slides by a single tile encoder", OTHERWISE)
     if not (model / "slide-encoder").is_dir():
@@ -71,7 +75,7 @@ def embed_new_slides(
     laid, chosen = from_dict(InspectSettings, inspect), replace(from_dict(EncodeSettings, encode), views=0)
     name, found = encoder or _encoder_in(model, identity), find_slides(new.folder, slides)
     with new.lock(), Workers(workers) as pool:
-        failed = inspect_slides(new, found, mpp_default, laid.tissue, laid.tile, pool)
+        failed = inspect_slides(new, found, mpp_default, laid.tissue, laid.tile, pool, drawn)
         network = encoder_of(new, name, TileTrainSettings(), chosen, pool, device)
         ours, theirs = (made_by({"encode": {"encoder": one}})["tile encoder"] for one in (identity, network.identity))
         if ours != theirs:
@@ -82,6 +86,25 @@ def embed_new_slides(
         take_encoder(new, model / "slide-encoder")
         embed = from_dict(EmbedSettings, dict(stages.get("embed", {})))
         return max(failed, encoded, embed_study(new, embed, device, SerialExecutor()))
+
+
+def _areas(model: Path, told: Mapping[str, Any] | None, given: Path | None) -> AreaFolder | CoreGrid | None:
+    """The areas of new slides, chosen as those of the study were."""
+    if told is None:
+        if given is not None:
+            raise StudyError(
+                f"{model}: its tiles lie on all tissue, so areas would make other vectors", "without --areas"
+            )
+        return None
+    chosen = dict(told)
+    cores = chosen.pop("cores", False)
+    if given is None and not cores:
+        what = f"{model}: its tiles lie in areas that were drawn by hand"
+        raise StudyError(what, "draw those of the new slides, too, and give their folder: --areas")
+    if cores != (given is None or str(given) == GRID):
+        what = "the cores of microarrays" if cores else "drawn areas"
+        raise StudyError(f"{model}: its tiles lie in {what}", f"give {'grid' if cores else 'a folder'}: --areas")
+    return open_areas(Path(GRID) if cores else given, from_dict(AreaSettings, chosen))
 
 
 def _encoder_in(model: Path, identity: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ from histossl.core import atomic
 from histossl.core.config import fingerprint
 from histossl.core.errors import SlideError
 from histossl.wsi import tile_files
-from histossl.wsi.areas import SlideAreas, restrict
+from histossl.wsi.areas import SlideAreas, restrict, write_inside
 from histossl.wsi.content import content_of
 from histossl.wsi.slide import open_slide, slide_state
 from histossl.wsi.stain_norm import look_of
@@ -32,7 +32,7 @@ class SurveyJob:
         tiles_path, qc_path: the files to write.
         content: fingerprint of the file when it was last surveyed, or "".
         areas: the user's areas that tiles are laid in; None lays them on all tissue.
-        mask_path: the picture of the tissue inside them to write; None writes none.
+        mask_path: the picture of them and of the tissue inside to write; None writes none.
     """
 
     slide_id: str
@@ -114,8 +114,7 @@ def survey_slide(job: SurveyJob) -> SlideSurvey:
         if job.areas:
             mask = restrict(mask, slide, job.areas)
             if job.mask_path:
-                with atomic.whole_buffer(job.mask_path) as file:
-                    Image.fromarray(mask.mask).save(file, format="PNG")
+                write_inside(job.mask_path, mask)
         grid = tile_grid(slide, mask, job.tile)
         picture = Image.fromarray(qc_picture(slide, mask, grid))
         with atomic.whole_buffer(job.qc_path) as file:

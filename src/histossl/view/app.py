@@ -93,6 +93,7 @@ class Viewer:
             f"{of}/thumbnail.jpg": self.thumbnail,
             f"{of}/tiles/{{level:count}}/{{column:count}}_{{row:count}}.jpg": self.tile,
             f"{of}/tissue.json": self.overlay("tissue", "application/json"),
+            f"{of}/areas.json": self.overlay("areas", "application/json"),
             f"{of}/tiles.bin": self.overlay("tiles", "application/octet-stream"),
             f"{of}/heat/{{number:count}}.bin": self.overlay("heat", "application/octet-stream"),
             f"{of}/nuclei.json": self.overlay("nuclei_about", "application/json"),

@@ -1,4 +1,4 @@
-"""Overlays of a slide: tissue, tiles, nuclei, and the share of each tile in a probe's score."""
+"""Overlays of a slide: tissue, areas, tiles, nuclei, and the share of each tile in a probe's score."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from histossl.view.cohort import Cohort
 from histossl.view.outlines import Outlines, find_outlines, read_outlines
 from histossl.view.reading import SlideCache
 from histossl.wsi import tile_files
-from histossl.wsi.areas import read_mask
+from histossl.wsi.areas import read_inside
 from histossl.wsi.geometry import Size
-from histossl.wsi.tissue import TissueMask, TissueSettings, find_tissue
+from histossl.wsi.tissue import TissueSettings, find_tissue
 
 _OUTLINE_BYTES = 512 * 2**20  # of outlines kept in memory
 
@@ -51,14 +51,15 @@ class Overlays:
             slide: index of the slide in the cohort.
 
         Returns:
-            `tissue`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps and of the artefacts in the
-            order of `heat`.
+            `tissue`, `areas`, `tiles` and `nuclei` as booleans; `heat`, the names of the heatmaps and of the artefacts
+            in the order of `heat`.
 
         Raises:
             FileFormatError: the tile file cannot be read.
         """
         return {
             "tissue": self.cohort.mpp(slide) is not None,
+            "areas": self._drawn(slide) is not None,
             "tiles": self._tile_file(slide) is not None,
             "heat": [*(said for said, _, _ in self._heatmaps(slide)), *(said for said, _ in self._artefacts(slide))],
             "nuclei": self._nuclei_file(slide) is not None,
@@ -76,24 +77,31 @@ class Overlays:
         Raises:
             SlideError: the slide cannot be read.
         """
-        from skimage.measure import approximate_polygon, find_contours
-
         saved = self.study.settings().get("inspect", {}).get("tissue")
         settings = from_dict(TissueSettings, saved) if saved else TissueSettings()
-        name = self.cohort.rows[slide]["slide_id"]
-        drawn = self.study.area_mask(name) if self._named(slide) else None
+        drawn = self._drawn(slide)
         with self.shelf.slide(self.cohort.place(slide)) as opened:
-            if drawn is not None and within(drawn, self.study.folder):
-                found = TissueMask(read_mask(drawn) != 0, opened.size)
-            else:
-                found = find_tissue(opened, settings)
-        # The border closes the rings of tissue at the edge; the 0.5 moves from pixel centres to pixel corners.
-        mask = np.pad(found.mask, 1).astype(np.float32)
-        height, width = found.mask.shape
-        scale = np.array([found.size.width / width, found.size.height / height])
-        rings = [approximate_polygon(ring, 0.5)[:, ::-1] - 0.5 for ring in find_contours(mask, 0.5)]
-        lists = [np.clip(ring * scale, 0, [found.size.width, found.size.height]).round(1).tolist() for ring in rings]
-        return json.dumps(lists, separators=(",", ":")).encode()
+            mask = find_tissue(opened, settings).mask if drawn is None else read_inside(drawn)[1]
+            return _outlined(mask, opened.size)
+
+    def areas(self, slide: int) -> bytes | None:
+        """The outlines of the areas that the user drew.
+
+        Args:
+            slide: index of the slide in the cohort.
+
+        Returns:
+            JSON as of `tissue`; None where tiles lie on all tissue.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+            LabelError: the picture of the areas is damaged.
+        """
+        drawn = self._drawn(slide)
+        if drawn is None:
+            return None
+        with self.shelf.slide(self.cohort.place(slide)) as opened:
+            return _outlined(read_inside(drawn)[0], opened.size)
 
     def tiles(self, slide: int) -> bytes | None:
         """The tiles of a slide.
@@ -213,6 +221,12 @@ class Overlays:
         path = next((path for path in paths if within(path, self.study.folder)), None)
         return None if path is None or tile_files.read_tiles_of(path).in_um else path
 
+    def _drawn(self, slide: int) -> Path | None:
+        """The picture of the areas that a slide's tiles lie in."""
+        given = self.study.settings().get("inspect", {}).get("areas") is not None and self._named(slide)
+        path = self.study.area_mask(self.cohort.rows[slide]["slide_id"]) if given else None
+        return path if path and within(path, self.study.folder) else None
+
     def _judged_file(self, slide: int) -> Path:
         """The file that knows most of the artefacts of a slide's tiles; only where there are tiles."""
         name = self.cohort.rows[slide]["slide_id"]
@@ -253,6 +267,18 @@ def within(path: Path, folder: Path) -> bool:
         True where it is a file and lies in the folder or below.
     """
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def _outlined(mask: NDArray[np.bool_], size: Size) -> bytes:
+    """JSON of the outlines of a mask of a slide: rings of [x, y] in level-0 pixels."""
+    from skimage.measure import approximate_polygon, find_contours
+
+    # The border closes the rings at the edge; the 0.5 moves from pixel centres to pixel corners.
+    around = np.pad(mask, 1).astype(np.float32)
+    scale = np.array([size.width / mask.shape[1], size.height / mask.shape[0]])
+    rings = [approximate_polygon(ring, 0.5)[:, ::-1] - 0.5 for ring in find_contours(around, 0.5)]
+    lists = [np.clip(ring * scale, 0, [size.width, size.height]).round(1).tolist() for ring in rings]
+    return json.dumps(lists, separators=(",", ":")).encode()
 
 
 def _packed(stride: float, extent: float, xy: NDArray) -> bytes:

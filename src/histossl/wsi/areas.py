@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from histossl.core.atomic import whole_buffer
 from histossl.core.config import check_choice, fingerprint, to_dict
 from histossl.core.errors import LabelError, SettingsError, SlideError
 from histossl.core.names import folded
@@ -203,10 +204,46 @@ def restrict(mask: TissueMask, slide: Slide, areas: SlideAreas) -> TissueMask:
         there = ", ".join(sorted(name or "areas without a class" for name in classes)[:5])
         what = f"{names}: no area of the class {', '.join(areas.include)}, only {there}"
         raise SlideError(slide.path, what, "name them in --area.include")
-    kept = tissue & counted & ~cut if found else tissue & ~cut
+    drawn = counted & ~cut if found else ~cut
+    kept = tissue & drawn
     if not kept.any():
         raise SlideError(slide.path, f"there is no tissue inside the areas of {names}", "are they of this slide?")
-    return replace(mask, mask=kept)
+    return replace(mask, mask=kept, areas=drawn)
+
+
+_DRAWN = 128  # of 255, in the picture of areas: inside them, but no tissue
+
+
+def write_inside(path: Path, mask: TissueMask) -> None:
+    """Write the picture of a slide's areas and of the tissue inside, whole or absent.
+
+    Args:
+        path: the PNG; white where there is tissue, grey in the rest of the areas, black outside.
+        mask: from `restrict`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    assert mask.areas is not None
+    values = np.where(mask.mask, 255, np.where(mask.areas, _DRAWN, 0)).astype(np.uint8)
+    with whole_buffer(path) as file:
+        Image.fromarray(values).save(file, format="PNG")
+
+
+def read_inside(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Read what `write_inside` wrote.
+
+    Args:
+        path: the PNG.
+
+    Returns:
+        (h, w) the areas, and (h, w) the tissue inside.
+
+    Raises:
+        LabelError: it is no image.
+    """
+    values = read_mask(path)
+    return values != 0, values > _DRAWN
 
 
 def _of_image(

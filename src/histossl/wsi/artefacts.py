@@ -23,8 +23,8 @@ _KINDS = {
     "fold": (0.05, (255, 150, 0)),
     "blood": (0.5, (150, 0, 60)),
     "empty": (0.6, (200, 200, 60)),
-    "blur": (0.4, (180, 80, 255)),
-    "dirt": (0.003, (110, 70, 30)),
+    "blur": (0.3, (180, 80, 255)),
+    "dirt": (0.002, (110, 70, 30)),
 }
 KINDS = tuple(_KINDS)
 LIMITS = np.array([limit for limit, _ in _KINDS.values()], np.float32)
@@ -34,12 +34,16 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM, _NEUTRAL = 0.12, 0.78  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.55, 1.35  # of a fold: density over that of the tissue around, where it is surest and where it ends
+_RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
+_LAYERS = 1.15, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
+_EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
+_DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
-_SHARP = 0.18  # squared change over the fine distance, as part of that over the coarse one
+_SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
-_SPECK = 5  # steps of 2 µm: longer than a nucleus
+_SPECK = 4  # steps of 2 µm: longer than a dark nucleus
+_COVERED = 0.01  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
 _OPAQUE = 62  # intensity of the brightest channel; nuclei leave more of the blue
 
 
@@ -145,12 +149,13 @@ def with_pixels(overview: NDArray[np.float32], pixels: NDArray[np.float32]) -> N
         pixels: (n, 2), of `tile_scores`.
 
     Returns:
-        (n, len(KINDS)); what is dark in a tile with ink, a bubble or a fold is no dirt.
+        (n, len(KINDS)); what is dark or soft in a tile with ink, a bubble or a fold is neither dirt nor blur.
     """
-    scores = np.concatenate([overview[:, : len(OVERVIEW)], pixels], 1)
     first = [k for k, kind in enumerate(KINDS) if kind in (*PENS, "bubble", "fold")]
-    scores[(scores[:, first] >= 0.5 * LIMITS[first]).any(1), KINDS.index("dirt")] = 0
-    return scores
+    covered = overview[:, first].sum(1) >= _COVERED
+    return np.concatenate(
+        [overview[:, : len(OVERVIEW)], np.where(covered[:, None] & np.isfinite(pixels), 0, pixels)], 1
+    )
 
 
 def together(overview: TileArtefacts, pixels: TileArtefacts) -> TileArtefacts:
@@ -189,7 +194,7 @@ def overview(
     for kind, where in (
         ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
-        ("fold", _folds(density, raw, tissue & ~bubbles, mpp)),
+        ("fold", _folds(density, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
     ):
         found[where] = 1 + KINDS.index(kind)
@@ -207,7 +212,8 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
     black = (mean > 0.75) & (largest(density) - least(density) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
-    black = within(~within(~black, 70 / mpp), 70 / mpp) & black  # folds of dark tissue are narrower
+    if black.any():  # folds of dark tissue are narrower
+        black = within(~within(~black, 70 / mpp), 70 / mpp) & black
     coloured = without_small(cold | black | warm, (150 / mpp) ** 2)
     if not coloured.any():
         return coloured.astype(np.uint8)
@@ -232,7 +238,10 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
     rim = (lowest > max(_RIM, 2.5 * usual)) & (lowest > _NEUTRAL * largest(over))
     found = np.zeros(rim.shape, bool)
-    for part in _long_parts(np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2], 200 / mpp, 100 / mpp):
+    rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
+    for place, line in _long_parts(rim, 200 / mpp, 100 / mpp):
+        part = np.zeros(rim.shape, bool)
+        part[place] = line
         sides, count = ndimage.label(~part)  # type: ignore[misc]
         sizes = np.bincount(sides.ravel(), minlength=count + 1)
         sizes[0] = 0
@@ -242,38 +251,60 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     return within(found, 8 / mpp)
 
 
-def _long_parts(mask: NDArray[np.bool_], length: float, width: float) -> Iterator[NDArray[np.bool_]]:
-    """The parts of a mask that are at least so long and at most so wide, in pixels."""
+def _long_parts(
+    mask: NDArray[np.bool_], length: float, width: float
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
+    """The parts of a mask that are at least so long and at most so wide, in pixels: where they lie, and they there."""
     labels, _ = parts_of(mask)
     for number, place in enumerate(ndimage.find_objects(labels), 1):
+        if np.hypot(*(side.stop - side.start for side in place)) < length:
+            continue
         part = labels[place] == number
-        depth = np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))
-        if np.hypot(*part.shape) >= length and 2 * depth.max() <= width:
-            yield labels == number
+        if 2 * _depth(part).max() <= width:
+            yield place, part
 
 
-def _folds(
-    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
-) -> NDArray[np.bool_]:
-    """(h, w) long bands, of all colours denser than the tissue around them by the same factor."""
+def _depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(h, w) the distance of its pixels to where a part ends, in pixels."""
+    return np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))[1:-1, 1:-1]
+
+
+def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """(h, w) long bands, denser than the tissue around them by the same factor in all colours, as layers of it are."""
     weight = tissue.astype(np.float32)[..., None]
-    around = blurred(weight * density, 200 / mpp) / np.maximum(blurred(weight, 200 / mpp), 1e-3)
-    smooth = blurred(density, 12 / mpp)  # glands and cells show through
-    ratios = smooth / np.maximum(around, 0.05)
-    layers = least(ratios)
+    around = blurred(weight * density, 200 / mpp)
+    around /= np.maximum(blurred(weight, 200 / mpp), 1e-3)
+    smooth = blurred(density, 12 / mpp)
+    layers = least(smooth / np.maximum(around, 0.05))
+    # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
+    line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
+    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
     found = np.zeros(tissue.shape, bool)
-    dense = tissue & (layers > _LAYERS[1]) & (average(smooth) > 0.3)
-    for part in _long_parts(dense, 150 / mpp, 200 / mpp):
-        depth = np.asarray(ndimage.distance_transform_edt(part))
-        area, width = part.sum(), 2 * depth.max()
-        sure = (layers[part] > _LAYERS[0]).mean() > 0.3
-        even = np.median(largest(ratios[part]) / layers[part]) < 1.8  # dirt is black whatever lies around it
-        core, count = parts_of(depth > 0.2 * width)  # a fold has one, a heap of dust several
-        whole = np.bincount(core.ravel(), minlength=count + 1)[1:].max() > 0.8 * (core > 0).sum()
-        clear = np.median(least(raw[core > 0])) < 1
-        if sure and even and (whole or clear) and area > 2 * width**2 and area * mpp**2 > 6000:
-            found |= part
-    return found
+    for limit in _LINES:
+        for place, part in _long_parts(dense & (line > limit), 200 / mpp, 220 / mpp):
+            area, width = part.sum(), 2 * _depth(part).max()
+            sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
+            own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
+            black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
+            if sure and (own > _DEEPER * other or black) and area > 2 * width**2 and area * mpp**2 > 6000:
+                found[place] |= part
+    return within(found, _EDGE / mpp) & tissue
+
+
+def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    """(h, w) the largest mean of eight values on a straight line through a pixel, of eight directions."""
+    height, width = values.shape
+    margin = int(length) + 2
+    around = np.pad(values, margin, mode="edge")
+    best = np.full(values.shape, -np.inf, np.float32)
+    for angle in np.arange(8) * (np.pi / 8):
+        step = np.array([np.sin(angle), np.cos(angle)]) * (length / 7)
+        total = around
+        for doubled in (1, 2, 4):
+            total = total + np.roll(total, np.rint(-doubled * step).astype(int), (0, 1))
+        top, left = margin - np.rint(3.5 * step).astype(int)
+        np.maximum(best, total[top : top + height, left : left + width] / 8, out=best)
+    return best
 
 
 def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
@@ -303,11 +334,13 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     """(n,) the share of the area where no colour passes, over more than a nucleus."""
     step = max(1, round(2 / mpp))
     red, green, blue = (tiles[:, ::step, ::step, k] for k in range(3))
-    dark = np.maximum(np.maximum(red, green), blue) < _OPAQUE
-    side = dark.shape[1] // _SPECK * _SPECK
-    counts = np.add.reduceat(dark[:, :side, :side], np.arange(0, side, _SPECK), axis=1, dtype=np.uint8)
-    counts = np.add.reduceat(counts, np.arange(0, side, _SPECK), axis=2, dtype=np.uint8)
-    return (counts >= 0.8 * _SPECK**2).mean((1, 2), dtype=np.float32)
+    dark = (np.maximum(np.maximum(red, green), blue) < _OPAQUE).view(np.uint8)
+    rows, columns = (side - _SPECK + 1 for side in dark.shape[1:])
+    if rows < 1 or columns < 1:
+        return np.zeros(len(tiles), np.float32)
+    dark = sum(dark[:, k : k + rows] for k in range(_SPECK))
+    dark = sum(dark[:, :, k : k + columns] for k in range(_SPECK))
+    return (dark >= 0.9 * _SPECK**2).mean((1, 2), dtype=np.float32)
 
 
 def _blur(green: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:

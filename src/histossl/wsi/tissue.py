@@ -82,6 +82,7 @@ class TissueMask:
         ink: the part of what is not glass that was taken for ink of pens and left out, in [0, 1].
         kinds: (h, w) 1 + index of `artefacts.KINDS` of what an overview shows, 0 for none; of any scale.
         drop: the kinds whose tiles are left out.
+        areas: (h, w), where the user's areas lie, tissue or not; None where none restrict the mask.
     """
 
     mask: NDArray[np.bool_]
@@ -89,6 +90,7 @@ class TissueMask:
     ink: float = 0.0
     kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1), np.uint8))
     drop: tuple[str, ...] = ()
+    areas: NDArray[np.bool_] | None = None
 
     @property
     def ink_note(self) -> str:
@@ -140,10 +142,9 @@ def find_tissue(slide: Slide, settings: TissueSettings | None = None) -> TissueM
     settings = settings or TissueSettings()
     mpp, picture = _picture(slide, settings.mpp)
     sigma = settings.blur / mpp
-    intensity = picture.astype(np.float32)
-    smooth = blurred(intensity, sigma)
+    smooth = blurred(picture.astype(np.float32), sigma)
     glass = glass_colour(smooth)
-    density, raw = optical_density(smooth, glass), optical_density(intensity, glass)
+    density, raw = optical_density(smooth, glass), optical_density(picture, glass)
     evidence = largest(density) - least(density) + deviation(average(raw), sigma)
     area = 1 / mpp**2
     mask = evidence > settings.threshold

@@ -7,21 +7,38 @@ const CELLS = 400; // of nuclei that are kept in memory
 const ROOM = 0.25; // of the screen on each side, margin for which outlines are drawn in advance
 const SETTLED = 120; // milliseconds without a change of scale, after which zooming has ended
 
-export class Tissue {
-  static colour = "#b8420b";
+class Outlines {
   async load(base) {
-    const rings = await fetched(`${base}/tissue.json`);
+    const rings = await fetched(`${base}/${this.constructor.file}`);
     this.path = new Path2D();
     for (const ring of rings) { ring.forEach(([x, y], k) => (k ? this.path.lineTo(x, y) : this.path.moveTo(x, y))); this.path.closePath(); }
-    return rings.length === 1 ? "One piece of tissue." : `${rings.length} outlines of tissue and holes.`;
+    return this.constructor.said(rings.length);
   }
   draw(context, seen, strength) {
-    context.strokeStyle = Tissue.colour;
+    context.strokeStyle = this.constructor.colour;
     context.globalAlpha = 0.3 + 0.7 * strength;
-    context.lineWidth = 2.2 / seen.scale;
+    context.lineWidth = this.constructor.width / seen.scale;
+    context.setLineDash(this.constructor.dashes.map((length) => length / seen.scale));
     context.stroke(this.path);
     return 1;
   }
+}
+
+export class Tissue extends Outlines {
+  static colour = "#b8420b";
+  static file = "tissue.json";
+  static width = 2.2;
+  static dashes = [];
+  static said(count) { return count === 1 ? "One piece of tissue." : `${count} outlines of tissue and holes.`; }
+}
+
+// Dashed, so that where the tissue ends at an area both are seen.
+export class Areas extends Outlines {
+  static colour = "#006d77";
+  static file = "areas.json";
+  static width = 3;
+  static dashes = [9, 6];
+  static said(count) { return count === 1 ? "One area." : `${count} outlines of areas and holes.`; }
 }
 
 // Stride and extent, one corner per tile and, for heatmaps, one share per tile.

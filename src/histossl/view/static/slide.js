@@ -1,13 +1,13 @@
 // One slide at all magnifications, its overlays, and the slides most similar to it.
 import { Coming } from "./coming.js";
 import { byId, element, fetched, listed, once, saved, sharp } from "./common.js";
-import { Heat, Nuclei, Tiles, Tissue } from "./layers.js";
+import { Areas, Heat, Nuclei, Tiles, Tissue } from "./layers.js";
 
 const slide = Number(location.pathname.split("/").pop());
 const base = `${slide}`;
 const canvas = element("canvas", { id: "overlay", "aria-hidden": "true" });
-const LAYERS = { tissue: ["Tissue", Tissue], tiles: ["Tiles", Tiles], heat: ["Heatmap of", Heat], nuclei: ["Nuclei", Nuclei] };
-const ORDER = ["heat", "tiles", "nuclei", "tissue"];
+const LAYERS = { tissue: ["Tissue", Tissue], areas: ["Areas", Areas], tiles: ["Tiles", Tiles], heat: ["Heatmap of", Heat], nuclei: ["Nuclei", Nuclei] };
+const ORDER = ["heat", "tiles", "nuclei", "tissue", "areas"];
 const shown = new Map(), coming = new Coming(), wanted = new URLSearchParams(location.hash.slice(1));
 let viewer, facts, due = 0;
 

@@ -170,7 +170,7 @@ def _bent(u: NDArray, v: NDArray, length: float, rng: np.random.Generator) -> ND
 
 
 def _fold(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
-    """Tissue lies over tissue: the densities of two or three places add up, a little out of focus."""
+    """Tissue lies over tissue: the densities of two or three places add up, out of focus; not beyond its edge."""
     from scipy import ndimage
 
     rng, length = _rng(artefact), artefact.size
@@ -182,9 +182,9 @@ def _fold(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefa
     for side in (1, -1)[: layers - 1]:
         total += ndimage.shift(density, (*(side * shift), 0), order=0, mode="nearest")
     total = ndimage.gaussian_filter(total, 1.5 / mpp, mode="nearest", axes=(0, 1))
-    alpha = np.clip((width / 2 - away) / 4 + 0.5, 0, 1)[..., None]
-    cover = (away < width / 2) & (ndimage.gaussian_filter(density.mean(2), 8 / mpp) > 0.08)
-    return density + alpha * (total - density), cover
+    tissue = np.clip(ndimage.gaussian_filter(density.mean(2), 20 / mpp) / 0.04 - 1.5, 0, 1)  # lumina belong to it
+    alpha = np.clip((width / 2 - away) / 4 + 0.5, 0, 1) * tissue
+    return density + alpha[..., None] * (total - density), alpha > 0.5
 
 
 def _blur(density: NDArray, u: NDArray, v: NDArray, mpp: float, artefact: Artefact) -> tuple[NDArray, NDArray]:
