@@ -5,10 +5,11 @@
 Thresholds are set by looking at one part of the material alone; the other part shows what they are worth. Synthetic:
 seeds below 100 set, those above show. Real: mosaics of the fields of one lymphoma patient each, of twenty patients to
 set and of the last ten to show; two sections (CPTAC-C3L-00601-26, TCGA-CR-7395) set, a piece of skin
-(CMU-1-Small-Region) and mosaics of tiles of lung, one a class, show. Each slide is painted anew for each kind. A tile counts as
-painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus from .5, dirt from .003),
-as clean where nothing of the kind was painted, and not at all where a clean slide was already said to be of that
-kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of blur.
+(CMU-1-Small-Region) and mosaics of tiles of lung, one a class, show. Each slide is painted anew for each kind. A tile
+counts as painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus from .5, dirt from
+.003), as clean where nothing of the kind was painted, and not at all where a clean slide was already said to be of
+that kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of
+blur.
 """
 
 from __future__ import annotations

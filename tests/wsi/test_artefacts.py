@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from histossl.core.errors import SettingsError
 from histossl.encoders.encode import EncodeJob, EncodeSettings
@@ -64,6 +65,17 @@ def test_a_painted_artefact_is_found_where_it_is(tissue, kind):
     found = scores[:, k] >= LIMITS[k]
     assert found[shares >= 1.3 * LIMITS[k]].mean() >= 0.8
     assert found[shares == 0].mean() <= 0.02
+    others = [KINDS.index(other) for other in PAINTED if other != kind]
+    assert (scores[:, others] >= LIMITS[others]).any(1).mean() < 0.03  # as of clean tissue
+
+
+def test_a_fold_is_painted_on_tissue_alone():
+    settings = SynthSettings(1200, 1000, seed=2)
+    clean = paint_region(settings, Region(0, 0, 1200, 1000))
+    painted, (cover,) = paint_artefacts(clean, 1.0, [Artefact("fold", 560.0, 120.0, 1200, 1.5, SEED)])
+    assert cover.any()
+    changed = (np.abs(painted.astype(int) - clean) > 12).any(2)
+    assert (changed & ~ndimage.binary_dilation(cover, iterations=6)).mean() < 1e-3
 
 
 def test_clean_tissue_has_no_artefacts(tissue):
@@ -205,6 +217,7 @@ def test_real_slides_show_few(data_dir, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
     """Each slide comes twice; the twin has folds and is of the other class, so nothing else tells them apart.
 

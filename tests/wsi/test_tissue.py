@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import blurred
+from histossl.wsi.density import blurred, optical_density, within
 from histossl.wsi.slide import Slide, find_slides, open_slide
 from histossl.wsi.tissue import TissueSettings, find_tissue
 
@@ -213,3 +213,18 @@ def test_a_wide_window_is_laid_over_blocks(shape):
     values[:40] += 3
     wanted = ndimage.gaussian_filter(values, 90, mode="nearest", axes=(0, 1))
     np.testing.assert_allclose(blurred(values, 90), wanted, atol=0.05 * values.max())
+
+
+@pytest.mark.parametrize("distance", [0.7, 1.0, 1.5, 5.7, 8.0, 8.5])
+def test_a_mask_is_widened_by_a_distance(distance):
+    """Row by row or by all distances: what lies as near, and nothing else."""
+    for share in (0.0, 0.01, 0.3):
+        mask = np.random.default_rng(1).random((41, 67)) < share
+        near = ndimage.distance_transform_edt(~mask) <= distance if mask.any() else mask
+        np.testing.assert_array_equal(within(mask, distance), near)
+
+
+def test_whole_numbers_have_the_densities_of_fractions():
+    rgb = np.random.default_rng(2).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    glass = np.array([240, 200, 250], np.float32)
+    np.testing.assert_array_equal(optical_density(rgb, glass), optical_density(rgb.astype(np.float32), glass))

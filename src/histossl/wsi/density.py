@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 _DARK = 12.0  # intensities below it are a camera's noise, without colour
-_WIDE = 8  # pixels of a window that is as good on means of blocks
+_WIDE, _BLOCK = 8, 5  # pixels of a window that is as good on means of blocks, and the most of such a block
 _NEAR = 8  # pixels, up to which a mask is widened row by row: sooner done than all distances
 
 
@@ -84,8 +84,8 @@ def optical_density(
 def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """The values under a Gaussian window.
 
-    A window of more than 16 pixels is laid over the means of blocks of up to an eighth of it, since its cost grows
-    with its width.
+    A window of more than 16 pixels is laid over the means of blocks of up to an eighth of it and 5 pixels, since its
+    cost grows with its width.
 
     Args:
         values: (h, w) or (h, w, channels).
@@ -94,13 +94,17 @@ def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     Returns:
         The same shape.
     """
-    if (step := int(sigma // _WIDE)) > 1:
+    if (step := min(int(sigma // _WIDE), _BLOCK)) > 1:
         rows, columns = (np.arange(0, length, step) for length in values.shape[:2])
         counts = np.diff(rows, append=values.shape[0])[:, None] * np.diff(columns, append=values.shape[1])
         sums = np.add.reduceat(np.add.reduceat(values, rows, 0), columns, 1)
         means = (sums / counts.reshape(*counts.shape, *[1] * (values.ndim - 2))).astype(values.dtype)
-        wide = blurred(means, sigma / step).repeat(step, 0).repeat(step, 1)
+        wide = _gaussian(means, sigma / step).repeat(step, 0).repeat(step, 1)
         return wide[: values.shape[0], : values.shape[1]]
+    return _gaussian(values, sigma)
+
+
+def _gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     out = np.empty_like(values)
     ndimage.gaussian_filter(values, sigma, mode="nearest", axes=(0, 1), output=out)
     return out
