@@ -30,17 +30,6 @@ TROUBLES = "docs/troubleshooting.md"
 SHORT = {"-o": "--out", "-m": "--model"}
 
 
-def program() -> NoReturn:
-    """The command line as a process: runs `main` and exits with its code."""
-    code = main()
-    if code == 2 and "h5py" in sys.modules:
-        # Where a full disk did not take all of a file, HDF5 tries again when the process ends, and crashes.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line.
 

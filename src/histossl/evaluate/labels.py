@@ -124,8 +124,8 @@ def read_labels(
             the file with the header as row 1.
     """
     path = Path(path)
-    rows = (found := read_table(path, LabelError)).rows
-    columns = [name for name in found.columns if name != weighing or name in targets]
+    found = read_table(path, LabelError)
+    rows, columns = found.rows, [name for name in found.columns if name != weighing or name in targets]
     slide_column, patient_column, site_column, names, chosen, outcomes = _columns(path, columns, targets, outcome)
     name_rows(rows, slide_column or "", find_column(found.columns, AREA_COLUMNS), areas or {})
     written = _written(path, rows, slide_column, patient_column, slide_ids, patients or {})
@@ -137,8 +137,7 @@ def read_labels(
 
     values, notes = _values(path, rows, names, outcomes)
     complaints += notes
-    records, sites, unnamed = {}, {}, []
-    known = set(slide_ids)
+    records, sites, unnamed, known = {}, {}, [], set(slide_ids)
     for slide, line in lines.items():
         if slide in known:
             here = known_name(rows[line][patient_column]) if patient_column else ""
@@ -148,8 +147,7 @@ def read_labels(
             sites[slide] = (known_name(rows[line][site_column]) if site_column else "") or barcode(slide)[1]
             if patient_column and not was_named:
                 unnamed.append(line)
-    notes = [f"{path.name}: {what}" for what in (*found.notes, *spelling_notes("slides", spelt))]
-    notes += [f"{path.name}: {what}" for what in _one_spelling(records, sites)]
+    notes = [*found.notes, *spelling_notes("slides", spelt), *_one_spelling(records, sites)]
     labelled = {slide: row for slide, row in records.items() if any(row[name] is not None for name in names)}
     index = pd.Index(list(labelled), dtype=object, name="slide_id")
     table = pd.DataFrame(list(labelled.values()), index=index, dtype=object)
@@ -158,8 +156,8 @@ def read_labels(
     units = {name: outcomes[name].unit for name in names if name in outcomes}
     odd = [line for name in names if name not in outcomes for line in odd_classes(name, values[name])]
     odd += [*odd_times(outcomes, values), *zero_suspicions("patients", map(str, table["patient_id"].tolist()))]
-    odd = [f"{path.name}: {what}" for what in odd]
-    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, tuple(notes), units, tuple(odd))
+    about, suspected = (tuple(f"{path.name}: {what}" for what in those) for those in (notes, odd))
+    return Labels(table, tuple(names), chosen, tuple(complaints), sites, lines, about, units, suspected)
 
 
 def _values(
