@@ -75,7 +75,7 @@ def test_one_class_and_one_patient_a_class_are_refused():
 
 def test_contradicting_patients_are_named_unless_allowed():
     classes, patients = np.arange(40) % 2, np.array([f"case {k // 2}" for k in range(40)])
-    with pytest.raises(LabelError, match=r"20 patients.*'case 0'.*15 more.*mixed_patients"):
+    with pytest.raises(LabelError, match=r"20 patients.*'case 0'.*15 more.*mixed-patients"):
         grouped_folds(classes, patients, 5, repeats=1, seed=0)
     folds = grouped_folds(classes, patients, 5, repeats=1, seed=0, mixed_patients=True)[0]
     assert np.array_equal(folds[::2], folds[1::2])
