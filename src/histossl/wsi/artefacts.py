@@ -35,8 +35,8 @@ PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.15, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
-_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
+_LAYERS = 1.0, 1.35  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.2, 1.3, 1.45  # the same over a line of 160 µm; dark tissue beside a fold may join it at a lower limit
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 _DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
@@ -281,12 +281,12 @@ def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) 
     dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
     found = np.zeros(tissue.shape, bool)
     for limit in _LINES:
-        for place, part in _long_parts(dense & (line > limit), 200 / mpp, 220 / mpp):
+        for place, part in _long_parts(dense & (line > limit), 130 / mpp, 220 / mpp):
             area, width = part.sum(), 2 * _depth(part).max()
             sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
             own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
             black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
-            if sure and (own > _DEEPER * other or black) and area > 2 * width**2 and area * mpp**2 > 6000:
+            if sure and (own > _DEEPER * other or black) and area > 1.5 * width**2 and area * mpp**2 > 4000:
                 found[place] |= part
     return within(found, _EDGE / mpp) & tissue
 
