@@ -66,6 +66,7 @@ BEFORE = {
     "export STUDY MODEL": "probe STUDY --labels labels.csv --probe.targets grade",
     "predict STUDY": "probe STUDY --labels labels.csv --probe.targets grade",
     "NEW_B --out NEW_STUDY": "pretrain FEATURES_A FEATURES_B --out STUDY",
+    "--areas NEW_AREAS": "run SLIDES --out STUDY --areas AREAS --labels labels.csv --probe.targets grade",
     "encode study": "inspect lymphoma/slides --out study --mpp-default 0.5",
     "encode painted": "inspect cohort/slides --out painted",
 }
@@ -114,28 +115,28 @@ def run(line: str) -> int:
 def paint(folder: Path) -> None:
     """Everything that the pages name: slides, tables, features, areas, arrays, truths."""
     assert run("synth cohort --slides 15 --width 384 --height 384 --seed 3 --truth true") == 0
-    for name in ("SLIDES", "NEW_SLIDES", "TRUTH", "AREAS", "ARRAYS", "lymphoma/slides", "SPLITS"):
+    for name in ("SLIDES", "NEW_SLIDES", "TRUTH", "AREAS", "NEW_AREAS", "ARRAYS", "lymphoma/slides", "SPLITS"):
         (folder / name).mkdir(parents=True)
     grades, rows = ["low", "high"] * 6, []
     for k, slide in enumerate(sorted((folder / "cohort" / "slides").iterdir())):
         into = folder / ("SLIDES" if k < 12 else "NEW_SLIDES")
         shutil.copyfile(slide, into / f"slide-{k + 1}.tiff")
+        corners = [
+            [[0, 0], [190, 0], [190, 380], [0, 380], [0, 0]],
+            [[192, 0], [380, 0], [380, 380], [192, 380], [192, 0]],
+        ]
+        shapes = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {"classification": {"name": name}},
+            }
+            for ring, name in zip(corners, ("tumour", "stroma"), strict=True)
+        ]
+        text = json.dumps({"type": "FeatureCollection", "features": shapes})
+        (folder / ("AREAS" if k < 12 else "NEW_AREAS") / f"slide-{k + 1}.geojson").write_text(text)
         if k < 12:
             rows.append([f"slide-{k + 1}", f"p{k}", "ab"[k // 6], grades[k], 6.0 * (k + 1), 1 - k % 3 // 2])
-            corners = [
-                [[0, 0], [190, 0], [190, 380], [0, 380], [0, 0]],
-                [[192, 0], [380, 0], [380, 380], [192, 380], [192, 0]],
-            ]
-            shapes = [
-                {
-                    "type": "Feature",
-                    "geometry": {"type": "Polygon", "coordinates": [ring]},
-                    "properties": {"classification": {"name": name}},
-                }
-                for ring, name in zip(corners, ("tumour", "stroma"), strict=True)
-            ]
-            text = json.dumps({"type": "FeatureCollection", "features": shapes})
-            (folder / "AREAS" / f"slide-{k + 1}.geojson").write_text(text)
             Image.fromarray(tifffile.imread(slide)[:256, :256]).save(
                 folder / "lymphoma" / "slides" / f"slide-{k + 1}.png"
             )
