@@ -35,8 +35,8 @@ PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.0, 1.35  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
-_LINES = 1.2, 1.3, 1.45  # the same over a line of 160 µm; dark tissue beside a fold may join it at a lower limit
+_LAYERS = 1.0, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 _DEEPER, _PURE = 1.35, 0.75  # of a fold: colour over that of the tissue around, and as part of its density over that
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
