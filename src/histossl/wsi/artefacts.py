@@ -34,7 +34,7 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
+_RIM, _NEUTRAL = 0.12, 0.72  # of a bubble: density over its surroundings, the least channel's over the largest
 _LAYERS = 1.0, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
 _LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
