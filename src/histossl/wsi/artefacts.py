@@ -34,11 +34,11 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM, _NEUTRAL = 0.12, 0.66  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.0, 1.35  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
-_LINES = 1.2, 1.3, 1.45  # the same over a line of 160 µm; dark tissue beside a fold may join it at a lower limit
+_RIM, _NEUTRAL = 0.12, 0.72  # of a bubble: density over its surroundings, the least channel's over the largest
+_LAYERS = 1.0, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
-_DEEPER = 1.35  # of a fold: colour over that of the tissue around; dirt is black and adds none
+_DEEPER, _PURE = 1.35, 0.75  # of a fold: colour over that of the tissue around, and as part of its density over that
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
@@ -285,8 +285,9 @@ def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) 
             area, width = part.sum(), 2 * _depth(part).max()
             sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
             own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
+            times = np.median(average(smooth[place])[part]) / np.median(average(around[place])[part])
             black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
-            if sure and (own > _DEEPER * other or black) and area > 1.5 * width**2 and area * mpp**2 > 4000:
+            if sure and (own > max(_DEEPER, _PURE * times) * other or black) and area > 1.5 * width**2 and area * mpp**2 > 4000:
                 found[place] |= part
     return within(found, _EDGE / mpp) & tissue
 
