@@ -182,9 +182,11 @@ def _names(line: bytes) -> tuple[str, ...]:
         path = json.loads(line)
     except (ValueError, RecursionError):
         return ()
-    names = tuple(path.split("/")) if isinstance(path, str) else ()
-    inside = 0 < len(names) <= _DEPTH and not {"", ".", ".."} & set(names) and not any(os.sep in n for n in names)
-    return names if inside and is_part(names[-1]) and "\0" not in path else ()
+    if not isinstance(path, str) or "\0" in path:
+        return ()
+    names = tuple(path.split("/"))
+    inside = len(names) <= _DEPTH and not {"", ".", ".."} & set(names) and not any(os.sep in name for name in names)
+    return names if inside and is_part(names[-1]) else ()
 
 
 def _line(folder: Path, part: Path) -> str:

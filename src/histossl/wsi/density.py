@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -77,7 +79,8 @@ def optical_density(
     """
     if intensity.dtype == np.uint8:
         table = optical_density(np.arange(256, dtype=np.float32)[:, None], glass)
-        return np.stack([table[:, k].take(intensity[..., k]) for k in range(3)], -1)
+        known = cast(NDArray[np.uint8], intensity)
+        return np.stack([table[:, k].take(known[..., k]) for k in range(3)], -1)
     return np.log10(glass / np.clip(intensity, _DARK, glass))
 
 
