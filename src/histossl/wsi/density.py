@@ -77,7 +77,7 @@ def optical_density(
     """
     if intensity.dtype == np.uint8:
         table = optical_density(np.arange(256, dtype=np.float32)[:, None], glass)
-        return np.stack([table[:, k].take(intensity[..., k]) for k in range(3)], -1)
+        return np.stack([table[:, k][intensity[..., k].astype(np.intp)] for k in range(3)], -1)
     return np.log10(glass / np.clip(intensity, _DARK, glass))
 
 
