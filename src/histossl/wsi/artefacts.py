@@ -287,7 +287,12 @@ def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) 
             own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
             times = np.median(average(smooth[place])[part]) / np.median(average(around[place])[part])
             black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
-            if sure and (own > max(_DEEPER, _PURE * times) * other or black) and area > 1.5 * width**2 and area * mpp**2 > 4000:
+            if (
+                sure
+                and (own > max(_DEEPER, _PURE * times) * other or black)
+                and area > 1.5 * width**2
+                and area * mpp**2 > 4000
+            ):
                 found[place] |= part
     return within(found, _EDGE / mpp) & tissue
 
@@ -339,8 +344,8 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     rows, columns = (side - _SPECK + 1 for side in dark.shape[1:])
     if rows < 1 or columns < 1:
         return np.zeros(len(tiles), np.float32)
-    dark = sum(dark[:, k : k + rows] for k in range(_SPECK))
-    dark = sum(dark[:, :, k : k + columns] for k in range(_SPECK))
+    dark = sum((dark[:, k : k + rows] for k in range(1, _SPECK)), dark[:, :rows])
+    dark = sum((dark[:, :, k : k + columns] for k in range(1, _SPECK)), dark[:, :, :columns])
     return (dark >= 0.9 * _SPECK**2).mean((1, 2), dtype=np.float32)
 
 
