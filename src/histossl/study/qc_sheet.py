@@ -50,7 +50,8 @@ def write_sheet(study: Study, path: Path) -> int:
         colour = "firebrick" if row["status"] == "failed" else "darkorange" if row["note"] else "black"
         draw.rectangle((x - 2, y - 2, x + _SIDE + 1, y + _SIDE + _TEXT), outline=colour)
         told = row["error"] or row["note"] or row.get("artefacts", "")
-        lines = (row["slide_id"], f"{row['tiles'] or 'no'} tiles, mpp {row['mpp'] or 'unknown'}", told)
+        tiles = f"{row['tiles'] or 'no'} tile{'s' * (row['tiles'] != '1')}"
+        lines = (row["slide_id"], f"{tiles}, mpp {row['mpp'] or 'unknown'}", told)
         for line, text in enumerate(lines):
             draw.text((x + 2, y + _SIDE + line * 15), _cut(text, draw, font), colour, font)
     with atomic.whole_buffer(path) as file:
