@@ -53,7 +53,7 @@ def demo(out: Path = Path("out/demo"), slides: int = 48, real: bool = False) -> 
         out=out,
         labels=cohort / "survival.csv",
         tile=TileSpec(px=64, mpp=1.0),
-        encode=EncodeSettings(views=6, tiles=256),
+        encode=EncodeSettings(views=4, tiles=256),
         pretrain=PretrainSettings(epochs=150),
         probe=ProbeSettings(shots=(25,)),
     )
