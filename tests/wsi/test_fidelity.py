@@ -103,7 +103,7 @@ def test_tissue_smaller_than_a_tile_is_told_and_can_be_had(tmp_path):
         places = tmp_path / "t.h5", tmp_path / "q.jpg"
         return survey_slide(SurveyJob("a", path, None, None, TissueSettings(), spec, *places))
 
-    with pytest.raises(SlideError, match=r"no tile of tissue found.*min_tissue"):
+    with pytest.raises(SlideError, match=r"no tile of tissue found.*min-tissue"):
         survey(0.5)
     assert survey(0.05).tiles >= 1
 
