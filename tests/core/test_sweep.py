@@ -145,5 +145,22 @@ def test_a_study_whose_room_is_a_link_deletes_nothing_there(tmp_path, room, caps
     assert [path.name for path in home.iterdir()] == [part.name]
 
 
+@pytest.mark.parametrize("hold", ["lock", "share"])
+def test_what_a_killed_worker_left_goes_with_the_run(tmp_path, hold):
+    study = Study(tmp_path)
+    with getattr(study, hold)(print):
+        left = part_of(tmp_path / "tiles" / "x.h5")
+        assert left.exists()
+    assert not left.exists()
+
+
+def test_while_another_run_shares_the_folder_nothing_is_swept(tmp_path):
+    with Study(tmp_path).share(print):
+        with Study(tmp_path).share(print):
+            left = part_of(tmp_path / "tiles" / "x.h5")
+        assert left.exists()
+    assert not left.exists()
+
+
 def test_names_of_parts_are_told_from_others():
     assert all(atomic.is_part(atomic._part_name()) for _ in range(100))

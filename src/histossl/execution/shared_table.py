@@ -76,6 +76,7 @@ class SharedTable:
             self._clear_up()
             with self._signed(lock):
                 yield
+            self._clear_up()  # what workers that were killed left
 
     @contextmanager
     def share(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -97,6 +98,8 @@ class SharedTable:
                 lock.shared()
             with self._signed(lock):
                 yield
+            if lock.exclusive(wait=False):
+                self._clear_up()
 
     def others(self) -> str:
         """Within `share` or `lock`: the names of the other runs that hold the folder; "" where there is none."""
