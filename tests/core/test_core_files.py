@@ -36,9 +36,11 @@ def test_whole_leaves_nothing_behind_on_failure(tmp_path):
 
 @pytest.mark.parametrize("text", ["write failed: errno = 28, error message", "IoError(Os { No space }) (os error 28)"])
 def test_a_full_disk_that_a_library_tells_in_words_is_an_error_of_the_disk(tmp_path, text):
-    with pytest.raises(OSError, match=os.strerror(28)) as found, atomic.whole(tmp_path / "a.h5"):
-        raise RuntimeError(text)
-    assert found.value.errno == 28
+    for write in (atomic.whole, atomic.whole_folder):
+        with pytest.raises(OSError, match=os.strerror(28)) as found, write(tmp_path / "a.h5"):
+            raise RuntimeError(text)
+        assert found.value.errno == 28
+    assert not list(tmp_path.iterdir())
 
 
 def test_whole_replaces_and_names_of_255_bytes_work(tmp_path):

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from histossl.core import safe_paths
@@ -53,24 +53,20 @@ def whole(path: Path) -> Iterator[Path]:
         _fsync(part)
         os.replace(part, path)
         _fsync(path.parent)  # a rename survives a power failure only once the folder is on disk
-    except BaseException as error:
-        told = _system_error(error, part)
-        # What HDF5 could not write it tries to write again when the process ends: give it back the room.
-        with suppress(OSError):
-            os.truncate(part, 0)
-        if told is None:
-            raise
-        raise OSError(told, os.strerror(told), str(path)) from error
+    except Exception as error:
+        if told := _system_error(error, part):
+            raise OSError(told, os.strerror(told), str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
-def _system_error(error: BaseException, part: Path) -> int | None:
+def _system_error(error: Exception, part: Path) -> int | None:
     """The number of the system's error behind one of HDF5, PyTorch or safetensors, which raise their own kinds.
 
     A full disk must not look like a fault of the program. PyTorch says nothing of it, so the disk is looked at.
     """
-    if not isinstance(error, Exception) or isinstance(error, (OSError, HistosslError)):
+    if isinstance(error, (OSError, HistosslError)):
         return None
     if told := _SYSTEM.search(str(error)):
         return int(told[1])
@@ -125,6 +121,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)  # which refuses a link
         os.replace(part, path)
         _fsync(path.parent)
+    except Exception as error:
+        if told := _system_error(error, part):
+            raise OSError(told, os.strerror(told), str(path)) from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
