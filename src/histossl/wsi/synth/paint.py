@@ -217,8 +217,8 @@ def _colours(w, x0, y0, hema, eosin, out):
 def _units(w, x0, y0, height, width):
     """The units whose cells may be visible in a region: first and last row, first and last column, ends excluded."""
     rows, columns, px = w.kinds.shape[0] * w.units, w.kinds.shape[1] * w.units, w.unit / w.mpp
-    i0, i1 = math.floor(y0 / px) - 2, math.floor((y0 + height) / px) + 3
-    j0, j1 = math.floor(x0 / px) - 2, math.floor((x0 + width) / px) + 3
+    i0, i1 = math.floor(y0 / px) - 3, math.floor((y0 + height) / px) + 4
+    j0, j1 = math.floor(x0 / px) - 3, math.floor((x0 + width) / px) + 4
     return max(0, i0), min(rows, i1), max(0, j0), min(columns, j1)
 
 

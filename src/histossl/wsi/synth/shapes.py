@@ -24,6 +24,7 @@ _BODIES = np.array(
 )
 _ROUND = 11.0  # corners of cells are round on this length
 _ANGLES = 48
+_STRAY = 0.4  # a site lies up to so many units outside its own: else the cells stand in rows
 
 
 class Form(NamedTuple):
@@ -46,20 +47,20 @@ class Form(NamedTuple):
 def _site(w, i, j):
     s = np.empty(1, np.uint64)
     s[0] = state(w.seed, i, j, 40)
-    return (j + uniform(s, 0.02, 0.98)) * w.unit, (i + uniform(s, 0.02, 0.98)) * w.unit
+    return (j + uniform(s, -_STRAY, 1 + _STRAY)) * w.unit, (i + uniform(s, -_STRAY, 1 + _STRAY)) * w.unit
 
 
 @njit
 def _polygon(w, i, j):
     """Centre, sides and box of the cell of unit (i, j): the points nearest to its site.
 
-    The nearest site of a point is less than 1.5 units away, so that two rings of neighbours bound the cell.
+    The nearest site of a point is less than 2 units away, so that three rings of neighbours bound the cell.
     """
     x, y = _site(w, i, j)
-    sides, used, total = np.empty((24, 3)), np.zeros(24, np.bool_), 0
-    for k in range(25):
-        if k != 12:
-            nx, ny = _site(w, i + k // 5 - 2, j + k % 5 - 2)
+    sides, used, total = np.empty((48, 3)), np.zeros(48, np.bool_), 0
+    for k in range(49):
+        if k != 24:
+            nx, ny = _site(w, i + k // 7 - 3, j + k % 7 - 3)
             d = math.sqrt((nx - x) ** 2 + (ny - y) ** 2)
             sides[total] = (nx - x) / d, (ny - y) / d, d / 2
             total += 1
@@ -68,15 +69,15 @@ def _polygon(w, i, j):
     for a in range(_ANGLES):
         c, s = math.cos(2 * math.pi * a / _ANGLES), math.sin(2 * math.pi * a / _ANGLES)
         inverse = 0.0
-        for k in range(24):
+        for k in range(48):
             inverse = max(inverse, (c * sides[k, 0] + s * sides[k, 1]) / sides[k, 2])
-        for k in range(24):  # a side between two angles is nearly the nearest on one of them
+        for k in range(48):  # a side between two angles is nearly the nearest on one of them
             used[k] |= (c * sides[k, 0] + s * sides[k, 1]) / sides[k, 2] > 0.8 * inverse
         r = 1 / inverse
         area, cx, cy = area + r * r / 2, cx + c * r**3 / 3, cy + s * r**3 / 3
         left, right, top, low = min(left, c * r), max(right, c * r), min(top, s * r), max(low, s * r)
     cx, cy = cx / area, cy / area
-    for k in range(24):
+    for k in range(48):
         sides[k, 2] -= cx * sides[k, 0] + cy * sides[k, 1]
     # The round corners lie inside the box of the rays, which end on the sharp border.
     return x + cx, y + cy, sides[used], (left - cx, right - cx, top - cy, low - cy)
