@@ -37,14 +37,14 @@ class Given:
 
 
 def painted(slides: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tiles of 64 px at 1 µm of three kinds of tissue, their kinds, their slides."""
+    """Tiles of 64 px at 1 µm in the middle of patches of three kinds of tissue, their kinds, their slides."""
     found = []
     for slide in range(slides):
-        settings = SynthSettings(seed=seed + slide, patient=seed + slide)
+        settings = SynthSettings(width=3072, height=3584, patch_um=192.0, seed=seed + slide, patient=seed + slide)
         drawn, rng = plan(settings), np.random.default_rng(seed + slide)
         for kind in range(3):
             for row, column in rng.permutation(np.argwhere(drawn.whole & (drawn.kinds == kind)))[:each]:
-                found.append((paint_region(settings, Region(column * 64, row * 64, 64, 64)), kind, slide))
+                found.append((paint_region(settings, Region(column * 192 + 64, row * 192 + 64, 64, 64)), kind, slide))
     tiles, kinds, of = zip(*found, strict=True)
     return np.stack(tiles), np.array(kinds), np.array(of)
 

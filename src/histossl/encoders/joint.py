@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.fft import dct
 from torch import Tensor, nn
 
 from histossl.encoders.augment import STAINS
@@ -55,7 +56,7 @@ class Joint(nn.Module):
             tiles: (B, 3, H, W) RGB in [0, 1].
 
         Returns:
-            (B, dim) float32, the widest axis first.
+            (B, dim) float32, the principal axes mixed evenly.
 
         Raises:
             SettingsError: the tiles are smaller than the largest patch.
@@ -139,14 +140,18 @@ def learn_joint(stream: TileStream, settings: JointSettings) -> Joint:
 
 
 def _even_axes(rows: Tensor, count: int) -> Tensor:
-    """(D, count): the principal axes of rows (n, D), evened out by the root of their variance, whose mean is then 1."""
+    """(D, count): the principal axes of rows (n, D), evened out by the root of their variance, whose mean is then 1.
+
+    A discrete cosine transform then mixes them, which changes no distance: all columns vary alike, so that who
+    standardises them does not make the narrowest axis as loud as the widest.
+    """
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
     # Of fewer tiles than axes the last ones hold rounding alone, which must not be blown up.
     varies = values > 1e-6 * values[0].clamp(min=1e-12)
     gains = torch.where(varies, values.clamp(min=1e-30) ** -0.25, 0)
     gains = gains / (values.clamp(min=0) * gains.square()).mean().sqrt().clamp(min=1e-12)
-    return _signed(vectors) * gains
+    return _signed(vectors) * gains @ torch.from_numpy(dct(np.eye(len(gains)), norm="ortho"))
 
 
 def _directions(moved: Tensor, count: int) -> Tensor:
