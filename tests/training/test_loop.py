@@ -142,6 +142,8 @@ def test_the_best_weights_are_kept_only_where_the_last_have_fallen_behind():
     assert lowest(log_of(falling), WATCHED) == outcome_of(log_of(falling), WATCHED).kept == 200
     noise = falling[:90] + [falling[89] + 0.02] * 10
     assert outcome_of(log_of(noise), WATCHED).kept == 200
+    near_zero = [0.1 - 0.005 * k for k in range(100)]
+    assert outcome_of(log_of(near_zero[:90] + [near_zero[89] + 0.02] * 10), WATCHED).kept == 200
     collapsed = falling[:60] + [4.8] * 40
     outcome = outcome_of(log_of(collapsed), WATCHED)
     assert (outcome.steps, outcome.best, outcome.kept) == (200, 120, 120)

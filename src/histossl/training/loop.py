@@ -23,7 +23,9 @@ from histossl.training.distributed import make_fabric
 from histossl.training.log import Log
 from histossl.training.schedule import STILL, Schedule
 
-BEHIND = 0.05  # share of the first loss by which the last loss must exceed the lowest to count as worse
+# The last loss counts as worse where it exceeds the lowest by so much of the first, and by so much of the whole fall:
+# a loss that begins near zero varies by more than a share of that.
+BEHIND = 0.05, 0.1
 SMOOTH = 0.05  # share of the steps over which the loss is averaged before its lowest value is searched
 
 
@@ -231,8 +233,8 @@ def outcome_of(rows: Sequence[Mapping[str, str]], schedule: Schedule) -> Outcome
         The outcome, as if `best` were set in `fit`.
     """
     losses, last, best = smoothed_losses(rows, schedule), int(rows[-1]["step"]), lowest(rows, schedule)
-    behind = losses[-1] - min(losses) > BEHIND * abs(losses[0])
-    return Outcome(last, best, best if behind else last)
+    least = max(BEHIND[0] * abs(losses[0]), BEHIND[1] * (losses[0] - min(losses)))
+    return Outcome(last, best, best if losses[-1] - min(losses) > least else last)
 
 
 def end_of_training(logs: Path) -> None:
