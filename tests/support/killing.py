@@ -89,10 +89,9 @@ def kill_at_random(
         process.join(rng.uniform(0, span))
         if process.is_alive():
             kills, span = kills - 1, 1.1 * span  # on a busy machine nothing would ever come to its end
-            workers = psutil.Process(process.pid).children()
-            victim = rng.choice([process.pid, *(worker.pid for worker in workers)])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it may end of itself just now
+                workers = psutil.Process(process.pid).children()
+                os.kill(rng.choice([process.pid, *(worker.pid for worker in workers)]), signal.SIGKILL)
         process.join()
         if process.exitcode == 0:
             span = max(0.5, 1.2 * (time.monotonic() - start))
