@@ -15,7 +15,7 @@ from PIL import Image
 from histossl.cli import nuclei_commands as commands
 from histossl.cli import nuclei_score
 from histossl.core.errors import SettingsError, SlideError, TrainingError
-from histossl.nuclei.adapt import _parted, adapt, blended, judge
+from histossl.nuclei.adapt import _parted, adapt, blended, judge, of_same_area
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import paled
 from histossl.nuclei.evidence import with_sure_nuclei
@@ -191,6 +191,22 @@ def test_blending_goes_from_one_model_to_the_other(general: SelfTraining) -> Non
         for name, value in expected.network.state_dict().items():
             if value.dtype.is_floating_point:
                 np.testing.assert_allclose(state[name].numpy(), value.numpy(), atol=1e-6)
+
+
+def test_an_adapted_model_calls_as_much_nucleus_as_the_one_before(general: SelfTraining, sample: Sample) -> None:
+    state = {name: value.clone() for name, value in general.network.state_dict().items()}
+    state["head.weight"] *= 0.8
+    state["head.bias"] += 1.5
+    network = NucleusNet(general.settings.widths)
+    network.load_state_dict(state)
+    greedy = SelfTraining(general.settings, network, "cpu")
+    level = of_same_area(greedy, general, [sample])
+    before, without, after = (
+        np.mean([one.confidence(field, sample.stains)[0] > 0.5 for field in sample.fields])
+        for one in (general, greedy, level)
+    )
+    assert without > 1.1 * before
+    assert after == pytest.approx(before, rel=0.05)
 
 
 def test_an_adapted_model_that_is_no_better_is_sent_away(general: SelfTraining, sample: Sample, tmp_path: Path) -> None:
