@@ -15,7 +15,7 @@ from PIL import Image
 from histossl.cli import nuclei_commands as commands
 from histossl.cli import nuclei_score
 from histossl.core.errors import SettingsError, SlideError, TrainingError
-from histossl.nuclei.adapt import _parted, adapt, blended, judge, of_same_area
+from histossl.nuclei.adapt import _parted, adapt, judge, of_same_area
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import paled
 from histossl.nuclei.evidence import with_sure_nuclei
@@ -182,15 +182,6 @@ def test_agreement_keeps_what_both_see_and_doubts_the_rest(sample: Sample) -> No
     assert not blind.labels.any()
     assert blind.faint[labelled.labels > 0].all()
     assert len(both.quality) == both.labels.max() + 1
-
-
-def test_blending_goes_from_one_model_to_the_other(general: SelfTraining) -> None:
-    other = SelfTraining(general.settings, NucleusNet(general.settings.widths, 5), "cpu")
-    for share, expected in ((0.0, general), (1.0, other)):
-        state = blended(general, other, share, "cpu").network.state_dict()
-        for name, value in expected.network.state_dict().items():
-            if value.dtype.is_floating_point:
-                np.testing.assert_allclose(state[name].numpy(), value.numpy(), atol=1e-6)
 
 
 def test_an_adapted_model_calls_as_much_nucleus_as_the_one_before(general: SelfTraining, sample: Sample) -> None:

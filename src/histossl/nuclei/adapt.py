@@ -5,7 +5,6 @@ A short training begins at its weights. A judgement that needs no label discards
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,9 +69,8 @@ def adapt(
 ) -> Adaptation:
     """Train a model further on what it and hematoxylin agree on in new slides; keep the better of the two models.
 
-    The weights are interpolated: `share` of the trained ones and the rest of the teacher's. That is a step towards the
-    new slides which keeps what the teacher has learned. The confidence is then moved so that as much of the fields is
-    nucleus as the teacher said: training on hematoxylin alone finds more everywhere, much of it wrong.
+    After the training the confidence is moved so that as much of the fields is nucleus as the teacher said: training on
+    hematoxylin alone finds more everywhere, much of it wrong.
 
     Args:
         samples: fields and stains, one sample per slide.
@@ -93,7 +91,7 @@ def adapt(
     training, held = _parted(samples, settings.held)
     how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
     trained = learn(training, how, logs, device, teacher)
-    model = of_same_area(blended(teacher, trained, settings.share, device), teacher, samples)
+    model = of_same_area(trained, teacher, samples)
     before, after = judge(teacher, held, how), judge(model, held, how)
     helped = after.mean > before.mean + settings.margin and min(after.sure, after.steady) > 0
     return Adaptation(model if helped else teacher, helped, before, after)
@@ -120,28 +118,6 @@ def _parted(samples: Sequence[Sample], held: int) -> tuple[list[Sample], list[Sa
             if fields:
                 lot.append(Sample(fields, sample.stains))
     return training, judged
-
-
-def blended(teacher: SelfTraining, trained: SelfTraining, share: float, device: str = "auto") -> SelfTraining:
-    """A model whose weights are interpolated between those of two models of the same shape.
-
-    Args:
-        teacher: the first model; its network is copied, not changed.
-        trained: the second model, of the same widths; its settings are kept.
-        share: 0 gives the weights of `teacher`, 1 those of `trained`.
-        device: where the new model runs, or "auto".
-
-    Returns:
-        The interpolated model. Integer buffers are those of `teacher`.
-    """
-    network = copy.deepcopy(teacher.network)
-    other = trained.network.state_dict()
-    state = {
-        k: v + share * (other[k].to(v.device) - v) if v.dtype.is_floating_point else v
-        for k, v in network.state_dict().items()
-    }
-    network.load_state_dict(state)
-    return SelfTraining(trained.settings, network, device)
 
 
 def of_same_area(model: SelfTraining, teacher: SelfTraining, samples: Sequence[Sample]) -> SelfTraining:

@@ -176,7 +176,6 @@ class AdaptSettings:
     Attributes:
         steps: of training.
         rate: highest learning rate.
-        share: of the way from the old weights to the trained ones, in (0, 1].
         held: every `held`-th field is used to judge, not to learn.
         margin: least improvement of the judgement that the adapted model must reach.
         seed: seed of all that is random.
@@ -184,14 +183,13 @@ class AdaptSettings:
 
     steps: int = 200
     rate: float = 1e-3
-    share: float = 0.5
     held: int = 4
     margin: float = 0.002
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.share <= 1 or self.held < 2:
-            raise SettingsError("adapting needs steps >= 1, a share in (0, 1] and held >= 2")
+        if self.steps < 1 or self.held < 2:
+            raise SettingsError("adapting needs steps >= 1 and held >= 2")
 
 
 @dataclass(frozen=True)
