@@ -38,8 +38,8 @@ class Kind:
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
     "mean": Kind(0.6, 32, 0.5, False),
-    "prototypes": Kind(0.9, 16, 0.0, True),
-    "stage prototypes": Kind(1.2, 16, 0.5, True),
+    "prototypes": Kind(0.6, 16, 0.0, True),
+    "stage prototypes": Kind(0.8, 16, 0.5, True),
 }
 """Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
 
@@ -47,7 +47,6 @@ CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
     "prototypes": Kind(0.75, 16, 0.0, True),
-    "stage prototypes": Kind(0.8, 16, 0.5, True),
 }
 """The same where the stage learns by a contrast of slides: it then adds next to nothing to the mean of the tiles."""
 
