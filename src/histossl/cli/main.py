@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit code. 0: success. 1: some slides or labels were left out, each with its reason. 2: the command failed.
         130: stopped by Ctrl-C.
     """
-    # Threads that spin while they wait take the processor from those that they wait for, where others work, too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait take the processor from those that they wait for, where others work, too.
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(overview())
