@@ -54,7 +54,8 @@ def _site(w, i, j):
 def _polygon(w, i, j):
     """Centre, sides and box of the cell of unit (i, j): the points nearest to its site.
 
-    The nearest site of a point is less than 2 units away, so that three rings of neighbours bound the cell.
+    The nearest site of a point is less than 2 units away. Three rings of neighbours bound all but the rarest cells,
+    which may overlap another a little.
     """
     x, y = _site(w, i, j)
     sides, used, total = np.empty((48, 3)), np.zeros(48, np.bool_), 0
