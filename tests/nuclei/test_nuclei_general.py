@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from histossl.cli import nuclei_commands as commands
@@ -19,13 +22,16 @@ from histossl.nuclei.adapt import _parted, adapt, judge, of_same_area
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import paled
 from histossl.nuclei.evidence import with_sure_nuclei
+from histossl.nuclei.export import label_image
+from histossl.nuclei.instances import MEASURES
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
 from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, slide_tree, targets
 from histossl.nuclei.segmenter import GENERAL, NucleiSegmenter, load_method, samples
 from histossl.nuclei.self_training import Sample, SelfTraining
-from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
-from histossl.nuclei.stain_survey import survey
+from histossl.nuclei.settings import AdaptSettings, SegmentSettings, SelfTrainingSettings
+from histossl.nuclei.stain_survey import finer, survey
+from histossl.nuclei.tiled_inference import segment_slide
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.geometry import Region
 from histossl.wsi.synth import SynthSettings, nuclei_in, paint_region
@@ -64,6 +70,30 @@ def test_general_comes_with_its_card_and_is_small() -> None:
 def test_general_finds_painted_nuclei_at_once(picture: np.ndarray) -> None:
     truth, _ = nuclei_in(SYNTH, Region(0, 0, 500, 400))
     assert score(NucleiSegmenter(device="cpu").predict(picture, 0.4), truth).dice > 0.6
+
+
+def test_small_nuclei_are_read_finer_and_measured_in_truth(picture: np.ndarray, general: SelfTraining) -> None:
+    # At half its mpp the tissue looks as if its nuclei had a quarter of their area.
+    slide = picture_slide(picture, 0.2)
+    known = survey(slide, 0.5, sized=True)
+    assert 0.25 <= known.tile_mpp < 0.5
+    assert survey(picture_slide(picture, 0.6), 0.5, sized=True).tile_mpp == 0.5
+    found = [segment_slide(slide, known, general, SegmentSettings(tile=tile)) for tile in (2048, 132)]
+    a, b = (set(map(bytes, part.measures)) for part in found)
+    assert len(a) > 30
+    assert a == b
+    squares = shapely.area(found[0].polygons()) * 0.2**2
+    np.testing.assert_allclose(found[0].measures[:, MEASURES.index("area_um2")], squares, rtol=1e-3)
+    truth, _ = nuclei_in(SYNTH, Region(0, 0, 500, 400))
+    whole = segment_slide(slide, survey(slide, 0.5), general, SegmentSettings())
+    dice = [score(label_image(nuclei, slide.size), truth).dice for nuclei in (found[0], whole)]
+    assert dice[0] > dice[1] + 0.05
+
+
+@given(usual=st.floats(0.1, 1e4), more=st.floats(1, 100))
+def test_pictures_are_the_finer_the_smaller_nuclei_are(usual: float, more: float) -> None:
+    assert 0.25 <= finer(0.5, usual) <= finer(0.5, usual * more) <= 0.5
+    assert finer(0.5, 0) == finer(0.5, 40) == 0.5 > finer(0.5, 20)
 
 
 def test_the_command_takes_general_and_learns_nothing(picture: np.ndarray, tmp_path: Path) -> None:

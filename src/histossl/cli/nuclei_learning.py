@@ -73,11 +73,11 @@ def learn_model(
 
 
 def _surveyed(
-    files: list[Path], mpp_default: float | None, mpp: float, readers: Workers
+    files: list[Path], mpp_default: float | None, mpp: float, readers: Workers, sized: bool = False
 ) -> tuple[list[StainSurvey], int]:
     """What is known about the inputs that can be read, and how many cannot."""
     known, failed = [], 0
-    tasks = (SurveyTask(file, mpp_default, mpp) for file in files)
+    tasks = (SurveyTask(file, mpp_default, mpp, sized=sized) for file in files)
     with progress_bar("looking", len(files)) as bar:
         for task, answer in readers.map(survey_there, tasks):
             if isinstance(answer, Exception):
@@ -126,7 +126,7 @@ def adapted_here(
     folder = out / "model"
     made = folder / "inputs.json"
     if not (made.exists() and json.loads(made.read_text("utf-8")) == key):
-        known, _ = _surveyed(files, mpp_default, SelfTraining.mpp, readers)
+        known, _ = _surveyed(files, mpp_default, SelfTraining.mpp, readers, teacher.supported)
         start = time.monotonic()
         try:
             result = adapt(samples(known, settings.seed), teacher, settings, out / ".model-training", method.device)

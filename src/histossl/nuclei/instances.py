@@ -256,6 +256,7 @@ def nuclei_of_tile(
     learned: bool,
     origin: tuple[int, int] = (0, 0),
     tree: SlideTree | None = None,
+    tile_mpp: float | None = None,
 ) -> Nuclei:
     """The nuclei of a tile whose centroids lie in its core: tiles overlap, their cores do not.
 
@@ -263,12 +264,13 @@ def nuclei_of_tile(
         rgb: (H, W, 3) uint8 RGB.
         confidence: (2, H, W) uint8, confidence and depth as of `label_instances`, times 255.
         stains: stains of the slide.
-        mpp: µm per pixel.
+        mpp: µm per pixel that the settings and the tree mean.
         settings: how nuclei are separated.
         core: x0, y0, x1, y1 in pixels of the tile; x1 and y1 are excluded.
         learned: whether the depth is learned.
         origin: (x, y) of the tile on its slide in pixels.
         tree: how hematoxylin tells the slide's sure nuclei, which then support the network; None leaves it alone.
+        tile_mpp: µm per pixel in truth, by which nuclei are measured; None is `mpp`.
 
     Returns:
         The nuclei, in pixels of the tile.
@@ -280,6 +282,6 @@ def nuclei_of_tile(
     if not labels.any():
         return concatenate([])
     amounts = concentrations(optical_density(rgb, stains.white), stains)
-    nuclei = outline_instances(labels, certain[0], amounts, mpp, settings.threshold)
+    nuclei = outline_instances(labels, certain[0], amounts, tile_mpp or mpp, settings.threshold)
     x, y = nuclei.measures[:, 0], nuclei.measures[:, 1]
     return nuclei.chosen((x >= core[0]) & (x < core[2]) & (y >= core[1]) & (y < core[3]))

@@ -74,7 +74,7 @@ def parts_key(known: StainSurvey, state: str, method_key: str, settings: Segment
     """A fingerprint of everything that the nuclei of a slide depend on.
 
     Args:
-        known: the slide's path and mpp.
+        known: the slide's path, its mpp and that of its tiles.
         state: state of the slide's file, see `slide_state`.
         method_key: fingerprint of the method and its weights.
         settings: settings of the segmentation.
@@ -83,4 +83,5 @@ def parts_key(known: StainSurvey, state: str, method_key: str, settings: Segment
     Returns:
         The fingerprint.
     """
-    return fingerprint(str(known.path), state, known.mpp, method_key, settings, *([areas] if areas else []))
+    about = str(known.path), state, known.mpp, known.tile_mpp, method_key, settings
+    return fingerprint(*about, *([areas] if areas else []))

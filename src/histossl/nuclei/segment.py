@@ -134,7 +134,8 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
         WorkerDied, WorkerHung: a worker died or hung on it.
     """
     start, method = time.monotonic(), built(job.method)
-    known = result_of(executor, survey_there, SurveyTask(job.path, job.mpp_default, method.mpp, job.running, job.areas))
+    look = SurveyTask(job.path, job.mpp_default, method.mpp, job.running, job.areas, method.supported)
+    known = result_of(executor, survey_there, look)
     drawn = job.areas.made if job.areas else ""
     parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running, drawn)}")
     done, found = parts.done(), 0

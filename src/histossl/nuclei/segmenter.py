@@ -137,13 +137,13 @@ class NucleiSegmenter:
             mpp: µm per pixel, as of `segment`.
 
         Returns:
-            (2, h, w) float32 in [0, 1] at 0.5 µm per pixel: nucleus, and depth inside it (1 in the middle). All zero
-            where the picture has no stain.
+            (2, h, w) float32 in [0, 1] at 0.5 µm per pixel, or finer where nuclei are small: nucleus, and depth
+            inside it (1 in the middle). All zero where the picture has no stain.
         """
         method = self._fitted()
         with _opened(image, mpp) as slide:
             known = self._survey(slide)
-            rgb = slide.read(Region.whole(slide.size), method.mpp)
+            rgb = slide.read(Region.whole(slide.size), known.tile_mpp)
         if known.stains is None:
             return np.zeros((2, *rgb.shape[:2]), np.float32)
         return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains))
@@ -184,7 +184,8 @@ class NucleiSegmenter:
         return segmenter
 
     def _survey(self, slide: Slide) -> StainSurvey:
-        return survey(slide, self._fitted().mpp, self.running)
+        method = self._fitted()
+        return survey(slide, method.mpp, self.running, sized=method.supported)
 
     def _fitted(self) -> Method:
         if self.method is None:

@@ -135,7 +135,7 @@ class SelfTraining:
 
 @dataclass(frozen=True)
 class Sample:
-    """Fields of one slide, (H, W, 3) uint8 at 0.5 µm, and the slide's stains."""
+    """Fields of one slide, (H, W, 3) uint8 at 0.5 µm, or finer where nuclei are small; and the slide's stains."""
 
     fields: list[NDArray[np.uint8]]
     stains: Stains

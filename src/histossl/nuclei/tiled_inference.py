@@ -29,7 +29,7 @@ _SQUARES = (
 
 @dataclass(frozen=True)
 class Tile:
-    """The core of a tile, and the rectangle that is read for it; (x0, y0, x1, y1) in pixels at the method's mpp."""
+    """The core of a tile, and the rectangle that is read for it; (x0, y0, x1, y1) in pixels of `tile_mpp`."""
 
     core: tuple[int, int, int, int]
     read: tuple[int, int, int, int]
@@ -111,21 +111,21 @@ def by_row(
         slide: the open slide, or None where each worker opens it itself.
 
     Yields:
-        The tiles and nuclei of a row, in pixels at the method's mpp within the tile that was read.
+        The tiles and nuclei of a row, in pixels at `tile_mpp` within the tile that was read.
 
     Raises:
         SlideError: the slide is damaged.
         WorkerDied, WorkerHung: a worker died or hung on a tile.
     """
     found: list[list[tuple[Tile, Nuclei]]] = [[] for _ in rows]
-    looks = iter([_Look(k, tile, known.path, known.mpp, method.mpp) for k, row in enumerate(rows) for tile in row])
+    looks = iter([_Look(k, tile, known.path, known.mpp, known.tile_mpp) for k, row in enumerate(rows) for tile in row])
     parts: deque[_Part] = deque()
 
     def tasks() -> Iterator[_Look | _Part]:
         while (task := parts.popleft() if parts else next(looks, None)) is not None:
             yield task
 
-    do = functools.partial(_do, _Pictures(slide, method.mpp) if slide else None)
+    do = functools.partial(_do, _Pictures(slide, known.tile_mpp) if slide else None)
     given, more = 0, True  # rows that were yielded
     while more:
         for task, answer in executor.map(do, tasks()):
@@ -142,7 +142,8 @@ def by_row(
                 # A byte is fine enough for a confidence, and a quarter of the data to send.
                 confidence = np.rint(method.confidence(answer, known.stains, context) * 255).astype(np.uint8)
                 about = (known.stains, method.mpp, settings, _inside(task.tile), method.learned)
-                parts.append(_Part(task.row, task.tile, (answer, confidence, *about, task.tile.read[:2], tree)))
+                arguments = (answer, confidence, *about, task.tile.read[:2], tree, known.tile_mpp)
+                parts.append(_Part(task.row, task.tile, arguments))
         more = bool(parts)  # outlines are left to do after the last tile was read
     for k in range(given, len(rows)):
         yield _taken(found, k)
@@ -222,12 +223,12 @@ def segment_rows(
         SlideError: the slide is damaged.
         WorkerDied, WorkerHung: a worker died or hung on one of its tiles.
     """
-    rows = tile_rows(known, method.mpp, settings.tile, settings.halo)
+    rows = tile_rows(known, known.tile_mpp, settings.tile, settings.halo)
     if known.stains is None:
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
     tree = slide_tree(known.fields, known.stains, method.mpp) if known.stains and method.supported else None
-    scale = level0_length(1, method.mpp, known.mpp)
+    scale = level0_length(1, known.tile_mpp, known.mpp)
     found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
     for k, found in enumerate(found_rows, done):
         nuclei = concatenate([part.shifted(*tile.read[:2], scale) for tile, part in found])
