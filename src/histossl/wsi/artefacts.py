@@ -255,8 +255,9 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
 
 def _enclosed(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(h, w) what a line and the border part from the largest rest, and what bulges: not what lies between bubbles."""
-    sides, count = ndimage.label(~line)  # type: ignore[misc]
-    sizes = np.bincount(sides.ravel(), minlength=count + 1)
+    sides = np.empty(line.shape, np.int32)
+    ndimage.label(~line, output=sides)
+    sizes = np.bincount(sides.ravel())
     sizes[0] = 0
     inside = sizes > 0
     inside[sizes.argmax()] = False

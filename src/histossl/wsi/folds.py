@@ -56,8 +56,8 @@ def _layers(
 ) -> NDArray[np.bool_]:
     """Where in the box of a band layers of the tissue close beside it lie, in every colour; nowhere if it is no fold.
 
-    A rim that stains more and more has no such step beside it, an epithelium is of another colour than what it
-    covers, and a heap of dust is darker at its specks than a fold is anywhere.
+    A rim that stains more and more has no such step beside it, a band of another colour is not layers of what lies
+    beside it, and a heap of dust is darker at its specks than a fold is anywhere.
     """
     margin = int(_BESIDE[1] / mpp) + 1
     wide = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
