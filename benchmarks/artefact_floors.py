@@ -1,14 +1,15 @@
 """How well artefacts painted over tissue are found, each kind by itself: precision and recall over tiles.
 
-    python benchmarks/artefact_floors.py [--part set|show] [--slides 12] [--data $HISTOSSL_DATA]
+    python benchmarks/artefact_floors.py [--part set|show|new] [--seed 0] [--slides 12] [--data $HISTOSSL_DATA]
 
-Thresholds are set by looking at one part of the material alone; the other part shows what they are worth. Synthetic:
-seeds below 200 set, the others show. Real: mosaics of the fields of one lymphoma patient each, of twenty patients to
-set and of the last ten to show; two sections (CPTAC-C3L-00601-26, TCGA-CR-7395) set, a piece of skin
-(CMU-1-Small-Region) and mosaics of tiles of lung, one a class, show. Each slide is painted anew for each kind. A tile
-counts as painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus from .5, dirt from
-.003), as clean where nothing of the kind was painted, and not at all where a clean slide was already said to be of
-that kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of
+Thresholds are set by looking at one part of the material alone; the other parts show what they are worth. Synthetic:
+seeds below 200 set, the others show; --seed takes others, and draws other artefacts. Real: mosaics of the fields of
+one lymphoma patient each, of twenty patients to set and of the last ten to show; two sections (CPTAC-C3L-00601-26,
+TCGA-CR-7395) set, a piece of skin (CMU-1-Small-Region) and mosaics of tiles of lung, one a class, show. `new` is of
+other organs: fields of MoNuSeg, a patient each, mirrored side by side. Each slide is painted anew for each kind. A
+tile counts as painted from the share at which its kind is told (`artefacts.LIMITS`; a field out of focus from .5, dirt
+from .003), as clean where nothing of the kind was painted, and not at all where a clean slide was already said to be
+of that kind: those are counted in the last column. Bubbles and folds are painted out of focus, and so are no error of
 blur.
 """
 
@@ -34,22 +35,30 @@ from histossl.wsi.tissue import TissueSettings, find_tissue
 
 PX, SIDE, EACH = 224, 2400, 2  # pixels of 1 µm; artefacts painted on a slide
 SECTIONS = ("CPTAC-C3L-00601-26.tiff", "TCGA-CR-7395-01A-01-TS1.svs"), ("CMU-1-Small-Region.svs",)
+PARTS = "set", "show", "new"
 SHOWN = 10  # patients
 SOFT = {"bubble", "fold"}
 PAINTED_FROM = {"blur": 0.5, "dirt": 0.003}  # what is found of dirt is the middle of its specks
 
 
-def synthetic(shown: bool, slides: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def synthetic(first: int, slides: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Name and picture of synthetic slides, of all classes and stains."""
     for k in range(slides):
-        seed = k + 200 * shown
+        seed = first + k
         classes = {"composition": k % 2, "arrangement": k // 2 % 2, "lesion": k // 4 % 2}
         form = SynthSettings(SIDE, SIDE, seed=seed, patient=seed, **classes)
         yield f"synthetic-{seed}", paint_region(form, Region(0, 0, SIDE, SIDE))
 
 
-def real(shown: bool, slides: int, data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def real(part: str, slides: int, data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Name and picture of sections, and of mosaics of real fields and tiles."""
+    if part == "new":
+        files = sorted((data / "nuclei/monuseg-train/images").glob("*.png"))
+        for file in files[:: max(1, len(files) // slides)][:slides]:
+            field = np.asarray(Image.open(file).convert("RGB").reduce(4))
+            yield file.stem, np.pad(field, ((0, SIDE - len(field)), (0, SIDE - field.shape[1]), (0, 0)), "symmetric")
+        return
+    shown = part == "show"
     for name in SECTIONS[shown]:
         with open_slide(data / "slides" / name, mpp_default=1.0) as slide:
             yield name, slide.read(Region.whole(slide.size), 1.0)
@@ -131,18 +140,19 @@ def table(found: list[tuple[str, float, NDArray, NDArray, tuple[int, int]]], til
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("set", "show"), default="show")
+    parser.add_argument("--part", choices=PARTS, default="show")
+    parser.add_argument("--seed", type=int, default=0, help="of other artefacts, and of other synthetic slides")
     parser.add_argument("--slides", type=int, default=12, help="synthetic slides, and mosaics at most")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HISTOSSL_DATA", "../shared/data")))
     given = parser.parse_args()
-    shown = given.part == "show"
+    number = PARTS.index(given.part)
     for name, slides in {
-        "synthetic": synthetic(shown, given.slides),
-        "real": real(shown, given.slides, given.data),
+        "synthetic": synthetic(200 * number + 1000 * given.seed, given.slides),
+        "real": real(given.part, given.slides, given.data),
     }.items():
         found, tiles, count = [], 0, 0
         for k, (_, rgb) in enumerate(slides):
-            new = list(judged(rgb, 2 * k + shown))
+            new = list(judged(rgb, 2 * k + number + 1000 * given.seed))
             tiles += sum(one[0] == PENS[0] for one in new)
             found += new
             count += 1

@@ -84,6 +84,67 @@ def test_clean_tissue_has_no_artefacts(tissue):
     assert (scores >= LIMITS).any(1).mean() < 0.03
 
 
+def of_kind(rgb, kind):
+    """(h, w) where the overview of a picture of 4 µm per pixel is of a kind."""
+    return find_tissue(picture_slide(rgb, 4.0), TissueSettings(pens=False, mpp=4.0)).kinds == 1 + KINDS.index(kind)
+
+
+def grained(density):
+    """A picture of optical densities, with the grain of cells."""
+    grain = 1 + 0.25 * ndimage.gaussian_filter(np.random.default_rng(0).normal(size=density.shape[:2]), 1)[..., None]
+    return np.clip(256 * 10 ** -(density * grain) - 1, 0, 255).astype(np.uint8)
+
+
+EOSIN = np.array([0.12, 0.4, 0.25])
+
+
+def test_a_rim_that_stains_more_and_more_is_no_fold():
+    """The same density at its end, over the same length: a fold has a step beside it."""
+    away = np.abs(np.arange(600) - 300) * 4.0  # µm from a line
+    soft, step = 1 + 1.2 * np.exp(-((away / 130) ** 2)), np.where(away < 50, 2.2, 1)
+    wide = np.where(np.abs(np.arange(600) - 300) < 150, 1, 0)[:, None]
+    found = [of_kind(grained((1 + (rise[None] - 1) * wide)[..., None] * EOSIN), "fold").mean() for rise in (soft, step)]
+    assert found[0] == 0
+    assert found[1] > 0.005
+
+
+def test_a_band_of_another_colour_is_no_fold():
+    """Epithelium on connective tissue: more of hematoxylin, not more of both."""
+    band = (np.abs(np.arange(600) - 300) * 4.0 < 50)[None, :, None] & (np.abs(np.arange(600) - 300) < 150)[
+        :, None, None
+    ]
+    epithelium, layers = np.array([0.5, 0.75, 0.45]), 2.2 * EOSIN
+    assert not of_kind(grained(np.where(band, epithelium, EOSIN)), "fold").any()
+    assert of_kind(grained(np.where(band, layers, EOSIN)), "fold").any()
+
+
+def test_what_lies_between_two_bubbles_is_none(tissue):
+    """They touch each other, and the border cuts both, so that their rims enclose tissue between them."""
+    bubbles = [Artefact("bubble", x, 380.0, 400, 0.0, SEED) for x in (800.0, 1580.0)]
+    painted, covers = paint_artefacts(tissue, 1.0, bubbles)
+    cover = covers.any(0)
+    kinds = find_tissue(picture_slide(painted, 1.0)).kinds == 1 + KINDS.index("bubble")
+    found = np.asarray(Image.fromarray(kinds).resize(cover.shape[::-1]))
+    assert found[cover].mean() > 0.95
+    between = np.zeros_like(cover)
+    between[:380, 800:1580] = True
+    between &= ~ndimage.binary_dilation(cover, iterations=40)
+    assert between.sum() > 10_000
+    assert found[between].mean() < 0.05
+
+
+@pytest.mark.parametrize(("radius", "dirt"), [(5, False), (10, True)])
+def test_dark_nuclei_are_no_dirt_and_specks_are(radius, dirt):
+    """Twenty discs as black as each other: what counts is how large each of them is."""
+    y, x = np.mgrid[:PX, :PX]
+    near = np.hypot(x % 44 - 22, y % 56 - 28)
+    tile = np.where(near < radius, 30, 190).astype(np.uint8)[None, ..., None].repeat(3, 3)
+    score = tile_scores(tile, 1.0)[0, 1]
+    assert (score >= LIMITS[KINDS.index("dirt")]) == dirt
+    if dirt:
+        assert score == pytest.approx((near < radius).mean(), rel=0.25)
+
+
 def test_regions_of_a_slide_with_artefacts_agree():
     settings = SynthSettings(1200, 1000, seed=2, artefacts=("fold", "blur", "bubble", "dirt", "pen-blue"))
     whole = paint_region(settings, Region(0, 0, 1200, 1000))

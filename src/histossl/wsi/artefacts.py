@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import average, blurred, largest, least, parts_of, variation, within, without_small
+from histossl.wsi.density import average, blurred, largest, least, long_parts, variation, within, without_small
+from histossl.wsi.folds import find_folds
 
 # Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
 _KINDS = {
@@ -34,17 +35,16 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM, _NEUTRAL = 0.12, 0.72  # of a bubble: density over its surroundings, the least channel's over the largest
-_LAYERS = 1.0, 1.4  # of a fold: density over that of the tissue around, least of a pixel, and where it is sure
-_LINES = 1.25, 1.4  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limit
-_EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
-_DEEPER, _PURE = 1.35, 0.75  # of a fold: colour over that of the tissue around, and as part of its density over that
+_RIM = 0.12  # of a bubble: density over its surroundings
+_NEUTRAL = 0.6, 0.72  # of that the least channel over the largest, everywhere and in the median
+_BULGES = 0.88  # of its convex hull; of a disc .99, of what lies between two of them and a border .75
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
-_SPECK = 4  # steps of 2 µm: longer than a dark nucleus
+_SPECK = 4  # steps of 2 µm, side of the smallest square that is dark
 _COVERED = 0.01  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
-_OPAQUE = 62  # intensity of the brightest channel; nuclei leave more of the blue
+_OPAQUE = 54  # intensity of the brightest channel; nuclei leave more of the blue
+_NUCLEUS = 120.0  # µm², of what is dark at once; of dark nuclei less
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def overview(
     for kind, where in (
         ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
-        ("fold", _folds(density, tissue & ~bubbles, mpp)),
+        ("fold", find_folds(density, tissue & ~bubbles, mpp)),
         ("bubble", bubbles),
     ):
         found[where] = 1 + KINDS.index(kind)
@@ -209,9 +209,11 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     """
     red, green, blue = np.moveaxis(density, 2, 0)
     mean = average(density)
-    cold = (red > 1.25 * green) & (red - green > 0.06) | (red > 0.65) & (red > 0.95 * green)
+    cold = (red > 1.25 * green) & (red - green > 0.06)
+    cold |= (red > 0.65) & (red > 0.95 * green) & (blue < 0.65 * red)  # where no camera sees more red; folds are black
     black = (mean > 0.75) & (largest(density) - least(density) < 0.25 * mean)
     warm = (green > 0.5) & (red < 0.25 * green) & (blue > 0.75 * green)
+    warm |= (green > 0.9) & (red < 0.45 * green) & (blue > 0.85 * green)  # dark tissue under it
     if black.any():  # folds of dark tissue are narrower
         black = within(~within(~black, 70 / mpp), 70 / mpp) & black
     coloured = without_small(cold | black | warm, (150 / mpp) ** 2)
@@ -236,81 +238,46 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     over = raw - np.stack([ndimage.grey_opening(raw[..., k], side) for k in range(3)], 2)
     lowest = least(over)
     usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
-    rim = (lowest > max(_RIM, 2.5 * usual)) & (lowest > _NEUTRAL * largest(over))
+    ratio = lowest / np.maximum(largest(over), 1e-3)
+    rim = (lowest > max(_RIM, 2.5 * usual)) & (ratio > _NEUTRAL[0])
     found = np.zeros(rim.shape, bool)
     rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
-    for place, line in _long_parts(rim, 200 / mpp, 100 / mpp):
+    for place, line in long_parts(rim, 200 / mpp, 100 / mpp):
+        if np.median(ratio[place][line]) < _NEUTRAL[1]:
+            continue
         part = np.zeros(rim.shape, bool)
         part[place] = line
-        sides, count = ndimage.label(~part)  # type: ignore[misc]
-        sizes = np.bincount(sides.ravel(), minlength=count + 1)
-        sizes[0] = 0
-        enclosed = ~part & (sides != sizes.argmax())
+        enclosed = _enclosed(part)
         if enclosed.sum() > part.sum():
             found |= part | enclosed
     return within(found, 8 / mpp)
 
 
-def _long_parts(
-    mask: NDArray[np.bool_], length: float, width: float
-) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
-    """The parts of a mask that are at least so long and at most so wide, in pixels: where they lie, and they there."""
-    labels, _ = parts_of(mask)
-    for number, place in enumerate(ndimage.find_objects(labels), 1):
-        if np.hypot(*(side.stop - side.start for side in place)) < length:
-            continue
-        part = labels[place] == number
-        if 2 * _depth(part).max() <= width:
-            yield place, part
+def _enclosed(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(h, w) what a line and the border part from the largest rest, and what bulges: not what lies between bubbles."""
+    sides = np.empty(line.shape, np.int32)
+    ndimage.label(~line, output=sides)
+    sizes = np.bincount(sides.ravel())
+    sizes[0] = 0
+    inside = sizes > 0
+    inside[sizes.argmax()] = False
+    for number, place in enumerate(ndimage.find_objects(sides), 1):
+        if inside[number]:
+            inside[number] = sizes[number] > _BULGES * _hull_area(sides[place] == number)
+    return inside[sides]
 
 
-def _depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(h, w) the distance of its pixels to where a part ends, in pixels."""
-    return np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))[1:-1, 1:-1]
+def _hull_area(part: NDArray[np.bool_]) -> float:
+    """The area of the smallest convex shape around a part that reaches all sides of its box, in pixels."""
+    from scipy.spatial import ConvexHull
 
-
-def _folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
-    """(h, w) long bands, denser than the tissue around them by the same factor in all colours, as layers of it are."""
-    weight = tissue.astype(np.float32)[..., None]
-    around = blurred(weight * density, 200 / mpp)
-    around /= np.maximum(blurred(weight, 200 / mpp), 1e-3)
-    smooth = blurred(density, 12 / mpp)
-    layers = least(smooth / np.maximum(around, 0.05))
-    # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
-    line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
-    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
-    found = np.zeros(tissue.shape, bool)
-    for limit in _LINES:
-        for place, part in _long_parts(dense & (line > limit), 130 / mpp, 220 / mpp):
-            area, width = part.sum(), 2 * _depth(part).max()
-            sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
-            own, other = (np.median((largest(c[place]) - least(c[place]))[part]) for c in (smooth, around))
-            times = np.median(average(smooth[place])[part]) / np.median(average(around[place])[part])
-            black = np.median(least(smooth[place])[part]) > 0.9  # all of it, which a heap of dust is not
-            if (
-                sure
-                and (own > max(_DEEPER, _PURE * times) * other or black)
-                and area > 1.5 * width**2
-                and area * mpp**2 > 4000
-            ):
-                found[place] |= part
-    return within(found, _EDGE / mpp) & tissue
-
-
-def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    """(h, w) the largest mean of eight values on a straight line through a pixel, of eight directions."""
-    height, width = values.shape
-    margin = int(length) + 2
-    around = np.pad(values, margin, mode="edge")
-    best = np.full(values.shape, -np.inf, np.float32)
-    for angle in np.arange(8) * (np.pi / 8):
-        step = np.array([np.sin(angle), np.cos(angle)]) * (length / 7)
-        total = around
-        for doubled in (1, 2, 4):
-            total = total + np.roll(total, np.rint(-doubled * step).astype(int), (0, 1))
-        top, left = margin - np.rint(3.5 * step).astype(int)
-        np.maximum(best, total[top : top + height, left : left + width] / 8, out=best)
-    return best
+    rows = np.arange(len(part))
+    ends = part.argmax(1), part.shape[1] - part[:, ::-1].argmax(1)
+    return float(
+        ConvexHull(
+            [(row + step, end) for side in ends for step in (0, 1) for row, end in zip(rows, side, strict=True)]
+        ).volume
+    )
 
 
 def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
@@ -340,13 +307,19 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     """(n,) the share of the area where no colour passes, over more than a nucleus."""
     step = max(1, round(2 / mpp))
     red, green, blue = (tiles[:, ::step, ::step, k] for k in range(3))
-    dark = (np.maximum(np.maximum(red, green), blue) < _OPAQUE).view(np.uint8)
+    dark = np.maximum(np.maximum(red, green), blue) < _OPAQUE
     rows, columns = (side - _SPECK + 1 for side in dark.shape[1:])
     if rows < 1 or columns < 1:
         return np.zeros(len(tiles), np.float32)
-    dark = sum((dark[:, k : k + rows] for k in range(1, _SPECK)), dark[:, :rows])
-    dark = sum((dark[:, :, k : k + columns] for k in range(1, _SPECK)), dark[:, :, :columns])
-    return (dark >= 0.9 * _SPECK**2).mean((1, 2), dtype=np.float32)
+    filled = sum((dark.view(np.uint8)[:, k : k + rows] for k in range(1, _SPECK)), dark.view(np.uint8)[:, :rows])
+    filled = sum((filled[:, :, k : k + columns] for k in range(1, _SPECK)), filled[:, :, :columns])
+    shares = np.zeros(len(tiles), np.float32)
+    for k in np.flatnonzero((filled >= 0.9 * _SPECK**2).any((1, 2))):
+        specks = np.zeros(dark.shape[1:], bool)
+        for down, right in np.ndindex(_SPECK, _SPECK):
+            specks[down : down + rows, right : right + columns] |= filled[k] >= 0.9 * _SPECK**2
+        shares[k] = without_small(specks & dark[k], _NUCLEUS / (step * mpp) ** 2).mean()
+    return shares
 
 
 def _blur(green: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -197,3 +198,37 @@ def without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
     large = np.bincount(labels.ravel()) >= area
     large[0] = False
     return large[labels]
+
+
+def long_parts(
+    mask: NDArray[np.bool_], length: float, width: float
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
+    """The 8-connected parts of a mask that are at least so long and at most so wide.
+
+    Args:
+        mask: (h, w).
+        length: of the diagonal of the box around a part, in pixels.
+        width: twice the largest distance of its pixels to where it ends, in pixels.
+
+    Yields:
+        The rows and columns of the box, and the part in it, bool.
+    """
+    labels, _ = parts_of(mask)
+    for number, place in enumerate(ndimage.find_objects(labels), 1):
+        if np.hypot(*(side.stop - side.start for side in place)) < length:
+            continue
+        part = labels[place] == number
+        if 2 * depth(part).max() <= width:
+            yield place, part
+
+
+def depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The distance of its pixels to where a part ends; outside of the array it does.
+
+    Args:
+        part: (h, w).
+
+    Returns:
+        (h, w), in pixels.
+    """
+    return np.asarray(ndimage.distance_transform_edt(np.pad(part, 1)))[1:-1, 1:-1]

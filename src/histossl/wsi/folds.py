@@ -1,0 +1,95 @@
+"""Finds folds of tissue on an overview: bands where layers of it lie on each other."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histossl.wsi.density import average, blurred, depth, least, long_parts, within
+
+_LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
+_LINES = 1.25, 1.4, 1.8  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits
+_LONG = 100.0, 220.0, 1.3, 3000.0  # least length and most width in µm, area over width squared, least area in µm²
+_BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared with
+_TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
+_SAME = 1.7  # the most that this may differ between the colours, as a factor
+_EVEN = 1.75  # the densest of it over the median
+_EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
+
+
+def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+    """Long bands, denser than the tissue beside them by the same factor in all colours, as layers of it are.
+
+    Args:
+        density: (h, w, 3) optical density, blurred by about a nucleus.
+        tissue: (h, w), where folds are looked for.
+        mpp: µm per pixel, about 8.
+
+    Returns:
+        (h, w).
+    """
+    weight = tissue.astype(np.float32)[..., None]
+    around = blurred(weight * density, 200 / mpp)
+    around /= np.maximum(blurred(weight, 200 / mpp), 1e-3)
+    smooth = blurred(density, 12 / mpp)
+    layers = least(smooth / np.maximum(around, 0.05))
+    # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
+    line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
+    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
+    found = np.zeros(tissue.shape, bool)
+    for limit in _LINES:
+        for place, part in long_parts(dense & (line > limit), _LONG[0] / mpp, _LONG[1] / mpp):
+            area, width = part.sum(), 2 * depth(part).max()
+            sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
+            if sure and area > _LONG[2] * width**2 and area * mpp**2 > _LONG[3]:
+                found[place] |= part & _layers(density, tissue, place, part, mpp)
+    return within(found, _EDGE / mpp) & tissue
+
+
+def _layers(
+    density: NDArray[np.float32],
+    tissue: NDArray[np.bool_],
+    place: tuple[slice, slice],
+    part: NDArray[np.bool_],
+    mpp: float,
+) -> NDArray[np.bool_]:
+    """Where in the box of a band layers of the tissue close beside it lie, in every colour; nowhere if it is no fold.
+
+    A rim that stains more and more has no such step beside it, a band of another colour is not layers of what lies
+    beside it, and a heap of dust is darker at its specks than a fold is anywhere.
+    """
+    margin = int(_BESIDE[1] / mpp) + 1
+    wide = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
+    here = np.zeros(tissue[wide].shape, bool)
+    box = tuple(
+        slice(side.start - outer.start, side.stop - outer.start) for side, outer in zip(place, wide, strict=True)
+    )
+    here[box] = part
+    away = np.asarray(ndimage.distance_transform_edt(~here)) * mpp
+    beside = tissue[wide] & (away > _BESIDE[0]) & (away < _BESIDE[1])
+    if not beside.any():
+        return np.zeros(part.shape, bool)
+    own, other = (np.median(density[wide][where], axis=0) for where in (here, beside))
+    times = own / np.maximum(other, 0.03)
+    dense = average(density[place])
+    even = np.quantile(dense[part], 0.95) < _EVEN * own.mean()
+    if not even or (own < np.minimum(_TIMES * other, _BLACK)).any() or times.max() > _SAME * times.min():
+        return np.zeros(part.shape, bool)
+    return dense > (own.mean() + other.mean()) / 2
+
+
+def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
+    """(h, w) the largest mean of eight values on a straight line through a pixel, of eight directions."""
+    height, width = values.shape
+    margin = int(length) + 2
+    around = np.pad(values, margin, mode="edge")
+    best = np.full(values.shape, -np.inf, np.float32)
+    for angle in np.arange(8) * (np.pi / 8):
+        step = np.array([np.sin(angle), np.cos(angle)]) * (length / 7)
+        total = around
+        for doubled in (1, 2, 4):
+            total = total + np.roll(total, np.rint(-doubled * step).astype(int), (0, 1))
+        top, left = margin - np.rint(3.5 * step).astype(int)
+        np.maximum(best, total[top : top + height, left : left + width] / 8, out=best)
+    return best
