@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -113,6 +114,35 @@ def test_new_slides_without_areas_of_their_kind_are_refused(slides, told, given,
     stages = {"inspect": {"areas": told}, "encode": {"encoder": {"name": "random"}}}
     with pytest.raises(StudyError, match=what):
         embed_new_slides(slides, stages, slides / "slides", Study(slides / "new"), areas=given and Path(given))
+
+
+def test_encode_lays_tiles_within_areas_first_as_inspect_does(slides, tmp_path):
+    study, other, areas = tmp_path / "study", tmp_path / "other", slides / "areas"
+    flags = ["--tile.px", "28", "--tile.mpp", "4", "--workers", "1"]
+    assert main(["inspect", f"{slides / 'slides'}", "--out", f"{study}", *flags]) == 0
+    whole = len(read_tiles_of(Study(study).tiles("s0")).xy)
+    chosen = ["--areas", f"{areas}", "--area.include", "Tumor"]
+    encode = ["encode", f"{study}", "--encoder", "random", "--encode.views", "0", "--workers", "1"]
+    assert main([*encode, *chosen]) == 0
+    assert main(["inspect", f"{slides / 'slides'}", "--out", f"{other}", *flags, *chosen]) == 0
+    laid, same = (read_tiles_of(Study(folder).tiles("s0")).xy for folder in (study, other))
+    assert 0 < len(laid) < whole
+    np.testing.assert_array_equal(laid, same)
+    with h5py.File(Study(study).features("s0")) as file:
+        np.testing.assert_array_equal(file["coords"][:].reshape(-1, 2), laid)
+    # What was encoded is never thrown away.
+    assert main([*encode, "--areas", f"{areas}", "--area.include", "Margin"]) == 2
+    np.testing.assert_array_equal(read_tiles_of(Study(study).tiles("s0")).xy, laid)
+
+
+def test_encode_chooses_no_slides_by_their_areas(slides, tmp_path, capsys):
+    study, flags = tmp_path / "study", ["--tile.px", "28", "--tile.mpp", "4", "--workers", "1"]
+    assert main(["inspect", f"{slides / 'slides'}", "--out", f"{study}", *flags]) == 0
+    laid = read_tiles_of(Study(study).tiles("s0")).xy
+    skipping = ["--areas", f"{slides / 'areas'}", "--area.missing", "skip"]
+    assert main(["encode", f"{study}", "--encoder", "random", *skipping]) == 2
+    assert "inspect" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_tiles_of(Study(study).tiles("s0")).xy, laid)
 
 
 def test_the_tiles_of_an_area_lie_in_it(slides):

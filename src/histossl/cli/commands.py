@@ -27,7 +27,7 @@ COMMANDS = {
         "what a probe says of new slides, and whether to trust it",
     ),
     "export": ("histossl.cli.model_commands", "export", "a model as a folder for others, with a model card"),
-    "heatmap": ("histossl.cli.study_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
+    "heatmap": ("histossl.cli.results_commands", "heatmap", "every tile's exact share of a probe's score, for QuPath"),
     "search": (
         "histossl.cli.evaluate_commands",
         "search_command",
@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "sites": ("histossl.cli.evaluate_commands", "sites", "how much the vectors know of the site, and what remedies do"),
     "status": ("histossl.study.status", "status", "what is done, which runs work on it, how fast, and the time left"),
-    "report": ("histossl.cli.study_commands", "report", "one self-contained page with all results"),
+    "report": ("histossl.cli.results_commands", "report", "one self-contained page with all results"),
     "view": ("histossl.cli.view_command", "view", "look at the cohort, its slides and their overlays, in a browser"),
     "nuclei train": ("histossl.cli.nuclei_commands", "train", "learn nuclei from images or slides, without labels"),
     "nuclei segment": ("histossl.cli.nuclei_commands", "segment", "find the nuclei of images and slides, for QuPath"),

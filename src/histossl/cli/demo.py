@@ -11,7 +11,8 @@ import urllib.request
 from pathlib import Path
 
 from histossl.cli.inspect_command import inspect
-from histossl.cli.study_commands import heatmap, report, run
+from histossl.cli.results_commands import heatmap, report
+from histossl.cli.study_commands import run
 from histossl.core import atomic
 from histossl.core.console import begin_stage, say
 from histossl.core.errors import SlideError

@@ -145,6 +145,8 @@ def _report_in_any_case(study: Study) -> ExitStack:
 def encode_command(
     study: Path,
     encoder: str = "self",
+    areas: Path | None = None,
+    area: AreaSettings = AreaSettings(),
     tile_encoder: TileTrainSettings = TileTrainSettings(),
     encode: EncodeSettings = EncodeSettings(),
     workers: int | None = None,
@@ -160,6 +162,8 @@ def encode_command(
         encoder: the tile encoder: self (learned on these slides, without labels), random (untrained, the baseline),
             imagenet, a folder that `encoder pretrain` wrote, a file of ResNet-18 weights, pickle:FILE (.pth),
             timm:NAME, hf:NAME or torchscript:FILE. Names: docs/foundation-models.md.
+        areas: as of `inspect`: the tiles of the study are first laid anew inside of these areas.
+        area: which of the areas count, and what happens to slides without any.
         tile_encoder: how `--encoder self` learns.
         encode: how tiles become features and views.
         workers: processes that read slides.
@@ -171,8 +175,15 @@ def encode_command(
     opened = existing_study(study)
     check_name(encoder)
     look_for_device(device)
+    from histossl.study.inspect_stage import lay_within
+    from histossl.wsi.named_areas import open_areas
+
+    drawn, failed = open_areas(areas, area), 0
     with open_workers(workers, timeout, scheduler, slurm) as pool:
-        return exit_code(_encode(opened, encoder, tile_encoder, encode, pool, device))
+        if drawn:
+            with opened.share(say_waiting):
+                failed = lay_within(opened, drawn, pool)
+        return exit_code(max(failed, _encode(opened, encoder, tile_encoder, encode, pool, device)))
 
 
 def pretrain_command(
@@ -316,50 +327,6 @@ def probe_command(study: Path, *, labels: Path, probe: ProbeSettings = ProbeSett
 
     with opened.lock():
         return exit_code(probe_study(opened, labels, probe))
-
-
-def heatmap(
-    study: Path,
-    *,
-    labels: Path,
-    slides: tuple[str, ...] = (),
-    probe: ProbeSettings = ProbeSettings(),
-    device: str = "auto",
-) -> int:
-    """Every tile's exact share of a linear probe's score: heatmaps/TARGET/SLIDE.csv, .geojson for QuPath and .png.
-
-    The shares of a slide's tiles add up to its logit. Each slide is judged by a probe that no slide of its patient
-    taught, those without a label by one that all others did.
-
-    Args:
-        study: the folder of the study.
-        labels: a CSV with slide_id, optionally patient_id, and label.
-        slides: slide ids; by default all.
-        probe: how the classifier is trained; its first repeat is explained.
-        device: auto, cpu or cuda.
-    """
-    opened = existing_study(study)
-    look_at_labels(labels, probe)
-    look_for_device(device)
-    from histossl.study.heatmaps import heatmaps_study
-
-    with opened.lock():
-        return exit_code(heatmaps_study(opened, labels, probe, slides, device))
-
-
-def report(study: Path) -> int:
-    """One self-contained page of all that stands in the study: report.html.
-
-    Args:
-        study: the folder of the study.
-    """
-    opened = existing_study(study)
-    from histossl.view.report.study_report import report_study
-
-    with opened.lock():
-        report_study(opened)
-    say(f"done: {opened.report}", "green")
-    return 0
 
 
 def _encode(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from histossl.core.config import to_dict
+from histossl.core.config import from_dict, to_dict
 from histossl.core.console import progress_bar, say
 from histossl.core.errors import HistosslError, SlideError, StudyError
 from histossl.core.names import folded
@@ -104,6 +104,36 @@ def inspect_slides(
     for line in (*told, *(f"SUSPECT {line}" for line in suspicions(rows))):
         say(line, "yellow")
     return failed
+
+
+def lay_within(study: Study, areas: AreaFolder | CoreGrid, workers: Executor) -> int:
+    """Lay the tiles of an inspected study anew, inside of areas.
+
+    Args:
+        study: the study; its settings of tissue and tiles stay.
+        areas: the areas that tiles are laid in.
+        workers: survey the slides.
+
+    Returns:
+        The number of slides that failed.
+
+    Raises:
+        StudyError: the study was not inspected, or has features, which are of its tiles as they lie now; or slides
+            without areas are to be skipped.
+    """
+    told = dict(study.settings().get("inspect", {}))
+    if not told:
+        raise StudyError(f"{study.folder}: has no tiles of its own", "run `histossl inspect SLIDES --out STUDY`")
+    if areas.settings.missing == "skip":
+        what = "to skip slides is to choose them, which `histossl inspect` does"
+        raise StudyError(f"{study.folder}: {what}", "inspect with --areas into another --out, or --area.missing whole")
+    tiles = study.folder / "tiles"
+    if told.pop("areas", None) != areas.told and not any((study.folder / "features").glob("*.h5")):
+        for laid in tiles.glob("*.h5"):
+            laid.unlink()
+    chosen = from_dict(InspectSettings, told)
+    paths = sorted({Path(row["path"]) for row in study.slides()})
+    return inspect_slides(study, Found(paths), None, chosen.tissue, chosen.tile, workers, areas)
 
 
 def _named(
