@@ -67,6 +67,7 @@ BEFORE = {
     "predict STUDY": "probe STUDY --labels labels.csv --probe.targets grade",
     "NEW_B --out NEW_STUDY": "pretrain FEATURES_A FEATURES_B --out STUDY",
     "--areas NEW_AREAS": "run SLIDES --out STUDY --areas AREAS --labels labels.csv --probe.targets grade",
+    "encode STUDY --areas": "inspect SLIDES --out STUDY",
     "encode study": "inspect lymphoma/slides --out study --mpp-default 0.5",
     "encode painted": "inspect cohort/slides --out painted",
 }
