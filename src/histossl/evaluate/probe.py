@@ -87,8 +87,8 @@ def probe(
                 raise
             failed.append(str(error))
             continue
-        survives = maps and task.times is not None
-        mapped = {name: maps[name](values) for name, values in vectors.items()} if survives else vectors
+        moved = maps or {} if task.times is not None else {}
+        mapped = {name: moved[name](values) if name in moved else values for name, values in vectors.items()}
         scores, note = _out_of_fold(task, mapped, settings, rivals or {})
         beside, why = _at_new_sites(task, mapped, ids, labels, settings)
         tables[task.kind].append(_score({key: (task, values) for key, values in scores.items()} | beside, settings))
