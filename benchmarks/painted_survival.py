@@ -4,6 +4,7 @@
     histossl run COHORT/slides --out STUDY --tile.px 64 --tile.mpp 1.0 --encode.views 0 --pretrain.epochs 12
     python benchmarks/painted_survival.py COHORT STUDY
 
+One outcome of each patient says little of a method: `--fresh 20` draws it anew 20 times from the known hazard.
 What vectors know of the sites of the same cohort says `histossl sites STUDY --labels COHORT/labels.csv`.
 """
 
@@ -23,6 +24,7 @@ from histossl.evaluate.rivals import probe_with_rivals
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source, read_source
 from histossl.evaluate.splits import grouped_folds
+from histossl.evaluate.steady import steady
 from histossl.evaluate.survival import fit_survival
 from histossl.evaluate.survival_score import concordance, times_of
 from histossl.evaluate.targets import make_task
@@ -54,6 +56,53 @@ def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: Prob
     )
 
 
+def drawn(hazard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Time and event, drawn as `recipe.outcome` does."""
+    event, contact = rng.exponential(60 / np.exp(hazard)), rng.uniform(6, 120, len(hazard))
+    return np.column_stack([np.maximum(np.minimum(event, contact), 0.1), event <= contact])
+
+
+def fresh_outcomes(source: Source, labels: Labels, draws: int, people: int, seed: int) -> None:
+    """One outcome a patient, drawn anew so many times: how far the probe falls short on average, and what steady adds.
+
+    Of `people` patients, drawn anew, too; 0 takes all. Standard errors are over the draws.
+    """
+    patients, factors = patients_of(source, labels), labels.table
+    names, groups = np.unique(patients, return_inverse=True)
+    told = factors.drop_duplicates("patient_id").set_index("patient_id").loc[names]
+    hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
+    for name, values in source.vectors.items():
+        plain, found = combine(values, groups).astype(np.float64), []
+        both = plain, steady(values, groups)(plain)
+        for draw in range(draws):
+            rng = np.random.default_rng([seed, draw, 4])
+            truth, kept = drawn(hazard, rng), np.sort(rng.permutation(len(names))[: people or None])
+            folds = grouped_folds(truth[kept, 1].astype(np.int64), names[kept], 5, 1, draw)[0]
+            risks = [hazard[kept], *(out_of_fold(x[kept], truth[kept], names[kept], folds) for x in both)]
+            about = truth[kept], folds, np.arange(len(kept)), np.ones((1, len(kept))), truth[kept, 1]
+            found.append([concordance(risk, *about)[0] for risk in risks])
+        true, c, steadied = np.array(found).T
+        print(
+            f"{len(kept)} patients, {draws} draws, {name}: C-index {c.mean():.4f}, steady {steadied.mean():.4f}, true"
+        )
+        print(f"  {true.mean():.4f}; short by {told_of(true - c)}, steady {told_of(true - steadied)}, ", end="")
+        print(f"gained {told_of(steadied - c)}", flush=True)
+
+
+def told_of(values: np.ndarray) -> str:
+    return f"{values.mean():.4f} ({values.std(ddof=1) / len(values) ** 0.5:.4f})"
+
+
+def out_of_fold(x: np.ndarray, truth: np.ndarray, patients: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(n,) log hazard ratios by the probe's models of the other folds."""
+    risk = np.empty(len(x))
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        about = truth[train], patients[train], x[test], ProbeSettings(), times_of(truth, ())
+        risk[test] = fit_survival(x[train], *about)[0][:, 0]
+    return risk
+
+
 def many_labels(source: Source, labels: Labels, draws: int, seed: int) -> None:
     """The same with each patient's outcome drawn many times from its hazard: what vectors hold, however few people."""
     people, factors = patients_of(source, labels), labels.table
@@ -62,15 +111,14 @@ def many_labels(source: Source, labels: Labels, draws: int, seed: int) -> None:
     hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
     rng = np.random.default_rng([seed, 3])
     rows = np.repeat(np.arange(len(names)), draws)
-    event, contact = rng.exponential(60 / np.exp(hazard[rows])), rng.uniform(6, 120, len(rows))
-    truth = np.column_stack([np.maximum(np.minimum(event, contact), 0.1), event <= contact])
+    truth = drawn(hazard[rows], rng)
     strata = np.unique(told[list(HAZARDS)].to_numpy(str), axis=0, return_inverse=True)[1]
     folds = grouped_folds(strata, names, 5, 1, seed)[0]
     ones, times = np.ones((1, len(names))), times_of(truth, ())
     # So many rows of a patient weigh so much more than the penalty.
     settings = ProbeSettings(seed=seed, alphas=tuple(draws * alpha for alpha in ProbeSettings().alphas))
     for name, values in source.vectors.items():
-        x, found = combine(values, groups).astype(np.float64), []
+        x, found = steady(values, groups)(combine(values, groups)), []
         for fold in range(5):
             train, test = np.flatnonzero(folds[rows] != fold), np.flatnonzero(folds[rows] == fold)
             about = truth[train], rows[train], x[rows[test]], settings, times
@@ -78,8 +126,8 @@ def many_labels(source: Source, labels: Labels, draws: int, seed: int) -> None:
             same = truth[test], folds[rows[test]], rows[test], ones, truth[test, 1]
             found.append([concordance(values, *same)[0] for values in (risk, hazard[rows[test]])])
         c, true = np.mean(found, axis=0)
-        told_of = f"{draws} outcomes of each of {len(names)} patients"
-        print(f"{told_of}: C-index {c:.4f} of {name}, {true:.4f} of the true hazard", flush=True)
+        start = f"{draws} outcomes of each of {len(names)} patients"
+        print(f"{start}: C-index {c:.4f} of {name}, {true:.4f} of the true hazard", flush=True)
 
 
 def main() -> None:
@@ -90,11 +138,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--draws", type=int, default=30)
     parser.add_argument("--bootstraps", type=int, default=1000)
+    parser.add_argument("--fresh", type=int, default=0, help="only draw one outcome a patient anew so many times")
+    parser.add_argument("--people", type=int, default=0, help="of so many patients; 0 takes all")
     args = parser.parse_args()
     settings = ProbeSettings(shots=(), repeats=args.repeats, bootstraps=args.bootstraps, seed=args.seed)
     source = read_source(args.study)
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
+    if args.fresh:
+        return fresh_outcomes(source, labels, args.fresh, args.people, args.seed)
     many_labels(source, labels, args.draws, args.seed)
     for unit in ("patient", "slide"):
         survival(args.cohort, source, factors, replace(settings, unit=unit, parts=("all",)))

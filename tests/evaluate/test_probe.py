@@ -320,9 +320,10 @@ def test_the_paragraph_of_method_tells_every_setting():
         "unit": "patient", "site_remedy": "centre", "time": "os_months", "event": "os_event", "horizons": (60.0,),
         "scale": "columns", "area": "tumour",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(ProbeSettings)} - {"combine"}
+    assert set(others) == {field.name for field in fields(ProbeSettings)} - {"combine", "steady"}
     patients = replace(plain, unit="patient")
     assert describe(replace(patients, combine="tiles")) != describe(patients)
+    assert describe(replace(patients, steady=False), survival=True) != describe(patients, survival=True)
     said = describe(plain, True, True, True)
     told = {name: describe(replace(plain, **{name: value}), True, True, True) for name, value in others.items()}
     assert all(text != said for text in told.values())

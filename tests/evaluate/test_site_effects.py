@@ -85,6 +85,13 @@ def test_confounding_is_said_in_one_line():
     sites = np.array(["A"] * 20 + ["B"] * 20)
     assert confounding(np.array(["x"] * 20 + ["y"] * 20), sites).startswith("CONFOUNDED")
     assert confounding(np.array(["x", "y"] * 20), sites).endswith("V 0.00")
+    nine_in_ten = np.array((["x"] * 18 + ["y"] * 2) + (["y"] * 18 + ["x"] * 2))
+    assert confounding(nine_in_ten, sites).startswith("CONFOUNDED IN PART with the site (Cramér's V 0.80)")
+    # Many small sites go together with anything, by chance.
+    rng = np.random.default_rng(0)
+    told = confounding(rng.permutation(["x", "y"] * 30), np.arange(60) // 2)
+    assert float(told.rpartition("V ")[2]) > 0.5
+    assert told.startswith("class and site")
     source, labels, _, _ = cohort(np.random.default_rng(3))
     assert "class and site go together" in probe_with_rivals(source, labels, QUICK).audit[0]
 

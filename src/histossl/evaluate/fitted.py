@@ -23,9 +23,10 @@ from histossl.core.errors import FileFormatError, LabelError, SettingsError, fil
 from histossl.evaluate.conformal import fit_calibration, nearest_patients, strangeness
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.linear import LinearScore, fit_task
-from histossl.evaluate.patients import by_patient, patients_of
+from histossl.evaluate.patients import by_patient, patients_of, steady_maps
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
+from histossl.evaluate.steady import Steady
 from histossl.evaluate.targets import Task, make_task
 
 FORMAT = "histossl probe 1"
@@ -182,6 +183,7 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
         what = f"probe.site_remedy is {settings.site_remedy}: a new slide alone has no mean of its site"
         raise SettingsError(what, "a probe to be applied to new slides takes --probe.site-remedy none")
     labels = replace(labels, sites={**source.sites, **labels.sites})
+    maps = steady_maps(source, labels, settings)
     if settings.unit == "patient":
         source, labels, _ = by_patient(source, labels, settings.combine)
     name, vectors = next(iter(source.vectors.items()))
@@ -192,7 +194,7 @@ def fit_probe(source: Source, labels: Labels, settings: ProbeSettings) -> Fitted
         except LabelError as error:
             failed.append(error)
             continue
-        targets.append(_fit(task, vectors[task.rows], settings))
+        targets.append(_fit(task, vectors[task.rows], settings, None if task.times is None else maps.get(name)))
     if not targets:
         raise failed[0]
     patients = patients_of(source, labels)
@@ -236,12 +238,15 @@ def keep_probe(source: Source, labels: Labels, settings: ProbeSettings, folder: 
         say(f"note: no probe is kept for new slides: {error}", "yellow")
 
 
-def _fit(task: Task, values: NDArray, settings: ProbeSettings) -> FittedTarget:
+def _fit(task: Task, values: NDArray, settings: ProbeSettings, mapped: Steady | None) -> FittedTarget:
+    values = values if mapped is None else mapped(values)
     everyone = fit_task(task, np.arange(len(values)), values, settings, "all labelled slides")
     held_out = np.empty((len(values), len(everyone.names)))
     for fold in range(settings.folds):
         train, test = np.flatnonzero(task.folds[0] != fold), np.flatnonzero(task.folds[0] == fold)
         held_out[test] = fit_task(task, train, values, settings, "")(values[test])
+    if mapped is not None:
+        everyone = replace(everyone, weights=mapped(everyone.weights.T).T)  # of vectors as they are
     truth, about = np.asarray(task.truth, np.float64), (task.target, task.kind)
     if task.names is None:
         return FittedTarget(*about, (), everyone, task.rows, truth, held_out)

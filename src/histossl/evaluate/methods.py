@@ -23,6 +23,10 @@ REMEDIED = {
 }
 
 
+STEADY = (
+    "Before survival is learned, the covariance of the slides of a patient about their mean, averaged with one alike "
+    "in all directions, is made the same in every direction (within-class covariance normalisation), without labels."
+)
 NEW_SITES = (
     "Beside it stands the same model with whole sites held out, and with them whole patients, in as many folds, or as "
     "there are sites where these are fewer."
@@ -57,6 +61,7 @@ def describe(
         *([REMEDIED[settings.site_remedy]] if settings.site_remedy != "none" else []),
         *([f"Of slides with several areas only {settings.area} counts."] if settings.area else []),
         *([_unit(settings)] if settings.unit == "patient" else []),
+        *([STEADY] if survival and settings.unit == "patient" and settings.steady else []),
         _splits(settings),
         *([NEW_SITES] if new_sites else []),
         _figures(settings, classes, numbers, survival),

@@ -17,6 +17,7 @@ from histossl.core.tables import EMPTY, number, read_table
 from histossl.evaluate.labels import SLIDE_COLUMNS, Labels, find_column, read_labels
 from histossl.evaluate.settings import ProbeSettings
 from histossl.evaluate.sources import Source
+from histossl.evaluate.steady import Steady, steady
 
 
 def labels_for(source: Source, path: str | Path, settings: ProbeSettings = ProbeSettings()) -> Labels:
@@ -182,6 +183,25 @@ def by_patient(source: Source, labels: Labels, how: str) -> tuple[Source, Labels
     lines = {name: labels.lines[slides[0]] for name, slides in there.items() if slides and slides[0] in labels.lines}
     labelled = replace(labels, table=table.drop(lost), sites=found.sites, lines=lines)
     return found, replace(labelled, complaints=(*labels.complaints, *complaints)), members
+
+
+def steady_maps(source: Source, labels: Labels, settings: ProbeSettings) -> dict[str, Steady]:
+    """What a row a patient does to vectors before survival is learned from them, see `steady`.
+
+    Args:
+        source: of the slides, not yet combined.
+        labels: of the slides.
+        settings: `unit`, `combine` and `steady`.
+
+    Returns:
+        Name of the vectors -> its map, found by the slides that count; empty where none is wanted.
+    """
+    if settings.unit != "patient" or not settings.steady:
+        return {}
+    weights = slide_weights(source, settings.combine, labels.weights)
+    counts = np.full(len(source.ids), True) if weights is None else weights > 0
+    groups = np.unique(patients_of(source, labels)[counts], return_inverse=True)[1]
+    return {name: steady(values[counts], groups) for name, values in source.vectors.items()}
 
 
 def slide_weights(source: Source, how: str, named: Mapping[str, float] | None = None) -> NDArray[np.float64] | None:

@@ -30,6 +30,7 @@ from histossl.evaluate.scaling import scaled
 from histossl.evaluate.score import interval, samples_of
 from histossl.evaluate.settings import ProbeResult, ProbeSettings, Rival
 from histossl.evaluate.site_remedies import remedied
+from histossl.evaluate.steady import Steady
 from histossl.evaluate.summary import NEW_SITES
 from histossl.evaluate.survival import WITHOUT, fit_survival, no_features, ranks_in_folds, with_survival
 from histossl.evaluate.survival_score import survival_samples
@@ -43,6 +44,7 @@ def probe(
     settings: ProbeSettings = ProbeSettings(),
     rivals: Mapping[str, Rival] | None = None,
     seen: Collection[str] | None = None,
+    maps: Mapping[str, Steady] | None = None,
 ) -> ProbeResult:
     """Compare embeddings of the same slides by a linear model on each, on the same splits.
 
@@ -64,6 +66,7 @@ def probe(
         settings: see there; the caller adds what `settings.rivals` requests.
         rivals: name -> a method that is not a linear model on vectors; judged on the same slides.
         seen: slides that the slide encoder was trained on without labels, where known: the audit names their number.
+        maps: embedding -> what is done to it before survival is learned from it.
 
     Returns:
         Scores with intervals, out-of-fold predictions, audit and complaints.
@@ -84,8 +87,10 @@ def probe(
                 raise
             failed.append(str(error))
             continue
-        scores, note = _out_of_fold(task, vectors, settings, rivals or {})
-        beside, why = _at_new_sites(task, vectors, ids, labels, settings)
+        moved = maps or {} if task.times is not None else {}
+        mapped = {name: moved[name](values) if name in moved else values for name, values in vectors.items()}
+        scores, note = _out_of_fold(task, mapped, settings, rivals or {})
+        beside, why = _at_new_sites(task, mapped, ids, labels, settings)
         tables[task.kind].append(_score({key: (task, values) for key, values in scores.items()} | beside, settings))
         predictions.append(_predictions(task, {name: scores[name, n] for name, n in scores if n == "all"}))
         here = (values[task.rows] for values in vectors.values())

@@ -21,7 +21,7 @@ from histossl.core.hdf5 import read_features
 from histossl.core.npy import read_npy
 from histossl.evaluate.labels import Labels
 from histossl.evaluate.part_weights import weighed_parts
-from histossl.evaluate.patients import by_patient
+from histossl.evaluate.patients import by_patient, steady_maps
 from histossl.evaluate.probe import probe
 from histossl.evaluate.settings import NEIGHBOURS, TRAINED, ProbeResult, ProbeSettings, Recipe, Rival
 from histossl.evaluate.site_remedies import remedied
@@ -65,7 +65,7 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         vectors |= _pooled(source, pooled)
     source = replace(source, vectors=vectors)
     labels = replace(labels, sites={**source.sites, **labels.sites})
-    members = {name: [name] for name in source.ids}
+    members, maps = {name: [name] for name in source.ids}, steady_maps(source, labels, settings)
     if settings.unit == "patient":
         source, labels, members = by_patient(source, labels, settings.combine)
     rivals: dict[str, Rival] = {}
@@ -79,7 +79,7 @@ def probe_with_rivals(source: Source, labels: Labels, settings: ProbeSettings, k
         name, rival = weighed_parts(source.vectors[first], source.parts, list(patients), settings, sites)
         rivals[f"{first}, {name}"] = rival
     rivals |= _trained(source, [name for name in wanted if name in TRAINED], members, keep)
-    found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen)
+    found = probe(source.vectors, source.ids, labels, settings, rivals, source.seen, maps)
     return found if settings.unit == "slide" else _counted(found, members)
 
 

@@ -36,6 +36,8 @@ class ProbeSettings:
         unit: what a row is: slide, or patient: the vectors of a patient's slides are combined, with one label.
         combine: how a patient's slides are combined: mean; tiles: in proportion to their numbers of tiles; a COLUMN of
             the labels: by these weights, of which 0 leaves a slide out; COLUMN=VALUE: those slides alone.
+        steady: of survival of patients: directions in which the slides of one patient lie apart count less, by as much
+            as they do; it takes no label, and changes nothing where every patient has one slide.
         hold_out: patients, or sites: whole sites and with them whole patients are tested by models that saw neither.
         site_remedy: none; centre: subtract each site's mean from its vectors, which takes no label; scale: and scale
             their deviations to the cohort's; fitted on the training patients of each fold.
@@ -68,6 +70,7 @@ class ProbeSettings:
     area: str = ""
     unit: str = "slide"
     combine: str = "mean"
+    steady: bool = True
     hold_out: str = "patients"
     site_remedy: str = "none"
     folds: int = 5
