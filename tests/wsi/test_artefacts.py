@@ -118,6 +118,16 @@ def test_a_band_of_another_colour_is_no_fold():
     assert of_kind(grained(np.where(band, layers, EOSIN)), "fold").any()
 
 
+def test_a_heap_of_dust_on_dark_tissue_is_no_fold():
+    """Specks of 70 µm side by side, and a band as opaque that is longer."""
+    y, x = (np.mgrid[:600, :600] - 300) * 4.0
+    heap = np.any([np.hypot(y, x - middle) < 35 for middle in (-60, 0, 60)], 0)
+    band = (np.abs(y) < 35) & (np.abs(x) < 300)
+    dark = np.array([0.55, 0.6, 0.5]) * (y < 1100)[..., None]  # below is glass
+    found = [of_kind(grained(np.where(where[..., None], 1.25, dark)), "fold").any() for where in (heap, band)]
+    assert found == [False, True]
+
+
 def test_what_lies_between_two_bubbles_is_none(tissue):
     """They touch each other, and the border cuts both, so that their rims enclose tissue between them."""
     bubbles = [Artefact("bubble", x, 380.0, 400, 0.0, SEED) for x in (800.0, 1580.0)]

@@ -11,6 +11,7 @@ from histossl.wsi.density import average, blurred, depth, least, long_parts, wit
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
 _LINES = 1.25, 1.4, 1.8  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits
 _LONG = 100.0, 220.0, 1.3, 3000.0  # least length and most width in µm, area over width squared, least area in µm²
+_DUST = 0.9, 0.4, 300.0, 3.0  # density in each colour, share of a band; least length in µm and area over width squared
 _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared with
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
 _SAME = 1.7  # the most that this may differ between the colours, as a factor
@@ -18,11 +19,14 @@ _EVEN = 1.75  # the densest of it over the median
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 
 
-def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
+def find_folds(
+    density: NDArray[np.float32], raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
+) -> NDArray[np.bool_]:
     """Long bands, denser than the tissue beside them by the same factor in all colours, as layers of it are.
 
     Args:
         density: (h, w, 3) optical density, blurred by about a nucleus.
+        raw: the same, not blurred.
         tissue: (h, w), where folds are looked for.
         mpp: µm per pixel, about 8.
 
@@ -37,12 +41,17 @@ def find_folds(density: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: flo
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
     line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
     dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
+    opaque = least(raw) > _DUST[0]
     found = np.zeros(tissue.shape, bool)
     for limit in _LINES:
         for place, part in long_parts(dense & (line > limit), _LONG[0] / mpp, _LONG[1] / mpp):
             area, width = part.sum(), 2 * depth(part).max()
+            # Folds of dark tissue let as little light pass as dust, whose heaps are shorter.
+            dark = opaque[place][part].mean() > _DUST[1]
+            if dark and np.hypot(*part.shape) * mpp < _DUST[2]:
+                continue
             sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
-            if sure and area > _LONG[2] * width**2 and area * mpp**2 > _LONG[3]:
+            if sure and area > (_DUST[3] if dark else _LONG[2]) * width**2 and area * mpp**2 > _LONG[3]:
                 found[place] |= part & _layers(density, tissue, place, part, mpp)
     return within(found, _EDGE / mpp) & tissue
 
