@@ -175,12 +175,13 @@ def encode_command(
     opened = existing_study(study)
     check_name(encoder)
     look_for_device(device)
-    from histossl.study.inspect_stage import lay_within
     from histossl.wsi.named_areas import open_areas
 
     drawn, failed = open_areas(areas, area), 0
     with open_workers(workers, timeout, scheduler, slurm) as pool:
         if drawn:
+            from histossl.study.inspect_stage import lay_within
+
             with opened.share(say_waiting):
                 failed = lay_within(opened, drawn, pool)
         return exit_code(max(failed, _encode(opened, encoder, tile_encoder, encode, pool, device)))

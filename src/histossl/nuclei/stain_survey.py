@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.errors import SlideError
-from histossl.nuclei.pseudo_labels import slide_tree
+from histossl.nuclei.pseudo_labels import SlideTree, slide_tree
 from histossl.nuclei.settings import SegmentSettings
 from histossl.nuclei.usual import USUAL
 from histossl.wsi.areas import SlideAreas, restrict
@@ -39,6 +39,7 @@ class StainSurvey:
         stains: None where there is nothing stained.
         tile_mpp: µm per pixel of the pictures in which nuclei are looked for: the method's mpp, or finer where the
             slide's nuclei are small and the method is told so.
+        tree: how hematoxylin tells the slide's sure nuclei, where the size of nuclei was looked at; else None.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class StainSurvey:
     fields: list[NDArray[np.uint8]]
     stains: Stains | None
     tile_mpp: float
+    tree: SlideTree | None = None
 
 
 def survey(
@@ -93,10 +95,12 @@ def survey(
     elif stains.has_brown:
         what = "a brown stain, as of immunohistochemistry or tan collagen: of brown nuclei hardly any are found"
         log.warning("%s: %s", slide.path.name, what)
-    tile_mpp = finer(mpp, slide_tree(fields, stains, mpp).objects.usual) if sized and stains else mpp
-    if tile_mpp != mpp:
+    tree = slide_tree(fields, stains, mpp) if sized and stains else None
+    tile_mpp = finer(mpp, tree.objects.usual) if tree else mpp
+    if tree and stains and tile_mpp != mpp:
         fields = _fields(slide, mask, tile_mpp, settings)
-    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains, tile_mpp)
+        tree = slide_tree(fields, stains, mpp)
+    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains, tile_mpp, tree)
 
 
 def _fields(slide: Slide, mask: TissueMask, mpp: float, settings: SegmentSettings) -> list[NDArray[np.uint8]]:

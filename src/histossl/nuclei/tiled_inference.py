@@ -227,7 +227,9 @@ def segment_rows(
     if known.stains is None:
         rows = [[] for _ in rows]
     context = method.prepare(known.fields, known.stains) if known.stains else 0.0
-    tree = slide_tree(known.fields, known.stains, method.mpp) if known.stains and method.supported else None
+    tree = None
+    if known.stains and method.supported:
+        tree = known.tree or slide_tree(known.fields, known.stains, method.mpp)
     scale = level0_length(1, known.tile_mpp, known.mpp)
     found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
     for k, found in enumerate(found_rows, done):

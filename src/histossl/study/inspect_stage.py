@@ -118,8 +118,8 @@ def lay_within(study: Study, areas: AreaFolder | CoreGrid, workers: Executor) ->
         The number of slides that failed.
 
     Raises:
-        StudyError: the study was not inspected, or has features, which are of its tiles as they lie now; or slides
-            without areas are to be skipped.
+        StudyError: the study was not inspected, is used by another run, or has features, which are of its tiles as
+            they lie now; or slides without areas are to be skipped.
     """
     told = dict(study.settings().get("inspect", {}))
     if not told:
@@ -129,6 +129,9 @@ def lay_within(study: Study, areas: AreaFolder | CoreGrid, workers: Executor) ->
         raise StudyError(f"{study.folder}: {what}", "inspect with --areas into another --out, or --area.missing whole")
     tiles = study.folder / "tiles"
     if told.pop("areas", None) != areas.told and not any((study.folder / "features").glob("*.h5")):
+        if others := study.others():
+            what = f"{study.folder}: another run is using its tiles: {others}"
+            raise StudyError(what, "wait for it to end, or inspect into another --out")
         for laid in tiles.glob("*.h5"):
             laid.unlink()
     chosen = from_dict(InspectSettings, told)
