@@ -17,7 +17,7 @@ from histossl.gigassl.complete import complete
 from histossl.gigassl.embed import EmbedSettings, embed_slide, explain_slide
 from histossl.gigassl.encoder import UNTRAINED, SlideEncoder
 from histossl.gigassl.encoder_settings import EncoderSettings, made_before
-from histossl.gigassl.parts import KINDS, Kind, Part
+from histossl.gigassl.parts import KINDS, LEAST, Kind, Part
 from histossl.gigassl.pretrain_settings import NEIGHBOURS
 from histossl.gigassl.views import ViewSettings
 
@@ -55,7 +55,7 @@ def both() -> tuple[SlideEncoder, SlideEncoder]:
 def test_a_part_is_the_affine_map_that_it_says() -> None:
     rows = torch.from_numpy(np.random.default_rng(1).standard_normal((30, 5)) * [9, 3, 1, 0.5, 0.1])
     for power in (0.0, 0.5, 1.0):
-        part = Part(5, Kind(weight=2.0, axes=3, power=power, standard=False))
+        part = Part(5, Kind(weight=2.0, axes=3, power=power, counts=False))
         assert torch.equal(part(rows.float()), rows.float())  # until it is fitted
         part.fit(rows)
         found = part(rows).double()
@@ -64,6 +64,31 @@ def test_a_part_is_the_affine_map_that_it_says() -> None:
         own, given = (np.linalg.svd(x - x.mean(0), compute_uv=False)[:3] for x in (found.numpy(), rows.numpy()))
         np.testing.assert_allclose(own / own[0], (given / given[0]) ** (1 - power), atol=1e-3)
         assert np.linalg.matrix_rank(found.numpy(), tol=1e-3) == 3
+
+
+@pytest.mark.parametrize(("planted", "kept"), [(0, LEAST), (5, 5), (9, 9)])
+def test_counts_keep_the_axes_that_differ_more_than_chance(planted: int, kept: int) -> None:
+    """So many causes, each of which moves twenty columns; all the rest of the columns is noise of their own."""
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((80, 200)) * rng.uniform(0.1, 3, 200)
+    for cause in range(planted):
+        rows[:, 20 * cause : 20 * cause + 20] *= 0.7
+        rows[:, 20 * cause : 20 * cause + 20] += rng.standard_normal((80, 1)) * rows[
+            :, 20 * cause : 20 * cause + 20
+        ].std(0)
+    part = Part(200, Kind(weight=1.0, axes=32, power=0.0, counts=True))
+    part.fit(torch.from_numpy(rows))
+    assert np.linalg.matrix_rank(part(torch.from_numpy(rows)).numpy(), tol=1e-3) == kept
+
+
+def test_a_part_that_was_made_with_fewer_axes_is_loaded() -> None:
+    rows = torch.from_numpy(np.random.default_rng(4).standard_normal((30, 12))).float()
+    old, new = (Part(12, Kind(1.0, axes, 0.5, False)) for axes in (3, 8))
+    old.fit(rows)
+    new.load_state_dict(old.state_dict())
+    torch.testing.assert_close(new(rows), old(rows))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        new.load_state_dict(Part(11, KINDS["mean"]).state_dict())
 
 
 def test_scores_of_the_mapped_part_are_scores_of_the_part() -> None:

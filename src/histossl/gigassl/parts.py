@@ -3,19 +3,22 @@
 What a part says of slides lies along few directions: its principal axes over the cohort. The rest is noise of which
 slides, cells and patches happened to be there, and in a part of hundreds of numbers there is more of it than of
 anything else: with 25 labelled slides it decides. So every part is centred over the cohort, seen along its first
-principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. The
-result stays in the part's own columns, whatever a user then does with single columns. All of it is one affine map a
-part, found once and kept with the encoder: a new slide is embedded alone, and a tile's share in a linear score stays
-exact.
+principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. Of
+counts only the axes count that differ more than chance (Horn's parallel analysis, Psychometrika 1965): how many there
+are depends on the cohort. The result stays in the part's own columns, whatever a user then does with single columns.
+All of it is one affine map a part, found once and kept with the encoder: a new slide is embedded alone, and a tile's
+share in a linear score stays exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+LEAST = 4  # axes that a part of counts keeps where there are as many: few slides do not tell chance from the rest
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,28 @@ class Kind:
         weight: root mean square length of the part over the cohort.
         axes: principal axes that are kept, at most.
         power: the variances along them are divided by this power of themselves: 0 leaves them, 1 makes them equal.
-        standard: whether the columns are first brought to variance 1, as of counts; otherwise they share one scale.
+        counts: whether the part is of counts: its columns are first brought to variance 1, and only axes that differ
+            more than chance are kept. Otherwise the columns share one scale.
     """
 
     weight: float
     axes: int
     power: float
-    standard: bool
+    counts: bool
 
 
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
-    "mean": Kind(0.6, 32, 0.5, False),
-    "prototypes": Kind(0.6, 16, 0.0, True),
-    "stage prototypes": Kind(0.8, 16, 0.5, True),
+    "mean": Kind(0.5, 32, 0.5, False),
+    "prototypes": Kind(0.6, 32, 0.0, True),
+    "stage prototypes": Kind(0.9, 32, 0.5, True),
 }
 """Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
-    "prototypes": Kind(0.75, 16, 0.0, True),
+    "prototypes": Kind(0.75, 32, 0.0, True),
 }
 """The same where the stage learns by a contrast of slides: it then adds next to nothing to the mean of the tiles."""
 
@@ -71,6 +75,13 @@ class Part(nn.Module):
         self.register_buffer("down", torch.zeros(dim, rank))
         self.register_buffer("up", torch.zeros(rank, dim))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Encoders may have been made with another number of axes."""
+        axes = state.get(prefix + "up")
+        if axes is not None and axes.shape[1:] == self.centre.shape:
+            self.up, self.down = torch.empty_like(axes), torch.empty_like(axes.T)
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Bring rows of a part to the scale of the cohort; before `fit` they stay as they are.
@@ -114,10 +125,13 @@ class Part(nn.Module):
         spread = centred.std(0, correction=0)
         # A column that differs by rounding alone says nothing.
         varies = spread > 1e-5 * rows.abs().amax(0).clamp(min=1e-6)
-        unit = spread if self.kind.standard else spread.square().mean().sqrt().expand_as(spread)
+        unit = spread if self.kind.counts else spread.square().mean().sqrt().expand_as(spread)
         scale = torch.where(varies, 1 / unit.clamp(min=1e-12), 0)
         _, lengths, axes = torch.linalg.svd(centred * scale, full_matrices=False)
-        kept = min(self.down.shape[1], int((lengths > 1e-4 * lengths[0].clamp(min=1e-12)).sum()), len(rows) - 1)
+        least = 1e-4 * lengths[0].clamp(min=1e-12)
+        kept = min(self.down.shape[1], int((lengths > least).sum()), len(rows) - 1)
+        if self.kind.counts and kept > LEAST:
+            kept = max(LEAST, min(kept, int((lengths > by_chance(centred * scale)).sum())))
         self.centre.copy_(rows.mean(0))
         self.down.zero_()
         self.up.zero_()
@@ -129,6 +143,24 @@ class Part(nn.Module):
             gains = gains * self.kind.weight / (variances * gains.square()).sum().sqrt()
             self.down[:, :kept] = axes * scale[:, None] * gains
             self.up[:kept] = axes.T
+
+
+def by_chance(rows: Tensor, times: int = 5) -> Tensor:
+    """The largest singular value that rows have if no column goes with another: each column is shuffled by itself.
+
+    Args:
+        rows: (N, dim), centred.
+        times: that they are shuffled; the mean is taken.
+
+    Returns:
+        ().
+    """
+    chance = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(times):
+        order = torch.rand(rows.shape, generator=chance, dtype=torch.float64).argsort(0)
+        found.append(torch.linalg.matrix_norm(rows.gather(0, order), 2))
+    return torch.stack(found).mean()
 
 
 class Parts(nn.Module):
