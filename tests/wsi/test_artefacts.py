@@ -287,6 +287,13 @@ def test_real_slides_show_few(data_dir, name):
     assert (grid.artefacts.scores[:, : KINDS.index("blood")] >= LIMITS[: KINDS.index("blood")]).any(1).mean() < 0.08
 
 
+@pytest.mark.parametrize(("name", "told"), [("monusac-A9K0_3.svs", 1.0), ("monusac-A9K0_1.svs", 0.0)])
+def test_a_real_field_of_blood_is_blood(data_dir, name, told):
+    with open_slide(data_dir / "slides" / name, mpp_default=1.0) as slide:
+        kinds = find_tissue(slide).kinds
+    assert (kinds == 1 + KINDS.index("blood")).mean() == pytest.approx(told, abs=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_dropping_artefacts_takes_a_false_signal_away(tmp_path):
