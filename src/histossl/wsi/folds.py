@@ -17,7 +17,7 @@ _LONG = 100.0, 220.0, 1.3, 3000.0  # least length and most width in µm, area ov
 _DUST = 0.9, 0.4, 300.0, 3.0  # density in each colour, share of a band; least length in µm and area over width squared
 _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared with
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
-_SAME = 1.7  # the most that this may differ between the colours, as a factor
+_SAME = 1.5  # the most that this may differ between the colours, as a factor
 _EVEN = 1.75  # the densest of it over the median
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 
