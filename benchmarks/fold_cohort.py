@@ -80,13 +80,18 @@ def slides_of(folder: Path, features: Path, encoder: str | TileEncoder, slides: 
         cover = bits.reshape(HEIGHT, WIDTH).astype(bool)
         tiles = {folds: cohort[f"{k:03d}-{'folds' if folds else 'none'}"] for folds in (False, True)}
         laid = {folds: _places(folder / f"{k:03d}-{'folds' if folds else 'none'}.png") for folds in tiles}
-        kept = {folds: np.array([tuple(at) in laid[folds] for at in one.xy.tolist()]) for folds, one in tiles.items()}
+        kept = {folds: np.array([tuple(at) in laid[folds] for at in _xy(one).tolist()]) for folds, one in tiles.items()}
         clean = {
-            folds: np.array([not (folds and cover[y : y + TILE.px, x : x + TILE.px].any()) for x, y in one.xy])
+            folds: np.array([not (folds and cover[y : y + TILE.px, x : x + TILE.px].any()) for x, y in _xy(one)])
             for folds, one in tiles.items()
         }
         found.append(Painted(tiles, kept, clean))
     return found
+
+
+def _xy(tiles: TileFeatures) -> NDArray[np.int64]:
+    assert tiles.xy is not None
+    return tiles.xy
 
 
 def _places(picture: Path) -> set[tuple[int, int]]:
@@ -109,11 +114,11 @@ def of_class(painted: list[Painted], way: str, folded: Keep) -> dict[str, TileFe
             keep = slide.clean[folds]
         elif way == "shape" and folded[k]:
             other = painted[k - 1]
-            lost = set(map(tuple, other.tiles[True].xy[~other.clean[True]].tolist()))
-            keep = np.array([tuple(at) not in lost for at in tiles.xy.tolist()])
+            lost = set(map(tuple, _xy(other.tiles[True])[~other.clean[True]].tolist()))
+            keep = np.array([tuple(at) not in lost for at in _xy(tiles).tolist()])
         if not keep.any():  # as a study, which would leave the slide out; both classes keep their number
             keep[:] = True
-        found[f"{k:03d}"] = replace(tiles, name=f"{k:03d}", features=tiles.features[keep], xy=tiles.xy[keep])
+        found[f"{k:03d}"] = replace(tiles, name=f"{k:03d}", features=tiles.features[keep], xy=_xy(tiles)[keep])
     return found
 
 
@@ -170,7 +175,9 @@ def main() -> None:
     lost = sum(int((~slide.found[True] & ~slide.clean[True]).sum()) for slide in painted)
     total, touched = sum(map(len, folded)), sum(int((~one).sum()) for one in folded)
     wrong = sum(int((~slide.found[False]).sum()) for slide in painted)
-    print(f"{len(painted)} slides, {total} tiles with folds painted, {touched} of them touched, {lost} of these dropped")
+    print(
+        f"{len(painted)} slides, {total} tiles with folds painted, {touched} of them touched, {lost} of these dropped"
+    )
     print(f"without folds {sum(len(slide.found[False]) for slide in painted)} tiles, {wrong} dropped")
     print(f"means of tiles, {given.encoder}, {given.draws} draws")
     table(painted, given.draws, means)
