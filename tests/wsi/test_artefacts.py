@@ -118,6 +118,17 @@ def test_a_band_of_another_colour_is_no_fold():
     assert of_kind(grained(np.where(band, layers, EOSIN)), "fold").any()
 
 
+def test_folds_that_cross_are_all_found():
+    """Three in a row, the second the palest: together they are no even band."""
+    width, height = 1536, 1792
+    form = SynthSettings(width, height, seed=10001, patient=10001, composition=1, arrangement=1, lesion=0)
+    clean = paint_region(form, Region(0, 0, width, height))
+    painted, covers = paint_artefacts(clean, 1.0, artefacts_of(replace(form, artefacts=("fold",) * 3)))
+    kinds = find_tissue(picture_slide(painted, 1.0), TissueSettings(pens=False)).kinds
+    found = np.asarray(Image.fromarray(kinds == 1 + KINDS.index("fold")).resize((width, height)))
+    assert min(found[cover].mean() for cover in covers) > 0.5
+
+
 def test_a_heap_of_dust_on_dark_tissue_is_no_fold():
     """Specks of 70 µm side by side, and a band as opaque that is longer."""
     y, x = (np.mgrid[:600, :600] - 300) * 4.0
@@ -285,6 +296,13 @@ def test_real_slides_show_few(data_dir, name):
         grid = tile_grid(slide, find_tissue(slide), TileSpec())
     assert grid.artefacts is not None
     assert (grid.artefacts.scores[:, : KINDS.index("blood")] >= LIMITS[: KINDS.index("blood")]).any(1).mean() < 0.08
+
+
+@pytest.mark.parametrize(("name", "told"), [("monusac-A9K0_3.svs", 1.0), ("monusac-A9K0_1.svs", 0.0)])
+def test_a_real_field_of_blood_is_blood(data_dir, name, told):
+    with open_slide(data_dir / "slides" / name, mpp_default=1.0) as slide:
+        kinds = find_tissue(slide).kinds
+    assert (kinds == 1 + KINDS.index("blood")).mean() == pytest.approx(told, abs=0.01)
 
 
 @pytest.mark.slow

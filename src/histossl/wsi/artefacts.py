@@ -42,7 +42,7 @@ _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue,
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
 _SPECK = 4  # steps of 2 µm, side of the smallest square that is dark
-_COVERED = 0.005  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
+_COVERED = 0.001  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
 _OPAQUE = 54  # intensity of the brightest channel; nuclei leave more of the blue
 _NUCLEUS = 120.0  # µm², of what is dark at once; of dark nuclei less
 
@@ -281,9 +281,14 @@ def _hull_area(part: NDArray[np.bool_]) -> float:
 
 
 def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """(h, w) pools of red cells: eosin's red without hematoxylin, and more yellow in it."""
+    """(h, w) pools of red cells: eosin's red without hematoxylin, and more yellow in it; a small field may be one.
+
+    Where many cells lie on each other, the yellow is less beside the red; tissue is not as dense without hematoxylin.
+    """
     red, green, blue = np.moveaxis(density, 2, 0)
-    return without_small((green > 0.4) & (red < 0.3 * green) & (blue > 0.65 * green), (60 / mpp) ** 2)
+    cells = (green > 0.4) & (red < 0.3 * green) & (blue > 0.65 * green)
+    cells |= (green > 0.8) & (red < 0.15 * green) & (blue > 0.5 * green)
+    return without_small(cells, min((60 / mpp) ** 2, 0.25 * cells.size))
 
 
 def tile_scores(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -9,12 +11,13 @@ from scipy import ndimage
 from histossl.wsi.density import average, blurred, depth, least, long_parts, within
 
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
-_LINES = 1.25, 1.4, 1.8  # the same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits
+# The same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits, and a fold that crosses it.
+_LINES = 1.25, 1.4, 1.8, 2.4
 _LONG = 100.0, 220.0, 1.3, 3000.0  # least length and most width in µm, area over width squared, least area in µm²
 _DUST = 0.9, 0.4, 300.0, 3.0  # density in each colour, share of a band; least length in µm and area over width squared
 _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared with
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
-_SAME = 1.7  # the most that this may differ between the colours, as a factor
+_SAME = 1.5  # the most that this may differ between the colours, as a factor
 _EVEN = 1.75  # the densest of it over the median
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 
@@ -39,21 +42,39 @@ def find_folds(
     smooth = blurred(density, 12 / mpp)
     layers = least(smooth / np.maximum(around, 0.05))
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
-    line = np.exp(_along(np.log(np.clip(layers, 0.5, 2.5)), 160 / mpp))
+    line = np.exp(_along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp))
     dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
-    opaque = least(raw) > _DUST[0]
-    found = np.zeros(tissue.shape, bool)
-    for limit in _LINES:
-        for place, part in long_parts(dense & (line > limit), _LONG[0] / mpp, _LONG[1] / mpp):
-            area, width = part.sum(), 2 * depth(part).max()
-            # Folds of dark tissue let as little light pass as dust, whose heaps are shorter.
-            dark = opaque[place][part].mean() > _DUST[1]
-            if dark and np.hypot(*part.shape) * mpp < _DUST[2]:
-                continue
-            sure = (line[place][part] > _LAYERS[1]).mean() > 0.3
-            if sure and area > (_DUST[3] if dark else _LONG[2]) * width**2 and area * mpp**2 > _LONG[3]:
-                found[place] |= part & _layers(density, tissue, place, part, mpp)
+    bands = _Bands(density, least(raw) > _DUST[0], line, mpp)
+    found = bands.found(dense, tissue, _LINES)
+    if found.any():  # what crosses a denser fold is no even band with it
+        near = within(found, _EDGE / mpp)
+        found |= bands.found(dense & ~near, tissue & ~near, _LINES[:2])
     return within(found, _EDGE / mpp) & tissue
+
+
+@dataclass(frozen=True, eq=False)
+class _Bands:
+    density: NDArray[np.float32]
+    opaque: NDArray[np.bool_]  # where no camera sees more
+    line: NDArray[np.float32]  # density over that around, along the best of the lines through a pixel
+    mpp: float
+
+    def found(
+        self, dense: NDArray[np.bool_], tissue: NDArray[np.bool_], limits: tuple[float, ...]
+    ) -> NDArray[np.bool_]:
+        """Where in dense tissue folds are, as bands over any of the limits show them."""
+        found, mpp = np.zeros(tissue.shape, bool), self.mpp
+        for limit in limits:
+            for place, part in long_parts(dense & (self.line > limit), _LONG[0] / mpp, _LONG[1] / mpp):
+                area, width = part.sum(), 2 * depth(part).max()
+                # Folds of dark tissue let as little light pass as dust, whose heaps are shorter.
+                dark = self.opaque[place][part].mean() > _DUST[1]
+                if dark and np.hypot(*part.shape) * mpp < _DUST[2]:
+                    continue
+                sure = (self.line[place][part] > _LAYERS[1]).mean() > 0.3
+                if sure and area > (_DUST[3] if dark else _LONG[2]) * width**2 and area * mpp**2 > _LONG[3]:
+                    found[place] |= part & _layers(self.density, tissue, place, part, mpp)
+        return found
 
 
 def _layers(
