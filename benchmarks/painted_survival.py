@@ -137,9 +137,12 @@ def main() -> None:
     parser.add_argument("--bootstraps", type=int, default=1000)
     parser.add_argument("--fresh", type=int, default=0, help="only draw one outcome a patient anew so many times")
     parser.add_argument("--people", type=int, default=0, help="of so many patients; 0 takes all")
+    parser.add_argument("--vectors", nargs="+", default=(), help="names of the vectors; all by default")
     args = parser.parse_args()
     settings = ProbeSettings(shots=(), repeats=args.repeats, bootstraps=args.bootstraps, seed=args.seed)
     source = read_source(args.study)
+    if args.vectors:
+        source = replace(source, vectors={name: source.vectors[name] for name in args.vectors})
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
     if args.fresh:
