@@ -136,7 +136,7 @@ def draw_outcomes(log_hazards: NDArray[np.float64], rng: np.random.Generator) ->
         (n, 2) months to the event or to the last contact, and 1 with an event, 0 without.
     """
     event, contact = rng.exponential(60.0 / np.exp(log_hazards)), rng.uniform(6.0, 120.0, len(log_hazards))
-    return np.column_stack([np.minimum(event, contact), event <= contact])
+    return np.column_stack([np.minimum(event, contact), (event <= contact).astype(np.float64)])
 
 
 def site_of(settings: SynthSettings) -> str:
