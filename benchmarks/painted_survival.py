@@ -28,7 +28,7 @@ from histossl.evaluate.steady import steady
 from histossl.evaluate.survival import fit_survival
 from histossl.evaluate.survival_score import concordance, times_of
 from histossl.evaluate.targets import make_task
-from histossl.wsi.synth.recipe import HAZARDS
+from histossl.wsi.synth.recipe import HAZARDS, draw_outcomes
 
 
 def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: ProbeSettings) -> None:
@@ -56,29 +56,26 @@ def survival(cohort: Path, source: Source, factors: pd.DataFrame, settings: Prob
     )
 
 
-def drawn(hazard: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Time and event, drawn as `recipe.outcome` does."""
-    event, contact = rng.exponential(60 / np.exp(hazard)), rng.uniform(6, 120, len(hazard))
-    return np.column_stack([np.maximum(np.minimum(event, contact), 0.1), event <= contact])
-
-
 def fresh_outcomes(source: Source, labels: Labels, draws: int, people: int, seed: int) -> None:
     """One outcome a patient, drawn anew so many times: how far the probe falls short on average, and what steady adds.
 
-    Of `people` patients, drawn anew, too; 0 takes all. Standard errors are over the draws.
+    Of `people` patients, drawn anew, too; 0 takes all. Steady sees their slides alone, as in a study of so many.
+    Standard errors are over the draws.
     """
     patients, factors = patients_of(source, labels), labels.table
     names, groups = np.unique(patients, return_inverse=True)
     told = factors.drop_duplicates("patient_id").set_index("patient_id").loc[names]
     hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
     for name, values in source.vectors.items():
-        plain, found = combine(values, groups).astype(np.float64), []
-        both = plain, steady(values, groups)(plain)
+        found = []
         for draw in range(draws):
             rng = np.random.default_rng([seed, draw, 4])
-            truth, kept = drawn(hazard, rng), np.sort(rng.permutation(len(names))[: people or None])
+            truth, kept = draw_outcomes(hazard, rng), np.sort(rng.permutation(len(names))[: people or None])
+            slides, of = np.isin(groups, kept), np.searchsorted(kept, groups)
+            plain = combine(values[slides], of[slides]).astype(np.float64)
+            both = plain, steady(values[slides], of[slides])(plain)
             folds = grouped_folds(truth[kept, 1].astype(np.int64), names[kept], 5, 1, draw)[0]
-            risks = [hazard[kept], *(out_of_fold(x[kept], truth[kept], names[kept], folds) for x in both)]
+            risks = [hazard[kept], *(out_of_fold(x, truth[kept], names[kept], folds) for x in both)]
             about = truth[kept], folds, np.arange(len(kept)), np.ones((1, len(kept))), truth[kept, 1]
             found.append([concordance(risk, *about)[0] for risk in risks])
         true, c, steadied = np.array(found).T
@@ -111,7 +108,7 @@ def many_labels(source: Source, labels: Labels, draws: int, seed: int) -> None:
     hazard = sum(HAZARDS[f] * (told[f] == told[f].max()).to_numpy(float) for f in HAZARDS)
     rng = np.random.default_rng([seed, 3])
     rows = np.repeat(np.arange(len(names)), draws)
-    truth = drawn(hazard[rows], rng)
+    truth = draw_outcomes(hazard[rows], rng)
     strata = np.unique(told[list(HAZARDS)].to_numpy(str), axis=0, return_inverse=True)[1]
     folds = grouped_folds(strata, names, 5, 1, seed)[0]
     ones, times = np.ones((1, len(names))), times_of(truth, ())
@@ -140,9 +137,12 @@ def main() -> None:
     parser.add_argument("--bootstraps", type=int, default=1000)
     parser.add_argument("--fresh", type=int, default=0, help="only draw one outcome a patient anew so many times")
     parser.add_argument("--people", type=int, default=0, help="of so many patients; 0 takes all")
+    parser.add_argument("--vectors", nargs="+", default=(), help="names of the vectors; all by default")
     args = parser.parse_args()
     settings = ProbeSettings(shots=(), repeats=args.repeats, bootstraps=args.bootstraps, seed=args.seed)
     source = read_source(args.study)
+    if args.vectors:
+        source = replace(source, vectors={name: source.vectors[name] for name in args.vectors})
     labels = read_labels(args.cohort / "labels.csv", source.ids, (), source.patients)
     factors = labels.table
     if args.fresh:

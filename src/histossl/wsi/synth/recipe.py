@@ -121,8 +121,22 @@ def outcome(settings: SynthSettings) -> tuple[float, int]:
         Months to the event or to the last contact, a tenth or more, and 1 with an event, 0 without.
     """
     rng = np.random.default_rng([settings.patient, 202])
-    event, contact = rng.exponential(60.0 / math.exp(log_hazard(settings))), rng.uniform(6.0, 120.0)
-    return max(round(min(event, contact), 1), 0.1), int(event <= contact)
+    months, event = draw_outcomes(np.array([log_hazard(settings)]), rng)[0].tolist()
+    return max(round(months, 1), 0.1), int(event)
+
+
+def draw_outcomes(log_hazards: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Exponential survival of patients, each followed for 6 to 120 months.
+
+    Args:
+        log_hazards: (n,) log hazard ratio of each patient.
+        rng: source of the draw.
+
+    Returns:
+        (n, 2) months to the event or to the last contact, and 1 with an event, 0 without.
+    """
+    event, contact = rng.exponential(60.0 / np.exp(log_hazards)), rng.uniform(6.0, 120.0, len(log_hazards))
+    return np.column_stack([np.minimum(event, contact), (event <= contact).astype(np.float64)])
 
 
 def site_of(settings: SynthSettings) -> str:
