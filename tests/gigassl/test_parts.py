@@ -55,7 +55,7 @@ def both() -> tuple[SlideEncoder, SlideEncoder]:
 def test_a_part_is_the_affine_map_that_it_says() -> None:
     rows = torch.from_numpy(np.random.default_rng(1).standard_normal((30, 5)) * [9, 3, 1, 0.5, 0.1])
     for power in (0.0, 0.5, 1.0):
-        part = Part(5, Kind(weight=2.0, axes=3, power=power, counts=False))
+        part = Part(5, Kind(weight=2.0, axes=3, power=power, standard=False))
         assert torch.equal(part(rows.float()), rows.float())  # until it is fitted
         part.fit(rows)
         found = part(rows).double()
@@ -67,7 +67,7 @@ def test_a_part_is_the_affine_map_that_it_says() -> None:
 
 
 @pytest.mark.parametrize(("planted", "kept"), [(0, LEAST), (5, 5), (9, 9)])
-def test_counts_keep_the_axes_that_differ_more_than_chance(planted: int, kept: int) -> None:
+def test_the_axes_that_differ_more_than_chance_are_kept(planted: int, kept: int) -> None:
     """So many causes, each of which moves twenty columns; all the rest of the columns is noise of their own."""
     rng = np.random.default_rng(5)
     rows = rng.standard_normal((80, 200)) * rng.uniform(0.1, 3, 200)
@@ -76,7 +76,7 @@ def test_counts_keep_the_axes_that_differ_more_than_chance(planted: int, kept: i
         rows[:, 20 * cause : 20 * cause + 20] += rng.standard_normal((80, 1)) * rows[
             :, 20 * cause : 20 * cause + 20
         ].std(0)
-    part = Part(200, Kind(weight=1.0, axes=32, power=0.0, counts=True))
+    part = Part(200, Kind(weight=1.0, axes=32, power=0.0, standard=True, above_chance=True))
     part.fit(torch.from_numpy(rows))
     assert np.linalg.matrix_rank(part(torch.from_numpy(rows)).numpy(), tol=1e-3) == kept
 

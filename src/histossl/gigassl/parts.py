@@ -3,11 +3,11 @@
 What a part says of slides lies along few directions: its principal axes over the cohort. The rest is noise of which
 slides, cells and patches happened to be there, and in a part of hundreds of numbers there is more of it than of
 anything else: with 25 labelled slides it decides. So every part is centred over the cohort, seen along its first
-principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. Of
-counts only the axes count that differ more than chance (Horn's parallel analysis, Psychometrika 1965): how many there
-are depends on the cohort. The result stays in the part's own columns, whatever a user then does with single columns.
-All of it is one affine map a part, found once and kept with the encoder: a new slide is embedded alone, and a tile's
-share in a linear score stays exact.
+principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. What
+the stage's prototypes say lies along very few axes: of these only the ones count that differ more than chance (Horn's
+parallel analysis, Psychometrika 1965), so that their number follows the cohort. The result stays in the part's own
+columns, whatever a user then does with single columns. All of it is one affine map a part, found once and kept with the
+encoder: a new slide is embedded alone, and a tile's share in a linear score stays exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-LEAST = 4  # axes that a part of counts keeps where there are as many: few slides do not tell chance from the rest
+LEAST = 4  # axes that stay where there are as many: few slides do not tell chance from the rest
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,29 @@ class Kind:
         weight: root mean square length of the part over the cohort.
         axes: principal axes that are kept, at most.
         power: the variances along them are divided by this power of themselves: 0 leaves them, 1 makes them equal.
-        counts: whether the part is of counts: its columns are first brought to variance 1, and only axes that differ
-            more than chance are kept. Otherwise the columns share one scale.
+        standard: whether the columns are first brought to variance 1, as of counts; otherwise they share one scale.
+        above_chance: whether of these only the axes are kept that differ more than chance.
     """
 
     weight: float
     axes: int
     power: float
-    counts: bool
+    standard: bool
+    above_chance: bool = False
 
 
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
     "mean": Kind(0.5, 32, 0.5, False),
-    "prototypes": Kind(0.6, 32, 0.0, True),
-    "stage prototypes": Kind(0.9, 32, 0.5, True),
+    "prototypes": Kind(0.6, 16, 0.0, True),
+    "stage prototypes": Kind(0.9, 32, 0.5, True, above_chance=True),
 }
 """Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
-    "prototypes": Kind(0.75, 32, 0.0, True),
+    "prototypes": Kind(0.75, 16, 0.0, True),
 }
 """The same where the stage learns by a contrast of slides: it then adds next to nothing to the mean of the tiles."""
 
@@ -76,12 +77,12 @@ class Part(nn.Module):
         self.register_buffer("up", torch.zeros(rank, dim))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Encoders may have been made with another number of axes."""
-        axes = state.get(prefix + "up")
+        axes = state_dict.get(prefix + "up")
         if axes is not None and axes.shape[1:] == self.centre.shape:
             self.up, self.down = torch.empty_like(axes), torch.empty_like(axes.T)
-        super()._load_from_state_dict(state, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Bring rows of a part to the scale of the cohort; before `fit` they stay as they are.
@@ -125,12 +126,12 @@ class Part(nn.Module):
         spread = centred.std(0, correction=0)
         # A column that differs by rounding alone says nothing.
         varies = spread > 1e-5 * rows.abs().amax(0).clamp(min=1e-6)
-        unit = spread if self.kind.counts else spread.square().mean().sqrt().expand_as(spread)
+        unit = spread if self.kind.standard else spread.square().mean().sqrt().expand_as(spread)
         scale = torch.where(varies, 1 / unit.clamp(min=1e-12), 0)
         _, lengths, axes = torch.linalg.svd(centred * scale, full_matrices=False)
         least = 1e-4 * lengths[0].clamp(min=1e-12)
         kept = min(self.down.shape[1], int((lengths > least).sum()), len(rows) - 1)
-        if self.kind.counts and kept > LEAST:
+        if self.kind.above_chance and kept > LEAST:
             kept = max(LEAST, min(kept, int((lengths > by_chance(centred * scale)).sum())))
         self.centre.copy_(rows.mean(0))
         self.down.zero_()
