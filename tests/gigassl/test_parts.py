@@ -76,9 +76,16 @@ def test_the_axes_that_differ_more_than_chance_are_kept(planted: int, kept: int)
         rows[:, 20 * cause : 20 * cause + 20] += rng.standard_normal((80, 1)) * rows[
             :, 20 * cause : 20 * cause + 20
         ].std(0)
-    part = Part(200, Kind(weight=1.0, axes=32, power=0.0, standard=True, above_chance=True))
+    part = Part(200, Kind(weight=1.0, axes=32, power=0.0, standard=True, beyond=0.0))
     part.fit(torch.from_numpy(rows))
     assert np.linalg.matrix_rank(part(torch.from_numpy(rows)).numpy(), tol=1e-3) == kept
+    lengths = []
+    for beyond in (1.0, 0.5):
+        part = Part(200, Kind(weight=1.0, axes=12, power=0.0, standard=True, beyond=beyond))
+        part.fit(torch.from_numpy(rows))
+        lengths.append(np.linalg.svd(part(torch.from_numpy(rows)).numpy(), compute_uv=False)[:12])
+    less = lengths[1] / lengths[0]
+    np.testing.assert_allclose(less / less[0], [1.0] * kept + [0.5] * (12 - kept), atol=1e-3)
 
 
 def test_a_part_that_was_made_with_fewer_axes_is_loaded() -> None:

@@ -3,9 +3,9 @@
 What a part says of slides lies along few directions: its principal axes over the cohort. The rest is noise of which
 slides, cells and patches happened to be there, and in a part of hundreds of numbers there is more of it than of
 anything else: with 25 labelled slides it decides. So every part is centred over the cohort, seen along its first
-principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. What
-the stage's prototypes say lies along very few axes: of these only the ones count that differ more than chance (Horn's
-parallel analysis, Psychometrika 1965), so that their number follows the cohort. The result stays in the part's own
+principal axes only, evened out among these by a power of their variance, and given a fixed share of the whole. Of
+prototypes, axes count less, or not at all, that differ no more than chance (Horn's parallel analysis, Psychometrika
+1965): how many do follows the cohort. The result stays in the part's own
 columns, whatever a user then does with single columns. All of it is one affine map a part, found once and kept with the
 encoder: a new slide is embedded alone, and a tile's share in a linear score stays exact.
 """
@@ -30,28 +30,28 @@ class Kind:
         axes: principal axes that are kept, at most.
         power: the variances along them are divided by this power of themselves: 0 leaves them, 1 makes them equal.
         standard: whether the columns are first brought to variance 1, as of counts; otherwise they share one scale.
-        above_chance: whether of these only the axes are kept that differ more than chance.
+        beyond: what axes that differ no more than chance are multiplied by: 0 leaves them out, and 1 asks of none.
     """
 
     weight: float
     axes: int
     power: float
     standard: bool
-    above_chance: bool = False
+    beyond: float = 1.0
 
 
 KINDS = {
     "stage": Kind(1.0, 16, 0.5, False),
     "mean": Kind(0.5, 32, 0.5, False),
-    "prototypes": Kind(0.6, 16, 0.0, True),
-    "stage prototypes": Kind(0.9, 32, 0.5, True, above_chance=True),
+    "prototypes": Kind(0.6, 24, 0.0, True, beyond=0.5),
+    "stage prototypes": Kind(0.9, 32, 0.5, True, beyond=0.0),
 }
 """Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
     "mean": Kind(1.0, 32, 0.5, False),
-    "prototypes": Kind(0.75, 16, 0.0, True),
+    "prototypes": Kind(0.75, 24, 0.0, True, beyond=0.5),
 }
 """The same where the stage learns by a contrast of slides: it then adds next to nothing to the mean of the tiles."""
 
@@ -131,8 +131,10 @@ class Part(nn.Module):
         _, lengths, axes = torch.linalg.svd(centred * scale, full_matrices=False)
         least = 1e-4 * lengths[0].clamp(min=1e-12)
         kept = min(self.down.shape[1], int((lengths > least).sum()), len(rows) - 1)
-        if self.kind.above_chance and kept > LEAST:
-            kept = max(LEAST, min(kept, int((lengths > by_chance(centred * scale)).sum())))
+        certain = kept
+        if self.kind.beyond != 1 and kept > LEAST:
+            certain = max(LEAST, min(kept, int((lengths > by_chance(centred * scale)).sum())))
+            kept = kept if self.kind.beyond else certain
         self.centre.copy_(rows.mean(0))
         self.down.zero_()
         self.up.zero_()
@@ -141,6 +143,7 @@ class Part(nn.Module):
             axes, variances = axes[:kept].T, lengths[:kept].square() / len(rows)
             axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # nobody's choice otherwise
             gains = variances ** (-self.kind.power / 2)
+            gains[certain:] *= self.kind.beyond
             gains = gains * self.kind.weight / (variances * gains.square()).sum().sqrt()
             self.down[:, :kept] = axes * scale[:, None] * gains
             self.up[:kept] = axes.T
