@@ -46,7 +46,7 @@ KINDS = {
     "prototypes": Kind(0.6, 24, 0.0, True, beyond=0.5),
     "stage prototypes": Kind(0.9, 32, 0.5, True, beyond=0.0),
 }
-"""Chosen on slides composed of real lung tiles (two seeds), lymphomas and painted slides, see docs/ablation.md."""
+"""Chosen on slides composed of real lung tiles, lymphomas and painted slides, see docs/ablation.md."""
 
 CONTRASTED = KINDS | {
     "stage": Kind(0.15, 16, 0.5, False),
