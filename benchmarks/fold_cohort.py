@@ -4,8 +4,8 @@
 
 Every slide is of its own patient, tissue and stain. Each is painted without folds and with --folds. A draw says which
 half of the slides is the class with folds; it is what the probe predicts, and nothing else goes with it. Vectors are
-means of tiles' features, of the encoder that `self` learns or of any other; --vector N trains the slide encoder, too,
-for the first N draws. Given are the mean of the probe's AUROC over the draws and their standard deviation, for
+means of tiles' features, of the encoder that `self` learns or of any other. Given are
+the mean of the probe's AUROC over the draws and their standard deviation, for
 
     none      no slide has folds
     folds     those of one class have
@@ -20,7 +20,6 @@ draw. Draws share the slides: several seeds say more than many draws. OUT keeps 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,24 +125,18 @@ def means(tiles: dict[str, TileFeatures]) -> pd.DataFrame:
     return pd.DataFrame({name: one.features.mean(0) for name, one in tiles.items()}).T
 
 
-def trained(tiles: dict[str, TileFeatures]) -> pd.DataFrame:
-    """The vectors of a slide encoder that learned from these tiles."""
-    found = hs.embed(tiles, hs.pretrain(tiles, device="cpu"), baselines=False, device="cpu")
-    return pd.DataFrame(np.asarray(found.X), index=found.obs_names)
-
-
 def auroc(vectors: pd.DataFrame, folded: Keep, seed: int) -> float:
     labels = pd.DataFrame({"slide_id": vectors.index, "label": np.where(folded, "folds", "none")})
     return float(hs.probe(vectors, labels, seed=seed, **PROBE).table["auroc"].iloc[0])
 
 
-def table(painted: list[Painted], draws: int, vectors: Callable[[dict[str, TileFeatures]], pd.DataFrame]) -> None:
+def table(painted: list[Painted], draws: int) -> None:
     ways = ("none", "folds", "dropped", "shape", "painted")
     found: dict[str, list[float]] = {way: [] for way in ways}
     for draw in range(draws):
         folded = np.random.default_rng(draw).permutation(np.arange(len(painted)) % 2).astype(bool)
         for way in ways:
-            found[way].append(auroc(vectors(of_class(painted, way, folded)), folded, draw))
+            found[way].append(auroc(means(of_class(painted, way, folded)), folded, draw))
     none = np.array(found["none"])
     for way, scores in found.items():
         more = np.array(scores) - none
@@ -162,7 +155,6 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--folds", type=int, default=2, help="on a slide, of 2.8 mm²")
     parser.add_argument("--encoder", default="self", help="self, random, or what `histossl run` takes")
-    parser.add_argument("--vector", type=int, default=0, help="draws for which a slide encoder is trained")
     given = parser.parse_args()
     folder = given.out / f"seed-{given.seed}-folds-{given.folds}"
     paint(folder, given.seed, given.slides, given.folds)
@@ -180,10 +172,7 @@ def main() -> None:
     )
     print(f"without folds {sum(len(slide.found[False]) for slide in painted)} tiles, {wrong} dropped")
     print(f"means of tiles, {given.encoder}, {given.draws} draws")
-    table(painted, given.draws, means)
-    if given.vector:
-        print(f"slide encoder, {given.encoder}, {given.vector} draws")
-        table(painted, given.vector, trained)
+    table(painted, given.draws)
 
 
 if __name__ == "__main__":
