@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histossl.nuclei.pseudo_labels import SlideTree
 from histossl.wsi.stain import Stains
 
 
@@ -30,22 +31,23 @@ class Method(Protocol):
 
     @property
     def supported(self) -> bool:
-        """Whether the sure nuclei of a slide support what the method finds there (`evidence.py`)."""
+        """Whether the sure nuclei of a slide support what the method finds there (`slide_head.py`, `evidence.py`)."""
         ...
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """Measure the number that `confidence` needs of a slide, such as a threshold.
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None) -> Any:
+        """Measure what `confidence` needs of a slide, such as a threshold.
 
         Args:
             fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
             stains: stains of the slide.
+            tree: how hematoxylin tells the slide's sure nuclei, where they support the method; else None.
 
         Returns:
             The `context` of `confidence`.
         """
         ...
 
-    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float) -> NDArray[np.float32]:
+    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: Any) -> NDArray[np.float32]:
         """Find nuclei in a picture.
 
         Args:

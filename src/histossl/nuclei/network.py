@@ -83,6 +83,23 @@ class NucleusNet(nn.Module):
                     setattr(block, after, nn.Identity())
         return twin
 
+    def maps(self, density: Tensor) -> list[Tensor]:
+        """Compute the features from which confidence and depth are read.
+
+        Args:
+            density: (B, 3, H, W) optical density in units of the slide's scale; H and W multiples of STRIDE.
+
+        Returns:
+            With the default widths (B, 12, H, W), which `head` takes; (B, 24, H / 2, W / 2); (B, 32, H / 4, W / 4);
+            and (B, 12, H, W), which has seen 3 x 3 pixels alone.
+        """
+        full = self.stem(density)
+        half = self.halved(full)
+        quarter = self.quartered(half)
+        quarter = quarter + self.context(quarter)
+        half = self.to_half(torch.cat([doubled(quarter), half], 1))
+        return [self.to_full(torch.cat([doubled(half), full], 1)), half, quarter, full]
+
     def forward(self, density: Tensor) -> Tensor:
         """Compute confidence and depth.
 
@@ -92,15 +109,18 @@ class NucleusNet(nn.Module):
         Returns:
             (B, 2, H, W) logits of confidence and depth.
         """
-        full = self.stem(density)
-        half = self.halved(full)
-        quarter = self.quartered(half)
-        quarter = quarter + self.context(quarter)
-        half = self.to_half(torch.cat([_doubled(quarter), half], 1))
-        return self.head(self.to_full(torch.cat([_doubled(half), full], 1)))
+        return self.head(self.maps(density)[0])
 
 
-def _doubled(x: Tensor) -> Tensor:
+def doubled(x: Tensor) -> Tensor:
+    """Interpolate a map to twice its size, bilinearly.
+
+    Args:
+        x: (B, C, h, w).
+
+    Returns:
+        (B, C, 2 h, 2 w).
+    """
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 

@@ -19,7 +19,8 @@ from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
-_SOME = 20  # sure nuclei that are needed to estimate the usual area
+SOME = 20
+"""Sure nuclei that are needed to estimate the usual area, or to fit the last layer of a network to a slide."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class PseudoLabel:
 
 
 def make_pseudo_labels(
-    fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
+    fields: list[NDArray[np.uint8]],
+    stains: Stains,
+    mpp: float,
+    settings: PseudoLabelSettings = PseudoLabelSettings(),
+    tree: SlideTree | None = None,
 ) -> list[PseudoLabel]:
     """Pseudo-labels of the fields of one slide; thresholds and scales are those of the slide, never of a field.
 
@@ -51,6 +56,7 @@ def make_pseudo_labels(
         stains: stains of the slide.
         mpp: µm per pixel.
         settings: how sure nuclei are found.
+        tree: the tree of the slide, where it is known; None makes it.
 
     Returns:
         One pseudo-label per field.
@@ -61,7 +67,7 @@ def make_pseudo_labels(
     dark = threshold_otsu(values)
     median = np.median(values[values <= dark])
     pale = median + settings.pale * (dark - median)
-    tree = _tree_of(maps, mpp, settings)
+    tree = tree or _tree_of(maps, mpp, settings)
     found = []
     for density, amount in zip(densities, maps, strict=True):
         labels, relative = tree.objects_of(amount, mpp)
@@ -154,7 +160,7 @@ def _usual_area(maps: list[NDArray[np.float32]], tree: SlideTree, mpp: float) ->
         areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= 1] * mpp**2)
     areas = np.sort(areas)
     total = np.cumsum(areas)
-    return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= _SOME else 0.0
+    return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= SOME else 0.0
 
 
 def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:

@@ -146,7 +146,7 @@ class NucleiSegmenter:
             rgb = slide.read(Region.whole(slide.size), known.tile_mpp)
         if known.stains is None:
             return np.zeros((2, *rgb.shape[:2]), np.float32)
-        return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains))
+        return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains, known.tree))
 
     def save(self, folder: Path) -> None:
         """Write the trained model: model.safetensors and config.json.

@@ -24,8 +24,17 @@ from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
-from histossl.nuclei.pseudo_labels import MPP, PseudoLabel, PseudoLabelSettings, make_pseudo_labels, targets
+from histossl.nuclei.pseudo_labels import (
+    MPP,
+    SOME,
+    PseudoLabel,
+    PseudoLabelSettings,
+    SlideTree,
+    make_pseudo_labels,
+    targets,
+)
 from histossl.nuclei.settings import SelfTrainingSettings
+from histossl.nuclei.slide_head import SlideHead, fit_head
 from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 from histossl.wsi.stain import Stains, optical_density
@@ -52,53 +61,80 @@ class SelfTraining:
         fast = network.folded().to(device=self.device, dtype=self.dtype).requires_grad_(False)
         self._fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
-        """Prepare for a slide: this method needs only its stains, which `confidence` takes.
+    def prepare(
+        self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None = None
+    ) -> SlideHead | None:
+        """Fit the last layer to a slide, where the settings say that its sure nuclei support the network.
 
         Args:
-            fields: not used.
-            stains: not used.
+            fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
+            stains: stains of the slide.
+            tree: how hematoxylin tells the slide's sure nuclei.
 
         Returns:
-            0.
+            The layer; None where the network keeps its own, also where there are hardly any sure nuclei.
         """
-        return 0.0
+        if not self.supported or tree is None:
+            return None
+        known = make_pseudo_labels(fields, stains, MPP, self.settings.pseudo_labels, tree)
+        if sum(len(one.quality) - 1 for one in known) < SOME:
+            return None
+        both = ((self._maps(one.density), targets(one, self.settings.pseudo_labels)) for one in known)
+        return fit_head(both, sum(one.labels.size for one in known))
 
-    def confidence(self, rgb: NDArray[np.uint8], stains: Stains, context: float = 0.0) -> NDArray[np.float32]:
+    @torch.inference_mode()
+    def _maps(self, density: NDArray[np.float32]) -> list[Tensor]:
+        """The maps of a field, of its own size but for what the strides need more."""
+        x = self._padded(density).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        strides = (1, 2, 4, 1)
+        return [
+            one[:, :, REACH // k : -REACH // k, REACH // k : -REACH // k]
+            for one, k in zip(self._fast.maps(x), strides, strict=True)
+        ]
+
+    def _padded(self, density: NDArray[np.float32]) -> Tensor:
+        """(1, 3, h, w) on the device, mirrored by the receptive field and up to a multiple of the strides."""
+        # A nucleus at the picture's edge should not look like one beside glass.
+        pad = [(REACH, REACH + -size % STRIDE) for size in density.shape[:2]]
+        x = torch.from_numpy(np.pad(density, (*pad, (0, 0)), mode="symmetric")).permute(2, 0, 1)[None]
+        return sent(x, self.device)
+
+    def confidence(
+        self, rgb: NDArray[np.uint8], stains: Stains, context: SlideHead | None = None
+    ) -> NDArray[np.float32]:
         """Find nuclei in a picture.
 
         Args:
             rgb: (H, W, 3) uint8 RGB at `mpp`.
             stains: stains of the slide.
-            context: not used.
+            context: the last layer that `prepare` fitted to the slide; None for the network's own.
 
         Returns:
             (2, H, W) float32 in [0, 1]: confidence that a pixel is nucleus, and depth inside the nucleus (1 in the
             middle).
         """
-        density = optical_density(rgb, stains.white) / np.float32(stains.scale)
         height, width = rgb.shape[:2]
-        # Mirrored by the receptive field: a nucleus at the picture's edge should not look like one beside glass.
-        pad = [(REACH, REACH + -size % STRIDE) for size in (height, width)]
-        x = torch.from_numpy(np.pad(density, (*pad, (0, 0)), mode="symmetric")).permute(2, 0, 1)[None]
-        mean = self.confidence_torch(sent(x, self.device))
+        x = self._padded(optical_density(rgb, stains.white) / np.float32(stains.scale))
+        mean = self.confidence_torch(x, context)
         return mean[0, :, REACH : REACH + height, REACH : REACH + width].cpu().numpy()
 
     @torch.inference_mode()
-    def confidence_torch(self, density: Tensor) -> Tensor:
+    def confidence_torch(self, density: Tensor, head: SlideHead | None = None) -> Tensor:
         """Run the network, in each of the settings' directions.
 
         Args:
             density: (B, 3, H, W) floating, on the device; H and W multiples of `STRIDE`.
+            head: the last layer of the slide, on the device; None for the network's own.
 
         Returns:
             (B, 2, H, W) float32 on the device, the mean over the directions; right from `REACH` px inside the edge.
         """
         x = density.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return torch.stack([self._turned(x, turn) for turn in range(0, 4, 4 // self.settings.turns)]).mean(0)
+        return torch.stack([self._turned(x, turn, head) for turn in range(0, 4, 4 // self.settings.turns)]).mean(0)
 
-    def _turned(self, x: Tensor, turn: int) -> Tensor:
-        logits = self._fast(torch.rot90(x, turn, (2, 3)).contiguous(memory_format=torch.channels_last))
+    def _turned(self, x: Tensor, turn: int, head: SlideHead | None) -> Tensor:
+        maps = self._fast.maps(torch.rot90(x, turn, (2, 3)).contiguous(memory_format=torch.channels_last))
+        logits = head(maps) if head else self._fast.head(maps[0])
         return torch.rot90(logits.float().sigmoid(), -turn, (2, 3))
 
     def save(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
 from histossl.nuclei.component_tree import filled
+from histossl.nuclei.pseudo_labels import SlideTree
 from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density, unmixed
 
 
@@ -49,12 +50,13 @@ class Prior:
     def __init__(self, settings: PriorSettings = PriorSettings()) -> None:
         self.settings = settings
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains) -> float:
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None = None) -> float:
         """Find the threshold of a slide.
 
         Args:
             fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
             stains: stains of the slide; used where the settings say "estimated".
+            tree: not used.
 
         Returns:
             The threshold on `hematoxylin`.

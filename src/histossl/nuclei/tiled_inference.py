@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,7 @@ def by_row(
     rows: Sequence[Sequence[Tile]],
     known: StainSurvey,
     method: Method,
-    context: float,
+    context: Any,
     tree: SlideTree | None,
     settings: InstanceSettings,
     executor: Executor,
@@ -226,10 +227,10 @@ def segment_rows(
     rows = tile_rows(known, known.tile_mpp, settings.tile, settings.halo)
     if known.stains is None:
         rows = [[] for _ in rows]
-    context = method.prepare(known.fields, known.stains) if known.stains else 0.0
     tree = None
     if known.stains and method.supported:
         tree = known.tree or slide_tree(known.fields, known.stains, method.mpp)
+    context = method.prepare(known.fields, known.stains, tree) if known.stains else None
     scale = level0_length(1, known.tile_mpp, known.mpp)
     found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
     for k, found in enumerate(found_rows, done):

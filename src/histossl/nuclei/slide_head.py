@@ -1,0 +1,100 @@
+"""The last layer of the network, fitted to each slide without labels and without training steps.
+
+What the network has learned elsewhere, its maps, carries over to another stain better than how its last layer weighs
+them. So that layer, and nothing else, is fitted to the pseudo-labels of the slide: two logistic regressions, for
+confidence and for depth, whose optimum does not depend on where they begin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
+
+from histossl.nuclei.network import doubled
+
+PIXELS = 60_000
+"""About how many pixels of a slide a head is fitted to; with three times as many it was the same."""
+
+_PENALTY = 1e-3  # on the squared weights of standardised maps, where the mean loss of a pixel weighs 1
+_ROUNDING = 4096  # weights are rounded to a fraction of it: sums in another order then give the same head
+
+
+@dataclass(frozen=True)
+class SlideHead:
+    """Weights of one slide.
+
+    Attributes:
+        kernels: (2, C, 1, 1) float32 for each of the maps of `NucleusNet.maps`.
+        bias: (2,) float32.
+    """
+
+    kernels: tuple[Tensor, ...]
+    bias: Tensor
+
+    def __call__(self, maps: list[Tensor]) -> Tensor:
+        """Compute confidence and depth from the maps of the network.
+
+        Args:
+            maps: as `NucleusNet.maps` gives them, in any precision, on the device of the weights.
+
+        Returns:
+            (B, 2, H, W) float32 logits of confidence and depth.
+        """
+        last, half, quarter, full = (
+            F.conv2d(one.float(), kernel) for one, kernel in zip(maps, self.kernels, strict=True)
+        )
+        # A weighted sum and an interpolation may change places, and at low resolution the sum costs less.
+        return last + full + doubled(half + doubled(quarter)) + self.bias[:, None, None]
+
+
+def fit_head(fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels: int) -> SlideHead:
+    """Fit confidence and depth to pseudo-labels.
+
+    Args:
+        fields: for each field of the slide the maps of the network, (1, C, ...), and the targets (3, H, W) as of
+            `targets`: nucleus, depth and weight. At least one pixel is nucleus and one is not.
+        pixels: of all fields together.
+
+    Returns:
+        The head, on the device of the maps.
+    """
+    rng = np.random.default_rng(0)
+    rows, wanted, channels, device = [], [], [], None
+    for maps, target in fields:
+        last, half, quarter, full = (one.float() for one in maps)
+        whole = torch.cat([last, doubled(half), doubled(doubled(quarter)), full], 1)[0]
+        channels, device = [one.shape[1] for one in maps], whole.device
+        size = target[0].size
+        chosen = rng.permutation(size)[: max(1, min(size, size * PIXELS // pixels))]
+        y, x = np.unravel_index(np.sort(chosen), target.shape[1:])
+        rows.append(whole[:, y, x].T.cpu().numpy())
+        wanted.append(target[:, y, x].T)
+    x, (nucleus, depth, weight) = np.concatenate(rows).astype(np.float64), np.concatenate(wanted).T.astype(np.float64)
+    mean, spread = x.mean(0), x.std(0) + 1e-3
+    found = [_logistic((x - mean) / spread, y, weight / weight.sum()) for y in (nucleus, depth)]
+    kernel = np.rint(np.stack([w[:-1] / spread for w in found]) * _ROUNDING) / _ROUNDING
+    bias = np.array([w[-1] for w in found]) - kernel @ mean
+    parts = pairwise(accumulate(channels, initial=0))
+    return SlideHead(
+        tuple(torch.tensor(kernel[:, a:b, None, None], dtype=torch.float32, device=device) for a, b in parts),
+        torch.tensor(np.rint(bias * _ROUNDING) / _ROUNDING, dtype=torch.float32, device=device),
+    )
+
+
+def _logistic(x: NDArray, y: NDArray, weight: NDArray) -> NDArray[np.float64]:
+    """(C + 1,) weights and intercept of a logistic regression on (N, C), for soft answers y in [0, 1]."""
+    # A pixel of depth .3 counts as .3 of a pixel that is inside and .7 of one that is not.
+    ones, nones = weight * y, weight * (1 - y)
+    some, rest = ones > 0, nones > 0
+    model = LogisticRegression(C=1 / _PENALTY, solver="newton-cholesky", max_iter=30)
+    answers = np.repeat([1, 0], [some.sum(), rest.sum()])
+    model.fit(np.concatenate([x[some], x[rest]]), answers, np.concatenate([ones[some], nones[rest]]))
+    return np.append(model.coef_[0], model.intercept_[0])
