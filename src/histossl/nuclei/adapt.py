@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError
 from histossl.nuclei.instances import label_instances
-from histossl.nuclei.pseudo_labels import MPP, make_pseudo_labels
+from histossl.nuclei.pseudo_labels import MPP, make_pseudo_labels, slide_tree
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
 from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.strata import found_nuclei
@@ -160,13 +160,15 @@ def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTraining
     """
     sure, again, nuclei, known = 0, 0, 0, 0
     for sample in samples:
-        labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+        tree = slide_tree(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+        labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels, tree)
+        head = model.prepare(sample.fields, sample.stains, tree)
         for field, labelled in zip(sample.fields, labels, strict=True):
-            found = label_instances(model.confidence(field, sample.stains), MPP)
+            found = label_instances(model.confidence(field, sample.stains, head), MPP)
             tree = found_nuclei(found, labelled.labels, MPP)
             known, sure = known + len(tree.iou), sure + int((tree.iou > 0.5).sum())
             for factors in _VIEWS:
-                other = label_instances(model.confidence(_restained(field, factors), sample.stains), MPP)
+                other = label_instances(model.confidence(_restained(field, factors), sample.stains, head), MPP)
                 same = found_nuclei(other, found, MPP)
                 nuclei, again = nuclei + len(same.iou), again + int((same.iou > 0.5).sum())
     return Judgement(sure / max(known, 1), again / max(nuclei, 1), nuclei // len(_VIEWS))

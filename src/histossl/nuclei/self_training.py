@@ -80,7 +80,7 @@ class SelfTraining:
         if sum(len(one.quality) - 1 for one in known) < SOME:
             return None
         both = ((self._maps(one.density), targets(one, self.settings.pseudo_labels)) for one in known)
-        return fit_head(both, sum(one.labels.size for one in known))
+        return fit_head(self._fast.head, both, sum(one.labels.size for one in known))
 
     @torch.inference_mode()
     def _maps(self, density: NDArray[np.float32]) -> list[Tensor]:

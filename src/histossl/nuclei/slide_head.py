@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histossl.nuclei.network import doubled
 
 PIXELS = 60_000
-"""About how many pixels of a slide a head is fitted to; with three times as many it was the same."""
+"""About how many pixels of a slide a head is fitted to; with three times as many nuclei were no better."""
 
 _PENALTY = 1e-3  # on the squared weights of standardised maps, where the mean loss of a pixel weighs 1
+_MORE = 1.2
 _ROUNDING = 4096  # weights are rounded to a fraction of it: sums in another order then give the same head
 
 
@@ -55,10 +56,14 @@ class SlideHead:
         return last + full + doubled(half + doubled(quarter)) + self.bias[:, None, None]
 
 
-def fit_head(fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels: int) -> SlideHead:
+def fit_head(own: nn.Module, fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels: int) -> SlideHead:
     """Fit confidence and depth to pseudo-labels.
 
+    The confidence is then moved so that no less of the fields is nucleus than the network's own layer says, and at most
+    `_MORE` times as much: where nuclei are crowded, few of them are sure, and where tissue is pale, some are none.
+
     Args:
+        own: the last layer of the network, which takes the first of the maps.
         fields: for each field of the slide the maps of the network, (1, C, ...), and the targets (3, H, W) as of
             `targets`: nucleus, depth and weight. At least one pixel is nucleus and one is not.
         pixels: of all fields together.
@@ -67,7 +72,7 @@ def fit_head(fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels:
         The head, on the device of the maps.
     """
     rng = np.random.default_rng(0)
-    rows, wanted, channels, device = [], [], [], None
+    rows, wanted, shares, channels, device = [], [], [], [], None
     for maps, target in fields:
         last, half, quarter, full = (one.float() for one in maps)
         whole = torch.cat([last, doubled(half), doubled(doubled(quarter)), full], 1)[0]
@@ -77,11 +82,13 @@ def fit_head(fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels:
         y, x = np.unravel_index(np.sort(chosen), target.shape[1:])
         rows.append(whole[:, y, x].T.cpu().numpy())
         wanted.append(target[:, y, x].T)
+        shares.append((own(maps[0])[0, 0][y, x] > 0).float().cpu().numpy())
     x, (nucleus, depth, weight) = np.concatenate(rows).astype(np.float64), np.concatenate(wanted).T.astype(np.float64)
     mean, spread = x.mean(0), x.std(0) + 1e-3
     found = [_logistic((x - mean) / spread, y, weight / weight.sum()) for y in (nucleus, depth)]
     kernel = np.rint(np.stack([w[:-1] / spread for w in found]) * _ROUNDING) / _ROUNDING
     bias = np.array([w[-1] for w in found]) - kernel @ mean
+    bias[0] += _shift(x @ kernel[0] + bias[0], float(np.concatenate(shares).mean()))
     parts = pairwise(accumulate(channels, initial=0))
     return SlideHead(
         tuple(torch.tensor(kernel[:, a:b, None, None], dtype=torch.float32, device=device) for a, b in parts),
@@ -89,12 +96,18 @@ def fit_head(fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels:
     )
 
 
+def _shift(logits: NDArray[np.float64], share: float) -> float:
+    """What to add to the logits so that `share` to `_MORE` times as much of them is positive."""
+    wanted = min(max(float((logits > 0).mean()), share), _MORE * share)
+    return -float(np.quantile(logits, 1 - wanted)) if wanted != (logits > 0).mean() else 0.0
+
+
 def _logistic(x: NDArray, y: NDArray, weight: NDArray) -> NDArray[np.float64]:
     """(C + 1,) weights and intercept of a logistic regression on (N, C), for soft answers y in [0, 1]."""
     # A pixel of depth .3 counts as .3 of a pixel that is inside and .7 of one that is not.
     ones, nones = weight * y, weight * (1 - y)
     some, rest = ones > 0, nones > 0
-    model = LogisticRegression(C=1 / _PENALTY, solver="newton-cholesky", max_iter=30)
+    model = LogisticRegression(C=1 / _PENALTY, solver="newton-cholesky", max_iter=30, tol=1e-3)
     answers = np.repeat([1, 0], [some.sum(), rest.sum()])
     model.fit(np.concatenate([x[some], x[rest]]), answers, np.concatenate([ones[some], nones[rest]]))
     return np.append(model.coef_[0], model.intercept_[0])
