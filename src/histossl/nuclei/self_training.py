@@ -77,10 +77,11 @@ class SelfTraining:
         if not self.supported or tree is None:
             return None
         known = make_pseudo_labels(fields, stains, MPP, self.settings.pseudo_labels, tree)
-        if sum(len(one.quality) - 1 for one in known) < SOME:
+        sure = sum(len(one.quality) - 1 for one in known)
+        if sure < SOME:
             return None
         both = ((self._maps(one.density), targets(one, self.settings.pseudo_labels)) for one in known)
-        return fit_head(self._fast.head, both, sum(one.labels.size for one in known))
+        return fit_head(self._fast.head, both, sum(one.labels.size for one in known), sure)
 
     @torch.inference_mode()
     def _maps(self, density: NDArray[np.float32]) -> list[Tensor]:

@@ -25,6 +25,7 @@ PIXELS = 60_000
 
 _PENALTY = 1e-3  # on the squared weights of standardised maps, where the mean loss of a pixel weighs 1
 _MORE = 1.2
+_HALF = 50  # sure nuclei, with which the fitted layer and the network's own weigh the same
 _ROUNDING = 4096  # weights are rounded to a fraction of it: sums in another order then give the same head
 
 
@@ -56,7 +57,9 @@ class SlideHead:
         return last + full + doubled(half + doubled(quarter)) + self.bias[:, None, None]
 
 
-def fit_head(own: nn.Module, fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels: int) -> SlideHead:
+def fit_head(
+    own: nn.Conv2d, fields: Iterable[tuple[list[Tensor], NDArray[np.float32]]], pixels: int, nuclei: int
+) -> SlideHead:
     """Fit confidence and depth to pseudo-labels.
 
     The confidence is then moved so that no less of the fields is nucleus than the network's own layer says, and at most
@@ -67,10 +70,12 @@ def fit_head(own: nn.Module, fields: Iterable[tuple[list[Tensor], NDArray[np.flo
         fields: for each field of the slide the maps of the network, (1, C, ...), and the targets (3, H, W) as of
             `targets`: nucleus, depth and weight. At least one pixel is nucleus and one is not.
         pixels: of all fields together.
+        nuclei: of all fields together, sure ones. The fewer they are, the more of `own` is mixed in.
 
     Returns:
         The head, on the device of the maps.
     """
+    trust = nuclei / (nuclei + _HALF)
     rng = np.random.default_rng(0)
     rows, wanted, shares, channels, device = [], [], [], [], None
     for maps, target in fields:
@@ -86,8 +91,12 @@ def fit_head(own: nn.Module, fields: Iterable[tuple[list[Tensor], NDArray[np.flo
     x, (nucleus, depth, weight) = np.concatenate(rows).astype(np.float64), np.concatenate(wanted).T.astype(np.float64)
     mean, spread = x.mean(0), x.std(0) + 1e-3
     found = [_logistic((x - mean) / spread, y, weight / weight.sum()) for y in (nucleus, depth)]
-    kernel = np.rint(np.stack([w[:-1] / spread for w in found]) * _ROUNDING) / _ROUNDING
+    kernel = np.stack([w[:-1] / spread for w in found])
     bias = np.array([w[-1] for w in found]) - kernel @ mean
+    # Two layers on the same maps are mixed by their weights; `own` has none for the other maps.
+    kernel, bias = trust * kernel, trust * bias + (1 - trust) * own.bias.detach().float().cpu().numpy()
+    kernel[:, : channels[0]] += (1 - trust) * own.weight.detach().float().cpu().numpy()[:, :, 0, 0]
+    kernel = np.rint(kernel * _ROUNDING) / _ROUNDING
     bias[0] += _shift(x @ kernel[0] + bias[0], float(np.concatenate(shares).mean()))
     parts = pairwise(accumulate(channels, initial=0))
     return SlideHead(
