@@ -132,7 +132,7 @@ def trained(asked: argparse.Namespace, stage: Stage, number: int, before: SelfTr
     )
     samples = organs(asked.data, asked.mpp, stage.balance) + lymphoma(asked.data) + slide(asked.data)
     with tempfile.TemporaryDirectory() as logs:
-        model = learn(samples, settings, Path(logs), asked.device, None, before)
+        model = learn(samples, settings, Path(logs), asked.device, before)
     print(f"stage {number} of {asked.stages}: {len(samples)} samples, {time.monotonic() - start:.0f} s", flush=True)
     return model
 

@@ -50,6 +50,7 @@ def test_a_renamed_class_keeps_its_fingerprint(settings, former):
 def test_a_renamed_field_is_read_by_its_former_name():
     old = json.loads(json.dumps(to_dict(SelfTrainingSettings(steps=7))))
     old["lessons"] = old.pop("pseudo_labels") | {"doubt": 0.25}
+    old["agreement"] = {"sure": 0.7}  # a field that is gone
     found = from_dict(SelfTrainingSettings, old)
     assert found.steps == 7
     assert found.pseudo_labels.doubt == 0.25

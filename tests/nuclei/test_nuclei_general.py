@@ -19,7 +19,6 @@ from histossl.cli import nuclei_commands as commands
 from histossl.cli import nuclei_score
 from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.nuclei.adapt import _parted, adapt, judge, of_same_area
-from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import paled
 from histossl.nuclei.evidence import with_sure_nuclei
 from histossl.nuclei.export import label_image
@@ -200,18 +199,6 @@ def test_faint_pixels_weigh_what_they_should(sample: Sample) -> None:
     assert not (labelled.faint & (labelled.doubtful | (labelled.labels > 0))).any()
     weights = targets(labelled, settings)[2]
     assert set(np.unique(weights[labelled.faint])) <= {np.float32(0.02), np.float32(1)}  # 1 beside a sure nucleus
-
-
-def test_agreement_keeps_what_both_see_and_doubts_the_rest(sample: Sample) -> None:
-    (labelled,) = make_pseudo_labels(sample.fields, sample.stains, 0.5)
-    known = targets(labelled)
-    both = agreed(labelled, known[:2])  # a network that sees just what the tree does
-    kept = both.labels > 0
-    assert (kept == (labelled.labels > 0)).mean() > 0.98
-    blind = agreed(labelled, np.zeros_like(known[:2]))  # one that sees nothing: all objects of the tree are doubt
-    assert not blind.labels.any()
-    assert blind.faint[labelled.labels > 0].all()
-    assert len(both.quality) == both.labels.max() + 1
 
 
 def test_an_adapted_model_calls_as_much_nucleus_as_the_one_before(general: SelfTraining, sample: Sample) -> None:

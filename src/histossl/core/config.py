@@ -36,7 +36,8 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Make settings from plain values: the inverse of `to_dict`.
 
     Args:
-        kind: a settings dataclass; it may list the former names of its fields in `FORMER_FIELDS`, old -> new.
+        kind: a settings dataclass; it may list the former names of its fields in `FORMER_FIELDS`, old -> new; "" for a
+            field that is gone, whose value is ignored.
         values: field -> value; fields that are left out keep their defaults.
 
     Returns:
@@ -47,7 +48,7 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """
     hints = typing.get_type_hints(kind)
     renamed: dict[str, str] = getattr(kind, "FORMER_FIELDS", {})
-    values = {renamed.get(name, name): value for name, value in values.items()}
+    values = {renamed.get(name, name): value for name, value in values.items() if renamed.get(name, name)}
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:

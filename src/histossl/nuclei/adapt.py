@@ -67,7 +67,7 @@ def adapt(
     logs: Path,
     device: str = "auto",
 ) -> Adaptation:
-    """Train a model further on what it and hematoxylin agree on in new slides; keep the better of the two models.
+    """Train a model further on the pseudo-labels of new slides; keep the better of the two models.
 
     After the training the confidence is moved so that as much of the fields is nucleus as the teacher said: training on
     hematoxylin alone finds more everywhere, much of it wrong.
@@ -90,7 +90,7 @@ def adapt(
         raise SettingsError("this model cannot be adapted", "take general, or one that `nuclei train` wrote")
     training, held = _parted(samples, settings.held)
     how = replace(teacher.settings, steps=settings.steps, rate=settings.rate, seed=settings.seed)
-    trained = learn(training, how, logs, device, teacher)
+    trained = learn(training, how, logs, device, begin=teacher)
     model = of_same_area(trained, teacher, samples)
     before, after = judge(teacher, held, how), judge(model, held, how)
     helped = after.mean > before.mean + settings.margin and min(after.sure, after.steady) > 0

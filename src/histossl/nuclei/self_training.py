@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from histossl.core.config import fingerprint, from_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
-from histossl.nuclei.agreement import agreed
 from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.pseudo_labels import (
@@ -183,7 +182,6 @@ def learn(
     settings: SelfTrainingSettings,
     logs: Path,
     device: str = "auto",
-    teacher: SelfTraining | None = None,
     begin: SelfTraining | None = None,
 ) -> SelfTraining:
     """Train a network on unlabelled fields of slides.
@@ -193,8 +191,6 @@ def learn(
         settings: settings of the training.
         logs: folder for the log and the checkpoint; a run that was killed resumes from there.
         device: auto, cpu or cuda.
-        teacher: a trained model: the pseudo-labels are then what it and hematoxylin agree on (`agreement.py`), and
-            training begins at its weights.
         begin: a trained model whose weights training begins at. Its widths override those of `settings`.
 
     Returns:
@@ -204,14 +200,13 @@ def learn(
         TrainingError: no field shows a single sure nucleus.
     """
     where = pick_device(device)
-    begin = begin or teacher
     if begin is not None:
         settings = replace(settings, widths=begin.settings.widths)
     network = NucleusNet(settings.widths, settings.seed)
     if begin is not None:
         network.load_state_dict(begin.network.state_dict())
     task = SelfTrainingTask(network)
-    batches = Batches(samples, settings, teacher)
+    batches = Batches(samples, settings)
     key = fingerprint(settings, [field.shape for s in samples for field in s.fields], batches.digest())
     schedule = Schedule(settings.steps, settings.rate, max(1, settings.steps // 10), settings.weight_decay, 50)
     precision = "bfloat16" if pick_dtype(settings.precision, where) == torch.bfloat16 else "float32"
@@ -253,20 +248,15 @@ class Batches:
     Args:
         samples: fields and stains, one sample per slide.
         settings: settings of the training.
-        teacher: a trained model that pseudo-labels are combined with.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], settings: SelfTrainingSettings, teacher: SelfTraining | None = None
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], settings: SelfTrainingSettings) -> None:
         self.settings = settings
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
             known = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
-            for labelled, field in zip(known, sample.fields, strict=True):
-                if teacher is not None:
-                    labelled = agreed(labelled, teacher.confidence(field, sample.stains), settings.agreement)
+            for labelled in known:
                 for copy in _copies(labelled, settings.pseudo_labels, rng):
                     both = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
                     self.fields.append(torch.from_numpy(both).half())

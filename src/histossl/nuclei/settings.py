@@ -99,25 +99,6 @@ class PseudoLabelSettings:
 
 
 @dataclass(frozen=True)
-class AgreementSettings:
-    """How a trained network's nuclei and the tree's become pseudo-labels.
-
-    Attributes:
-        sure: least mean confidence of a nucleus that the network alone finds; it weighs `alone`.
-        alone: weight of such a nucleus.
-        doubted: an object that the tree alone finds is doubtful below this mean confidence.
-        background: pixels outside objects of the tree are sure background below this confidence.
-        threshold: on the network's confidence; lower than that of the final nuclei, so that pale ones are found.
-    """
-
-    sure: float = 0.7
-    alone: float = 0.7
-    doubted: float = 0.3
-    background: float = 0.3
-    threshold: float = 0.4
-
-
-@dataclass(frozen=True)
 class SelfTrainingSettings:
     """Settings of the training of the default method.
 
@@ -132,13 +113,12 @@ class SelfTrainingSettings:
         zoom: crops are scaled by a factor of up to e^zoom up or down.
         noise: sigma of noise on the optical density.
         turns: quarter turns over which confidence is averaged: 1, 2 or 4.
-        support: whether the sure nuclei of a slide support the network there (`evidence.py`); for a network that
-            learned elsewhere.
+        support: whether the sure nuclei of a slide support the network there, and its last layer is fitted to them
+            (`slide_head.py`, `evidence.py`); for a network that learned elsewhere.
         precision: auto (bfloat16 where the hardware multiplies it natively), float32 or bfloat16.
         widths: channels of the network at full, half and quarter resolution.
         seed: seed of all that is random.
         pseudo_labels: how pseudo-labels are made.
-        agreement: how pseudo-labels are made with a trained network.
     """
 
     steps: int = 800
@@ -158,8 +138,7 @@ class SelfTrainingSettings:
     pseudo_labels: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
 
     FORMER_NAME: ClassVar[str] = "ContrastSettings"
-    FORMER_FIELDS: ClassVar[dict[str, str]] = {"lessons": "pseudo_labels"}
-    agreement: AgreementSettings = field(default_factory=AgreementSettings)
+    FORMER_FIELDS: ClassVar[dict[str, str]] = {"lessons": "pseudo_labels", "agreement": ""}
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.turns not in (1, 2, 4):
@@ -181,8 +160,8 @@ class AdaptSettings:
         seed: seed of all that is random.
     """
 
-    steps: int = 200
-    rate: float = 1e-3
+    steps: int = 300
+    rate: float = 2e-3
     held: int = 4
     margin: float = 0.002
     seed: int = 0
