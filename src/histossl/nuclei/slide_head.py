@@ -70,7 +70,7 @@ def fit_head(
         fields: for each field of the slide the maps of the network, (1, C, ...), and the targets (3, H, W) as of
             `targets`: nucleus, depth and weight. At least one pixel is nucleus and one is not.
         pixels: of all fields together.
-        nuclei: of all fields together, sure ones. The fewer they are, the more of `own` is mixed in.
+        nuclei: sure ones of all fields together. The fewer they are, the more of `own` is mixed in.
 
     Returns:
         The head, on the device of the maps.
@@ -94,8 +94,9 @@ def fit_head(
     kernel = np.stack([w[:-1] / spread for w in found])
     bias = np.array([w[-1] for w in found]) - kernel @ mean
     # Two layers on the same maps are mixed by their weights; `own` has none for the other maps.
+    assert own.bias is not None
     kernel, bias = trust * kernel, trust * bias + (1 - trust) * own.bias.detach().float().cpu().numpy()
-    kernel[:, : channels[0]] += (1 - trust) * own.weight.detach().float().cpu().numpy()[:, :, 0, 0]
+    kernel[:, : channels[0]] += (1 - trust) * own.weight.detach()[:, :, 0, 0].float().cpu().numpy()
     kernel = np.rint(kernel * _ROUNDING) / _ROUNDING
     bias[0] += _shift(x @ kernel[0] + bias[0], float(np.concatenate(shares).mean()))
     parts = pairwise(accumulate(channels, initial=0))
@@ -119,4 +120,4 @@ def _logistic(x: NDArray, y: NDArray, weight: NDArray) -> NDArray[np.float64]:
     model = LogisticRegression(C=1 / _PENALTY, solver="newton-cholesky", max_iter=30, tol=1e-3)
     answers = np.repeat([1, 0], [some.sum(), rest.sum()])
     model.fit(np.concatenate([x[some], x[rest]]), answers, np.concatenate([ones[some], nones[rest]]))
-    return np.append(model.coef_[0], model.intercept_[0])
+    return np.concatenate([np.ravel(model.coef_), np.ravel(model.intercept_)])
