@@ -33,7 +33,7 @@ from histossl.nuclei.pseudo_labels import (
     targets,
 )
 from histossl.nuclei.settings import SelfTrainingSettings
-from histossl.nuclei.slide_head import SlideHead, fit_head
+from histossl.nuclei.slide_head import FIELDS, SlideHead, fit_head
 from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 from histossl.wsi.stain import Stains, optical_density
@@ -75,7 +75,7 @@ class SelfTraining:
         """
         if not self.supported or tree is None:
             return None
-        known = make_pseudo_labels(fields, stains, MPP, self.settings.pseudo_labels, tree)
+        known = make_pseudo_labels(fields[:FIELDS], stains, MPP, self.settings.pseudo_labels, tree)
         sure = sum(len(one.quality) - 1 for one in known)
         if sure < SOME:
             return None
