@@ -165,8 +165,8 @@ def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTraining
         head = model.prepare(sample.fields, sample.stains, tree)
         for field, labelled in zip(sample.fields, labels, strict=True):
             found = label_instances(model.confidence(field, sample.stains, head), MPP)
-            tree = found_nuclei(found, labelled.labels, MPP)
-            known, sure = known + len(tree.iou), sure + int((tree.iou > 0.5).sum())
+            told = found_nuclei(found, labelled.labels, MPP)
+            known, sure = known + len(told.iou), sure + int((told.iou > 0.5).sum())
             for factors in _VIEWS:
                 other = label_instances(model.confidence(_restained(field, factors), sample.stains, head), MPP)
                 same = found_nuclei(other, found, MPP)
