@@ -79,7 +79,7 @@ def adapted(pictures: list[np.ndarray], mpp: float, model: str, seed: int) -> Nu
     segmenter = NucleiSegmenter.load(model)
     teacher = segmenter.method
     assert isinstance(teacher, SelfTraining)
-    known = [survey(picture_slide(picture, mpp), SelfTraining.mpp, sized=teacher.supported) for picture in pictures]
+    known = [survey(picture_slide(picture, mpp), SelfTraining.mpp, support=teacher.support) for picture in pictures]
     with tempfile.TemporaryDirectory() as logs:
         result = adapt(samples(known, seed), teacher, AdaptSettings(seed=seed), Path(logs))
     print("helped" if result.helped else "did not help", result.before, result.after)

@@ -74,9 +74,9 @@ def test_general_finds_painted_nuclei_at_once(picture: np.ndarray) -> None:
 def test_small_nuclei_are_read_finer_and_measured_in_truth(picture: np.ndarray, general: SelfTraining) -> None:
     # At half its mpp the tissue looks as if its nuclei had a quarter of their area.
     slide = picture_slide(picture, 0.2)
-    known = survey(slide, 0.5, sized=True)
+    known = survey(slide, 0.5, support=PseudoLabelSettings())
     assert 0.25 <= known.tile_mpp < 0.5
-    assert survey(picture_slide(picture, 0.6), 0.5, sized=True).tile_mpp == 0.5
+    assert survey(picture_slide(picture, 0.6), 0.5, support=PseudoLabelSettings()).tile_mpp == 0.5
     found = [segment_slide(slide, known, general, SegmentSettings(tile=tile)) for tile in (2048, 132)]
     a, b = (set(map(bytes, part.measures)) for part in found)
     assert len(a) > 30

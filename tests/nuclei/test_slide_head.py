@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.pseudo_labels import slide_tree
+from histossl.nuclei.pseudo_labels import sure_nuclei
 from histossl.nuclei.segmenter import NucleiSegmenter, load_method
 from histossl.nuclei.settings import SegmentSettings
 from histossl.nuclei.slide_head import SlideHead, fit_head
@@ -100,8 +100,8 @@ def test_a_slide_with_hardly_any_sure_nucleus_keeps_the_layer_of_the_network() -
     for side, fitted in ((400, True), (100, False)):
         known = survey(picture_slide(paint_region(SYNTH, Region(0, 0, side, side)), 0.4), method.mpp)
         assert known.stains is not None
-        tree = slide_tree(known.fields, known.stains, method.mpp)
-        assert (method.prepare(known.fields, known.stains, tree) is not None) == fitted
+        sure = sure_nuclei(known.fields, known.stains, method.mpp)
+        assert (method.prepare(known.fields, known.stains, sure) is not None) == fitted
         assert method.prepare(known.fields, known.stains, None) is None
 
 

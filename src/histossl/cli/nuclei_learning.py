@@ -17,7 +17,7 @@ from histossl.core.errors import SettingsError, SlideError, TrainingError
 from histossl.execution.failures import failure_reason
 from histossl.execution.workers import Workers
 from histossl.nuclei.segment import MethodName, built
-from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
+from histossl.nuclei.settings import AdaptSettings, PseudoLabelSettings, SelfTrainingSettings
 from histossl.nuclei.stain_survey import StainSurvey, SurveyTask, survey_there
 from histossl.wsi.slide import slide_state
 
@@ -73,11 +73,15 @@ def learn_model(
 
 
 def _surveyed(
-    files: list[Path], mpp_default: float | None, mpp: float, readers: Workers, sized: bool = False
+    files: list[Path],
+    mpp_default: float | None,
+    mpp: float,
+    readers: Workers,
+    support: PseudoLabelSettings | None = None,
 ) -> tuple[list[StainSurvey], int]:
     """What is known about the inputs that can be read, and how many cannot."""
     known, failed = [], 0
-    tasks = (SurveyTask(file, mpp_default, mpp, sized=sized) for file in files)
+    tasks = (SurveyTask(file, mpp_default, mpp, support=support) for file in files)
     with progress_bar("looking", len(files)) as bar:
         for task, answer in readers.map(survey_there, tasks):
             if isinstance(answer, Exception):
@@ -126,7 +130,7 @@ def adapted_here(
     folder = out / "model"
     made = folder / "inputs.json"
     if not (made.exists() and json.loads(made.read_text("utf-8")) == key):
-        known, _ = _surveyed(files, mpp_default, SelfTraining.mpp, readers, teacher.supported)
+        known, _ = _surveyed(files, mpp_default, SelfTraining.mpp, readers, teacher.support)
         start = time.monotonic()
         try:
             result = adapt(samples(known, settings.seed), teacher, settings, out / ".model-training", method.device)

@@ -173,21 +173,31 @@ class _Task(Generic[A, R]):
 
     def __init__(self, workers: Workers, function: Callable[[A], R], item: A) -> None:
         self.workers, self.function, self.item = workers, function, item
-        try:
-            self.future: Future[R] | None = workers.submit(function, item)
-        except BrokenProcessPool:
-            self.future = None
+        self.future: Future[R] | None = None
+        with suppress(BrokenProcessPool):
+            self._submit()
+
+    def _submit(self) -> Future[R]:
+        self.future = self.workers.submit(self.function, self.item)
+        self.pool = self.workers._pool
+        return self.future
+
+    def _begun(self) -> Future[R]:
+        """The future; a new one where another `map` ended the pool, for which this task is not to blame."""
+        future = self.future
+        if future is None or (self.pool is not self.workers._pool and not _has_answer(future)):
+            return self._submit()
+        return future
 
     def result(self, timeout: float | None) -> R:
-        if self.future is None:
-            self.future = self.workers.submit(self.function, self.item)
+        future = self._begun()
         self.workers.awake.result()  # so that the timeout does not include the start of the processes
         end, lost = math.inf if timeout is None else time.monotonic() + timeout, 0
         while True:
             try:
-                return self.future.result(max(0.0, min(_LOOK, end - time.monotonic())))
+                return future.result(max(0.0, min(_LOOK, end - time.monotonic())))
             except TimeoutError:
-                if self.future.done() or time.monotonic() >= end:
+                if future.done() or time.monotonic() >= end:
                     raise
                 lost = lost + 1 if self.workers.lost() else 0
                 if lost > 1:  # the pool notices at once, but where it waits for the rest of an answer
@@ -195,6 +205,10 @@ class _Task(Generic[A, R]):
 
     def done(self) -> bool:
         return self.future is not None and self.future.done()
+
+
+def _has_answer(future: Future) -> bool:
+    return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
 
 
 def result_of(executor: Executor, function: Callable[[A], R], item: A) -> R:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from histossl.core.errors import SettingsError
 from histossl.nuclei.instances import label_instances
-from histossl.nuclei.pseudo_labels import MPP, make_pseudo_labels, slide_tree
+from histossl.nuclei.pseudo_labels import MPP, sure_nuclei
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
 from histossl.nuclei.settings import AdaptSettings, SelfTrainingSettings
 from histossl.nuclei.strata import found_nuclei
@@ -158,20 +158,19 @@ def judge(model: SelfTraining, samples: Sequence[Sample], settings: SelfTraining
         The share of sure nuclei that are found, the share of found nuclei that are found again after the stain is
         changed (both at IoU > 0.5), and the number of nuclei found.
     """
-    sure, again, nuclei, known = 0, 0, 0, 0
+    found_sure, again, nuclei, known = 0, 0, 0, 0
     for sample in samples:
-        tree = slide_tree(sample.fields, sample.stains, MPP, settings.pseudo_labels)
-        labels = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels, tree)
-        head = model.prepare(sample.fields, sample.stains, tree)
-        for field, labelled in zip(sample.fields, labels, strict=True):
+        sure = sure_nuclei(sample.fields, sample.stains, MPP, settings.pseudo_labels, most=None)
+        head = model.prepare(sample.fields, sample.stains, sure)
+        for field, labelled in zip(sample.fields, sure.labels, strict=True):
             found = label_instances(model.confidence(field, sample.stains, head), MPP)
             told = found_nuclei(found, labelled.labels, MPP)
-            known, sure = known + len(told.iou), sure + int((told.iou > 0.5).sum())
+            known, found_sure = known + len(told.iou), found_sure + int((told.iou > 0.5).sum())
             for factors in _VIEWS:
                 other = label_instances(model.confidence(_restained(field, factors), sample.stains, head), MPP)
                 same = found_nuclei(other, found, MPP)
                 nuclei, again = nuclei + len(same.iou), again + int((same.iou > 0.5).sum())
-    return Judgement(sure / max(known, 1), again / max(nuclei, 1), nuclei // len(_VIEWS))
+    return Judgement(found_sure / max(known, 1), again / max(nuclei, 1), nuclei // len(_VIEWS))
 
 
 def _restained(rgb: NDArray[np.uint8], factors: tuple[float, float, float]) -> NDArray[np.uint8]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from histossl.nuclei.settings import TreeSettings
 
@@ -105,22 +104,75 @@ def filled(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
         area: largest area of a hole to fill, in pixels.
 
     Returns:
-        (H, W) bool; the mask itself where `area` is less than 1.
+        (H, W) bool.
     """
-    if area < 1:
-        return mask
-    holes = np.empty(mask.shape, np.int32)
-    ndimage.label(~mask, output=holes)
-    small = np.bincount(holes.ravel()) <= area
-    small[0] = False
-    return mask | small[holes]
+    return _components(mask, area)[0] > 0
 
 
 def _components(mask: NDArray[np.bool_], hole: float) -> tuple[NDArray[np.int32], int]:
-    """4-connected components of a mask whose small holes are filled."""
-    labels = np.empty(mask.shape, np.int32)
-    count = ndimage.label(filled(mask, hole), output=labels)
-    return labels, int(count)  # type: ignore[call-overload]
+    """4-connected components of a mask whose small holes are filled, in the order of their first pixels.
+
+    SciPy finds the same in twice two passes over all pixels; over runs of pixels it takes a third of the time.
+    """
+    change = np.ones(mask.shape, bool)
+    np.not_equal(mask[:, 1:], mask[:, :-1], out=change[:, 1:])
+    start = np.append(np.flatnonzero(change), mask.size)
+    labels, count = _labels_of_runs(start, mask.ravel()[start[:-1]], mask.shape[1], hole)
+    return labels.reshape(mask.shape), count
+
+
+@njit(cache=True)
+def _labels_of_runs(start, inside, width, hole):
+    """(pixels,) labels of the components of runs: where each begins and the last ends, and whether it is inside."""
+    count = len(inside)
+    parents = np.arange(count)
+    _join_touching(start, inside, width, parents, False)
+    if hole >= 1:
+        area = np.zeros(count, np.int64)
+        for k in range(count):
+            area[_root(parents, k)] += start[k + 1] - start[k]
+        for k in range(count):
+            inside[k] |= area[_root(parents, k)] <= hole
+        _join_touching(start, inside, width, parents, True)
+    labels, names, found = np.zeros(start[count], np.int32), np.zeros(count, np.int32), 0
+    for k in range(count):
+        if inside[k]:
+            root = _root(parents, k)
+            if root == k:
+                found += 1
+                names[k] = found
+            labels[start[k] : start[k + 1]] = names[root]
+    return labels, found
+
+
+@njit(cache=True)
+def _join_touching(start, inside, width, parents, beside):
+    """Join runs that touch those of the row above and are as they are; `beside`: those in one row, all inside."""
+    above = 0
+    for k in range(len(inside)):
+        if beside and inside[k] and start[k] % width and inside[k - 1]:
+            _join(parents, k - 1, k)
+        while start[above + 1] + width <= start[k]:
+            above += 1
+        other = above
+        while start[other] + width < start[k + 1]:
+            if inside[other] == inside[k]:
+                _join(parents, other, k)
+            other += 1
+
+
+@njit(cache=True)
+def _join(parents, a, b):
+    a, b = _root(parents, a), _root(parents, b)
+    parents[max(a, b)] = min(a, b)
+
+
+@njit(cache=True)
+def _root(parents, k):
+    while parents[k] != k:
+        parents[k] = parents[parents[k]]
+        k = parents[k]
+    return k
 
 
 def _quality(sums: NDArray, mpp: float, settings: TreeSettings) -> NDArray[np.float64]:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from histossl.nuclei.pseudo_labels import SlideTree
+from histossl.nuclei.pseudo_labels import SureNuclei
+from histossl.nuclei.settings import PseudoLabelSettings
 from histossl.wsi.stain import Stains
 
 
@@ -30,17 +31,20 @@ class Method(Protocol):
         ...
 
     @property
-    def supported(self) -> bool:
-        """Whether the sure nuclei of a slide support what the method finds there (`slide_head.py`, `evidence.py`)."""
+    def support(self) -> PseudoLabelSettings | None:
+        """How the sure nuclei are found that support the method on a slide (`slide_head.py`, `evidence.py`); or None.
+
+        None is of a method that they do not support.
+        """
         ...
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None) -> Any:
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, sure: SureNuclei | None) -> Any:
         """Measure what `confidence` needs of a slide, such as a threshold.
 
         Args:
             fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
             stains: stains of the slide.
-            tree: how hematoxylin tells the slide's sure nuclei, where they support the method; else None.
+            sure: the slide's sure nuclei, where they support the method; else None.
 
         Returns:
             The `context` of `confidence`.

@@ -22,7 +22,7 @@ from histossl.core.config import fingerprint, from_dict, to_dict
 from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.network import read_model, save_model
 from histossl.nuclei.patch_sampling import ConfidenceNet, PatchContrastSettings, PatchContrastTask
-from histossl.nuclei.pseudo_labels import SlideTree
+from histossl.nuclei.pseudo_labels import SureNuclei
 from histossl.training.device import pick_device, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 from histossl.wsi.stain import Stains, gaussian, optical_density, unmixed
@@ -58,7 +58,7 @@ class PatchContrast:
 
     name = "patch-contrast"
     learned = False
-    supported = False
+    support = None
 
     def __init__(
         self, settings: PatchContrastSettings, network: ConfidenceNet, choice: Choice, device: str = "auto"
@@ -70,13 +70,13 @@ class PatchContrast:
         """µm per pixel of the input pictures."""
         return self.settings.mpp
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None = None) -> float:
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, sure: SureNuclei | None = None) -> float:
         """Find the threshold of a slide, the one that agrees best with hematoxylin.
 
         Args:
             fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
             stains: not used.
-            tree: not used.
+            sure: not used.
 
         Returns:
             The threshold on the chosen channel.

@@ -19,6 +19,9 @@ from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density
 
 MPP = 0.5  # µm per pixel that the network sees: a nucleus of 7 µm is 14 px wide, and 20x and 40x slides look alike
 
+FIELDS = 8
+"""Of the fields of a slide, how many give the pseudo-labels that the last layer of a network is fitted to."""
+
 SOME = 20
 """Sure nuclei that are needed to estimate the usual area, or to fit the last layer of a network to a slide."""
 
@@ -125,6 +128,42 @@ def slide_tree(
     """
     maps = [hematoxylin(optical_density(f, stains.white), stains, mpp, settings) for f in fields]
     return _tree_of(maps, mpp, settings)
+
+
+@dataclass(frozen=True)
+class SureNuclei:
+    """What hematoxylin says of a slide without a network.
+
+    Attributes:
+        tree: how it tells the slide's sure nuclei.
+        labels: the pseudo-labels of fields.
+    """
+
+    tree: SlideTree
+    labels: list[PseudoLabel]
+
+
+def sure_nuclei(
+    fields: list[NDArray[np.uint8]],
+    stains: Stains,
+    mpp: float,
+    settings: PseudoLabelSettings = PseudoLabelSettings(),
+    most: int | None = FIELDS,
+) -> SureNuclei:
+    """Find the sure nuclei of a slide.
+
+    Args:
+        fields: (h, w, 3) uint8 RGB fields of one slide.
+        stains: stains of the slide.
+        mpp: µm per pixel of the fields.
+        settings: how sure nuclei are found.
+        most: of how many fields the pseudo-labels are kept; None for all.
+
+    Returns:
+        The tree of all fields, and the pseudo-labels of the first ones.
+    """
+    tree = slide_tree(fields, stains, mpp, settings)
+    return SureNuclei(tree, make_pseudo_labels(fields[:most], stains, mpp, settings, tree))
 
 
 def hematoxylin(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from histossl.execution.cluster import Cluster
 from histossl.execution.failures import failure, failure_reason, give_up_on_disk
 from histossl.execution.journal import Journal, StageQueue
 from histossl.execution.shared_table import SharedTable
-from histossl.execution.workers import Executor, SerialExecutor, ThreadExecutor, Workers, result_of
+from histossl.execution.workers import Executor, ThreadExecutor, Workers, result_or_error
 from histossl.nuclei import export
 from histossl.nuclei.instances import concatenate
 from histossl.nuclei.maps import DENSITY, density_map, write_density, write_sheet
@@ -30,6 +31,7 @@ from histossl.nuclei.tiled_inference import segment_rows
 from histossl.nuclei.usual import doubt_about_mpp, usual_size
 from histossl.wsi.areas import SlideAreas
 from histossl.wsi.slide import open_slide, slide_state
+from histossl.wsi.tissue import TissueMask
 
 COLUMNS = ("file", "status", "nuclei", "mm2", "seconds", "error", "slide_id", "path", "made")
 """Columns of nuclei.csv; status is done or failed."""
@@ -116,26 +118,99 @@ class SegmentJob:
         return self.file("-overlay.jpg")
 
 
-def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
-    """Segment an input and write its files: the network runs here, `executor` reads, separates and outlines.
+def segment_each(
+    jobs: Iterable[SegmentJob], executor: Executor, shown: bool
+) -> Iterator[tuple[SegmentJob, Row | Exception]]:
+    """Segment inputs and write their files: the network runs here, `executor` reads, separates and outlines.
 
-    A run that was killed resumes at the row of tiles that it had reached.
+    While the network sees one input, the next are surveyed and the files of the last are written. A run that was killed
+    resumes at the row of tiles that it had reached.
 
     Args:
+        jobs: the inputs, their settings and the folder of their files; drawn a few ahead.
         executor: runs the work on the CPU.
         shown: whether a progress bar is shown.
-        job: the input, its settings and the folder of its files.
 
-    Returns:
-        The changed columns of its row of nuclei.csv.
-
-    Raises:
-        SlideError: the input cannot be read, or was changed while it was read.
-        WorkerDied, WorkerHung: a worker died or hung on it.
+    Yields:
+        (input, the changed columns of its row of nuclei.csv or the exception that it raised): a SlideError where the
+        input cannot be read or was changed while it was read, WorkerDied or WorkerHung where a worker did on it.
     """
-    start, method = time.monotonic(), built(job.method)
-    look = SurveyTask(job.path, job.mpp_default, method.mpp, job.running, job.areas, method.supported)
-    known = result_of(executor, survey_there, look)
+    surveys = executor.map(_surveyed, map(_look, jobs), ahead=1)
+    find = functools.partial(_find, executor, shown)
+    found = (_Stage(look.job, result_or_error(find, _Stage(look.job, answer))) for look, answer in surveys)
+    # A thread: millions of nuclei take longer to write than a worker may take for a tile.
+    written = (_Stage(last.job, answer) for last, answer in ThreadExecutor().map(_write, found))
+    for last, answer in executor.map(_write_overlay, written, ahead=1):
+        if not isinstance(answer, Exception):
+            done = last.value
+            if done.doubt:
+                say(f"{last.job.path.name}: {done.doubt}", "yellow")
+            done.parts.remove()
+            answer = done.row
+        yield last.job, answer
+
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class _Stage(Generic[V]):
+    """An input, and what the last step made of it, or why it failed."""
+
+    job: SegmentJob
+    answer: V | Exception
+
+    @property
+    def value(self) -> V:
+        """Raises what the last step raised."""
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a worker needs to survey an input."""
+
+    job: SegmentJob
+    task: SurveyTask
+
+
+def _look(job: SegmentJob) -> _Look:
+    method = built(job.method)
+    return _Look(job, SurveyTask(job.path, job.mpp_default, method.mpp, job.running, job.areas, method.support))
+
+
+def _surveyed(look: _Look) -> tuple[StainSurvey, float]:
+    """The survey of an input, and the seconds that it took."""
+    start = time.monotonic()
+    return survey_there(look.task), time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An input whose nuclei are found: its mpp, tissue and nuclei, whether it is a picture, and the time taken."""
+
+    mpp: float
+    mask: TissueMask
+    picture: bool
+    parts: Parts
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An input whose files are written, but for the overlay."""
+
+    mpp: float
+    parts: Parts
+    row: Row
+    doubt: str
+
+
+def _find(executor: Executor, shown: bool, last: _Stage[tuple[StainSurvey, float]]) -> _Found:
+    job, (known, seconds) = last.job, last.value
+    start, method = time.monotonic() - seconds, built(job.method)
     drawn = job.areas.made if job.areas else ""
     parts = Parts(job.out / f".{job.slide_id}-{parts_key(known, job.state, job.method.key, job.running, drawn)}")
     done, found = parts.done(), 0
@@ -147,43 +222,39 @@ def segment_input(executor: Executor, shown: bool, job: SegmentJob) -> Row:
             bar.say(f"{found / (time.monotonic() - start):.0f} nuclei/s")
     if slide_state(job.path) != job.state:
         raise SlideError(job.path, "was changed while it was read", "run again once it is copied")
-    count = _write(job, known, parts)
-    result_of(executor, _write_overlay, (job, known.mpp, parts))
-    if doubt := doubt_about_mpp(usual_size(parts), known.mpp):
-        say(f"{job.path.name}: {doubt}", "yellow")
-    parts.remove()
-    square = known.mask.size.width * known.mask.size.height * known.mpp**2 / 1e6
-    square *= float(known.mask.mask.mean()) if job.areas else 1
-    seconds = time.monotonic() - start
-    cells = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
-    return cells | {"status": "done", "error": "", "made": job.made}
+    return _Found(known.mpp, known.mask, known.vendor == "plain", parts, time.monotonic() - start)
 
 
-def _write(job: SegmentJob, known: StainSurvey, parts: Parts) -> int:
-    write, picture = job.write, known.vendor == "plain"
-    count = export.write_geojson(job.geojson, parts, known.mpp)
+def _write(last: _Stage[_Found]) -> _Done:
+    start, job, found = time.monotonic(), last.job, last.value
+    write, parts, mpp, size = job.write, found.parts, found.mpp, found.mask.size
+    count = export.write_geojson(job.geojson, parts, mpp)
     if write.parquet:
-        export.write_parquet(job.file(".parquet"), parts, known.mpp)
+        export.write_parquet(job.file(".parquet"), parts, mpp)
     if write.density:
-        write_density(job.file(DENSITY), density_map(parts, known.mask, known.mpp))
-    if write.zarr or write.h5ad or (write.labels and picture):
+        write_density(job.file(DENSITY), density_map(parts, found.mask, mpp))
+    if write.zarr or write.h5ad or (write.labels and found.picture):
         everything = concatenate(list(parts))
         if write.h5ad:
-            export.write_anndata(job.file(".h5ad"), everything, known.mpp, job.slide_id)
+            export.write_anndata(job.file(".h5ad"), everything, mpp, job.slide_id)
         if write.zarr:
-            export.write_zarr(job.file(".zarr"), everything, known.mask.size, known.mpp)
-        if write.labels and picture:
-            export.write_label_tiff(job.file(".tif"), everything, known.mask.size)
-    return count
+            export.write_zarr(job.file(".zarr"), everything, size, mpp)
+        if write.labels and found.picture:
+            export.write_label_tiff(job.file(".tif"), everything, size)
+    square = size.width * size.height * mpp**2 / 1e6 * (float(found.mask.mask.mean()) if job.areas else 1)
+    seconds = found.seconds + time.monotonic() - start
+    cells = {"nuclei": f"{count}", "mm2": f"{square:.4f}", "seconds": f"{seconds:.2f}"}
+    row = cells | {"status": "done", "error": "", "made": job.made}
+    return _Done(mpp, parts, row, doubt_about_mpp(usual_size(parts), mpp))
 
 
-def _write_overlay(task: tuple[SegmentJob, float, Parts]) -> None:
-    job, mpp, parts = task
-    with open_slide(job.path, mpp) as slide:
-        export.write_overlay(job.overlay, slide, parts)
+def _write_overlay(last: _Stage[_Done]) -> None:
+    job, done = last.job, last.value
+    with open_slide(job.path, done.mpp) as slide:
+        export.write_overlay(job.overlay, slide, done.parts)
         if job.write.sheet:
             rng = np.random.default_rng(job.running.seed)
-            write_sheet(job.file("-sheet.jpg"), slide, concatenate(list(parts)), rng)
+            write_sheet(job.file("-sheet.jpg"), slide, concatenate(list(done.parts)), rng)
 
 
 def segment_inputs(shared: SharedTable, jobs: Sequence[SegmentJob], pool: Workers | Cluster) -> list[Row]:
@@ -211,7 +282,12 @@ def segment_inputs(shared: SharedTable, jobs: Sequence[SegmentJob], pool: Worker
     left = [(row, job) for row, job in mine if not _stands(row, job)]
     with StageQueue(journal, "nuclei", left) as shift:
         for offers in shift.rounds():
-            for job, answer in _segmented(offers, pool):
+            answers = (
+                pool.spread(functools.partial(_segment_there, pool.timeout), offers)
+                if isinstance(pool, Cluster)
+                else segment_each(offers, pool, True)
+            )
+            for job, answer in answers:
                 if isinstance(answer, Exception):
                     give_up_on_disk(answer)
                     answer = failure(failure_reason(answer, job.path)) | dict.fromkeys(("nuclei", "mm2", "made"), "")
@@ -224,14 +300,11 @@ def segment_inputs(shared: SharedTable, jobs: Sequence[SegmentJob], pool: Worker
     return [row for row, _ in mine]
 
 
-def _segmented(jobs: Iterator[SegmentJob], pool: Workers | Cluster) -> Iterator[tuple[SegmentJob, Row | Exception]]:
-    if isinstance(pool, Cluster):
-        return pool.spread(functools.partial(_segment_there, pool.timeout), jobs)
-    return SerialExecutor().map(functools.partial(segment_input, pool, True), jobs)
-
-
 def _segment_there(timeout: float | None, job: SegmentJob) -> Row:
-    return segment_input(ThreadExecutor(timeout), False, job)
+    [(_, answer)] = segment_each([job], ThreadExecutor(timeout), False)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _merged(known: list[Row], jobs: Sequence[SegmentJob]) -> list[Row]:

@@ -146,7 +146,7 @@ class NucleiSegmenter:
             rgb = slide.read(Region.whole(slide.size), known.tile_mpp)
         if known.stains is None:
             return np.zeros((2, *rgb.shape[:2]), np.float32)
-        return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains, known.tree))
+        return method.confidence(rgb, known.stains, method.prepare(known.fields, known.stains, known.sure))
 
     def save(self, folder: Path) -> None:
         """Write the trained model: model.safetensors and config.json.
@@ -185,7 +185,7 @@ class NucleiSegmenter:
 
     def _survey(self, slide: Slide) -> StainSurvey:
         method = self._fitted()
-        return survey(slide, method.mpp, self.running, sized=method.supported)
+        return survey(slide, method.mpp, self.running, support=method.support)
 
     def _fitted(self) -> Method:
         if self.method is None:

@@ -24,16 +24,17 @@ from histossl.core.errors import FileFormatError, SettingsError, TrainingError
 from histossl.nuclei.augment import crowd, paled
 from histossl.nuclei.network import REACH, STRIDE, NucleusNet, read_model, save_model
 from histossl.nuclei.pseudo_labels import (
+    FIELDS,
     MPP,
     SOME,
     PseudoLabel,
     PseudoLabelSettings,
-    SlideTree,
+    SureNuclei,
     make_pseudo_labels,
     targets,
 )
 from histossl.nuclei.settings import SelfTrainingSettings
-from histossl.nuclei.slide_head import FIELDS, SlideHead, fit_head
+from histossl.nuclei.slide_head import SlideHead, fit_head
 from histossl.training.device import pick_device, pick_dtype, sent
 from histossl.training.loop import Schedule, end_of_training, fit
 from histossl.wsi.stain import Stains, optical_density
@@ -54,33 +55,33 @@ class SelfTraining:
 
     def __init__(self, settings: SelfTrainingSettings, network: NucleusNet, device: str = "auto") -> None:
         self.settings, self.network = settings, network.eval()
-        self.supported = settings.support
+        self.support = settings.pseudo_labels if settings.support else None
         self.device = pick_device(device)
         self.dtype = pick_dtype(settings.precision, self.device)
         fast = network.folded().to(device=self.device, dtype=self.dtype).requires_grad_(False)
         self._fast = fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def prepare(
-        self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None = None
+        self, fields: list[NDArray[np.uint8]], stains: Stains, sure: SureNuclei | None = None
     ) -> SlideHead | None:
         """Fit the last layer to a slide, where the settings say that its sure nuclei support the network.
 
         Args:
-            fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
-            stains: stains of the slide.
-            tree: how hematoxylin tells the slide's sure nuclei.
+            fields: not used.
+            stains: not used.
+            sure: the slide's sure nuclei, with the pseudo-labels of some fields at `mpp`.
 
         Returns:
             The layer; None where the network keeps its own, also where there are hardly any sure nuclei.
         """
-        if not self.supported or tree is None:
+        if self.support is None or sure is None:
             return None
-        known = make_pseudo_labels(fields[:FIELDS], stains, MPP, self.settings.pseudo_labels, tree)
-        sure = sum(len(one.quality) - 1 for one in known)
-        if sure < SOME:
+        known = sure.labels[:FIELDS]
+        nuclei = sum(len(one.quality) - 1 for one in known)
+        if nuclei < SOME:
             return None
         both = ((self._maps(one.density), targets(one, self.settings.pseudo_labels)) for one in known)
-        return fit_head(self._fast.head, both, sum(one.labels.size for one in known), sure)
+        return fit_head(self._fast.head, both, sum(one.labels.size for one in known), nuclei)
 
     @torch.inference_mode()
     def _maps(self, density: NDArray[np.float32]) -> list[Tensor]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histossl.core.errors import SlideError
-from histossl.nuclei.pseudo_labels import SlideTree, slide_tree
-from histossl.nuclei.settings import SegmentSettings
+from histossl.nuclei.pseudo_labels import SureNuclei, sure_nuclei
+from histossl.nuclei.settings import PseudoLabelSettings, SegmentSettings
 from histossl.nuclei.usual import USUAL
 from histossl.wsi.areas import SlideAreas, restrict
 from histossl.wsi.slide import Slide, open_slide
@@ -39,7 +39,7 @@ class StainSurvey:
         stains: None where there is nothing stained.
         tile_mpp: µm per pixel of the pictures in which nuclei are looked for: the method's mpp, or finer where the
             slide's nuclei are small and the method is told so.
-        tree: how hematoxylin tells the slide's sure nuclei, where the size of nuclei was looked at; else None.
+        sure: the slide's sure nuclei, where they were asked for; else None.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class StainSurvey:
     fields: list[NDArray[np.uint8]]
     stains: Stains | None
     tile_mpp: float
-    tree: SlideTree | None = None
+    sure: SureNuclei | None = None
 
 
 def survey(
@@ -57,7 +57,7 @@ def survey(
     mpp: float,
     settings: SegmentSettings = SegmentSettings(),
     areas: SlideAreas | None = None,
-    sized: bool = False,
+    support: PseudoLabelSettings | None = None,
 ) -> StainSurvey:
     """Find the tissue of a slide, read a sample of fields, and estimate the stains.
 
@@ -66,7 +66,8 @@ def survey(
         mpp: µm per pixel of the fields.
         settings: number of fields, and seed of their choice.
         areas: the user's areas, outside of which no nuclei are looked for; None for all tissue.
-        sized: whether pictures are read finer where the slide's nuclei are small, see `finer`.
+        support: how the sure nuclei are found that support the method; pictures are then read finer where the slide's
+            nuclei are small, see `finer`. None for a method without.
 
     Returns:
         The survey; its stains are None where there is no tissue, or nothing is stained.
@@ -95,12 +96,12 @@ def survey(
     elif stains.has_brown:
         what = "a brown stain, as of immunohistochemistry or tan collagen: of brown nuclei hardly any are found"
         log.warning("%s: %s", slide.path.name, what)
-    tree = slide_tree(fields, stains, mpp) if sized and stains else None
-    tile_mpp = finer(mpp, tree.objects.usual) if tree else mpp
-    if tree and stains and tile_mpp != mpp:
+    sure = sure_nuclei(fields, stains, mpp, support) if stains and support else None
+    tile_mpp = finer(mpp, sure.tree.objects.usual) if sure else mpp
+    if stains and support and tile_mpp != mpp:
         fields = _fields(slide, mask, tile_mpp, settings)
-        tree = slide_tree(fields, stains, mpp)
-    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains, tile_mpp, tree)
+        sure = sure_nuclei(fields, stains, mpp, support)
+    return StainSurvey(slide.path, slide.mpp, slide.vendor, mask, fields, stains, tile_mpp, sure)
 
 
 def _fields(slide: Slide, mask: TissueMask, mpp: float, settings: SegmentSettings) -> list[NDArray[np.uint8]]:
@@ -133,7 +134,7 @@ class SurveyTask:
     mpp: float
     settings: SegmentSettings = SegmentSettings()
     areas: SlideAreas | None = None
-    sized: bool = False
+    support: PseudoLabelSettings | None = None
 
 
 def survey_there(task: SurveyTask) -> StainSurvey:
@@ -149,7 +150,7 @@ def survey_there(task: SurveyTask) -> StainSurvey:
         SlideError: the slide cannot be opened or read, or is greyscale.
     """
     with open_slide(task.path, mpp_default=task.mpp_default) as slide:
-        return survey(slide, task.mpp, task.settings, task.areas, task.sized)
+        return survey(slide, task.mpp, task.settings, task.areas, task.support)
 
 
 def _tissue(slide: Slide) -> TissueMask:

@@ -11,7 +11,7 @@ from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 
 from histossl.nuclei.component_tree import filled
-from histossl.nuclei.pseudo_labels import SlideTree
+from histossl.nuclei.pseudo_labels import SureNuclei
 from histossl.wsi.stain import Stains, concentrations, gaussian, optical_density, unmixed
 
 
@@ -45,18 +45,18 @@ class Prior:
     name = "prior"
     mpp = 0.5
     learned = False
-    supported = False
+    support = None
 
     def __init__(self, settings: PriorSettings = PriorSettings()) -> None:
         self.settings = settings
 
-    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, tree: SlideTree | None = None) -> float:
+    def prepare(self, fields: list[NDArray[np.uint8]], stains: Stains, sure: SureNuclei | None = None) -> float:
         """Find the threshold of a slide.
 
         Args:
             fields: a sample of the slide, (H, W, 3) uint8 RGB at `mpp`.
             stains: stains of the slide; used where the settings say "estimated".
-            tree: not used.
+            sure: not used.
 
         Returns:
             The threshold on `hematoxylin`.

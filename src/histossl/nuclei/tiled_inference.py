@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from histossl.execution.workers import Executor, ThreadExecutor
 from histossl.nuclei.instances import InstanceSettings, Nuclei, concatenate, nuclei_of_tile
 from histossl.nuclei.method import Method
-from histossl.nuclei.pseudo_labels import SlideTree, slide_tree
+from histossl.nuclei.pseudo_labels import SlideTree, sure_nuclei
 from histossl.nuclei.stain_survey import SegmentSettings, StainSurvey
 from histossl.wsi.geometry import Region, Size, level0_length
 from histossl.wsi.slide import Slide, open_slide
@@ -227,10 +227,12 @@ def segment_rows(
     rows = tile_rows(known, known.tile_mpp, settings.tile, settings.halo)
     if known.stains is None:
         rows = [[] for _ in rows]
-    tree = None
-    if known.stains and method.supported:
-        tree = known.tree or slide_tree(known.fields, known.stains, method.mpp)
-    context = method.prepare(known.fields, known.stains, tree) if known.stains else None
+    sure, context = known.sure, None
+    if known.stains:
+        if method.support and sure is None:
+            sure = sure_nuclei(known.fields, known.stains, method.mpp, method.support)
+        context = method.prepare(known.fields, known.stains, sure)
+    tree = sure.tree if sure else None
     scale = level0_length(1, known.tile_mpp, known.mpp)
     found_rows = by_row(rows[done:], known, method, context, tree, settings.instances, executor, slide)
     for k, found in enumerate(found_rows, done):
