@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, slide_tree
+from histossl.nuclei.pseudo_labels import MPP, PseudoLabelSettings, sure_nuclei
 from histossl.nuclei.self_training import Sample, SelfTraining, learn
 from histossl.nuclei.settings import SelfTrainingSettings
 from histossl.nuclei.stain_survey import survey
@@ -84,7 +84,7 @@ def estimate(data: Path) -> float:
     """The mpp at which NuInsSeg's usual nucleus has the usual area; of every fourth image, the median."""
     mpp = 0.25
     for _ in range(4):
-        areas = [slide_tree(s.fields, s.stains, MPP).objects.usual for s in organs(data, mpp, every=4)]
+        areas = [sure_nuclei(s.fields, s.stains, MPP).tree.objects.usual for s in organs(data, mpp, every=4)]
         usual = float(np.median([a for a in areas if a > 0]))
         print(f"at {mpp:.3f} µm/px the usual nucleus has {usual:.1f} µm²", flush=True)
         mpp *= (USUAL / usual) ** 0.5

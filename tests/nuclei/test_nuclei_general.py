@@ -25,7 +25,7 @@ from histossl.nuclei.export import label_image
 from histossl.nuclei.instances import MEASURES
 from histossl.nuclei.metrics import score
 from histossl.nuclei.network import NucleusNet
-from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, slide_tree, targets
+from histossl.nuclei.pseudo_labels import PseudoLabelSettings, sure_nuclei, targets
 from histossl.nuclei.segmenter import GENERAL, NucleiSegmenter, load_method, samples
 from histossl.nuclei.self_training import Sample, SelfTraining
 from histossl.nuclei.settings import AdaptSettings, SegmentSettings, SelfTrainingSettings
@@ -150,7 +150,7 @@ def picture_10x() -> np.ndarray:
 
 
 def test_paled_nuclei_keep_their_place_and_lose_contrast(sample: Sample) -> None:
-    (labelled,) = make_pseudo_labels(sample.fields, sample.stains, 0.5)
+    (labelled,) = sure_nuclei(sample.fields, sample.stains, 0.5).labels
     pale = paled(labelled, np.random.default_rng(0))
     inside = labelled.labels > 0
     assert inside.any()
@@ -165,8 +165,8 @@ def test_paled_nuclei_keep_their_place_and_lose_contrast(sample: Sample) -> None
 
 
 def test_sure_nuclei_support_a_network_and_change_nothing_elsewhere(sample: Sample) -> None:
-    (rgb,), tree = sample.fields, slide_tree(sample.fields, sample.stains, 0.5)
-    (labelled,) = make_pseudo_labels(sample.fields, sample.stains, 0.5)
+    (rgb,), tree = sample.fields, sure_nuclei(sample.fields, sample.stains, 0.5).tree
+    (labelled,) = sure_nuclei(sample.fields, sample.stains, 0.5).labels
     sure = labelled.labels > 0
     assert sure.any()
     for level in (0.0, 0.3, 1.0):
@@ -183,7 +183,7 @@ def test_sure_nuclei_support_a_network_and_change_nothing_elsewhere(sample: Samp
 
 def test_a_field_is_told_by_the_thresholds_of_its_slide(sample: Sample) -> None:
     """Sure nuclei of a part are those of the whole, away from the cut."""
-    (rgb,), tree = sample.fields, slide_tree(sample.fields, sample.stains, 0.5)
+    (rgb,), tree = sample.fields, sure_nuclei(sample.fields, sample.stains, 0.5).tree
     blank = np.full((2, *rgb.shape[:2]), 0.4, np.float32)
     whole = with_sure_nuclei(blank, rgb, sample.stains, tree, 0.5)
     part = with_sure_nuclei(blank[:, 8:, 12:], rgb[8:, 12:], sample.stains, tree, 0.5)
@@ -192,8 +192,8 @@ def test_a_field_is_told_by_the_thresholds_of_its_slide(sample: Sample) -> None:
 
 def test_faint_pixels_weigh_what_they_should(sample: Sample) -> None:
     settings = PseudoLabelSettings(pale=0.3, faint=0.02)
-    (plain,) = make_pseudo_labels(sample.fields, sample.stains, 0.5)
-    (labelled,) = make_pseudo_labels(sample.fields, sample.stains, 0.5, settings)
+    (plain,) = sure_nuclei(sample.fields, sample.stains, 0.5).labels
+    (labelled,) = sure_nuclei(sample.fields, sample.stains, 0.5, settings).labels
     assert not plain.faint.any()
     assert labelled.faint.any()
     assert not (labelled.faint & (labelled.doubtful | (labelled.labels > 0))).any()

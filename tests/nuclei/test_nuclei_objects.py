@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from histossl.core.errors import SlideError
 from histossl.nuclei.augment import crowd
-from histossl.nuclei.component_tree import TreeSettings, best_objects
+from histossl.nuclei.component_tree import TreeSettings, _components, best_objects, filled
 from histossl.nuclei.instances import InstanceSettings, concatenate, label_instances, nuclei_of_tile, outline_instances
 from histossl.nuclei.metrics import score
-from histossl.nuclei.pseudo_labels import PseudoLabelSettings, make_pseudo_labels, targets
+from histossl.nuclei.pseudo_labels import PseudoLabelSettings, sure_nuclei, targets
 from histossl.nuclei.threshold import Prior, PriorSettings
 from histossl.wsi.stain import FIXED, Stains, concentrations, estimate_stains, optical_density
 
@@ -162,7 +162,7 @@ def test_lessons_trust_what_is_as_large_as_the_others() -> None:
     giant = np.hypot(y - 90, x - 120) <= 17  # 4.5 times as large, and as sharp
     labels[np.hypot(y - 90, x - 120) <= 27] = 0
     rgb = paint(0.08 + 0.75 * ((labels > 0) | giant), np.full(labels.shape, 0.35))
-    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5)
+    (labelled,) = sure_nuclei([rgb], STAINS, 0.5).labels
     others = labelled.quality[np.unique(labelled.labels[labels > 0])]
     assert 0.3 < labelled.quality[labelled.labels[90, 120]] / np.median(others) < 0.7
 
@@ -261,7 +261,7 @@ def test_lessons_hold_the_discs_and_leave_doubt() -> None:
     rgb, labels = field()
     # A long dark band: dark, but no nucleus.
     rgb[2:8] = paint(np.full((6, 240), 0.8), np.full((6, 240), 0.35))
-    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5)
+    (labelled,) = sure_nuclei([rgb], STAINS, 0.5).labels
     found = score(labelled.labels, labels)
     assert found.f1 > 0.9
     assert labelled.doubtful[3:7].mean() > 0.9
@@ -292,6 +292,23 @@ def test_prior_finds_discs() -> None:
 
 def test_lessons_of_an_empty_field_are_empty() -> None:
     rgb = paint(np.full((90, 130), 0.02), np.full((90, 130), 0.3))
-    (labelled,) = make_pseudo_labels([rgb], STAINS, 0.5, PseudoLabelSettings())
+    (labelled,) = sure_nuclei([rgb], STAINS, 0.5, PseudoLabelSettings()).labels
     assert labelled.labels.max() == 0
     assert crowd(labelled, 5, np.random.default_rng(0)) is labelled
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(1, 1), (1, 9), (9, 1), (17, 23), (40, 31)]), st.floats(0, 30))
+def test_holes_are_filled_and_components_labelled_as_by_scipy(seed: int, shape: tuple[int, int], hole: float) -> None:
+    rng = np.random.default_rng(seed)
+    values = ndimage.gaussian_filter(rng.random(shape), rng.choice([0, 0.7, 2]))
+    mask = values > np.quantile(values, rng.random())
+    holes, _ = ndimage.label(~mask)  # type: ignore[misc]
+    small = np.bincount(holes.ravel()) <= hole
+    small[0] = False
+    expected = mask | small[holes] if hole >= 1 else mask
+    np.testing.assert_array_equal(filled(mask, hole), expected)
+    found, count = _components(mask, hole)
+    labels, number = ndimage.label(expected)  # type: ignore[misc]
+    assert count == number
+    np.testing.assert_array_equal(found, labels)

@@ -53,34 +53,64 @@ def _parents(labels, inner, count):
     return parents
 
 
+class ComponentTree:
+    """The components of a map over many thresholds, which parts of which.
+
+    Args:
+        values: (H, W) float32, larger inside nuclei, already as smooth as the outlines should be.
+        thresholds: thresholds on `values`, rising.
+        mpp: µm per pixel of `values`.
+        hole: µm², holes up to this area are filled.
+    """
+
+    def __init__(
+        self, values: NDArray[np.float32], thresholds: Sequence[float] | NDArray, mpp: float, hole: float
+    ) -> None:
+        slope = slopes(values)
+        self.mpp = mpp
+        self.levels: list[NDArray[np.int32]] = []
+        self._sums: list[NDArray[np.float64]] = []
+        self._parents: list[NDArray[np.int64]] = []
+        for threshold in thresholds:
+            labels, count = _components(values > threshold, hole / mpp**2)
+            if self.levels:
+                self._parents.append(_parents(self.levels[-1], labels, count))
+            sums = np.zeros((count + 1, 8))
+            _measure(labels, count, slope, sums)
+            self.levels.append(labels)
+            self._sums.append(sums)
+
+    def best(self, settings: TreeSettings) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best disjoint objects.
+
+        Args:
+            settings: the score of an object.
+
+        Returns:
+            labels: (H, W) int32, 1..n, 0 = none.
+            quality: (n + 1,) float32, the score of each label; entry 0 is 0. With `edges` in units of the values per
+                pixel.
+        """
+        quality = [_quality(sums, self.mpp, settings) for sums in self._sums]
+        areas = [sums[:, 0] * self.mpp**2 for sums in self._sums]
+        return _drawn(self.levels, quality, _choose(quality, areas, self._parents, settings), self._parents)
+
+
 def best_objects(
     values: NDArray[np.float32], thresholds: Sequence[float] | NDArray, mpp: float, settings: TreeSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The best disjoint objects of a map.
 
     Args:
-        values: (H, W) float32, larger inside nuclei, already as smooth as the outlines should be.
+        values: (H, W) float32, as of `ComponentTree`.
         thresholds: thresholds on `values`, rising.
         mpp: µm per pixel of `values`.
         settings: the score of an object.
 
     Returns:
-        labels: (H, W) int32, 1..n, 0 = none.
-        quality: (n + 1,) float32, the score of each label; entry 0 is 0. With `edges` in units of `values` per pixel.
+        Labels and quality, as of `ComponentTree.best`.
     """
-    slope = slopes(values) if settings.edges else np.zeros_like(values)
-    levels, quality, areas, parents = [], [], [], []
-    for threshold in thresholds:
-        labels, count = _components(values > threshold, settings.hole / mpp**2)
-        if levels:
-            parents.append(_parents(levels[-1], labels, count))
-        sums = np.zeros((count + 1, 8))
-        _measure(labels, count, slope, sums)
-        levels.append(labels)
-        areas.append(sums[:, 0] * mpp**2)
-        quality.append(_quality(sums, mpp, settings))
-    taken = _choose(quality, areas, parents, settings)
-    return _drawn(levels, quality, taken, parents)
+    return ComponentTree(values, thresholds, mpp, settings.hole).best(settings)
 
 
 def slopes(values: NDArray[np.float32]) -> NDArray[np.float32]:

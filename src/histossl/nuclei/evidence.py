@@ -25,13 +25,14 @@ def with_sure_nuclei(
         confidence: (2, H, W) float32 in [0, 1], confidence and depth by a network; not changed.
         rgb: (H, W, 3) uint8 RGB.
         stains: stains of the slide.
-        tree: thresholds of the slide, as of `slide_tree`.
+        tree: thresholds of the slide, as of `sure_nuclei`.
         mpp: µm per pixel.
 
     Returns:
         (2, H, W) float32 in [0, 1]; the same as `confidence` outside of sure nuclei.
     """
-    labels, quality = tree.objects_of(hematoxylin(optical_density(rgb, stains.white), stains, mpp), mpp)
+    amount = hematoxylin(optical_density(rgb, stains.white), stains, mpp)
+    labels, quality = tree.objects_of(tree.grown(amount, mpp))
     sure = quality >= 1
     labels = ((np.cumsum(sure) * sure).astype(np.int32))[labels]
     nucleus, depth = confidence

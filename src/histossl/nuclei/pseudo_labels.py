@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
 
-from histossl.nuclei.component_tree import best_objects, slopes
+from histossl.nuclei.component_tree import ComponentTree, slopes
 from histossl.nuclei.settings import (
     PseudoLabelSettings,
     TreeSettings,
@@ -24,6 +24,9 @@ FIELDS = 8
 
 SOME = 20
 """Sure nuclei that are needed to estimate the usual area, or to fit the last layer of a network to a slide."""
+
+
+_KEPT = 1_000_000  # pixels of fields, of which the components are kept instead of being found twice
 
 
 @dataclass(frozen=True)
@@ -45,44 +48,6 @@ class PseudoLabel:
     faint: NDArray[np.bool_]
 
 
-def make_pseudo_labels(
-    fields: list[NDArray[np.uint8]],
-    stains: Stains,
-    mpp: float,
-    settings: PseudoLabelSettings = PseudoLabelSettings(),
-    tree: SlideTree | None = None,
-) -> list[PseudoLabel]:
-    """Pseudo-labels of the fields of one slide; thresholds and scales are those of the slide, never of a field.
-
-    Args:
-        fields: (H, W, 3) uint8 pictures at `mpp`.
-        stains: stains of the slide.
-        mpp: µm per pixel.
-        settings: how sure nuclei are found.
-        tree: the tree of the slide, where it is known; None makes it.
-
-    Returns:
-        One pseudo-label per field.
-    """
-    densities = [optical_density(f, stains.white) for f in fields]
-    maps = [hematoxylin(d, stains, mpp, settings) for d in densities]
-    values = np.concatenate([m.ravel() for m in maps])
-    dark = threshold_otsu(values)
-    median = np.median(values[values <= dark])
-    pale = median + settings.pale * (dark - median)
-    tree = tree or _tree_of(maps, mpp, settings)
-    found = []
-    for density, amount in zip(densities, maps, strict=True):
-        labels, relative = tree.objects_of(amount, mpp)
-        sure = relative >= 1
-        names = (np.cumsum(sure) * sure).astype(np.int32)
-        doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
-        kept = np.concatenate([np.zeros(1, np.float32), relative[sure]])
-        faint = (names[labels] == 0) & ~doubtful & (amount > pale)
-        found.append(PseudoLabel(density / np.float32(stains.scale), names[labels], kept, doubtful, faint))
-    return found
-
-
 @dataclass(frozen=True)
 class SlideTree:
     """How the component tree of hematoxylin tells the sure nuclei of a slide; the same for all of its tiles.
@@ -97,37 +62,30 @@ class SlideTree:
     least: float
     objects: TreeSettings
 
-    def objects_of(self, amount: NDArray[np.float32], mpp: float) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """The best disjoint objects of a tile.
+    def grown(self, amount: NDArray[np.float32], mpp: float) -> ComponentTree:
+        """The components of a tile.
 
         Args:
             amount: (H, W) hematoxylin, as of `hematoxylin`.
             mpp: µm per pixel.
 
         Returns:
+            The components at the levels of this tree.
+        """
+        return ComponentTree(amount, self.levels, mpp, self.objects.hole)
+
+    def objects_of(self, grown: ComponentTree) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """The best disjoint objects of a tile.
+
+        Args:
+            grown: its components.
+
+        Returns:
             labels: (H, W) int32, 1..n.
             quality: (n + 1,) float32 of each; from 1 on an object is a sure nucleus.
         """
-        labels, quality = best_objects(amount, self.levels, mpp, self.objects)
+        labels, quality = grown.best(self.objects)
         return labels, quality / np.float32(self.least)
-
-
-def slide_tree(
-    fields: list[NDArray[np.uint8]], stains: Stains, mpp: float, settings: PseudoLabelSettings = PseudoLabelSettings()
-) -> SlideTree:
-    """The thresholds of a slide, and the usual area of its sure nuclei.
-
-    Args:
-        fields: (h, w, 3) uint8 RGB fields of one slide.
-        stains: stains of the slide.
-        mpp: µm per pixel of the fields.
-        settings: how sure nuclei are found.
-
-    Returns:
-        The tree; `objects.usual` is the usual area in µm², 0 where there are hardly any sure nuclei.
-    """
-    maps = [hematoxylin(optical_density(f, stains.white), stains, mpp, settings) for f in fields]
-    return _tree_of(maps, mpp, settings)
 
 
 @dataclass(frozen=True)
@@ -150,20 +108,35 @@ def sure_nuclei(
     settings: PseudoLabelSettings = PseudoLabelSettings(),
     most: int | None = FIELDS,
 ) -> SureNuclei:
-    """Find the sure nuclei of a slide.
+    """Find the sure nuclei of a slide; thresholds and scales are those of the slide, never of a field.
 
     Args:
         fields: (h, w, 3) uint8 RGB fields of one slide.
         stains: stains of the slide.
         mpp: µm per pixel of the fields.
         settings: how sure nuclei are found.
-        most: of how many fields the pseudo-labels are kept; None for all.
+        most: of how many fields the pseudo-labels are made; None for all.
 
     Returns:
-        The tree of all fields, and the pseudo-labels of the first ones.
+        The tree of all fields, where `objects.usual` is the usual area in µm², 0 where there are hardly any sure
+        nuclei; and the pseudo-labels of the first fields.
     """
-    tree = slide_tree(fields, stains, mpp, settings)
-    return SureNuclei(tree, make_pseudo_labels(fields[:most], stains, mpp, settings, tree))
+    densities = [optical_density(f, stains.white) for f in fields]
+    maps = [hematoxylin(d, stains, mpp, settings) for d in densities]
+    steepness = np.concatenate([slopes(m).ravel() for m in maps])
+    steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
+    low, high = np.quantile(np.concatenate([m.ravel() for m in maps]), [0.1, 0.995])
+    tree = SlideTree(np.linspace(low, high, settings.levels), steep * settings.quality, settings.objects)
+    areas, kept = np.zeros(0), list[ComponentTree]()
+    for amount, end in zip(maps, np.cumsum([m.size for m in maps]), strict=True):
+        grown = tree.grown(amount, mpp)
+        if end <= _KEPT:  # components take the memory of 32 copies of their field
+            kept = [*kept, grown][:most]
+        labels, quality = tree.objects_of(grown)
+        areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= 1] * mpp**2)
+    tree = replace(tree, objects=replace(settings.objects, usual=_usual_area(areas)))
+    known = [(d / np.float32(stains.scale), m) for d, m in zip(densities[:most], maps, strict=False)]
+    return SureNuclei(tree, _labelled(known, kept, tree, mpp, settings))
 
 
 def hematoxylin(
@@ -183,23 +156,35 @@ def hematoxylin(
     return gaussian(concentrations(density, stains)[..., 0], settings.blur / mpp)
 
 
-def _tree_of(maps: list[NDArray[np.float32]], mpp: float, settings: PseudoLabelSettings) -> SlideTree:
-    steepness = np.concatenate([slopes(m).ravel() for m in maps])
-    steep = max(float(np.quantile(steepness, 0.95)), 1e-6)
-    low, high = np.quantile(np.concatenate([m.ravel() for m in maps]), [0.1, 0.995])
-    tree = SlideTree(np.linspace(low, high, settings.levels), steep * settings.quality, settings.objects)
-    return replace(tree, objects=replace(settings.objects, usual=_usual_area(maps, tree, mpp)))
-
-
-def _usual_area(maps: list[NDArray[np.float32]], tree: SlideTree, mpp: float) -> float:
+def _usual_area(areas: NDArray[np.floating]) -> float:
     """µm², the area that halves the total area of sure nuclei when they are sorted; 0 where hardly any are sure."""
-    areas = np.zeros(0)
-    for amount in maps:  # trees are not kept: all at once would need the memory of 32 copies of every field
-        labels, quality = tree.objects_of(amount, mpp)
-        areas = np.append(areas, np.bincount(labels.ravel(), minlength=len(quality))[quality >= 1] * mpp**2)
     areas = np.sort(areas)
     total = np.cumsum(areas)
     return float(areas[np.searchsorted(total, total[-1] / 2)]) if len(areas) >= SOME else 0.0
+
+
+def _labelled(
+    fields: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    grown: list[ComponentTree],
+    tree: SlideTree,
+    mpp: float,
+    settings: PseudoLabelSettings,
+) -> list[PseudoLabel]:
+    """The pseudo-labels of fields, of which density and hematoxylin are given, and of the first the components."""
+    values = np.concatenate([amount.ravel() for _, amount in fields])
+    dark = threshold_otsu(values)
+    median = np.median(values[values <= dark])
+    pale = median + settings.pale * (dark - median)
+    found = []
+    for k, (density, amount) in enumerate(fields):
+        labels, relative = tree.objects_of(grown[k] if k < len(grown) else tree.grown(amount, mpp))
+        sure = relative >= 1
+        names = (np.cumsum(sure) * sure).astype(np.int32)
+        doubtful = (names[labels] == 0) & ((labels > 0) | (amount > dark))
+        kept = np.concatenate([np.zeros(1, np.float32), relative[sure]])
+        faint = (names[labels] == 0) & ~doubtful & (amount > pale)
+        found.append(PseudoLabel(density, names[labels], kept, doubtful, faint))
+    return found
 
 
 def targets(labelled: PseudoLabel, settings: PseudoLabelSettings = PseudoLabelSettings()) -> NDArray[np.float32]:

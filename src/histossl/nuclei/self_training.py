@@ -30,7 +30,7 @@ from histossl.nuclei.pseudo_labels import (
     PseudoLabel,
     PseudoLabelSettings,
     SureNuclei,
-    make_pseudo_labels,
+    sure_nuclei,
     targets,
 )
 from histossl.nuclei.settings import SelfTrainingSettings
@@ -256,7 +256,7 @@ class Batches:
         self.fields: list[Tensor] = []
         rng = np.random.default_rng(settings.seed)
         for sample in samples:
-            known = make_pseudo_labels(sample.fields, sample.stains, MPP, settings.pseudo_labels)
+            known = sure_nuclei(sample.fields, sample.stains, MPP, settings.pseudo_labels, most=None).labels
             for labelled in known:
                 for copy in _copies(labelled, settings.pseudo_labels, rng):
                     both = np.concatenate([copy.density.transpose(2, 0, 1), targets(copy, settings.pseudo_labels)])
