@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histossl.wsi.density import average, blurred, depth, least, long_parts, within
+from histossl.wsi.density import average, blurred, depth, least, long_parts, parts_of, within
 
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
 # The same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits, and a fold that crosses it.
@@ -19,6 +19,10 @@ _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
 _SAME = 1.5  # the most that this may differ between the colours, as a factor
 _EVEN = 1.75  # the densest of it over the median
+# Where a fold goes on: µm from it, which is a lumen or some fat; least length, most width and least area of a piece; the
+# limits on lines and on colours, which tell less of a piece that is short.
+_FURTHER, _PIECE = 160.0, (30.0, 120.0, 600.0)
+_ON_LINE, _ON_SAME = 1.1, 1.75
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 
 
@@ -42,13 +46,14 @@ def find_folds(
     smooth = blurred(density, 12 / mpp)
     layers = least(smooth / np.maximum(around, 0.05))
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
-    line = np.exp(_along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp))
+    through, ending = _along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp)
     dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
-    bands = _Bands(density, least(raw) > _DUST[0], line, mpp)
+    bands = _Bands(density, least(raw) > _DUST[0], np.exp(through), np.exp(ending), mpp)
     found = bands.found(dense, tissue, _LINES)
     if found.any():  # what crosses a denser fold is no even band with it
         near = within(found, _EDGE / mpp)
         found |= bands.found(dense & ~near, tissue & ~near, _LINES[:2])
+        found |= bands.further(found, dense, tissue)
     return within(found, _EDGE / mpp) & tissue
 
 
@@ -57,6 +62,7 @@ class _Bands:
     density: NDArray[np.float32]
     opaque: NDArray[np.bool_]  # where no camera sees more
     line: NDArray[np.float32]  # density over that around, along the best of the lines through a pixel
+    ending: NDArray[np.float32]  # the same of the lines that end there
     mpp: float
 
     def found(
@@ -73,8 +79,30 @@ class _Bands:
                     continue
                 sure = (self.line[place][part] > _LAYERS[1]).mean() > 0.3
                 if sure and area > (_DUST[3] if dark else _LONG[2]) * width**2 and area * mpp**2 > _LONG[3]:
-                    found[place] |= part & _layers(self.density, tissue, place, part, mpp)
+                    found[place] |= part & _layers(self.density, tissue, place, part, mpp, _SAME)
         return found
+
+    def further(
+        self, found: NDArray[np.bool_], dense: NDArray[np.bool_], tissue: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Where folds go on: at an end half of each line lies beyond it, and a lumen cuts off what is short by itself."""
+        mpp, on = self.mpp, np.zeros(found.shape, bool)
+        dense = dense & (self.ending > _ON_LINE)
+        for _ in range(3):  # behind each other
+            reached = found | on
+            rest, near = tissue & ~within(reached, _EDGE / mpp), within(reached, _FURTHER / mpp)
+            labels, count = parts_of(dense & rest)
+            touched = np.zeros(count + 1, bool)
+            touched[labels[near & rest]] = True
+            touched[0] = False
+            more = np.zeros(found.shape, bool)
+            for place, part in long_parts(touched[labels], _PIECE[0] / mpp, _PIECE[1] / mpp):
+                if part.sum() * mpp**2 > _PIECE[2]:
+                    more[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
+            if not more.any():
+                break
+            on |= more
+        return on
 
 
 def _layers(
@@ -83,6 +111,7 @@ def _layers(
     place: tuple[slice, slice],
     part: NDArray[np.bool_],
     mpp: float,
+    same: float,
 ) -> NDArray[np.bool_]:
     """Where in the box of a band layers of the tissue close beside it lie, in every colour; nowhere if it is no fold.
 
@@ -104,22 +133,24 @@ def _layers(
     times = own / np.maximum(other, 0.03)
     dense = average(density[place])
     even = np.quantile(dense[part], 0.95) < _EVEN * own.mean()
-    if not even or (own < np.minimum(_TIMES * other, _BLACK)).any() or times.max() > _SAME * times.min():
+    if not even or (own < np.minimum(_TIMES * other, _BLACK)).any() or times.max() > same * times.min():
         return np.zeros(part.shape, bool)
     return dense > (own.mean() + other.mean()) / 2
 
 
-def _along(values: NDArray[np.float32], length: float) -> NDArray[np.float32]:
-    """(h, w) the largest mean of eight values on a straight line through a pixel, of eight directions."""
+def _along(values: NDArray[np.float32], length: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(h, w) the largest mean of eight values on a straight line, of eight directions: with a pixel in its middle, and
+    at its end."""
     height, width = values.shape
     margin = int(length) + 2
     around = np.pad(values, margin, mode="edge")
-    best = np.full(values.shape, -np.inf, np.float32)
+    middle, end = (np.full(values.shape, -np.inf, np.float32) for _ in range(2))
     for angle in np.arange(8) * (np.pi / 8):
         step = np.array([np.sin(angle), np.cos(angle)]) * (length / 7)
         total = around
         for doubled in (1, 2, 4):
             total = total + np.roll(total, np.rint(-doubled * step).astype(int), (0, 1))
-        top, left = margin - np.rint(3.5 * step).astype(int)
-        np.maximum(best, total[top : top + height, left : left + width] / 8, out=best)
-    return best
+        for best, at in ((middle, 3.5), (end, 0), (end, 7)):
+            top, left = margin - np.rint(at * step).astype(int)
+            np.maximum(best, total[top : top + height, left : left + width], out=best)
+    return middle / 8, end / 8
