@@ -129,6 +129,23 @@ def test_folds_that_cross_are_all_found():
     assert min(found[cover].mean() for cover in covers) > 0.5
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "fold"),
+    [
+        (408, 1200, Artefact("fold", 600.0, 704.0, 566, 1.12, 510711971)),
+        (0, 632, Artefact("fold", 112.0, 600.0, 1256, 2.49, 613919456)),
+    ],
+)
+def test_a_fold_is_followed_to_its_ends_and_past_fat(x, y, fold):
+    """Fat cuts both into a band and pieces that are too short to be told alone."""
+    form = SynthSettings(2400, 2400, seed=2006, patient=2006, composition=0, arrangement=1, lesion=1)
+    painted, (cover,) = paint_artefacts(paint_region(form, Region(x, y, 1200, 1200)), 1.0, [fold])
+    kinds = find_tissue(picture_slide(painted, 1.0), TissueSettings(pens=False)).kinds
+    found = np.asarray(Image.fromarray(kinds == 1 + KINDS.index("fold")).resize((1200, 1200)))
+    assert found[cover].mean() > 0.8  # .6 of it are in the bands alone
+    assert found[~cover].mean() < 0.02
+
+
 def test_a_heap_of_dust_on_dark_tissue_is_no_fold():
     """Specks of 70 µm side by side, and a band as opaque that is longer."""
     y, x = (np.mgrid[:600, :600] - 300) * 4.0

@@ -42,7 +42,9 @@ _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue,
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
 _SPECK = 4  # steps of 2 µm, side of the smallest square that is dark
-_COVERED = 0.001  # share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else
+# Share of a tile under ink, a bubble or a fold, from which on its pixels tell nothing else: a tenth of a pixel of the
+# overview, as the end of a dark fold is dirt otherwise.
+_COVERED = 1e-4
 _OPAQUE = 54  # intensity of the brightest channel; nuclei leave more of the blue
 _NUCLEUS = 120.0  # µm², of what is dark at once; of dark nuclei less
 

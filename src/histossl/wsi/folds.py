@@ -19,10 +19,11 @@ _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
 _SAME = 1.5  # the most that this may differ between the colours, as a factor
 _EVEN = 1.75  # the densest of it over the median
-# Where a fold goes on: µm from it, which is a lumen or some fat; least length, most width and least area of a piece; the
+# Where a fold goes on: µm from it, over a lumen or some fat; least length, most width and least area of a piece; the
 # limits on lines and on colours, which tell less of a piece that is short.
 _FURTHER, _PIECE = 160.0, (30.0, 120.0, 600.0)
 _ON_LINE, _ON_SAME = 1.1, 1.75
+_TURN, _END = 0.9, 200.0  # cosine of the most that it turns there, and µm of its end that say where it goes
 _EDGE = 16.0  # µm, by which a fold is widened: it ends more softly than it is found
 
 
@@ -85,7 +86,7 @@ class _Bands:
     def further(
         self, found: NDArray[np.bool_], dense: NDArray[np.bool_], tissue: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """Where folds go on: at an end half of each line lies beyond it, and a lumen cuts off what is short by itself."""
+        """Where folds go on: at an end half of each line lies beyond it, and lumina cut off what is short by itself."""
         mpp, on = self.mpp, np.zeros(found.shape, bool)
         dense = dense & (self.ending > _ON_LINE)
         for _ in range(3):  # behind each other
@@ -97,12 +98,35 @@ class _Bands:
             touched[0] = False
             more = np.zeros(found.shape, bool)
             for place, part in long_parts(touched[labels], _PIECE[0] / mpp, _PIECE[1] / mpp):
-                if part.sum() * mpp**2 > _PIECE[2]:
+                if part.sum() * mpp**2 > _PIECE[2] and _ahead(reached, place, part, mpp):
                     more[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
             if not more.any():
                 break
             on |= more
         return on
+
+
+def _around(
+    shape: tuple[int, ...], place: tuple[slice, slice], part: NDArray[np.bool_], margin: int
+) -> tuple[tuple[slice, ...], NDArray[np.bool_], NDArray[np.float64]]:
+    """The box of a part widened by a margin; there the part, and the distance to it in pixels."""
+    wide = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
+    here = np.pad(part, [(side.start - outer.start, margin) for side, outer in zip(place, wide, strict=True)])
+    here = here[tuple(slice(0, length - outer.start) for length, outer in zip(shape, wide, strict=True))]
+    return wide, here, np.asarray(ndimage.distance_transform_edt(~here))
+
+
+def _ahead(found: NDArray[np.bool_], place: tuple[slice, slice], part: NDArray[np.bool_], mpp: float) -> bool:
+    """Whether a part lies where the end of the nearest fold points to; what is dense beside a fold mostly does not."""
+    wide, here, away = _around(found.shape, place, part, int((_FURTHER + _END) / mpp) + 1)
+    folds, _ = parts_of(found[wide])
+    away = np.where(folds > 0, away, np.inf)
+    end = np.argwhere((folds == folds.flat[away.argmin()]) & (away < away.min() + _END / mpp))
+    if len(end) < 2:
+        return False
+    axis = np.linalg.eigh(np.cov(end.T))[1][:, 1]
+    way = np.argwhere(here).mean(0) - end.mean(0)
+    return bool(abs(way @ axis) > _TURN * np.hypot(*way))
 
 
 def _layers(
@@ -118,14 +142,8 @@ def _layers(
     A rim that stains more and more has no such step beside it, a band of another colour is not layers of what lies
     beside it, and a heap of dust is darker at its specks than a fold is anywhere.
     """
-    margin = int(_BESIDE[1] / mpp) + 1
-    wide = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
-    here = np.zeros(tissue[wide].shape, bool)
-    box = tuple(
-        slice(side.start - outer.start, side.stop - outer.start) for side, outer in zip(place, wide, strict=True)
-    )
-    here[box] = part
-    away = np.asarray(ndimage.distance_transform_edt(~here)) * mpp
+    wide, here, away = _around(tissue.shape, place, part, int(_BESIDE[1] / mpp) + 1)
+    away *= mpp
     beside = tissue[wide] & (away > _BESIDE[0]) & (away < _BESIDE[1])
     if not beside.any():
         return np.zeros(part.shape, bool)
@@ -139,8 +157,7 @@ def _layers(
 
 
 def _along(values: NDArray[np.float32], length: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(h, w) the largest mean of eight values on a straight line, of eight directions: with a pixel in its middle, and
-    at its end."""
+    """(h, w) the largest mean of eight values on a straight line of eight directions: through a pixel, and to it."""
     height, width = values.shape
     margin = int(length) + 2
     around = np.pad(values, margin, mode="edge")
