@@ -126,12 +126,16 @@ def _around(
 
 
 def _ahead(found: NDArray[np.bool_], place: tuple[slice, slice], part: NDArray[np.bool_], mpp: float) -> bool:
-    """Whether a part lies where the end of the nearest fold points to; what is dense beside a fold mostly does not."""
+    """Whether a part is smaller than the nearest fold, and lies where its end points to.
+
+    What is dense beside a fold mostly does not, and what was taken for a fold goes on with the like of it.
+    """
     wide, here, away = _around(found.shape, place, part, int((_FURTHER + _END) / mpp) + 1)
     folds, _ = parts_of(found[wide])
     away = np.where(folds > 0, away, np.inf)
-    end = np.argwhere((folds == folds.flat[away.argmin()]) & (away < away.min() + _END / mpp))
-    if len(end) < 2:
+    fold = folds == folds.flat[away.argmin()]
+    end = np.argwhere(fold & (away < away.min() + _END / mpp))
+    if len(end) < 2 or part.sum() >= fold.sum():
         return False
     axis = np.linalg.eigh(np.cov(end.T))[1][:, 1]
     way = np.argwhere(here).mean(0) - end.mean(0)
