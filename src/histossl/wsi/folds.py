@@ -87,23 +87,22 @@ class _Bands:
         self, found: NDArray[np.bool_], dense: NDArray[np.bool_], tissue: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
         """Where folds go on: at an end half of each line lies beyond it, and lumina cut off what is short by itself."""
-        mpp, on = self.mpp, np.zeros(found.shape, bool)
+        mpp, reached, last = self.mpp, found, found
         dense = dense & (self.ending > _ON_LINE)
         for _ in range(3):  # behind each other
-            reached = found | on
             rest = tissue & ~within(reached, _EDGE / mpp)
             labels, count = parts_of(dense & rest)
             touched = np.zeros(count + 1, bool)
-            touched[labels[_near(reached, _FURTHER / mpp)]] = True
+            touched[labels[_near(last, _FURTHER / mpp)]] = True  # what others reach was refused before
             touched[0] = False
-            more = np.zeros(found.shape, bool)
+            last = np.zeros(found.shape, bool)
             for place, part in long_parts(touched[labels], _PIECE[0] / mpp, _PIECE[1] / mpp):
                 if part.sum() * mpp**2 > _PIECE[2] and _ahead(reached, place, part, mpp):
-                    more[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
-            if not more.any():
+                    last[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
+            if not last.any():
                 break
-            on |= more
-        return on
+            reached = reached | last
+        return reached
 
 
 def _near(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
