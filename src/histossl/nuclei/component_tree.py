@@ -60,19 +60,19 @@ class ComponentTree:
         values: (H, W) float32, larger inside nuclei, already as smooth as the outlines should be.
         thresholds: thresholds on `values`, rising.
         mpp: µm per pixel of `values`.
-        hole: µm², holes up to this area are filled.
+        settings: of them the largest hole that is filled, and whether the slope along outlines is measured.
     """
 
     def __init__(
-        self, values: NDArray[np.float32], thresholds: Sequence[float] | NDArray, mpp: float, hole: float
+        self, values: NDArray[np.float32], thresholds: Sequence[float] | NDArray, mpp: float, settings: TreeSettings
     ) -> None:
-        slope = slopes(values)
+        slope = slopes(values) if settings.edges else np.zeros_like(values)
         self.mpp = mpp
         self.levels: list[NDArray[np.int32]] = []
         self._sums: list[NDArray[np.float64]] = []
         self._parents: list[NDArray[np.int64]] = []
         for threshold in thresholds:
-            labels, count = _components(values > threshold, hole / mpp**2)
+            labels, count = _components(values > threshold, settings.hole / mpp**2)
             if self.levels:
                 self._parents.append(_parents(self.levels[-1], labels, count))
             sums = np.zeros((count + 1, 8))
@@ -84,7 +84,7 @@ class ComponentTree:
         """The best disjoint objects.
 
         Args:
-            settings: the score of an object.
+            settings: the score of an object, with the hole and edges of this tree.
 
         Returns:
             labels: (H, W) int32, 1..n, 0 = none.
@@ -110,7 +110,7 @@ def best_objects(
     Returns:
         Labels and quality, as of `ComponentTree.best`.
     """
-    return ComponentTree(values, thresholds, mpp, settings.hole).best(settings)
+    return ComponentTree(values, thresholds, mpp, settings).best(settings)
 
 
 def slopes(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -72,7 +72,7 @@ class SlideTree:
         Returns:
             The components at the levels of this tree.
         """
-        return ComponentTree(amount, self.levels, mpp, self.objects.hole)
+        return ComponentTree(amount, self.levels, mpp, self.objects)
 
     def objects_of(self, grown: ComponentTree) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """The best disjoint objects of a tile.
