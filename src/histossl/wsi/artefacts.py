@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import average, blurred, largest, least, long_parts, variation, within, without_small
+from histossl.wsi.density import average, blurred, largest, least, long_parts, parts_of, variation, within, without_small
 from histossl.wsi.folds import find_folds
 
 # Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
@@ -37,7 +37,7 @@ PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _RIM = 0.12  # of a bubble: density over its surroundings
 _NEUTRAL = 0.6, 0.72  # of that the least channel over the largest, everywhere and in the median
-_BULGES = 0.88  # of its convex hull; of a disc .99, of what lies between two of them and a border .75
+_BULGES = 0.88, 0.94  # of its convex hull: one side of a line (a disc .99, what lies between two and a border .75), two
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
@@ -46,6 +46,7 @@ _SPECK = 4  # steps of 2 µm, side of the smallest square that is dark
 # overview, as the end of a dark fold is dirt otherwise.
 _COVERED = 1e-4
 _OPAQUE = 54  # intensity of the brightest channel; nuclei leave more of the blue
+_BLUER = 3.5  # intensities, the most by which blue passes better than green: H&E absorbs green most, dirt does not
 _NUCLEUS = 120.0  # µm², of what is dark at once; of dark nuclei less
 
 
@@ -256,17 +257,38 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
 
 
 def _enclosed(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(h, w) what a line and the border part from the largest rest, and what bulges: not what lies between bubbles."""
+    """(h, w) what a line and the border part from the largest rest, and what bulges: not what lies between bubbles.
+
+    Of bubbles that overlap, only two sides of the line together do.
+    """
     sides = np.empty(line.shape, np.int32)
-    ndimage.label(~line, output=sides)
+    count = ndimage.label(~line, output=sides)
     sizes = np.bincount(sides.ravel())
     sizes[0] = 0
-    inside = sizes > 0
-    inside[sizes.argmax()] = False
+    rest = int(sizes.argmax())
+    nearest = ndimage.distance_transform_edt(line, return_distances=False, return_indices=True)
+    grown = sides[tuple(nearest)]  # type: ignore[arg-type]
+    inside = np.zeros(count + 1, bool)
     for number, place in enumerate(ndimage.find_objects(sides), 1):
-        if inside[number]:
-            inside[number] = sizes[number] > _BULGES * _hull_area(sides[place] == number)
+        inside[number] = number != rest and sizes[number] > _BULGES[0] * _hull_area(sides[place] == number)
+    for pair in _neighbours(grown):
+        if rest not in pair and not inside[pair].all():
+            both = np.isin(grown, pair)
+            (place,) = ndimage.find_objects(both.view(np.uint8))
+            inside[pair] |= both.sum() > _BULGES[1] * _hull_area(both[place])
     return inside[sides]
+
+
+def _neighbours(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(n, 2) the numbers that lie beside each other."""
+    pairs = np.concatenate(
+        [
+            np.stack([one[different], other[different]], 1)
+            for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1]))
+            for different in (one != other,)
+        ]
+    )
+    return np.unique(np.sort(pairs, 1), axis=0)
 
 
 def _hull_area(part: NDArray[np.bool_]) -> float:
@@ -325,7 +347,12 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
         specks = np.zeros(dark.shape[1:], bool)
         for down, right in np.ndindex(_SPECK, _SPECK):
             specks[down : down + rows, right : right + columns] |= filled[k] >= 0.9 * _SPECK**2
-        shares[k] = without_small(specks & dark[k], _NUCLEUS / (step * mpp) ** 2).mean()
+        labels, _ = parts_of(specks & dark[k])
+        sizes = np.bincount(labels.ravel())
+        bluer = np.bincount(labels.ravel(), (blue[k].astype(np.float32) - green[k]).ravel()) > _BLUER * sizes
+        told = (sizes >= _NUCLEUS / (step * mpp) ** 2) & ~bluer
+        told[0] = False
+        shares[k] = told[labels].mean()
     return shares
 
 
