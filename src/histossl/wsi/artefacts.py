@@ -349,8 +349,8 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
             specks[down : down + rows, right : right + columns] |= filled[k] >= 0.9 * _SPECK**2
         labels, _ = parts_of(specks & dark[k])
         sizes = np.bincount(labels.ravel())
-        bluer = np.bincount(labels.ravel(), (blue[k].astype(np.float32) - green[k]).ravel()) > _BLUER * sizes
-        told = (sizes >= _NUCLEUS / (step * mpp) ** 2) & ~bluer
+        bluer = np.bincount(labels[blue[k] > green[k] + _BLUER], minlength=len(sizes))
+        told = (sizes >= _NUCLEUS / (step * mpp) ** 2) & (bluer < sizes / 2)  # dark nuclei may touch dirt
         told[0] = False
         shares[k] = told[labels].mean()
     return shares
