@@ -36,6 +36,7 @@ PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
 _RIM = 0.12  # of a bubble: density over its surroundings
+_OVER = 2.5, 1.75  # the same over that of most tissue; a rim must hang together, and not with the tissue
 _NEUTRAL = 0.6, 0.72  # of that the least channel over the largest, everywhere and in the median
 _BULGES = 0.88, 0.94  # of its convex hull: one side of a line (a disc .99, what lies between two and a border .75), two
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
@@ -242,17 +243,18 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     lowest = least(over)
     usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
     ratio = lowest / np.maximum(largest(over), 1e-3)
-    rim = (lowest > max(_RIM, 2.5 * usual)) & (ratio > _NEUTRAL[0])
-    found = np.zeros(rim.shape, bool)
-    rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
-    for place, line in long_parts(rim, 200 / mpp, 100 / mpp):
-        if np.median(ratio[place][line]) < _NEUTRAL[1]:
-            continue
-        part = np.zeros(rim.shape, bool)
-        part[place] = line
-        enclosed = _enclosed(part)
-        if enclosed.sum() > part.sum():
-            found |= part | enclosed
+    found = np.zeros(lowest.shape, bool)
+    for times in _OVER:
+        rim = (lowest > max(_RIM, times * usual)) & (ratio > _NEUTRAL[0]) & ~within(found, 40 / mpp)
+        rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
+        for place, line in long_parts(rim, 200 / mpp, 100 / mpp):
+            if np.median(ratio[place][line]) < _NEUTRAL[1]:
+                continue
+            part = np.zeros(rim.shape, bool)
+            part[place] = line
+            enclosed = _enclosed(part)
+            if enclosed.sum() > part.sum():
+                found |= part | enclosed
     return within(found, 8 / mpp)
 
 
