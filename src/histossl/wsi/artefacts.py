@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
-from histossl.wsi.density import average, blurred, largest, least, long_parts, parts_of, variation, within, without_small
+from histossl.wsi.density import (
+    average,
+    blurred,
+    largest,
+    least,
+    long_parts,
+    opened,
+    parts_of,
+    variation,
+    within,
+    without_small,
+)
 from histossl.wsi.folds import find_folds
 
 # Kind -> the share of a tile from which on it is one of that kind, and its colour on pictures.
@@ -239,10 +250,10 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
 def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """(h, w) air and edges of coverslips: a thin line as dark in all colours, and what it parts from the rest."""
     side = round(56 / mpp) | 1
-    over = raw - np.stack([ndimage.grey_opening(raw[..., k], side) for k in range(3)], 2)
-    lowest = least(over)
+    red, green, blue = (raw[..., k] - opened(raw[..., k], side) for k in range(3))
+    lowest = np.minimum(np.minimum(red, green), blue)
     usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
-    ratio = lowest / np.maximum(largest(over), 1e-3)
+    ratio = lowest / np.maximum(np.maximum(np.maximum(red, green), blue), 1e-3)
     found = np.zeros(lowest.shape, bool)
     for times in _OVER:
         rim = (lowest > max(_RIM, times * usual)) & (ratio > _NEUTRAL[0]) & ~within(found, 40 / mpp)

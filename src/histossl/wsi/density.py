@@ -146,6 +146,37 @@ def variation(density: NDArray[np.float32], where: NDArray[np.bool_], sigma: flo
     return np.sqrt(variance.mean(2)) / np.maximum(mean.mean(2), 1e-6)
 
 
+def opened(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The values without what is higher than its surroundings and narrower than a square: the grey opening.
+
+    The same as SciPy's, several times as fast: whole rows and columns are compared, with the doubled window each time.
+
+    Args:
+        values: (h, w).
+        side: of the square, odd, in pixels.
+
+    Returns:
+        (h, w).
+    """
+    for compared, beyond in ((np.minimum, np.inf), (np.maximum, -np.inf)):
+        for axis in (0, 1):
+            values = _over_window(values, side, axis, compared, beyond)
+    return values
+
+
+def _over_window(values: NDArray[np.float32], side: int, axis: int, compared: np.ufunc, beyond: float) -> NDArray:
+    """The least or largest value in a window along an axis; outside of the array lies nothing."""
+    pads = [(0, 0), (0, 0)]
+    pads[axis] = (side // 2, side // 2)
+    window, wide = np.pad(values, pads, constant_values=beyond), 1
+    while wide < side:
+        step = min(wide, side - wide)
+        length = window.shape[axis] - step
+        here, further = (window[at : at + length] if axis == 0 else window[:, at : at + length] for at in (0, step))
+        window, wide = compared(here, further), wide + step
+    return window
+
+
 def within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
     """The mask widened.
 

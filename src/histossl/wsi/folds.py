@@ -95,9 +95,9 @@ class _Bands:
             touched = np.zeros(count + 1, bool)
             touched[labels[_near(last, _FURTHER / mpp)]] = True  # what others reach was refused before
             touched[0] = False
-            last = np.zeros(found.shape, bool)
+            last, (folds, _) = np.zeros(found.shape, bool), parts_of(reached)
             for place, part in long_parts(touched[labels], _PIECE[0] / mpp, _PIECE[1] / mpp):
-                if part.sum() * mpp**2 > _PIECE[2] and _ahead(reached, place, part, mpp):
+                if part.sum() * mpp**2 > _PIECE[2] and _ahead(folds, place, part, mpp):
                     last[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
             if not last.any():
                 break
@@ -124,15 +124,14 @@ def _around(
     return wide, here, np.asarray(ndimage.distance_transform_edt(~here))
 
 
-def _ahead(found: NDArray[np.bool_], place: tuple[slice, slice], part: NDArray[np.bool_], mpp: float) -> bool:
-    """Whether a part is smaller than the nearest fold, and lies where its end points to.
+def _ahead(folds: NDArray[np.int32], place: tuple[slice, slice], part: NDArray[np.bool_], mpp: float) -> bool:
+    """Whether a part is smaller than what lies around it of the nearest fold, and lies where its end points to.
 
     What is dense beside a fold mostly does not, and what was taken for a fold goes on with the like of it.
     """
-    wide, here, away = _around(found.shape, place, part, int((_FURTHER + _END) / mpp) + 1)
-    folds, _ = parts_of(found[wide])
-    away = np.where(folds > 0, away, np.inf)
-    fold = folds == folds.flat[away.argmin()]
+    wide, here, away = _around(folds.shape, place, part, int((_FURTHER + _END) / mpp) + 1)
+    away = np.where(folds[wide] > 0, away, np.inf)
+    fold = folds[wide] == folds[wide].flat[away.argmin()]
     end = np.argwhere(fold & (away < away.min() + _END / mpp))
     if len(end) < 2 or part.sum() >= fold.sum():
         return False
