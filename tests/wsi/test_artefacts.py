@@ -6,6 +6,8 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
@@ -18,6 +20,7 @@ from histossl.study.survey import SurveyJob, survey_slide
 from histossl.wsi import tile_files
 from histossl.wsi.array_slide import picture_slide
 from histossl.wsi.artefacts import KINDS, LIMITS, judge, left_out_of, tile_scores, with_pixels
+from histossl.wsi.density import opened
 from histossl.wsi.geometry import Region
 from histossl.wsi.slide import open_slide
 from histossl.wsi.synth import (
@@ -171,6 +174,29 @@ def test_what_lies_between_two_bubbles_is_none(tissue):
     assert found[between].mean() < 0.05
 
 
+@pytest.mark.parametrize("apart", [240, 420, 640])
+def test_bubbles_that_overlap_are_found_whole(tissue, apart):
+    """Where rims cross, the largest parts of either bubble are crescents, which do not bulge."""
+    bubbles = [Artefact("bubble", x, 1150.0, 400, 0.0, SEED) for x in (1000.0, 1000.0 + apart)]
+    painted, covers = paint_artefacts(tissue, 1.0, bubbles)
+    kinds = find_tissue(picture_slide(painted, 1.0)).kinds == 1 + KINDS.index("bubble")
+    found, cover = np.asarray(Image.fromarray(kinds).resize((2400, 2400))), covers.any(0)
+    assert found[cover].mean() > 0.95
+    assert found[~ndimage.binary_dilation(cover, iterations=16)].mean() < 0.01
+
+
+def test_a_faint_rim_over_dark_tissue_is_found(data_dir):
+    """Nuclei there are nearly as dark as the rim, which is in pieces where only what is far darker counts."""
+    file = data_dir / "nuclei/monuseg-train/images/TCGA-DK-A2I6-01A-01-TS1.png"
+    field = np.asarray(Image.open(file).convert("RGB").reduce(4))
+    field = np.pad(field, ((0, 1600 - len(field)), (0, 1600 - field.shape[1]), (0, 0)), "symmetric")
+    painted, (cover,) = paint_artefacts(field, 1.0, [Artefact("bubble", 800.0, 784.0, 409, 2.5, 1509554944)])
+    for rgb, most in ((painted, 1.0), (field, 0.0)):
+        kinds = find_tissue(picture_slide(rgb, 1.0)).kinds == 1 + KINDS.index("bubble")
+        found = np.asarray(Image.fromarray(kinds).resize((1600, 1600)))
+        assert found[cover].mean() == pytest.approx(most, abs=0.05)
+
+
 @pytest.mark.parametrize(("radius", "dirt"), [(5, False), (10, True)])
 def test_dark_nuclei_are_no_dirt_and_specks_are(radius, dirt):
     """Twenty discs as black as each other: what counts is how large each of them is."""
@@ -181,6 +207,33 @@ def test_dark_nuclei_are_no_dirt_and_specks_are(radius, dirt):
     assert (score >= LIMITS[KINDS.index("dirt")]) == dirt
     if dirt:
         assert score == pytest.approx((near < radius).mean(), rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("colour", "dirt"),
+    [
+        ((24, 20, 16), True),  # brown and black dust
+        ((18, 18, 18), True),
+        ((30, 12, 28), False),  # layers of dark tissue: two of H&E, and of nuclei alone
+        ((16, 14, 36), False),
+        ((30, 24, 30), False),  # the rim of a bubble over dark tissue
+    ],
+)
+def test_what_lets_blue_pass_is_no_dirt(colour, dirt):
+    """H&E absorbs green most; dirt does not. Half of what is dark at once may be nuclei that it touches."""
+    tile = np.full((1, PX, PX, 3), (190, 120, 170), np.uint8)
+    tile[0, 60:100, 60:100] = colour
+    if dirt:
+        tile[0, 60:100, 100:110] = (30, 12, 34)
+    noisy = tile + np.random.default_rng(0).normal(0, 3, tile.shape)
+    found = tile_scores(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), 1.0)[0, 1] >= LIMITS[KINDS.index("dirt")]
+    assert found == dirt
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 6), st.integers(0, 99))
+def test_opened_is_the_grey_opening(rows, columns, half, seed):
+    values = np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+    assert np.array_equal(opened(values, 2 * half + 1), ndimage.grey_opening(values, 2 * half + 1))
 
 
 def test_regions_of_a_slide_with_artefacts_agree():
