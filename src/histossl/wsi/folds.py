@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from histossl.wsi.density import average, blurred, depth, least, long_parts, parts_of, within
 
+_PALE = 0.15  # density, mean of the colours, below which two layers would be of next to nothing
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
 # The same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits, and a fold that crosses it.
 _LINES = 1.25, 1.4, 1.8, 2.4
@@ -48,7 +49,7 @@ def find_folds(
     layers = least(smooth / np.maximum(around, 0.05))
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
     through, ending = _along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp)
-    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > 0.25)
+    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > _PALE)
     bands = _Bands(density, least(raw) > _DUST[0], np.exp(through), np.exp(ending), mpp)
     found = bands.found(dense, tissue, _LINES)
     if found.any():  # what crosses a denser fold is no even band with it
