@@ -258,7 +258,7 @@ def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) ->
     for times in _OVER:
         rim = (lowest > max(_RIM, times * usual)) & (ratio > _NEUTRAL[0]) & ~within(found, 40 / mpp)
         rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
-        for place, line in long_parts(rim, 200 / mpp, 100 / mpp):
+        for place, line, _ in long_parts(rim, 200 / mpp, 100 / mpp):
             if np.median(ratio[place][line]) < _NEUTRAL[1]:
                 continue
             part = np.zeros(rim.shape, bool)
@@ -275,20 +275,20 @@ def _enclosed(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
     Of bubbles that overlap, only two sides of the line together do.
     """
     sides = np.empty(line.shape, np.int32)
-    count = ndimage.label(~line, output=sides)
+    ndimage.label(~line, output=sides)
     sizes = np.bincount(sides.ravel())
     sizes[0] = 0
-    rest = int(sizes.argmax())
-    nearest = ndimage.distance_transform_edt(line, return_distances=False, return_indices=True)
-    grown = sides[tuple(nearest)]  # type: ignore[arg-type]
-    inside = np.zeros(count + 1, bool)
+    rest, inside = int(sizes.argmax()), np.zeros(len(sizes), bool)
     for number, place in enumerate(ndimage.find_objects(sides), 1):
         inside[number] = number != rest and sizes[number] > _BULGES[0] * _hull_area(sides[place] == number)
-    for pair in _neighbours(grown):
-        if rest not in pair and not inside[pair].all():
-            both = np.isin(grown, pair)
-            (place,) = ndimage.find_objects(both.view(np.uint8))
-            inside[pair] |= both.sum() > _BULGES[1] * _hull_area(both[place])
+    if len(sizes) > 3:
+        nearest = ndimage.distance_transform_edt(line, return_distances=False, return_indices=True)
+        grown = sides[tuple(nearest)]  # type: ignore[arg-type]
+        for pair in _neighbours(grown):
+            if rest not in pair and not inside[pair].all():
+                both = np.isin(grown, pair)
+                (place,) = ndimage.find_objects(both.view(np.uint8))
+                inside[pair] |= both.sum() > _BULGES[1] * _hull_area(both[place])
     return inside[sides]
 
 

@@ -109,9 +109,11 @@ def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def _gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    out = np.empty_like(values)
-    ndimage.gaussian_filter(values, sigma, mode="nearest", axes=(0, 1), output=out)
-    return out
+    for _ in range(2):  # along rows, and turned: down columns SciPy takes five times as long
+        turned = np.ascontiguousarray(values.swapaxes(0, 1))
+        values = np.empty_like(turned)
+        ndimage.gaussian_filter1d(turned, sigma, axis=1, mode="nearest", output=values)
+    return values
 
 
 def deviation(density: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
@@ -232,25 +234,28 @@ def without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
 
 
 def long_parts(
-    mask: NDArray[np.bool_], length: float, width: float
-) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_]]]:
-    """The 8-connected parts of a mask that are at least so long and at most so wide.
+    mask: NDArray[np.bool_], length: float, width: float, area: float = 0.0
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.bool_], float]]:
+    """The 8-connected parts of a mask that are at least so long, at most so wide and at least so large.
 
     Args:
         mask: (h, w).
         length: of the diagonal of the box around a part, in pixels.
         width: twice the largest distance of its pixels to where it ends, in pixels.
+        area: in pixels.
 
     Yields:
-        The rows and columns of the box, and the part in it, bool.
+        The rows and columns of the box; the part in it, bool; and its width.
     """
     labels, _ = parts_of(mask)
+    areas = np.bincount(labels.ravel())
     for number, place in enumerate(ndimage.find_objects(labels), 1):
-        if np.hypot(*(side.stop - side.start for side in place)) < length:
+        if areas[number] < area or np.hypot(*(side.stop - side.start for side in place)) < length:
             continue
         part = labels[place] == number
-        if 2 * depth(part).max() <= width:
-            yield place, part
+        wide = 2 * float(depth(part).max())
+        if wide <= width:
+            yield place, part, wide
 
 
 def depth(part: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from histossl.wsi.density import average, blurred, depth, least, long_parts, parts_of, within
+from histossl.wsi.density import average, blurred, least, long_parts, parts_of, within
 
-_PALE = 0.15  # density, mean of the colours, below which two layers would be of next to nothing
+_PALE = 0.25, 1.75  # density, mean of the colours, that a fold has: the less of this, and of that over most tissue's
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
 # The same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits, and a fold that crosses it.
-_LINES = 1.25, 1.4, 1.8, 2.4
+_LINES = 1.25, 1.4, 1.5, 1.65, 1.8, 2.4
 _LONG = 100.0, 220.0, 1.3, 3000.0  # least length and most width in µm, area over width squared, least area in µm²
 _DUST = 0.9, 0.4, 300.0, 3.0  # density in each colour, share of a band; least length in µm and area over width squared
 _BESIDE = 20.0, 60.0  # µm from a band, where the tissue is that it is compared with
 _TIMES, _BLACK = 1.75, 1.1  # density over that beside it, in each colour; and where no camera sees more
 _SAME = 1.5  # the most that this may differ between the colours, as a factor
-_EVEN = 1.75  # the densest of it over the median
+_EVEN = 2.0, 1.75  # the densest of it over the median, and where that is as dense as dust
 # Where a fold goes on: µm from it, over a lumen or some fat; least length, most width and least area of a piece; the
 # limits on lines and on colours, which tell less of a piece that is short.
 _FURTHER, _PIECE = 160.0, (30.0, 120.0, 600.0)
@@ -49,7 +49,9 @@ def find_folds(
     layers = least(smooth / np.maximum(around, 0.05))
     # Glands and cells show through a fold, but not along it: over some of them it is dense everywhere.
     through, ending = _along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp)
-    dense = tissue & (layers > _LAYERS[0]) & (average(smooth) > _PALE)
+    mean = average(smooth)
+    usual = float(np.median(mean[tissue])) if tissue.any() else 0.0
+    dense = tissue & (layers > _LAYERS[0]) & (mean > min(_PALE[0], _PALE[1] * usual))
     bands = _Bands(density, least(raw) > _DUST[0], np.exp(through), np.exp(ending), mpp)
     found = bands.found(dense, tissue, _LINES)
     if found.any():  # what crosses a denser fold is no even band with it
@@ -73,14 +75,14 @@ class _Bands:
         """Where in dense tissue folds are, as bands over any of the limits show them."""
         found, mpp = np.zeros(tissue.shape, bool), self.mpp
         for limit in limits:
-            for place, part in long_parts(dense & (self.line > limit), _LONG[0] / mpp, _LONG[1] / mpp):
-                area, width = part.sum(), 2 * depth(part).max()
+            length, width, slim, area = _LONG[0] / mpp, _LONG[1] / mpp, _LONG[2], _LONG[3] / mpp**2
+            for place, part, wide in long_parts(dense & (self.line > limit), length, width, area):
                 # Folds of dark tissue let as little light pass as dust, whose heaps are shorter.
                 dark = self.opaque[place][part].mean() > _DUST[1]
                 if dark and np.hypot(*part.shape) * mpp < _DUST[2]:
                     continue
                 sure = (self.line[place][part] > _LAYERS[1]).mean() > 0.3
-                if sure and area > (_DUST[3] if dark else _LONG[2]) * width**2 and area * mpp**2 > _LONG[3]:
+                if sure and part.sum() > (_DUST[3] if dark else slim) * wide**2:
                     found[place] |= part & _layers(self.density, tissue, place, part, mpp, _SAME)
         return found
 
@@ -97,8 +99,9 @@ class _Bands:
             touched[labels[_near(last, _FURTHER / mpp)]] = True  # what others reach was refused before
             touched[0] = False
             last, (folds, _) = np.zeros(found.shape, bool), parts_of(reached)
-            for place, part in long_parts(touched[labels], _PIECE[0] / mpp, _PIECE[1] / mpp):
-                if part.sum() * mpp**2 > _PIECE[2] and _ahead(folds, place, part, mpp):
+            length, width, area = _PIECE[0] / mpp, _PIECE[1] / mpp, _PIECE[2] / mpp**2
+            for place, part, _ in long_parts(touched[labels], length, width, area):
+                if _ahead(folds, place, part, mpp):
                     last[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
             if not last.any():
                 break
@@ -162,7 +165,8 @@ def _layers(
     own, other = (np.median(density[wide][where], axis=0) for where in (here, beside))
     times = own / np.maximum(other, 0.03)
     dense = average(density[place])
-    even = np.quantile(dense[part], 0.95) < _EVEN * own.mean()
+    densest = np.quantile(dense[part], 0.95)
+    even = densest < _EVEN[int(densest > _DUST[0])] * own.mean()
     if not even or (own < np.minimum(_TIMES * other, _BLACK)).any() or times.max() > same * times.min():
         return np.zeros(part.shape, bool)
     return dense > (own.mean() + other.mean()) / 2
