@@ -14,8 +14,8 @@ MPP_RANGE = (0.05, 10.0)
 RANGE_TEXT = f"{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} µm per pixel"
 
 _HINT = (
-    "write the true one in slides.csv's mpp column, or pass --mpp-default for the slides without one; in Python pass "
-    "mpp, or mpp_default"
+    "in a study write the true one in slides.csv's mpp column, or pass --mpp-default for the slides without one; in "
+    "Python pass mpp, or mpp_default"
 )
 _OVERRIDE_HINT = "write the true one in slides.csv's mpp column"
 _VENDOR_FIELDS = (
