@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histossl.core.errors import SettingsError
+from histossl.wsi.bubbles import find_bubbles
 from histossl.wsi.density import (
+    DARK,
     average,
     blurred,
     largest,
     least,
-    long_parts,
-    opened,
     parts_of,
     variation,
     within,
@@ -46,10 +46,6 @@ COLOURS = tuple(colour for _, colour in _KINDS.values())
 PENS, OVERVIEW, PIXELS = KINDS[:4], KINDS[:8], KINDS[8:]  # by what shows them
 
 _EVEN = 0.02, 0.06  # deviation of the density over its mean; strokes of pens lie below, tissue above
-_RIM = 0.12  # of a bubble: density over its surroundings
-_OVER = 2.5, 1.75  # the same over that of most tissue; a rim must hang together, and not with the tissue
-_NEUTRAL = 0.6, 0.72  # of that the least channel over the largest, everywhere and in the median
-_BULGES = 0.88, 0.94  # of its convex hull: one side of a line (a disc .99, what lies between two and a border .75), two
 _FINE, _COARSE = 2.0, 16.0  # µm over which intensities change in sharp tissue, and in any
 _SHARP = 0.12  # squared change over the fine distance, as part of that over the coarse one
 _PLAIN, _NOISE = 25.0, 8.0  # squared changes that tell nothing, and those of a camera's noise
@@ -205,7 +201,7 @@ def overview(
     found = np.zeros(tissue.shape, np.uint8)
     ink = _ink(density, mpp) if pens else found.copy()
     tissue = tissue & (ink == 0)
-    bubbles = _bubbles(raw, tissue, mpp)
+    bubbles = find_bubbles(raw, tissue, mpp)
     for kind, where in (
         ("empty", tissue & (average(density) < 0.05)),
         ("blood", tissue & _blood(density, mpp)),
@@ -245,76 +241,6 @@ def _ink(density: NDArray[np.float32], mpp: float) -> NDArray[np.uint8]:
     colour = np.select([black, warm, green > blue], [1, 4, 2], 3).astype(np.uint8)
     near = ndimage.distance_transform_edt(~stroke, return_distances=False, return_indices=True)
     return np.where(within(stroke, 50 / mpp), colour[tuple(near)], 0).astype(np.uint8)  # type: ignore[arg-type]
-
-
-def _bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
-    """(h, w) air and edges of coverslips: a thin line as dark in all colours, and what it parts from the rest."""
-    side = round(56 / mpp) | 1
-    red, green, blue = (raw[..., k] - opened(raw[..., k], side) for k in range(3))
-    lowest = np.minimum(np.minimum(red, green), blue)
-    usual = float(np.median(lowest[tissue])) if tissue.any() else 0.0  # dark grey tissue is as neutral
-    ratio = lowest / np.maximum(np.maximum(np.maximum(red, green), blue), 1e-3)
-    found = np.zeros(lowest.shape, bool)
-    for times in _OVER:
-        rim = (lowest > max(_RIM, times * usual)) & (ratio > _NEUTRAL[0]) & ~within(found, 40 / mpp)
-        rim = np.asarray(ndimage.binary_closing(np.pad(rim, 2)), bool)[2:-2, 2:-2]
-        for place, line, _ in long_parts(rim, 200 / mpp, 100 / mpp):
-            if np.median(ratio[place][line]) < _NEUTRAL[1]:
-                continue
-            part = np.zeros(rim.shape, bool)
-            part[place] = line
-            enclosed = _enclosed(part)
-            if enclosed.sum() > part.sum():
-                found |= part | enclosed
-    return within(found, 8 / mpp)
-
-
-def _enclosed(line: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(h, w) what a line and the border part from the largest rest, and what bulges: not what lies between bubbles.
-
-    Of bubbles that overlap, only two sides of the line together do.
-    """
-    sides = np.empty(line.shape, np.int32)
-    ndimage.label(~line, output=sides)
-    sizes = np.bincount(sides.ravel())
-    sizes[0] = 0
-    rest, inside = int(sizes.argmax()), np.zeros(len(sizes), bool)
-    for number, place in enumerate(ndimage.find_objects(sides), 1):
-        inside[number] = number != rest and sizes[number] > _BULGES[0] * _hull_area(sides[place] == number)
-    if len(sizes) > 3:
-        nearest = ndimage.distance_transform_edt(line, return_distances=False, return_indices=True)
-        grown = sides[tuple(nearest)]  # type: ignore[arg-type]
-        for pair in _neighbours(grown):
-            if rest not in pair and not inside[pair].all():
-                both = np.isin(grown, pair)
-                (place,) = ndimage.find_objects(both.view(np.uint8))
-                inside[pair] |= both.sum() > _BULGES[1] * _hull_area(both[place])
-    return inside[sides]
-
-
-def _neighbours(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(n, 2) the numbers that lie beside each other."""
-    pairs = np.concatenate(
-        [
-            np.stack([one[different], other[different]], 1)
-            for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1]))
-            for different in (one != other,)
-        ]
-    )
-    return np.unique(np.sort(pairs, 1), axis=0)
-
-
-def _hull_area(part: NDArray[np.bool_]) -> float:
-    """The area of the smallest convex shape around a part that reaches all sides of its box, in pixels."""
-    from scipy.spatial import ConvexHull
-
-    rows = np.arange(len(part))
-    ends = part.argmax(1), part.shape[1] - part[:, ::-1].argmax(1)
-    return float(
-        ConvexHull(
-            [(row + step, end) for side in ends for step in (0, 1) for row, end in zip(rows, side, strict=True)]
-        ).volume
-    )
 
 
 def _blood(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
@@ -362,7 +288,7 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
             specks[down : down + rows, right : right + columns] |= filled[k] >= 0.9 * _SPECK**2
         labels, _ = parts_of(specks & dark[k])
         sizes = np.bincount(labels.ravel())
-        bluer = np.bincount(labels[blue[k] > green[k] + _BLUER], minlength=len(sizes))
+        bluer = np.bincount(labels[blue[k] > np.maximum(green[k], DARK) + _BLUER], minlength=len(sizes))
         told = (sizes >= _NUCLEUS / (step * mpp) ** 2) & (bluer < sizes / 2)  # dark nuclei may touch dirt
         told[0] = False
         shares[k] = told[labels].mean()
