@@ -189,12 +189,12 @@ def test_dark_tissue_that_hangs_on_a_rim_is_no_bubble():
     """A net of black lines around one side of a ring: a part of the rim, by its width, and full of small holes."""
     y, x = np.mgrid[:600, :600] * 4.0
     ring = np.abs(np.hypot(y - 1200, x - 1200) - 400) < 16
-    net = ((y % 48 < 12) | (x % 48 < 12)) & (x > 1500) & (np.hypot(y - 1200, x - 1200) > 400)
+    net = ((y % 48 < 12) | (x % 48 < 12)) & (x > 1500) & (x < 2200) & (abs(y - 1200) < 300)
+    net &= np.hypot(y - 1200, x - 1200) > 400
     found = of_kind(grained(np.where((ring | net)[..., None], 1.0, EOSIN)), "bubble")
     disc = np.hypot(y - 1200, x - 1200) < 400
     assert found[disc].mean() > 0.95
-    assert found[np.hypot(y - 1200, x - 1200) > 500].mean() < 0.01
-    assert found[np.hypot(y - 1200, x - 1200) > 800].mean() == 0
+    assert not found[np.hypot(y - 1200, x - 1200) > 500].any()
 
 
 def test_a_faint_rim_over_dark_tissue_is_found(data_dir):
@@ -226,7 +226,7 @@ def test_dark_nuclei_are_no_dirt_and_specks_are(radius, dirt):
     [
         ((24, 20, 16), True),  # brown and black dust
         ((18, 18, 18), True),
-        ((10, 5, 11), True),  # dust on dark tissue: near black no colour can be told
+        ((10, 7, 8), True),  # dust on dark tissue
         ((30, 12, 28), False),  # layers of dark tissue: two of H&E, and of nuclei alone
         ((16, 14, 36), False),
         ((30, 24, 30), False),  # the rim of a bubble over dark tissue

@@ -13,7 +13,6 @@ from scipy import ndimage
 from histossl.core.errors import SettingsError
 from histossl.wsi.bubbles import find_bubbles
 from histossl.wsi.density import (
-    DARK,
     average,
     blurred,
     largest,
@@ -54,7 +53,7 @@ _SPECK = 4  # steps of 2 µm, side of the smallest square that is dark
 # overview, as the end of a dark fold is dirt otherwise.
 _COVERED = 1e-4
 _OPAQUE = 54  # intensity of the brightest channel; nuclei leave more of the blue
-_BLUER = 3.5  # intensities, the most by which blue passes better than green: H&E absorbs green most, dirt does not
+_BLUER = 4.0  # intensities, the most by which blue passes better than green: H&E absorbs green most, dirt does not
 _NUCLEUS = 120.0  # µm², of what is dark at once; of dark nuclei less
 
 
@@ -288,7 +287,7 @@ def _dirt(tiles: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
             specks[down : down + rows, right : right + columns] |= filled[k] >= 0.9 * _SPECK**2
         labels, _ = parts_of(specks & dark[k])
         sizes = np.bincount(labels.ravel())
-        bluer = np.bincount(labels[blue[k] > np.maximum(green[k], DARK) + _BLUER], minlength=len(sizes))
+        bluer = np.bincount(labels[blue[k] > green[k] + np.float32(_BLUER)], minlength=len(sizes))
         told = (sizes >= _NUCLEUS / (step * mpp) ** 2) & (bluer < sizes / 2)  # dark nuclei may touch dirt
         told[0] = False
         shares[k] = told[labels].mean()

@@ -40,9 +40,8 @@ def find_bubbles(raw: NDArray[np.float32], tissue: NDArray[np.bool_], mpp: float
             part = np.zeros(rim.shape, bool)
             part[place] = line
             enclosed = _enclosed(part, (80 / mpp) ** 2)
-            edge = part & within(enclosed, 60 / mpp)  # dark tissue may hang on it
-            if enclosed.sum() > edge.sum():
-                found |= edge | enclosed
+            if enclosed.sum() > part.sum():
+                found |= enclosed | part & within(enclosed, 60 / mpp)  # dark tissue may hang on it
     return within(found, 8 / mpp)
 
 

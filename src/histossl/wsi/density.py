@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-DARK = 12.0  # intensities below it are a camera's noise, without colour
+_DARK = 12.0  # intensities below it are a camera's noise, without colour
 _WIDE, _BLOCK = 8, 5  # pixels of a window that is as good on means of blocks, and the most of such a block
 _NEAR = 8  # pixels, up to which a mask is widened row by row: sooner done than all distances
 
@@ -82,7 +82,7 @@ def optical_density(
         table = optical_density(np.arange(256, dtype=np.float32)[:, None], glass)
         known = cast(NDArray[np.uint8], intensity)
         return np.stack([table[:, k].take(known[..., k]) for k in range(3)], -1)
-    return np.log10(glass / np.clip(intensity, DARK, glass))
+    return np.log10(glass / np.clip(intensity, _DARK, glass))
 
 
 def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
