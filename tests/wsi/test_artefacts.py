@@ -195,6 +195,9 @@ def test_dark_tissue_that_hangs_on_a_rim_is_no_bubble():
     disc = np.hypot(y - 1200, x - 1200) < 400
     assert found[disc].mean() > 0.95
     assert not found[np.hypot(y - 1200, x - 1200) > 500].any()
+    holes = np.hypot(y % 400 - 200, x % 400 - 200) < 100  # as large as small bubbles
+    alone = ((y % 48 < 12) | (x % 48 < 12)) & (x > 1200) & ~holes
+    assert not of_kind(grained(np.where(alone[..., None], 1.0, EOSIN)), "bubble").any()
 
 
 def test_a_faint_rim_over_dark_tissue_is_found(data_dir):
