@@ -73,14 +73,11 @@ def _enclosed(line: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
 
 def _neighbours(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
     """(n, 2) the numbers that lie beside each other."""
-    pairs = np.concatenate(
-        [
-            np.stack([one[different], other[different]], 1)
-            for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1]))
-            for different in (one != other,)
-        ]
-    )
-    return np.unique(np.sort(pairs, 1), axis=0)
+    pairs = []
+    for one, other in ((numbers[1:], numbers[:-1]), (numbers[:, 1:], numbers[:, :-1])):
+        different = one != other
+        pairs.append(np.stack([one[different], other[different]], 1))
+    return np.unique(np.sort(np.concatenate(pairs), 1), axis=0)
 
 
 def _hull_area(part: NDArray[np.bool_]) -> float:

@@ -109,7 +109,7 @@ def blurred(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def _gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    for _ in range(2):  # along rows, and turned: down columns SciPy takes five times as long
+    for _ in range(2):  # along rows, and turned: down columns SciPy takes several times as long
         turned = np.ascontiguousarray(values.swapaxes(0, 1))
         values = np.empty_like(turned)
         ndimage.gaussian_filter1d(turned, sigma, axis=1, mode="nearest", output=values)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from histossl.wsi.density import average, blurred, least, long_parts, parts_of, within
 
-_PALE = 0.25, 1.75  # density, mean of the colours, that a fold has: the less of this, and of that over most tissue's
+_PALE = 0.25  # density, mean of the colours, that folds have, but on pale slides: there `_TIMES` that of most tissue
 _LAYERS = 1.0, 1.4  # density over that of the tissue around, least of a pixel, and where it is sure
 # The same over a line of 160 µm; dark tissue beside a fold may join it at the lower limits, and a fold that crosses it.
 _LINES = 1.25, 1.4, 1.5, 1.65, 1.8, 2.4
@@ -51,7 +51,7 @@ def find_folds(
     through, ending = _along(np.log(np.clip(layers, 0.5, 3.0)), 160 / mpp)
     mean = average(smooth)
     usual = float(np.median(mean[tissue])) if tissue.any() else 0.0
-    dense = tissue & (layers > _LAYERS[0]) & (mean > min(_PALE[0], _PALE[1] * usual))
+    dense = tissue & (layers > _LAYERS[0]) & (mean > min(_PALE, _TIMES * usual))
     bands = _Bands(density, least(raw) > _DUST[0], np.exp(through), np.exp(ending), mpp)
     found = bands.found(dense, tissue, _LINES)
     if found.any():  # what crosses a denser fold is no even band with it
@@ -74,8 +74,8 @@ class _Bands:
     ) -> NDArray[np.bool_]:
         """Where in dense tissue folds are, as bands over any of the limits show them."""
         found, mpp = np.zeros(tissue.shape, bool), self.mpp
+        length, width, slim, area = _LONG[0] / mpp, _LONG[1] / mpp, _LONG[2], _LONG[3] / mpp**2
         for limit in limits:
-            length, width, slim, area = _LONG[0] / mpp, _LONG[1] / mpp, _LONG[2], _LONG[3] / mpp**2
             for place, part, wide in long_parts(dense & (self.line > limit), length, width, area):
                 # Folds of dark tissue let as little light pass as dust, whose heaps are shorter.
                 dark = self.opaque[place][part].mean() > _DUST[1]
@@ -92,6 +92,7 @@ class _Bands:
         """Where folds go on: at an end half of each line lies beyond it, and lumina cut off what is short by itself."""
         mpp, reached, last = self.mpp, found, found
         dense = dense & (self.ending > _ON_LINE)
+        length, width, area = _PIECE[0] / mpp, _PIECE[1] / mpp, _PIECE[2] / mpp**2
         for _ in range(3):  # behind each other
             rest = tissue & ~within(reached, _EDGE / mpp)
             labels, count = parts_of(dense & rest)
@@ -99,7 +100,6 @@ class _Bands:
             touched[labels[_near(last, _FURTHER / mpp)]] = True  # what others reach was refused before
             touched[0] = False
             last, (folds, _) = np.zeros(found.shape, bool), parts_of(reached)
-            length, width, area = _PIECE[0] / mpp, _PIECE[1] / mpp, _PIECE[2] / mpp**2
             for place, part, _ in long_parts(touched[labels], length, width, area):
                 if _ahead(folds, place, part, mpp):
                     last[place] |= part & _layers(self.density, rest, place, part, mpp, _ON_SAME)
